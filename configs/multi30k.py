@@ -1,0 +1,34 @@
+"""Multi30k image captions, English to German, with the Transformer-Tiny of Wu et al. 2021.
+
+    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k
+
+Arguments: `de-en` for the other direction, `raw` for the plain text instead of the lower-cased, tokenised one,
+`cpu` for a run on two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    config = base.defaults()
+    config.model.update(num_layers=4, d_model=128, d_ff=256, num_heads=4, dropout_rate=0.3)
+    config.data.update(name="multi30k", text="lc.norm.tok", vocab_size=10_000, row_length=64)
+    config.optimizer.update(warmup_steps=2_000, learning_rate=5e-3)
+    config.train.update(steps=8_000, batch_tokens=8_192, log_every=50, validate_every=54)
+    config.decode.update(beam_size=5, average_last=10)
+    return base.with_arguments(config, argument, {"cpu": _cpu, "de-en": _reverse, "raw": _raw})
+
+
+def _cpu(config: ConfigDict) -> None:
+    config.optimizer.warmup_steps = 1_000
+    config.train.update(steps=4_000, batch_tokens=2_048, validate_every=215)
+
+
+def _reverse(config: ConfigDict) -> None:
+    config.data.update(source="de", target="en")
+
+
+def _raw(config: ConfigDict) -> None:
+    config.data.text = "raw"

@@ -1,0 +1,28 @@
+"""English number lists into German: the demo, minutes on a laptop.
+
+    python -m experiments.train --config=configs/number_words.py --workdir=runs/demo
+
+Arguments: a pair of languages that num2words writes, as in `number_words.py:en-ko`.
+"""
+
+import functools
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+TARGETS = ("de", "fr", "ko", "es", "tr")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    config = base.defaults()
+    config.model.update(num_layers=2, d_model=128, d_ff=512, num_heads=4, dropout_rate=0.0)
+    config.data.update(name="number_words", vocab_size=512, row_length=64)
+    config.optimizer.update(warmup_steps=300, learning_rate=2e-3)
+    config.train.update(steps=1_000, batch_tokens=1_024, log_every=50, validate_every=250)
+    variants = {f"en-{target}": functools.partial(_translate_to, target) for target in TARGETS}
+    return base.with_arguments(config, argument, variants)
+
+
+def _translate_to(target: str, config: ConfigDict) -> None:
+    config.data.target = target

@@ -1,0 +1,1 @@
+"""How to run: one entry point a verb. `python -m experiments.<verb> --help` explains each."""

@@ -1,0 +1,83 @@
+"""What every command shares: flags, exit statuses, one clear line for what a user can mend."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from transformer.config import ExperimentConfig, UserError, check_key, from_dict
+
+USAGE, PREEMPTED = 2, 75
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses flags, runs `main` and exits with its status.
+
+    Exit status: 0 done; 2 bad usage or config; 75 preempted and saved; 1, with a traceback, a bug.
+    """
+    app.run(lambda _: sys.exit(_guarded(main)), flags_parser=_parse)
+
+
+def config_from_flag(value) -> ExperimentConfig | None:
+    """The validated config of a `--config` flag; None where the flag was not given."""
+    return None if value is None else from_dict(value.to_dict())
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next process of the same shapes starts at once."""
+    import jax
+
+    default = Path.home() / ".cache" / "transformer" / "xla"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _guarded(main):
+    _quiet_libraries()
+    try:
+        return main()
+    except UserError as error:
+        return _refuse(error)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        for argument in arguments:
+            name = argument.lstrip("-").partition("=")[0]
+            if argument.startswith("-") and name.startswith("config."):
+                check_key(name.removeprefix("config."))
+        left_over = flags.FLAGS(arguments)[1:]
+        if left_over:
+            raise UserError(f"unexpected argument {left_over[0]!r}; see --help")
+        return [arguments[0]]
+    except Exception as error:  # a config file is code: whatever it raises while flags are parsed is bad usage
+        sys.exit(_refuse(error))
+
+
+def _refuse(error: BaseException) -> int:
+    """Prints the one line, looking behind the wrappers of the flag libraries."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError | FileNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, FileNotFoundError):
+        line = f"there is no config file {cause.filename!r}"
+    else:
+        line = str(cause or error).split("\n")[0]
+    print(f"error: {line}", file=sys.stderr)
+    return USAGE
+
+
+def _quiet_libraries() -> None:
+    """Shows our own log lines and the libraries' errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("transformer", "experiments"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

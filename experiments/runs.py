@@ -1,0 +1,136 @@
+"""A run folder: its config, its result, and the trained model in it."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from transformer.config import ExperimentConfig, UserError, flatten, from_dict, to_dict
+from transformer.data.tokenizer import Tokenizer
+from transformer.model import build, init_params
+from transformer.training.checkpoints import Checkpoints, average, digest
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece", "sacrebleu")
+
+
+class Run:
+    """One run's folder; see the README for what it holds."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder")
+
+    def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
+        """The config to train with: the folder's own; a given one starts the folder or must equal it.
+
+        Raises:
+          UserError: there is no config, or the two differ, in which case the fields are named.
+        """
+        path = self.folder / "config.json"
+        if config is None or path.exists():
+            stored = self.config
+            if config is not None and config != stored:
+                raise UserError(f"{self.folder} has another config: {_difference(stored, config)}")
+            return stored
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.folder}: {error.strerror}") from None
+        write_json(path, to_dict(config))
+        return config
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """What config.json says."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise UserError(f"{self.folder} is not a run: it has no config.json; start one with --config")
+        return from_dict(read_json(path))
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What result.json says; empty before the run has started."""
+        path = self.folder / "result.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_result(self, **values: Any) -> None:
+        """Writes result.json: the values, and what they were made with."""
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        write_json(
+            self.folder / "result.json",
+            {**values, "versions": versions, "device": jax.devices()[0].device_kind, "git_revision": _revision()},
+        )
+
+    def load(self) -> "Trained":
+        """The trained model: the mean of the last `decode.average_last` checkpoints.
+
+        Raises:
+          UserError: there is no checkpoint yet, or one that cannot be read.
+        """
+        config = self.config
+        path = self.folder / "tokenizer.model"
+        checkpoints = Checkpoints(self.folder / "checkpoints") if path.is_file() else None
+        steps = checkpoints.steps[-config.decode.average_last :] if checkpoints else []
+        if not steps:
+            raise UserError(f"{self.folder} has no checkpoint yet; train it first")
+        tokenizer = Tokenizer.load(path)
+        model = build(config.model, tokenizer.vocab_size)
+        template = jax.eval_shape(lambda: init_params(model, seed=0))
+        trees = []
+        for step in steps:
+            params, facts = checkpoints.params(step, template)
+            if facts["tokenizer_sha256"] != tokenizer.sha256:
+                raise UserError(f"{path} is not the one checkpoint {step} was trained with")
+            trees.append(params)
+        return Trained(config, tokenizer, model, average(trees), steps)
+
+
+class Trained:
+    """A model ready for use, and where its weights come from."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        tokenizer: Tokenizer,
+        model: nn.Module,
+        params: PyTree,
+        steps: list[int],
+    ):
+        self.config, self.tokenizer, self.model, self.params, self.steps = config, tokenizer, model, params, steps
+
+    @property
+    def params_sha256(self) -> str:
+        return digest(self.params)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that a run wrote."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def _difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
+    old, new = flatten(to_dict(stored)), flatten(to_dict(given))
+    return "; ".join(f"{key} is {old[key]!r} there, {new[key]!r} here" for key in old if old[key] != new[key])
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

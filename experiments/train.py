@@ -1,0 +1,76 @@
+"""Trains a run, or goes on with one.
+
+    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k [--config.model.positions=learned]
+    python -m experiments.train --workdir=runs/m30k
+
+The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exits with status 75.
+"""
+
+import signal
+import time
+import traceback
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import entry
+from experiments.progress import clock, training_observer
+from experiments.runs import Run
+from transformer.config import UserError
+from transformer.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its arguments after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
+
+
+def main() -> int:
+    entry.use_compilation_cache()
+    run = Run(WORKDIR.value)
+    config = run.begin(entry.config_from_flag(CONFIG.value))
+    before = run.result
+    if before.get("status") == "done":
+        print(f"{run.folder} is trained already: {before['step']} steps in {clock(before['seconds'])}")
+        return 0
+    started = time.time()
+    run.write_result(**before | {"status": "running"})
+
+    def seconds():
+        return before.get("seconds", 0) + time.time() - started
+
+    try:
+        with training_observer(config.train.steps) as observer:
+            outcome = train(config, run.folder, observer, _stop_signal())
+    except UserError:
+        run.write_result(**before | {"status": "failed", "seconds": seconds()})
+        raise
+    except BaseException:
+        (run.folder / "error.txt").write_text(traceback.format_exc())
+        run.write_result(**before | {"status": "failed", "seconds": seconds()})
+        raise
+    run.write_result(
+        status="done" if outcome.finished else "preempted",
+        step=outcome.step,
+        tokens_seen=outcome.tokens_seen,
+        validation=outcome.validation,
+        params_sha256=outcome.params_sha256,
+        seconds=seconds(),
+    )
+    print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds())}")
+    return 0 if outcome.finished else entry.PREEMPTED
+
+
+def _stop_signal():
+    """A function that says whether to stop: after a first SIGTERM or Ctrl-C; a second one kills."""
+    received = []
+
+    def handle(number, _):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return lambda: bool(received)
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,248 @@
+"""What a run is: frozen dataclasses whose defaults are the paper's base model.
+
+A default stands here and nowhere else. Values that are wrong by themselves are refused here, when the
+dataclass is made; names (a data set, a position scheme) by whoever looks them up.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+# The special pieces of every vocabulary, shared by the tokenizer, the model and the search.
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+
+
+class UserError(ValueError):
+    """What a user caused and can mend. The message is one line that says how."""
+
+
+def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
+    """Looks `name` up in a visible dict; an unknown name is a `UserError` that lists the known ones."""
+    if name not in table:
+        raise UserError(f"{field} is {name!r}; it must be one of: {', '.join(sorted(table))}")
+    return table[name]
+
+
+class _Section:
+    """Shared checks; `section` is the prefix under which a user knows the fields."""
+
+    section: ClassVar[str]
+
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise UserError(f"{self.section}.{field} is {getattr(self, field)!r}; it must be {allowed}")
+
+    def _at_least(self, least: int, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            self._require(field, value is None or value >= least, f"at least {least}")
+
+    def _fraction(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(_Section):
+    """The model (paper, section 3; symbols as in Table 3)."""
+
+    section: ClassVar[str] = "model"
+
+    num_layers: int = 6  # N, in the encoder and in the decoder
+    d_model: int = 512
+    d_ff: int = 2048
+    num_heads: int = 8  # h
+    d_k: int | None = None  # width of a head's queries and keys; None: d_model / num_heads
+    d_v: int | None = None  # width of a head's values; None: d_model / num_heads
+    dropout_rate: float = 0.1  # P_drop
+    positions: str = "sinusoidal"  # a name in model.positions.POSITIONS
+    max_positions: int = 1024  # rows of a learned position table; the sinusoid has no end
+    norm_placement: str = "post"  # a name in model.layers.NORM_PLACEMENTS
+    dtype: str = "float32"  # of activations; parameters, softmax and norm statistics stay float32
+
+    def __post_init__(self):
+        self._at_least(
+            1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "max_positions"
+        )
+        self._fraction("dropout_rate")
+        self._require("d_model", self.d_model % 2 == 0, "even, since sinusoids come in pairs")
+        self._require(
+            "d_model",
+            self.d_model % self.num_heads == 0 or None not in (self.d_k, self.d_v),
+            f"a multiple of model.num_heads ({self.num_heads}) unless d_k and d_v are given",
+        )
+        self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+
+    @property
+    def key_width(self) -> int:
+        """d_k, resolved."""
+        return self.d_k or self.d_model // self.num_heads
+
+    @property
+    def value_width(self) -> int:
+        """d_v, resolved."""
+        return self.d_v or self.d_model // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Section):
+    """Which text, in which pieces (paper, section 5.1)."""
+
+    section: ClassVar[str] = "data"
+
+    name: str = "wmt14_translate/de-en"  # a name in data.builders.BUILDERS, or any TFDS translation set
+    source: str = "en"  # language translated from
+    target: str = "de"  # language translated to
+    data_dir: str | None = None  # where prepared data lives; None: TFDS's own place
+    manual_dir: str | None = None  # multi30k: folder that already holds its files
+    text: str = "raw"  # multi30k: raw or lc.norm.tok (lower-cased, normalised, tokenised)
+    train: str | None = None  # parallel_text: "pairs.tsv" or "source.txt,target.txt", each maybe .gz
+    validation: str | None = None  # as train
+    test: str | None = None  # as train
+    lists: int = 50_000  # number_words: lists to train on
+    tokenizer: str = "bpe"  # SentencePiece model type: bpe, unigram or char
+    vocab_size: int = 37_000  # pieces, shared by both languages, special ones included
+    row_length: int = 256  # pieces in a packed row; longer training pairs are dropped and counted
+    workers: int = 0  # processes that assemble batches; 0: a thread of the trainer
+
+    def __post_init__(self):
+        self._at_least(8, "vocab_size")
+        self._at_least(1, "lists")
+        self._at_least(2, "row_length")
+        self._at_least(0, "workers")
+        self._require("tokenizer", self.tokenizer in ("bpe", "unigram", "char"), "bpe, unigram or char")
+        self._require("text", self.text in ("raw", "lc.norm.tok"), "raw or lc.norm.tok")
+        self._require("target", self.source != self.target, "another language than data.source")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Section):
+    """Adam and the learning rate (paper, section 5.3)."""
+
+    section: ClassVar[str] = "optimizer"
+
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    warmup_steps: int = 4_000
+    learning_rate: float | None = None  # at the peak; None: the paper's (d_model * warmup_steps)^-0.5
+
+    def __post_init__(self):
+        self._at_least(1, "warmup_steps")
+        self._fraction("beta1", "beta2")
+        self._require("epsilon", self.epsilon > 0, "above 0")
+        self._require(
+            "learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Section):
+    """How long, how much at once, and what is written down on the way (paper, sections 5.1, 5.2, 5.4)."""
+
+    section: ClassVar[str] = "train"
+
+    seed: int = 0
+    steps: int = 100_000
+    batch_tokens: int = 25_000  # target pieces a step, on average, padding not counted
+    accumulation: int = 1  # parts into which a step's rows are cut to save memory
+    label_smoothing: float = 0.1  # eps_ls
+    placement: str = "auto"  # jit, pmap; auto: pmap where there are several devices
+    log_every: int = 100  # steps
+    validate_every: int = 1_000  # steps between validations; each writes a checkpoint
+    keep_last: int = 10  # checkpoints, besides the best
+
+    def __post_init__(self):
+        self._at_least(0, "seed")
+        self._at_least(
+            1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last"
+        )
+        self._fraction("label_smoothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig(_Section):
+    """How translations are searched for (paper, section 6.1)."""
+
+    section: ClassVar[str] = "decode"
+
+    beam_size: int = 4  # 1: greedy
+    length_penalty: float = 0.6  # alpha of Wu et al. 2016
+    max_extra: int = 50  # output pieces beyond the input's
+    average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
+    batch_tokens: int = 4_096  # source pieces searched at once, padding included
+
+    def __post_init__(self):
+        self._at_least(1, "beam_size", "max_extra", "average_last", "batch_tokens")
+        self._require("length_penalty", self.length_penalty >= 0, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides a run's result."""
+
+    model: TransformerConfig = TransformerConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """The config as plain nested dicts, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Builds and validates a config; missing keys take their defaults.
+
+    Raises:
+      UserError: an unknown key (its nearest known one is named) or a value of the wrong type or range.
+    """
+    return _build(ExperimentConfig, values, "")
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            check_key(prefix + key)
+    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def check_key(key: str) -> None:
+    """Refuses a dotted key that no config has.
+
+    Raises:
+      UserError: names the nearest known key.
+    """
+    known = list(flatten(to_dict(ExperimentConfig())))
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise UserError(f"unknown config key {key}; the nearest known one is {nearest[0]}")
+
+
+def _convert(kind: Any, value: Any, field: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{field} is {value!r}; it must be a group of fields")
+        return _build(kind, value, field + ".")
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        names = " or ".join("None" if one is types.NoneType else one.__name__ for one in allowed)
+        raise UserError(f"{field} is {value!r}; it must be of type {names}")
+    return value

@@ -1,0 +1,161 @@
+"""Which examples go into which row of which batch: pure functions of lengths, seed and step.
+
+Training packs several pairs into a row. The packing depends on the pairs' lengths alone, so it is worked
+out once, on the histogram of lengths (after Krell et al. 2021, "Efficient Sequence Packing without
+Cross-contamination"); an epoch then deals the examples of equal lengths to the places of those lengths
+anew and shuffles the rows. So every epoch has equally many steps, and any step's batch can be computed
+without the ones before it. Evaluation sorts by length into buckets and leaves nothing out.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+SHORTEST_BUCKET = 16
+
+
+class PackedPlan:
+    """Training batches of packed rows.
+
+    Attributes:
+      source_length: pieces in a source row.
+      target_length: pieces in a target row. The language that needs fewer pieces gets shorter rows.
+      num_rows: rows of a batch. The last few may be empty, since an epoch's rows are spread evenly.
+      steps_per_epoch: batches that show every pair once.
+      dropped: pairs left out because a side is longer than a row.
+    """
+
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        row_length: int,
+        batch_tokens: int,
+        seed: int,
+    ):
+        """Packs.
+
+        Args:
+          source_lengths: pieces of each pair's source, EOS included.
+          target_lengths: likewise.
+          row_length: capacity of a row of the language that needs more pieces.
+          batch_tokens: target pieces a batch shall hold, on average.
+          seed: decides each epoch's order.
+
+        Raises:
+          ValueError: no pair fits into a row.
+        """
+        fits = np.maximum(source_lengths, target_lengths) <= row_length
+        self.dropped = int((~fits).sum())
+        self._examples = np.flatnonzero(fits)
+        if not len(self._examples):
+            raise ValueError(f"no pair fits into rows of {row_length} pieces")
+        lengths = np.stack([source_lengths, target_lengths])[:, fits]
+        kinds, self._kind, counts = np.unique(lengths, axis=1, return_inverse=True, return_counts=True)
+        self._kind = self._kind.reshape(-1)
+        totals, longest = lengths.sum(axis=1), lengths.max(axis=1)
+        shares = np.ceil(row_length * totals / totals.max()).astype(int)
+        self.source_length, self.target_length = map(int, np.maximum(shares, longest))
+        rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))
+        # Place i of the plan holds an example of kind places[i]; row r holds the places starts[r]:starts[r + 1].
+        places = np.concatenate([np.tile(row.kinds, row.count) for row in rows])
+        sizes = np.concatenate([np.full(row.count, len(row.kinds)) for row in rows])
+        self._places_by_kind = np.argsort(places, kind="stable")
+        self._starts = np.cumsum([0, *sizes])
+        tokens_per_row = totals[1] / len(sizes)
+        self.num_rows = max(1, min(len(sizes), round(batch_tokens / tokens_per_row)))
+        self.steps_per_epoch = -(-len(sizes) // self.num_rows)
+        self._seed = seed
+        self._epoch = functools.lru_cache(maxsize=2)(self._deal)
+
+    def rows(self, step: int) -> list[np.ndarray]:
+        """The examples of each non-empty row of the batch of a step, counted from 0 over all epochs."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        examples, order = self._epoch(epoch)
+        first, last = (len(order) * one // self.steps_per_epoch for one in (number, number + 1))
+        return [examples[self._starts[row] : self._starts[row + 1]] for row in order[first:last]]
+
+    def _deal(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self._seed, epoch))
+        shuffled = np.lexsort((rng.random(len(self._kind)), self._kind))
+        examples = np.empty_like(self._examples)
+        examples[self._places_by_kind] = self._examples[shuffled]
+        return examples, rng.permutation(len(self._starts) - 1)
+
+
+class PackedRow(NamedTuple):
+    """`count` rows that hold pairs of the same `kinds`."""
+
+    kinds: list[int]
+    count: int
+
+
+def pack_histogram(
+    source: np.ndarray, target: np.ndarray, counts: np.ndarray, capacity: tuple[int, int]
+) -> list[PackedRow]:
+    """Best-fit decreasing in two dimensions, on whole groups of equal rows at once.
+
+    Args:
+      source: source length of each kind of pair.
+      target: its target length; neither is above its capacity.
+      counts: how many pairs of the kind there are.
+      capacity: pieces in a source row and in a target row.
+    """
+    full = np.array(capacity)
+    leftover = np.add.outer(*(np.arange(one + 1) / one for one in capacity))
+    nowhere = leftover.max() + 1
+    open_rows = np.zeros(full + 1, np.int64)  # by room left on each side
+    groups: dict[tuple[int, int], list[PackedRow]] = {}
+
+    def put(kinds, count, source_room, target_room):
+        groups.setdefault((source_room, target_room), []).append(PackedRow(kinds, count))
+        open_rows[source_room, target_room] += count
+
+    shares = np.stack([source, target]) / full[:, None]
+    for kind in np.lexsort((-shares.sum(axis=0), -shares.max(axis=0))):
+        s, t, left = int(source[kind]), int(target[kind]), int(counts[kind])
+        while left:
+            fitting = np.where(open_rows[s:, t:] > 0, leftover[s:, t:], nowhere)
+            best = int(fitting.argmin())
+            if fitting.flat[best] == nowhere:
+                break
+            ds, dt = divmod(best, fitting.shape[1])
+            row = groups[s + ds, t + dt].pop()
+            used = min(left, row.count)
+            open_rows[s + ds, t + dt] -= row.count
+            if used < row.count:
+                put(row.kinds, row.count - used, s + ds, t + dt)
+            put([*row.kinds, int(kind)], used, ds, dt)
+            left -= used
+        each = min(capacity[0] // s, capacity[1] // t)  # of this kind fit into a new row
+        for size, count in ((each, left // each), (left % each, 1)):
+            if size and count:
+                put([int(kind)] * size, count, capacity[0] - size * s, capacity[1] - size * t)
+    return [row for group in groups.values() for row in group]
+
+
+def buckets(lengths: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Batches of examples of similar length, shortest first, none left out.
+
+    Args:
+      lengths: pieces of each example.
+      batch_tokens: pieces a batch may hold, padding included; one example is always allowed.
+
+    Yields:
+      The examples' indices, the padded length, and the padded number of rows, which depends on the
+      padded length alone, so that there is one shape a bucket.
+    """
+    order = np.argsort(lengths, kind="stable")
+    padded = np.array([bucket(int(length)) for length in lengths])[order]
+    for length in np.unique(padded):
+        members = order[padded == length]
+        rows = max(1, batch_tokens // int(length))
+        for first in range(0, len(members), rows):
+            yield members[first : first + rows], int(length), rows
+
+
+def bucket(length: int) -> int:
+    """The padded length for a length: the next power of two, since each padded length is compiled once."""
+    return max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())

@@ -1,0 +1,161 @@
+"""Search over a step function, independent of any model (paper, section 6.1).
+
+A step function maps (tokens [b, n], state, index) to (logits [b, n, v], state), where n is the number of
+hypotheses a sentence has and every leaf of `state` begins with the axes [b, n].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from transformer.config import BOS, EOS, PAD
+
+Step = Callable[
+    [Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]
+]
+
+# Below any score, and finite, so that the order among such hypotheses is kept.
+IMPOSSIBLE = -1e9
+# Added to the score of a hypothesis that reached its limit without EOS: it counts only where none ended.
+UNENDED = -1e6
+
+
+class Found(NamedTuple):
+    """The best hypothesis of each sentence.
+
+    Attributes:
+      tokens: its pieces, EOS included, then PAD.
+      score: its log-probability in nats over the length penalty; `UNENDED` lower where it never ended.
+    """
+
+    tokens: Int[Array, "b t"]
+    score: Float[Array, "b"]
+
+
+def length_penalty(length: Int[Array, "*b"] | int, alpha: float) -> Float[Array, "*b"]:
+    """((5 + length) / 6)^alpha, equation 14 of Wu et al. 2016; EOS counts."""
+    return ((5 + jnp.asarray(length, jnp.float32)) / 6) ** alpha
+
+
+def greedy_search(step: Step, state: PyTree, limits: Int[Array, "b"], length: int, alpha: float = 0) -> Found:
+    """Takes the most probable piece each time. Arguments and result as for `beam_search`."""
+    rows = limits.shape[0]
+
+    def unfinished(carry):
+        index, _, ended, *_ = carry
+        return (index < length) & ~jnp.all(ended | (index >= limits))
+
+    def extend(carry):
+        index, tokens, ended, log_prob, state = carry
+        previous = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
+        logits, state = step(previous, state, index)
+        log_probs = jax.nn.log_softmax(logits[:, 0])
+        best = log_probs.argmax(axis=-1)
+        active = ~ended & (index < limits)
+        log_prob += jnp.where(active, log_probs.max(axis=-1), 0)
+        chosen = jnp.where(active, best, PAD).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], index + 1, axis=1)
+        return index + 1, tokens, ended | (chosen == EOS), log_prob, state
+
+    tokens = jnp.full((rows, length + 1), PAD, jnp.int32).at[:, 0].set(BOS)
+    start = (jnp.int32(0), tokens, jnp.zeros(rows, bool), jnp.zeros(rows), state)
+    _, tokens, ended, log_prob, _ = jax.lax.while_loop(unfinished, extend, start)
+    tokens = tokens[:, 1:]
+    score = log_prob / length_penalty((tokens != PAD).sum(axis=1), alpha)
+    return Found(tokens, jnp.where(ended, score, score + UNENDED))
+
+
+class _Beam(NamedTuple):
+    """The search between two steps.
+
+    Attributes:
+      index: pieces chosen so far.
+      live: hypotheses that go on, BOS first, best first.
+      log_prob: their log-probabilities.
+      ended: hypotheses that ended, best first.
+      score: their scores; `IMPOSSIBLE` where there is none yet.
+      settled: sentences whose best hypothesis is certain.
+      state: the model's, one a live hypothesis.
+    """
+
+    index: Int[Array, ""]
+    live: Int[Array, "b n t"]
+    log_prob: Float[Array, "b n"]
+    ended: Int[Array, "b n t"]
+    score: Float[Array, "b n"]
+    settled: Bool[Array, "b"]
+    state: PyTree
+
+
+def beam_search(
+    step: Step, state: PyTree, limits: Int[Array, "b"], length: int, beam_size: int, alpha: float
+) -> Found:
+    """Keeps the `beam_size` best unfinished hypotheses of each sentence at every step.
+
+    A sentence is settled when no live hypothesis can still beat its best ended one: log-probabilities only
+    fall and the penalty only grows, so log_prob / penalty(limit) bounds what a live one can reach. A settled
+    sentence no longer changes, whatever its neighbours do.
+
+    Args:
+      step: reads the live hypotheses' last pieces and predicts the next ones.
+      state: the model's state for `beam_size` hypotheses a sentence.
+      limits: most pieces of each sentence's output, EOS included, at most `length`; 0 for padding rows.
+      length: static bound on the output.
+      beam_size: hypotheses kept.
+      alpha: exponent of the length penalty; 0 for none.
+    """
+    rows = limits.shape[0]
+
+    def extend(beam: _Beam) -> _Beam:
+        index = beam.index
+        previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
+        logits, state = step(previous, beam.state, index)
+        totals = beam.log_prob[..., None] + jax.nn.log_softmax(logits)
+        # At most `beam_size` of the best 2 * beam_size end here, so enough are left to go on.
+        log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), 2 * beam_size)
+        parent, token = jnp.divmod(flat, logits.shape[-1])
+        candidates = _pick(beam.live, parent)
+        candidates = jax.lax.dynamic_update_slice_in_dim(
+            candidates, token[..., None].astype(jnp.int32), index + 1, axis=2
+        )
+        is_end = token == EOS
+
+        score = log_prob / length_penalty(index + 1, alpha)
+        at_limit = (index + 1 >= limits)[:, None]
+        score = jnp.where(is_end, score, jnp.where(at_limit, score + UNENDED, IMPOSSIBLE))
+        pool = jnp.concatenate([beam.score, jnp.where(beam.settled[:, None], IMPOSSIBLE, score)], axis=1)
+        score, best = jax.lax.top_k(pool, beam_size)
+        ended = _pick(jnp.concatenate([beam.ended, candidates], axis=1), best)
+
+        log_prob, best = jax.lax.top_k(jnp.where(is_end, IMPOSSIBLE, log_prob), beam_size)
+        bound = log_prob[:, 0] / length_penalty(limits, alpha)
+        return _Beam(
+            index=index + 1,
+            live=_pick(candidates, best),
+            log_prob=log_prob,
+            ended=ended,
+            score=score,
+            settled=beam.settled | at_limit[:, 0] | (score[:, 0] >= bound),
+            state=jax.tree.map(lambda x: _pick(x, jnp.take_along_axis(parent, best, axis=1)), state),
+        )
+
+    hypotheses = jnp.full((rows, beam_size, length + 1), PAD, jnp.int32)
+    start = _Beam(
+        index=jnp.int32(0),
+        live=hypotheses.at[:, :, 0].set(BOS),
+        log_prob=jnp.full((rows, beam_size), IMPOSSIBLE).at[:, 0].set(0),  # they all start alike: keep one
+        ended=hypotheses,
+        score=jnp.full((rows, beam_size), IMPOSSIBLE),
+        settled=limits <= 0,
+        state=state,
+    )
+    beam = jax.lax.while_loop(lambda beam: (beam.index < length) & ~beam.settled.all(), extend, start)
+    return Found(beam.ended[:, 0, 1:], beam.score[:, 0])
+
+
+def _pick(x: Array, index: Int[Array, "b n"]) -> Array:
+    """Selects hypotheses (axis 1) of each sentence (axis 0)."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)

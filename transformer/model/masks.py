@@ -1,0 +1,46 @@
+"""Which piece may see which. Every mask of the model is made here; True means "may attend"."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from transformer.config import PAD
+
+
+class Layout(NamedTuple):
+    """Where the pieces of a batch belong, so that one row may hold several packed examples.
+
+    Attributes:
+      segments: the example a piece belongs to, as a positive id that is unique in its row; 0 is padding.
+        The pieces of a segment are contiguous, and a source segment's translation has the same id.
+      positions: the piece's position in its own segment, counted from 0.
+    """
+
+    segments: Int[Array, "b t"]
+    positions: Int[Array, "b t"]
+
+    @classmethod
+    def of(cls, tokens: Int[Array, "b t"]) -> "Layout":
+        """The layout of rows that hold one example each, padded at the end with `PAD`."""
+        rows = jnp.arange(1, tokens.shape[0] + 1, dtype=jnp.int32)[:, None]
+        return cls(
+            segments=jnp.where(tokens != PAD, rows, 0),
+            positions=jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape),
+        )
+
+
+def segment_mask(query: Int[Array, "b q"], key: Int[Array, "b k"]) -> Bool[Array, "b q k"]:
+    """Lets a piece see the pieces of its own segment and no padding."""
+    return (query[:, :, None] == key[:, None, :]) & (key[:, None, :] != 0)
+
+
+def causal_mask(length: int) -> Bool[Array, "1 q k"]:
+    """Hides what comes later (paper, section 3.2.3): position i sees the positions up to i."""
+    index = jnp.arange(length)
+    return (index[:, None] >= index[None, :])[None]
+
+
+def written_mask(length: int, index: Int[Array, ""]) -> Bool[Array, "1 1 k"]:
+    """Lets step `index` of a search see the cache's slots that are written, its own included."""
+    return (jnp.arange(length) <= index)[None, None]

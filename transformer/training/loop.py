@@ -1,0 +1,119 @@
+"""Training, from a config and a folder to a trained model."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import jax
+
+from transformer.config import ExperimentConfig, UserError
+from transformer.data.pipeline import serve
+from transformer.training.checkpoints import Checkpoints, digest
+from transformer.training.metrics import Meter, MetricsWriter, Record, summary
+from transformer.training.setup import set_up
+
+log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Shows a run to whoever waits for it."""
+
+    def step(self, step: int) -> None:
+        """An update was handed to the devices."""
+
+    def record(self, record: Record) -> None:
+        """A record was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+      step: updates done.
+      finished: whether they are all; otherwise the same call goes on from here.
+      tokens_seen: target pieces trained on.
+      validation: the last validation's record.
+      params_sha256: digest of the weights.
+    """
+
+    step: int
+    finished: bool
+    tokens_seen: int
+    validation: Record
+    params_sha256: str
+
+
+def train(
+    config: ExperimentConfig,
+    folder: Path,
+    observer: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Trains a run to its last step, going on from its latest checkpoint where there is one.
+
+    Writes tokenizer.model, checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU the weights of
+    a run that was stopped and resumed equal those of one that was not, bit for bit.
+
+    Args:
+      config: the run.
+      folder: its folder.
+      observer: is told of every step and record.
+      should_stop: asked after each step; when true, the state is saved and training returns.
+
+    Raises:
+      UserError: the config, the data or a checkpoint cannot be used.
+    """
+    task = set_up(config, folder)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
+    state, facts = task.state, {"tokens_seen": 0, "validation": {}}
+    if (restored := checkpoints.restore(state)) is not None:
+        state, facts = restored
+        if facts["tokenizer_sha256"] != task.tokenizer.sha256:
+            raise UserError(f"{folder / 'tokenizer.model'} is not the one its checkpoints were trained with")
+        log.info("going on from step %d of %d", state.step, config.train.steps)
+
+    first, validation = int(state.step), facts["validation"]
+    slots = task.plan.num_rows * (task.plan.source_length + task.plan.target_length)
+    meter = Meter(config.train.steps, slots, task.plan.steps_per_epoch, facts["tokens_seen"])
+    writer = MetricsWriter(folder, first)
+
+    def publish(record: Record) -> Record:
+        writer.write(record)
+        observer.record(record)
+        return record
+
+    for step, batch in enumerate(serve(task.batches, first, config.data.workers), start=first + 1):
+        batch = task.placement.shard(batch, config.train.accumulation)
+        state, sums, info = task.train_step(state, batch, task.key, task.hyper)
+        meter.add(sums)
+        observer.step(step)
+
+        stop = should_stop()
+        validate = step % config.train.validate_every == 0 or step == config.train.steps
+        if validate or stop or step % config.train.log_every == 0:
+            publish(meter.record(step, info))
+        if validate:
+            validation = publish({"step": step, "kind": "validation", **summary(task.validate(state.params))})
+        if validate or stop:
+            facts = {
+                "tokenizer_sha256": task.tokenizer.sha256,
+                "tokens_seen": meter.tokens_seen,
+                "validation": validation,
+            }
+            checkpoints.save(state, facts, validation["nll"] if validate else None)
+            meter.restart()
+        if stop:
+            break
+
+    checkpoints.close()
+    writer.close()
+    return Outcome(
+        step=int(state.step),
+        finished=int(state.step) >= config.train.steps,
+        tokens_seen=meter.tokens_seen,
+        validation=validation,
+        params_sha256=digest(jax.device_get(state.params)),
+    )

@@ -1,0 +1,160 @@
+"""From a config and a run folder to the parts that the loop turns."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from transformer.config import ExperimentConfig, UserError
+from transformer.data.corpus import Corpus, Split
+from transformer.data.pipeline import TrainingBatches, evaluation_batches
+from transformer.data.plan import PackedPlan
+from transformer.data.tokenizer import Tokenizer
+from transformer.model import build, init_params, longest_sequence
+from transformer.training.losses import Hyper, Sums, make_loss_fn
+from transformer.training.optimizer import adam, peak_learning_rate
+from transformer.training.placement import Placement, place
+from transformer.training.step import TrainState, initial_state, make_train_step, make_validation_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What one run trains, on what, and how.
+
+    Attributes:
+      state: the state before the first update.
+      key: the key of all dropout.
+      hyper: learning rate, dropout and smoothing.
+      train_step: (state, batch, key, hyper) -> (state, sums, info).
+      validate: (params) -> sums over the validation split.
+      batches: the batch of each step.
+      plan: how they are packed.
+      placement: where they go.
+      tokenizer: the vocabulary.
+    """
+
+    state: TrainState
+    key: Key[Array, ""]
+    hyper: Hyper
+    train_step: Callable
+    validate: Callable[[PyTree], Sums]
+    batches: TrainingBatches
+    plan: PackedPlan
+    placement: Placement
+    tokenizer: Tokenizer
+
+
+def set_up(config: ExperimentConfig, folder: Path) -> Task:
+    """Builds everything a run needs; its vocabulary is `folder`'s own where it has one.
+
+    Raises:
+      UserError: a name, the data or a length that cannot be used, as early as it can be known.
+    """
+    placement = place(config.train.placement)
+    build(config.model, vocab_size=1)  # refuses unknown names before data is touched
+    corpus = open_corpus(config, folder)
+    training, validation = corpus.split("train"), corpus.split("validation")
+    check_lengths(config, "validation", validation)
+    plan = _plan(config, training)
+    model = build(config.model, corpus.tokenizer.vocab_size)
+    params = init_params(model, config.train.seed)
+    log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
+    optimizer, loss_fn = adam(config.optimizer), make_loss_fn(model)
+    hyper = make_hyper(config)
+    return Task(
+        state=initial_state(params, optimizer),
+        key=jax.random.fold_in(jax.random.key(config.train.seed), 1),
+        hyper=hyper,
+        train_step=make_train_step(
+            loss_fn, optimizer, config.optimizer.warmup_steps, placement, config.train.accumulation
+        ),
+        validate=make_validation(
+            make_validation_step(loss_fn, placement), hyper, validation, config.decode.batch_tokens, placement
+        ),
+        batches=TrainingBatches(
+            training, plan, config.train.steps, jax.process_index(), jax.process_count()
+        ),
+        plan=plan,
+        placement=placement,
+        tokenizer=corpus.tokenizer,
+    )
+
+
+def make_hyper(config: ExperimentConfig) -> Hyper:
+    """The values that a step takes at run time."""
+    return Hyper(
+        learning_rate=peak_learning_rate(config.optimizer, config.model.d_model),
+        dropout_rate=config.model.dropout_rate,
+        label_smoothing=config.train.label_smoothing,
+    )
+
+
+def open_corpus(config: ExperimentConfig, folder: Path) -> Corpus:
+    """The data of a run; the vocabulary is kept in its folder from the first time on."""
+    path = folder / "tokenizer.model"
+    corpus = Corpus(config.data, Tokenizer.load(path) if path.exists() else None)
+    if not path.exists():
+        path.write_bytes(corpus.tokenizer.model)
+    return corpus
+
+
+def check_lengths(config: ExperimentConfig, name: str, split: Split) -> None:
+    """Refuses a split with an example that the model cannot place: nothing is clipped in silence."""
+    limit = longest_sequence(config.model)
+    if limit is not None and split.longest > limit:
+        raise UserError(
+            f"split {name!r} has a sentence of {split.longest} pieces, but model.positions="
+            f"{config.model.positions!r} ends at {limit}; raise model.max_positions"
+        )
+
+
+def make_validation(
+    validation_step: Callable, hyper: Hyper, split: Split, batch_tokens: int, placement: Placement
+) -> Callable[[PyTree], Sums]:
+    """(params) -> sums over every pair of a split."""
+
+    def validate(params):
+        # Every process scores the whole split: validation needs no agreement on who has what.
+        sums = [
+            validation_step(params, placement.shard(batch), hyper)
+            for batch in evaluation_batches(split, batch_tokens)
+        ]
+        return Sums(*(sum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True)))
+
+    return validate
+
+
+def _plan(config: ExperimentConfig, training: Split) -> PackedPlan:
+    limit = longest_sequence(config.model)
+    row_length = config.data.row_length
+    if limit is not None and row_length > limit:
+        raise UserError(
+            f"data.row_length is {row_length}, but model.positions={config.model.positions!r} ends at "
+            f"{limit}; lower it or raise model.max_positions"
+        )
+    try:
+        plan = PackedPlan(
+            training.source.lengths,
+            training.target.lengths,
+            row_length,
+            config.train.batch_tokens,
+            config.train.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"data.row_length is {row_length}: {error}") from None
+    log.info(
+        "%d pairs (%d dropped: longer than %d pieces), %d steps an epoch, %d rows of %d and %d pieces a step",
+        len(training) - plan.dropped,
+        plan.dropped,
+        row_length,
+        plan.steps_per_epoch,
+        plan.num_rows,
+        plan.source_length,
+        plan.target_length,
+    )
+    return plan
