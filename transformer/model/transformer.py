@@ -18,7 +18,7 @@ from transformer.model.layers import Embedding, FeedForward, Residual, layer_nor
 from transformer.model.masks import Layout, causal_mask, segment_mask, written_mask
 from transformer.model.positions import POSITIONS, Positions
 
-KeysValues = tuple[Float[Array, "b k h d"], Float[Array, "b k h e"]]
+KeysValues = tuple[Float[Array, "b s h d"], Float[Array, "b s h e"]]
 
 
 class Memory(NamedTuple):
@@ -26,11 +26,11 @@ class Memory(NamedTuple):
 
     Attributes:
       cross: the cross-attention keys and values of each decoder layer.
-      mask: which source pieces may be attended to, [b, 1, s].
+      mask: which source pieces each target piece may attend to.
     """
 
     cross: tuple[KeysValues, ...]
-    mask: Bool[Array, "b 1 k"]
+    mask: Bool[Array, "b #t s"]
 
 
 class Cache(NamedTuple):

@@ -1,0 +1,47 @@
+# Targets: env, demo, test, test-all, lint, clean.
+
+# The first Python on PATH that is new enough and can make virtual environments.
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13,$(shell \
+	$(p) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+DEMO := runs/demo
+SENTENCE := twelve thousand, three hundred and forty-five; sixty-seven; eight hundred and nine
+
+.PHONY: env demo test test-all lint clean
+env: .venv/.complete
+
+.venv/.complete: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is missing: apt-get install python3 python3-venv" >&2; exit 2; }
+	@echo "Installing into .venv ($$($(PYTHON) --version), about 1 GB)"
+	@rm -rf .venv
+	@if command -v uv >/dev/null; then \
+		UV_PYTHON_DOWNLOADS=never uv venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv && \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: env
+	$(RUN) experiments.train --config=configs/number_words.py --workdir=$(DEMO)
+	@echo; echo "Three translations:"
+	@printf '%s\n' '$(SENTENCE)' 'ninety-nine thousand, nine hundred and ninety-nine' 'one; two; three; four' \
+		| $(RUN) experiments.translate --workdir=$(DEMO)
+	@echo
+	$(RUN) experiments.visualize --workdir=$(DEMO) --sentence='$(SENTENCE)'
+	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
+
+test: env
+	$(RUN) pytest -n 2 -m "not slow and not faults"
+
+test-all: env
+	$(RUN) pytest -n 2
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv runs build *.egg-info
+	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache | xargs rm -rf

@@ -1,0 +1,76 @@
+"""From a study's scores to report/: a table in Markdown, the same as CSV, every seed as CSV, and a plot."""
+
+import csv
+from pathlib import Path
+
+from experiments import plots
+from experiments.launcher.results import Study, mean_and_deviation
+
+
+def write_report(root: Path, study: Study) -> Path:
+    """Writes report/ and returns it."""
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    sweep = study.sweep
+    (folder / "table.md").write_text(markdown(study))
+    _write_csv(
+        folder / "table.csv",
+        ["variant", "split", "metric", "seeds", "mean", "standard_deviation"],
+        (
+            [variant, split, metric, len(values), *mean_and_deviation(values)]
+            for variant, split, metric, values in _cells(study)
+        ),
+    )
+    _write_csv(
+        folder / "runs.csv",
+        ["variant", "seed", "split", *sweep.metrics],
+        (
+            [variant, seed, split, *(splits[split][metric] for metric in sweep.metrics)]
+            for variant, seeds in study.scores.items()
+            for seed, splits in sorted(seeds.items())
+            for split in splits
+        ),
+    )
+    metric = sweep.metrics[0]
+    values = {
+        split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
+        for split in sweep.splits
+    }
+    figure = plots.comparison(values, metric, f"{sweep.name}: {sweep.config}")
+    figure.savefig(folder / "table.png")
+    return folder
+
+
+def markdown(study: Study) -> str:
+    """A row a variant, a column a split and metric: mean ± standard deviation over seeds."""
+    sweep = study.sweep
+    columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
+    lines = [
+        ["variant", "seeds", *(f"{split} {metric}" for split, metric in columns)],
+        ["---", "---:", *("---:" for _ in columns)],
+    ]
+    for variant in sweep.variants:
+        cells = [_cell(study.values(variant, split, metric)) for split, metric in columns]
+        lines.append([variant, str(len(study.scores[variant])), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "missing"
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f} ± {deviation:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def _cells(study: Study):
+    for variant in study.sweep.variants:
+        for split in study.sweep.splits:
+            for metric in study.sweep.metrics:
+                yield variant, split, metric, study.values(variant, split, metric)
+
+
+def _write_csv(path: Path, header: list[str], rows) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

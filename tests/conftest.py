@@ -1,0 +1,50 @@
+"""Eight virtual devices, shapes checked at run time, and a tiny task that every test may share."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("transformer", "beartype.beartype")
+
+import jax
+import pytest
+from absl import flags
+
+from tests.tiny import SOURCE, TARGET, VOCAB, as_int, tiny_config
+from transformer.config import DataConfig
+from transformer.model import build, init_params
+
+flags.FLAGS.mark_as_parsed()  # Grain asks absl
+
+
+@pytest.fixture
+def pair():
+    """Two padded sentence pairs."""
+    return as_int(SOURCE), as_int(TARGET)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model of pairwise different sizes, and its weights."""
+    model = build(tiny_config(), VOCAB)
+    return model, init_params(model, seed=1)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """Where prepared data lives; shared by the processes of one test session."""
+    return str(tmp_path_factory.getbasetemp().parent / "prepared")
+
+
+@pytest.fixture(scope="session")
+def number_words(data_dir) -> DataConfig:
+    """300 lists to train on."""
+    return DataConfig(name="number_words", data_dir=data_dir, lists=300, vocab_size=300, row_length=64)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_on_disk():
+    assert jax.config.jax_compilation_cache_dir is None

@@ -1,0 +1,81 @@
+"""Parameter names are a checkpoint's API; their number is the paper's."""
+
+import jax
+import pytest
+
+from tests.tiny import VOCAB, tiny_config
+from transformer.config import TransformerConfig
+from transformer.model import build, init_params
+from transformer.model.transformer import Transformer
+
+PROJECTIONS = [f"{name}/kernel" for name in ("query", "key", "value", "output")]
+FEED_FORWARD = [f"{name}/{leaf}" for name in ("inner", "outer") for leaf in ("bias", "kernel")]
+
+
+def expected_names(layers):
+    names = {"embedding/table"}
+    for stack, attentions in (("encoder", ["self"]), ("decoder", ["self", "cross"])):
+        for number in range(layers):
+            layer = f"{stack}/layers_{number}"
+            names |= {f"{layer}/feed_forward/{leaf}" for leaf in FEED_FORWARD}
+            for name in ["feed_forward", *(f"{one}_attention" for one in attentions)]:
+                names |= {f"{layer}/{name}_residual/norm/{leaf}" for leaf in ("bias", "scale")}
+            for one in attentions:
+                names |= {f"{layer}/{one}_attention/{leaf}" for leaf in PROJECTIONS}
+    return names
+
+
+def names(params):
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)}
+
+
+def test_names(tiny):
+    assert names(tiny[1]) == expected_names(layers=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({"positions": "learned"}, {"encoder/positions/table", "decoder/positions/table"}),
+        (
+            {"norm_placement": "pre"},
+            {f"{stack}/norm/{leaf}" for stack in ("encoder", "decoder") for leaf in ("bias", "scale")},
+        ),
+    ],
+    ids=["learned", "pre"],
+)
+def test_names_of_variants(changes, extra):
+    model = build(tiny_config(**changes), VOCAB)
+    assert names(init_params(model, seed=0)) == expected_names(layers=2) | extra
+
+
+def count(vocab_size, **changes):
+    model = Transformer(TransformerConfig(**changes), vocab_size)
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, seed=0))))
+
+
+def test_base_has_63_million_parameters():
+    """By formula: V d + N (4 d² + 2 d f + f + d + 2·2d) + N (8 d² + 2 d f + f + d + 3·2d)."""
+    v, d, f, n = 37_000, 512, 2048, 6
+    formula = v * d + n * (12 * d * d + 2 * (2 * d * f + f + d) + 5 * 2 * d)
+    assert count(v) == formula == 63_045_632
+
+
+@pytest.mark.parametrize(
+    ("changes", "millions"),
+    [
+        ({"d_k": 16}, 58),
+        ({"d_k": 32}, 60),
+        ({"num_layers": 2}, 36),
+        ({"num_layers": 8}, 80),
+        ({"d_model": 256, "d_k": 32, "d_v": 32}, 28),
+        ({"d_model": 1024, "d_k": 128, "d_v": 128}, 168),
+        ({"d_ff": 1024}, 53),
+        ({"d_ff": 4096}, 90),
+    ],
+    ids=str,
+)
+def test_differences_from_base_are_those_of_table_3(changes, millions):
+    vocab_size = 40_500  # PAPER: the one that fits nearly all rows; base is 65 there
+    difference = count(vocab_size, **changes) - count(vocab_size)
+    assert difference / 1e6 == pytest.approx(millions - 65, abs=1)
