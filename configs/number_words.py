@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.update(num_layers=2, d_model=128, d_ff=512, num_heads=4, dropout_rate=0.0)
     config.data.update(name="number_words", vocab_size=512, row_length=64)
     config.optimizer.update(warmup_steps=300, learning_rate=2e-3)
-    config.train.update(steps=1_000, batch_tokens=1_024, log_every=50, validate_every=250)
+    config.train.update(steps=1_200, batch_tokens=1_024, log_every=50, validate_every=300)
     variants = {f"en-{target}": functools.partial(_translate_to, target) for target in TARGETS}
     return base.with_arguments(config, argument, variants)
 

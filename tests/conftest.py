@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Level 0: most of the suite's time is compilation.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
@@ -45,6 +48,9 @@ def number_words(data_dir) -> DataConfig:
     return DataConfig(name="number_words", data_dir=data_dir, lists=300, vocab_size=300, row_length=64)
 
 
-@pytest.fixture(autouse=True)
-def _no_cache_on_disk():
-    assert jax.config.jax_compilation_cache_dir is None
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Programs compiled by one test serve the others, in both processes of a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -124,7 +124,8 @@ class Multi30k(PairBuilder):
         if self.data.manual_dir is not None:
             return {split: read_pairs(*self._manual(split)) for split in self.FILES}
         urls = {split: [self._url(split, side) for side in self._sides()] for split in self.FILES}
-        return {split: read_pairs(*paths) for split, paths in dl_manager.download(urls).items()}
+        downloaded = dl_manager.download(urls)
+        return {split: read_pairs(*map(Path, paths)) for split, paths in downloaded.items()}
 
     def _sides(self):
         return (self.data.source, self.data.target)

@@ -27,7 +27,7 @@ class Side:
         """Pieces of each sentence, EOS included."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int | np.integer) -> np.ndarray:
         return self.pieces[self.offsets[index] : self.offsets[index + 1]]
 
 

@@ -56,7 +56,7 @@ def evaluation_batches(split: Split, batch_tokens: int) -> Iterator[Batch]:
     """Every pair of a split once, in padded batches by length."""
     lengths = np.maximum(split.source.lengths, split.target.lengths)
     for examples, length, num_rows in buckets(lengths, batch_tokens):
-        yield assemble(split, examples[:, None], num_rows, length, length)
+        yield assemble(split, list(examples[:, None]), num_rows, length, length)
 
 
 def assemble(

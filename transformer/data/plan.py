@@ -7,7 +7,6 @@ anew and shuffles the rows. So every epoch has equally many steps, and any step'
 without the ones before it. Evaluation sorts by length into buckets and leaves nothing out.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -68,7 +67,7 @@ class PackedPlan:
         self.num_rows = max(1, min(len(sizes), round(batch_tokens / tokens_per_row)))
         self.steps_per_epoch = -(-len(sizes) // self.num_rows)
         self._seed = seed
-        self._epoch = functools.lru_cache(maxsize=2)(self._deal)
+        self._dealt: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def rows(self, step: int) -> list[np.ndarray]:
         """The examples of each non-empty row of the batch of a step, counted from 0 over all epochs."""
@@ -76,6 +75,12 @@ class PackedPlan:
         examples, order = self._epoch(epoch)
         first, last = (len(order) * one // self.steps_per_epoch for one in (number, number + 1))
         return [examples[self._starts[row] : self._starts[row + 1]] for row in order[first:last]]
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The example in each place, and the order of the rows. Keeps the last epoch asked for."""
+        if epoch not in self._dealt:
+            self._dealt = {epoch: self._deal(epoch)}
+        return self._dealt[epoch]
 
     def _deal(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self._seed, epoch))

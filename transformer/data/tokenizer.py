@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from transformer.config import BOS, EOS, PAD, UNK, UserError
@@ -70,11 +71,11 @@ class Tokenizer:
         """The pieces of each text, closed by EOS."""
         return [[*pieces, EOS] for pieces in self._processor.encode(list(texts))]
 
-    def decode(self, pieces: Sequence[int]) -> str:
+    def decode(self, pieces: Sequence[int] | np.ndarray) -> str:
         """The text of pieces up to the first EOS."""
         pieces = list(map(int, pieces))
         return self._processor.decode(pieces[: pieces.index(EOS)] if EOS in pieces else pieces)
 
-    def names(self, pieces: Sequence[int]) -> list[str]:
+    def names(self, pieces: Sequence[int] | np.ndarray) -> list[str]:
         """How each piece is written, for figures; a word's first piece begins with U+2581."""
         return [self._processor.id_to_piece(int(piece)) for piece in pieces]

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -17,6 +17,7 @@ from transformer.training.setup import set_up
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Shows a run to whoever waits for it."""
 
@@ -76,6 +77,7 @@ def train(
         log.info("going on from step %d of %d", state.step, config.train.steps)
 
     first, validation = int(state.step), facts["validation"]
+    state = task.placement.replicate(state)
     slots = task.plan.num_rows * (task.plan.source_length + task.plan.target_length)
     meter = Meter(config.train.steps, slots, task.plan.steps_per_epoch, facts["tokens_seen"])
     writer = MetricsWriter(folder, first)

@@ -5,8 +5,8 @@ devices.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,11 +15,15 @@ from transformer.config import choose
 from transformer.data.pipeline import Batch
 
 
+@runtime_checkable
 class Placement(Protocol):
     """Compiles functions of (state, batch, ...) and cuts batches to fit them."""
 
     def compile(self, function: Callable, donate_state: bool = False) -> Callable:
         """Compiles; only the argument named `batch` is cut."""
+
+    def replicate(self, tree: Any) -> Any:
+        """Brings a state to its devices, in the form in which the compiled functions return it."""
 
     def reduce(self, tree: Any) -> Any:
         """Inside a compiled function, sums over the devices."""
@@ -34,6 +38,9 @@ class Jit:
     def compile(self, function, donate_state=False):
         return jax.jit(function, donate_argnums=(0,) if donate_state else ())
 
+    def replicate(self, tree):
+        return jax.device_put(tree, jax.local_devices()[0])
+
     def reduce(self, tree):
         return tree
 
@@ -42,21 +49,29 @@ class Jit:
 
 
 class Pmap:
-    """All devices of all processes, data-parallel (the paper's eight P100, section 5.2)."""
+    """Data-parallel over all devices of all processes (the paper's eight P100, section 5.2)."""
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        """Uses `devices`; None: all there are."""
+        self._devices = list(devices or jax.devices())
+        self._local = [one for one in self._devices if one.process_index == jax.process_index()]
 
     def compile(self, function, donate_state=False):
         # With in_axes=None for the state and out_axes=None it stays one plain tree, so nothing is donated.
         del donate_state
         in_axes = tuple(0 if name == "batch" else None for name in inspect.signature(function).parameters)
-        return jax.pmap(function, axis_name="devices", in_axes=in_axes, out_axes=None)
+        return jax.pmap(function, "devices", in_axes=in_axes, out_axes=None, devices=self._devices)
+
+    def replicate(self, tree):
+        mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
+        return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
     def reduce(self, tree):
         return jax.lax.psum(tree, "devices")
 
     def shard(self, batch, parts=1):
-        devices = jax.local_device_count()
-        batch = pad_rows(batch, devices * parts)
-        return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        batch = pad_rows(batch, len(self._local) * parts)
+        return jax.tree.map(lambda x: x.reshape(len(self._local), -1, *x.shape[1:]), batch)
 
 
 PLACEMENTS: dict[str, Callable[[], Placement]] = {

@@ -59,8 +59,8 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
     build(config.model, vocab_size=1)  # refuses unknown names before data is touched
     corpus = open_corpus(config, folder)
     training, validation = corpus.split("train"), corpus.split("validation")
-    check_lengths(config, "validation", validation)
     plan = _plan(config, training)
+    check_lengths(config, "validation", validation)
     model = build(config.model, corpus.tokenizer.vocab_size)
     params = init_params(model, config.train.seed)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")

@@ -1,0 +1,147 @@
+"""A run: resumed equals uninterrupted, learning is recorded, and the first losses never move unseen."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import pytest
+
+from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, TransformerConfig, UserError
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.loop import train
+from transformer.training.metrics import read_metrics
+
+GOLDEN = pathlib.Path(__file__).parent / "golden.json"
+
+
+class Silent:
+    """Observes, and stops after a step."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.seen, self.records = stop_after, 0, []
+
+    def step(self, step):
+        self.seen = step
+
+    def record(self, record):
+        self.records.append(record)
+
+    def should_stop(self):
+        return self.seen == self.stop_after
+
+
+@pytest.fixture
+def config(number_words):
+    return ExperimentConfig(
+        model=TransformerConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.1),
+        data=number_words,
+        optimizer=OptimizerConfig(warmup_steps=10, learning_rate=5e-3),
+        train=TrainConfig(
+            steps=20, batch_tokens=128, log_every=1, validate_every=8, keep_last=2, placement="jit"
+        ),
+    )
+
+
+def run(config, folder, stop_after=None):
+    folder.mkdir(exist_ok=True)
+    observer = Silent(stop_after)
+    return train(config, folder, observer, observer.should_stop), observer
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder)]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
+    whole, _ = run(config, tmp_path / "whole")
+    first, _ = run(config, tmp_path / "parts", stop_after=5)
+    assert (first.step, first.finished) == (5, False)
+    second, _ = run(config, tmp_path / "parts", stop_after=13)
+    assert (second.step, second.finished) == (13, False)
+    third, observer = run(config, tmp_path / "parts")
+    assert (third.step, third.finished) == (20, True)
+    assert observer.records[0]["step"] == 14
+    assert third.params_sha256 == whole.params_sha256
+    assert third.tokens_seen == whole.tokens_seen
+    assert third.validation == whole.validation
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    again, observer = run(config, tmp_path / "parts")
+    assert again == third
+    assert observer.records == []
+
+
+def test_a_run_cut_off_between_checkpoints_repeats_what_was_lost(config, tmp_path):
+    """As after kill -9: metrics.jsonl is ahead of the last checkpoint."""
+    run(config, tmp_path / "a")
+    stopped, _ = run(config, tmp_path / "b", stop_after=8)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "kind": "train", "loss": 99.0}\n{"step": 10, "ki')
+    finished, _ = run(config, tmp_path / "b")
+    assert stopped.step == 8
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+
+
+def test_records(config, tmp_path):
+    outcome, observer = run(config, tmp_path)
+    records = read_metrics(tmp_path)
+    assert records == observer.records
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [8, 16, 20]
+    training = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in training] == list(range(1, 21))
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert training[-1]["tokens_seen"] == outcome.tokens_seen
+    for name in ("nll", "perplexity", "perplexity_per_character", "accuracy", "learning_rate", "gradient_norm",
+                 "tokens_per_second", "padding", "seconds_left", "epoch"):  # fmt: skip
+        assert all(record[name] >= 0 for record in training), name
+    assert all(record["padding"] < 0.2 for record in training)
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert Checkpoints(tmp_path / "checkpoints").steps == [16, 20]
+
+
+def test_devices_change_nothing(config, tmp_path):
+    """pmap on eight virtual devices, dropout on: losses equal up to the order of float32 sums."""
+    run(config, tmp_path / "jit")
+    parallel = dataclasses.replace(config, train=dataclasses.replace(config.train, placement="pmap"))
+    run(parallel, tmp_path / "pmap")
+    assert losses(tmp_path / "pmap") == pytest.approx(losses(tmp_path / "jit"), rel=1e-4)
+
+
+def test_golden(config, tmp_path):
+    """The first 20 losses of a seeded run. Rewrite golden.json only for a change that is meant, and say why."""
+    run(config, tmp_path)
+    ours = [record["loss"] for record in read_metrics(tmp_path) if record["kind"] == "train"]
+    assert ours == pytest.approx(json.loads(GOLDEN.read_text()), abs=1e-4)
+
+
+def test_another_tokenizer_is_refused(config, tmp_path, number_words):
+    run(config, tmp_path, stop_after=8)
+    other = dataclasses.replace(number_words, vocab_size=290)
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="is not the one its checkpoints|is unreadable|is damaged"):
+        run(dataclasses.replace(config, data=other), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_positions": 40}, "data.row_length is 64, but model.positions='learned' ends at 40"),
+        ({"positions": "x"}, "model.positions is 'x'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(config, tmp_path, changes, message):
+    model = dataclasses.replace(config.model, **{"positions": "learned", **changes})
+    with pytest.raises(UserError, match=message):
+        run(dataclasses.replace(config, model=model), tmp_path)
+
+
+def test_an_evaluation_sentence_past_the_table_is_refused(config, tmp_path):
+    model = dataclasses.replace(config.model, positions="learned", max_positions=20)
+    data = dataclasses.replace(config.data, row_length=20)
+    with pytest.raises(UserError, match=r"split 'validation' has a sentence of \d+ pieces, but .* ends at 20"):
+        run(dataclasses.replace(config, model=model, data=data), tmp_path)
+
+
+def test_the_first_device_is_a_cpu():
+    """The golden run and the bit-for-bit claims are about CPU."""
+    assert jax.devices()[0].platform == "cpu"
