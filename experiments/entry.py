@@ -54,7 +54,9 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         if left_over:
             raise UserError(f"unexpected argument {left_over[0]!r}; see --help")
         return [arguments[0]]
-    except Exception as error:  # a config file is code: whatever it raises while flags are parsed is bad usage
+    except (
+        Exception
+    ) as error:  # a config file is code: whatever it raises while flags are parsed is bad usage
         sys.exit(_refuse(error))
 
 

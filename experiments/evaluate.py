@@ -25,7 +25,16 @@ from transformer.training.step import make_validation_step
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 SPLIT = flags.DEFINE_list("split", "test", "Splits to score, separated by commas.")
-SHOWN = ("exact_match", "bleu", "bleu_lc", "bleu_tok", "chrf", "perplexity", "perplexity_per_character")
+SHOWN = {
+    "exact_match": ".2f",
+    "bleu": ".2f",
+    "bleu_lc": ".2f",
+    "bleu_tok": ".2f",
+    "chrf": ".2f",
+    "perplexity": ".3f",
+    "perplexity_per_character": ".4f",
+    "sentences": "d",
+}
 
 
 def main() -> None:
@@ -33,10 +42,10 @@ def main() -> None:
     run = Run(WORKDIR.value)
     trained = run.load()
     corpus = Corpus(trained.config.data, trained.tokenizer)
-    table = Table("split", *SHOWN, title=f"{run.folder}: {_origin(trained)}")
-    for split in SPLIT.value:
-        scores = _evaluate(run, trained, corpus, split)
-        table.add_row(split, *(f"{scores[name]:.{4 if 'perplexity' in name else 2}f}" for name in SHOWN))
+    scores = {split: _evaluate(run, trained, corpus, split) for split in SPLIT.value}
+    table = Table("", *SPLIT.value, title=f"{run.folder}: {_origin(trained)}", title_justify="left")
+    for name, form in SHOWN.items():
+        table.add_row(name, *(f"{scores[split][name]:{form}}" for split in SPLIT.value))
     Console().print(table)
     for split in SPLIT.value:
         print(f"{run.folder / 'eval' / split}.json, .hyp.txt, .ref.txt")

@@ -34,7 +34,9 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     write_study(root, sweep, runs)
     missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits)]
-    print(f"{sweep.name}: {len(runs)} runs, {len(runs) - len(missing)} done, {len(missing)} to do", flush=True)
+    print(
+        f"{sweep.name}: {len(runs)} runs, {len(runs) - len(missing)} done, {len(missing)} to do", flush=True
+    )
     started, seen = time.monotonic(), []
 
     def ended(job: Job, status: int, seconds: float) -> None:

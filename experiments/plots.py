@@ -34,9 +34,7 @@ def learning_curve(records: Sequence[Record], title: str) -> Figure:
     return figure
 
 
-def attention_map(
-    weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str
-) -> Figure:
+def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str) -> Figure:
     """One panel a head: weights [h, t, s], darker where a target piece attends to a source piece."""
     heads = len(weights)
     columns = min(heads, 4)

@@ -1,6 +1,6 @@
 """Writes a study's report anew, from its folder alone.
 
-    python -m experiments.report --root=runs/positions
+python -m experiments.report --root=runs/positions
 """
 
 from pathlib import Path

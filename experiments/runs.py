@@ -16,7 +16,16 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.model import build, init_params
 from transformer.training.checkpoints import Checkpoints, average, digest
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece", "sacrebleu")
+PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "sacrebleu",
+)
 
 
 class Run:
@@ -65,7 +74,12 @@ class Run:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         write_json(
             self.folder / "result.json",
-            {**values, "versions": versions, "device": jax.devices()[0].device_kind, "git_revision": _revision()},
+            {
+                **values,
+                "versions": versions,
+                "device": jax.devices()[0].device_kind,
+                "git_revision": _revision(),
+            },
         )
 
     def load(self) -> "Trained":
@@ -103,7 +117,13 @@ class Trained:
         params: PyTree,
         steps: list[int],
     ):
-        self.config, self.tokenizer, self.model, self.params, self.steps = config, tokenizer, model, params, steps
+        self.config, self.tokenizer, self.model, self.params, self.steps = (
+            config,
+            tokenizer,
+            model,
+            params,
+            steps,
+        )
 
     @property
     def params_sha256(self) -> str:

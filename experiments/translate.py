@@ -1,6 +1,6 @@
 """Translates standard input: one line in, one line out. On a terminal it answers each line.
 
-    python -m experiments.translate --workdir=runs/m30k < in.txt > out.txt
+python -m experiments.translate --workdir=runs/m30k < in.txt > out.txt
 """
 
 import itertools

@@ -64,9 +64,7 @@ class TransformerConfig(_Section):
     dtype: str = "float32"  # of activations; parameters, softmax and norm statistics stay float32
 
     def __post_init__(self):
-        self._at_least(
-            1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "max_positions"
-        )
+        self._at_least(1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "max_positions")
         self._fraction("dropout_rate")
         self._require("d_model", self.d_model % 2 == 0, "even, since sinusoids come in pairs")
         self._require(
@@ -134,9 +132,7 @@ class OptimizerConfig(_Section):
         self._at_least(1, "warmup_steps")
         self._fraction("beta1", "beta2")
         self._require("epsilon", self.epsilon > 0, "above 0")
-        self._require(
-            "learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0"
-        )
+        self._require("learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +153,7 @@ class TrainConfig(_Section):
 
     def __post_init__(self):
         self._at_least(0, "seed")
-        self._at_least(
-            1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last"
-        )
+        self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
         self._fraction("label_smoothing")
 
 
@@ -173,7 +167,7 @@ class DecodeConfig(_Section):
     length_penalty: float = 0.6  # alpha of Wu et al. 2016
     max_extra: int = 50  # output pieces beyond the input's
     average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
-    batch_tokens: int = 4_096  # source pieces searched at once, padding included
+    batch_tokens: int = 1_024  # source pieces searched at once, padding included
 
     def __post_init__(self):
         self._at_least(1, "beam_size", "max_extra", "average_last", "batch_tokens")

@@ -66,9 +66,7 @@ def expand(sweep: Sweep, overrides: dict[str, Any], seeds: int) -> list[PlannedR
     """Every variant with every seed, seeds outermost, so that a first comparison is there early."""
     path, _, argument = sweep.config.partition(":")
     base = load_module(path, "config").get_config(argument).to_dict()
-    configs = {
-        name: {**flatten(base), **overrides, **changes} for name, changes in sweep.variants.items()
-    }
+    configs = {name: {**flatten(base), **overrides, **changes} for name, changes in sweep.variants.items()}
     for key in {key for config in configs.values() for key in config}:
         check_key(key)
     return [

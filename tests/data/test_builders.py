@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import http.server
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -67,6 +68,15 @@ def test_the_vocabulary_is_learned_from_the_training_split_alone(tmp_path):
     corpus = Corpus(text_config(tmp_path, validation=str(tmp_path / "valid.tsv")))
     assert "Q" not in "".join(corpus.tokenizer.names(range(corpus.tokenizer.vocab_size)))
     assert corpus.tokenizer.decode(corpus.split("validation").target[0]).endswith("\u2047 ")
+
+
+def test_two_at_once_prepare_once(tmp_path):
+    """The second waits for the first and finds everything there."""
+    config = text_config(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(Corpus, [config, config])
+    assert first.texts("train") == second.texts("train") == (ENGLISH, GERMAN)
+    assert first.tokenizer.sha256 == second.tokenizer.sha256
 
 
 def write(path, lines, end="\n"):

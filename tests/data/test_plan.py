@@ -70,7 +70,12 @@ def test_order_depends_on_seed_and_epoch_alone():
     lengths = normal_lengths(300)
 
     def order(seed, number):
-        return [example for batch in epoch(plan(lengths, 64, seed=seed), number) for row in batch for example in row]
+        return [
+            example
+            for batch in epoch(plan(lengths, 64, seed=seed), number)
+            for row in batch
+            for example in row
+        ]
 
     assert order(0, 1) == order(0, 1)
     assert len({tuple(order(seed, number)) for seed in range(2) for number in range(2)}) == 4

@@ -30,7 +30,9 @@ def feed_forward(x, weights):
 def layer_norm(x, weights, eps=1e-6):
     """Ba et al. 2016, with the biased variance."""
     centred = x - x.mean(axis=1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
+    return (
+        centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
+    )
 
 
 def sinusoid(length, d_model):

@@ -26,7 +26,10 @@ def expected_names(layers):
 
 
 def names(params):
-    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(params)
+    }
 
 
 def test_names(tiny):

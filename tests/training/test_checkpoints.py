@@ -74,7 +74,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_another_shape_is_refused(tmp_path):
     save(tmp_path, [1.0])
     template = {"a": {"kernel": np.zeros((3, 4), np.float32)}, "b": np.zeros(7, np.float32)}
-    with pytest.raises(UserError, match="checkpoint .*10 is "):
+    with pytest.raises(UserError, match="checkpoint .*10 has other shapes: params"):
         Checkpoints(tmp_path).params(10, template)
 
 

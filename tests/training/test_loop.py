@@ -94,7 +94,7 @@ def test_records(config, tmp_path):
     for name in ("nll", "perplexity", "perplexity_per_character", "accuracy", "learning_rate", "gradient_norm",
                  "tokens_per_second", "padding", "seconds_left", "epoch"):  # fmt: skip
         assert all(record[name] >= 0 for record in training), name
-    assert all(record["padding"] < 0.2 for record in training)
+    assert sum(record["padding"] for record in training) / len(training) < 0.1
     assert list((tmp_path / "tensorboard").iterdir())
     assert Checkpoints(tmp_path / "checkpoints").steps == [16, 20]
 
@@ -138,7 +138,9 @@ def test_what_cannot_work_is_refused_before_training(config, tmp_path, changes, 
 def test_an_evaluation_sentence_past_the_table_is_refused(config, tmp_path):
     model = dataclasses.replace(config.model, positions="learned", max_positions=20)
     data = dataclasses.replace(config.data, row_length=20)
-    with pytest.raises(UserError, match=r"split 'validation' has a sentence of \d+ pieces, but .* ends at 20"):
+    with pytest.raises(
+        UserError, match=r"split 'validation' has a sentence of \d+ pieces, but .* ends at 20"
+    ):
         run(dataclasses.replace(config, model=model, data=data), tmp_path)
 
 

@@ -111,16 +111,16 @@ def test_validation_is_the_same_on_all_devices(split, packed):
     assert_close(*results)
 
 
-def test_a_second_step_needs_no_recompilation(packed):
-    """On several devices too: the state comes back in the form in which it went in."""
-    placement = placements.Pmap()
-    model = build(tiny_config(), VOCAB)
-    optimizer = adam(OptimizerConfig())
-    step = make_train_step(make_loss_fn(model), optimizer, 2, placement)
-    state = placement.replicate(initial_state(init_params(model, seed=0), optimizer))
-    state, *_ = step(state, placement.shard(packed), KEY, HYPER)
-    step(state, placement.shard(packed), KEY, HYPER)
-    assert step._cache_size() == 1
+@pytest.mark.parametrize("placement", [placements.Jit(), placements.Pmap()], ids=["jit", "pmap"])
+def test_a_state_comes_back_in_the_form_in_which_it_goes_in(placement):
+    """Or else the second step would be compiled anew."""
+
+    def step(state, batch):
+        return placement.reduce(state + batch.sum())
+
+    state = placement.replicate(np.float32(1))
+    batch = placement.shard(np.ones((8, 3), np.float32))
+    assert placement.compile(step)(state, batch).sharding == state.sharding
 
 
 def test_hyper_changes_without_recompilation(packed):

@@ -157,7 +157,9 @@ class ParallelText(PairBuilder):
         given = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
         for split in ("train", "validation"):
             if given[split] is None:
-                raise UserError(f"data.{split} is not set; parallel_text needs it: pairs.tsv or source,target")
+                raise UserError(
+                    f"data.{split} is not set; parallel_text needs it: pairs.tsv or source,target"
+                )
         return {
             split: [_existing(Path(name), f"data.{split}") for name in names.split(",")]
             for split, names in given.items()
@@ -178,20 +180,23 @@ def prepared(data: DataConfig) -> tfds.core.DatasetBuilder:
     Raises:
       UserError: an unknown data set, a missing or unreadable file, two sides of different line counts.
     """
-    if data.name in BUILDERS:
-        builder = BUILDERS[data.name](data)
-    else:
-        import tensorflow_datasets.translate  # noqa: F401  (registers TFDS's own sets)
-
-        try:
-            builder = tfds.builder(data.name, data_dir=data.data_dir, file_format="array_record")
-        except tfds.core.DatasetNotFoundError:
-            ours = ", ".join(BUILDERS)
-            raise UserError(f"data.name is {data.name!r}; it must be {ours} or a TFDS set") from None
+    builder = _builder(data)
     with locked(Path(builder.data_dir).parent), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
         tfds.disable_progress_bar()
         builder.download_and_prepare()
-    return builder
+    return _builder(data)  # made anew: the first knows nothing of what another process prepared meanwhile
+
+
+def _builder(data: DataConfig) -> tfds.core.DatasetBuilder:
+    if data.name in BUILDERS:
+        return BUILDERS[data.name](data)
+    import tensorflow_datasets.translate  # noqa: F401  (registers TFDS's own sets)
+
+    try:
+        return tfds.builder(data.name, data_dir=data.data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        ours = ", ".join(BUILDERS)
+        raise UserError(f"data.name is {data.name!r}; it must be {ours} or a TFDS set") from None
 
 
 @contextlib.contextmanager

@@ -13,9 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from transformer.config import BOS, EOS, PAD
 
-Step = Callable[
-    [Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]
-]
+Step = Callable[[Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]]
 
 # Below any score, and finite, so that the order among such hypotheses is kept.
 IMPOSSIBLE = -1e9
@@ -93,7 +91,10 @@ class _Beam(NamedTuple):
 def beam_search(
     step: Step, state: PyTree, limits: Int[Array, "b"], length: int, beam_size: int, alpha: float
 ) -> Found:
-    """Keeps the `beam_size` best unfinished hypotheses of each sentence at every step.
+    """Keeps the `beam_size` best hypotheses of each sentence at every step.
+
+    A hypothesis that ends keeps its place in the beam, so fewer go on; with a beam of one this is greedy
+    search, and with a beam that holds every output it is exhaustive.
 
     A sentence is settled when no live hypothesis can still beat its best ended one: log-probabilities only
     fall and the penalty only grows, so log_prob / penalty(limit) bounds what a live one can reach. A settled
@@ -114,23 +115,24 @@ def beam_search(
         previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
         logits, state = step(previous, beam.state, index)
         totals = beam.log_prob[..., None] + jax.nn.log_softmax(logits)
-        # At most `beam_size` of the best 2 * beam_size end here, so enough are left to go on.
-        log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), 2 * beam_size)
+        log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), beam_size)
         parent, token = jnp.divmod(flat, logits.shape[-1])
         candidates = _pick(beam.live, parent)
         candidates = jax.lax.dynamic_update_slice_in_dim(
             candidates, token[..., None].astype(jnp.int32), index + 1, axis=2
         )
-        is_end = token == EOS
+        places = jnp.sum(beam.score == IMPOSSIBLE, axis=1, keepdims=True)  # not taken by ended ones
+        kept = (jnp.arange(beam_size) < places) & (log_prob > IMPOSSIBLE / 2)
+        is_end, at_limit = token == EOS, (index + 1 >= limits)[:, None]
 
         score = log_prob / length_penalty(index + 1, alpha)
-        at_limit = (index + 1 >= limits)[:, None]
-        score = jnp.where(is_end, score, jnp.where(at_limit, score + UNENDED, IMPOSSIBLE))
-        pool = jnp.concatenate([beam.score, jnp.where(beam.settled[:, None], IMPOSSIBLE, score)], axis=1)
+        score = jnp.where(is_end, score, score + UNENDED)
+        ends = kept & (is_end | at_limit) & ~beam.settled[:, None]
+        pool = jnp.concatenate([beam.score, jnp.where(ends, score, IMPOSSIBLE)], axis=1)
         score, best = jax.lax.top_k(pool, beam_size)
         ended = _pick(jnp.concatenate([beam.ended, candidates], axis=1), best)
 
-        log_prob, best = jax.lax.top_k(jnp.where(is_end, IMPOSSIBLE, log_prob), beam_size)
+        log_prob, best = jax.lax.top_k(jnp.where(kept & ~is_end, log_prob, IMPOSSIBLE), beam_size)
         bound = log_prob[:, 0] / length_penalty(limits, alpha)
         return _Beam(
             index=index + 1,

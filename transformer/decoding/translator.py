@@ -28,7 +28,9 @@ class Translator:
         self._longest = longest_sequence(model.config)
         self._search = jax.jit(self._find, static_argnames="length")
 
-    def __call__(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> list[str]:
+    def __call__(
+        self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
+    ) -> list[str]:
         """The translations, in order; a text without pieces has an empty one.
 
         Args:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, PyTree
@@ -21,9 +22,11 @@ class AttentionWeights(NamedTuple):
     cross: Float[np.ndarray, "layers h t s"]
 
 
-def attention_weights(model: nn.Module, params: PyTree, source: list[int], target: list[int]) -> AttentionWeights:
+def attention_weights(
+    model: nn.Module, params: PyTree, source: list[int], target: list[int]
+) -> AttentionWeights:
     """Attention while `target` is read after `source`; both are pieces closed by EOS."""
-    pair = (np.array([source], np.int32), np.array([target], np.int32))
+    pair = (jnp.array([source], jnp.int32), jnp.array([target], jnp.int32))
     _, sown = model.apply({"params": params}, *pair, mutable=["intermediates"])
     stacks = sown["intermediates"]
 

@@ -29,7 +29,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[
         "chrf": CHRF(),
     }
     scores = {
-        name: metric.corpus_score(list(hypotheses), [list(references)]).score for name, metric in metrics.items()
+        name: metric.corpus_score(list(hypotheses), [list(references)]).score
+        for name, metric in metrics.items()
     }
     equal = sum(map(str.__eq__, hypotheses, references))
     return {

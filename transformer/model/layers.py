@@ -30,9 +30,7 @@ class Embedding(nn.Module):
 
     def logits(self, x: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
         """The pre-softmax linear transformation, with the same weights, in float32."""
-        return jnp.einsum(
-            "btm,vm->btv", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("btm,vm->btv", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
 class FeedForward(nn.Module):

@@ -91,13 +91,22 @@ class Checkpoints:
                 step, args=ocp.args.Composite(**arguments, facts=ocp.args.JsonRestore())
             )
             items = {name: restored[name] for name in templates}
+            other = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
             damaged = [name for name in items if digest(items[name]) != restored.facts["digests"][name]]
         except Exception as error:  # Orbax raises anything, down to a bare Exception, on a broken file
             reason = (str(error).splitlines() or [""])[0][:200]
             raise UserError(f"checkpoint {self._folder / str(step)} is unreadable: {reason}") from error
+        if other:
+            raise UserError(f"checkpoint {self._folder / str(step)} has other shapes: {', '.join(other)}")
         if damaged:
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {', '.join(damaged)}")
         return items, restored.facts
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Orbax restores whatever shape was stored, so they are compared."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def digest(tree: PyTree) -> str:

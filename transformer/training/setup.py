@@ -76,9 +76,7 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
         validate=make_validation(
             make_validation_step(loss_fn, placement), hyper, validation, config.decode.batch_tokens, placement
         ),
-        batches=TrainingBatches(
-            training, plan, config.train.steps, jax.process_index(), jax.process_count()
-        ),
+        batches=TrainingBatches(training, plan, config.train.steps, jax.process_index(), jax.process_count()),
         plan=plan,
         placement=placement,
         tokenizer=corpus.tokenizer,

@@ -56,7 +56,9 @@ def make_train_step(
 
     def train_step(state, batch, key, hyper):
         key = jax.random.fold_in(key, state.step)
-        gradients, sums = placement.reduce(_accumulate(loss_fn, state.params, batch, key, hyper, accumulation))
+        gradients, sums = placement.reduce(
+            _accumulate(loss_fn, state.params, batch, key, hyper, accumulation)
+        )
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         step = state.step + 1
         rate = learning_rate(step, hyper.learning_rate, warmup_steps)
@@ -67,9 +69,7 @@ def make_train_step(
     return placement.compile(train_step, donate_state=True)
 
 
-def make_validation_step(
-    loss_fn: LossFn, placement: Placement
-) -> Callable[[PyTree, Batch, Hyper], Sums]:
+def make_validation_step(loss_fn: LossFn, placement: Placement) -> Callable[[PyTree, Batch, Hyper], Sums]:
     """Compiles (params, batch, hyper) -> sums, without dropout."""
 
     def validation_step(params, batch, hyper):

@@ -1,0 +1,132 @@
+"""Search on hand-made tables, against enumeration of everything."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.config import BOS, EOS, PAD
+from transformer.decoding.search import UNENDED, beam_search, greedy_search, length_penalty
+
+VOCAB = 5  # PAD, BOS, EOS and two words
+
+
+def table_step(table):
+    """A model whose next-piece logits depend on the row and the last two pieces: table [b, v, v, v].
+
+    Its state is the piece before the last, so that a search that reorders states wrongly is caught.
+    """
+
+    def step(tokens, state, index):
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        return table[rows, state, tokens], tokens
+
+    return step
+
+
+def random_table(seed, rows=3):
+    """Log-probabilities; PAD and BOS are never predicted."""
+    logits = np.random.default_rng(seed).normal(scale=2, size=(rows, VOCAB, VOCAB, VOCAB))
+    logits[..., [PAD, BOS]] = -1e9
+    return jnp.float32(logits)
+
+
+def exhaustive(table, row, limit, alpha):
+    """The best ended output of at most `limit` pieces, by trying them all."""
+    log_probs = np.asarray(jax.nn.log_softmax(table[row]), np.float64)
+    best = (-np.inf, None)
+    for length in range(1, limit + 1):
+        for words in itertools.product([3, 4], repeat=length - 1):
+            before, last, total = 0, BOS, 0.0
+            for piece in (*words, EOS):
+                total += log_probs[before, last, piece]
+                before, last = last, piece
+            best = max(best, (total / ((5 + length) / 6) ** alpha, (*words, EOS)))
+    return best
+
+
+def search(table, limits, length, beam_size, alpha=0.6):
+    step, rows = table_step(table), table.shape[0]
+    limits = jnp.asarray(limits, jnp.int32)
+    if beam_size == 0:
+        return greedy_search(step, jnp.zeros((rows, 1), jnp.int32), limits, length, alpha)
+    state = jnp.zeros((rows, beam_size), jnp.int32)
+    return jax.jit(beam_search, static_argnums=(0, 3, 4, 5))(step, state, limits, length, beam_size, alpha)
+
+
+def words(found, row):
+    tokens = list(map(int, found.tokens[row]))
+    return tuple(tokens[: tokens.index(PAD)] if PAD in tokens else tokens)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wide_beam_equals_exhaustive_search(seed, alpha):
+    """There are 31 outputs of at most five pieces."""
+    table, limits = random_table(seed), [5, 3, 1]
+    found = search(table, limits, length=5, beam_size=32, alpha=alpha)
+    for row, limit in enumerate(limits):
+        score, best = exhaustive(table, row, limit, alpha)
+        assert words(found, row) == best
+        assert float(found.score[row]) == pytest.approx(score, rel=1e-5)
+
+
+def test_by_hand_a_beam_of_two_finds_what_greedy_misses():
+    """Greedy takes 3 (0.6) and then can only reach 0.6 * 0.4; 4 (0.4) leads to 0.4 * 1."""
+    table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9)
+    table[0, :, BOS, [3, 4]] = np.log([0.6, 0.4])[:, None]
+    table[0, :, 3, [EOS, 3, 4]] = np.log([0.4, 0.3, 0.3])[:, None]
+    table[0, :, 4, EOS] = 0
+    table = jnp.float32(table)
+    assert words(search(table, [4], 4, beam_size=0, alpha=0.0), 0) == (3, EOS)
+    found = search(table, [4], 4, beam_size=2, alpha=0.0)
+    assert words(found, 0) == (4, EOS)
+    assert float(found.score[0]) == pytest.approx(np.log(0.4), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_of_one_is_greedy(seed):
+    table, limits = random_table(seed, rows=7), [6, 5, 4, 3, 2, 1, 6]
+    beam, greedy = search(table, limits, 6, beam_size=1), search(table, limits, 6, beam_size=0)
+    np.testing.assert_array_equal(beam.tokens, greedy.tokens)
+    np.testing.assert_allclose(beam.score, greedy.score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beam_size", [0, 2, 3])
+def test_neighbours_and_room_change_nothing(beam_size):
+    table, limits = random_table(11), [6, 2, 4]
+    together = search(table, limits, 9, beam_size)
+    for row, limit in enumerate(limits):
+        alone = search(table[row : row + 1], [limit], 6, beam_size)
+        assert words(together, row) == words(alone, 0)
+        assert float(together.score[row]) == pytest.approx(float(alone.score[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("beam_size", [0, 2])
+def test_what_never_ends_stops_at_its_limit(beam_size):
+    table = jnp.full((2, VOCAB, VOCAB, VOCAB), -1e9).at[..., 3].set(0.0)
+    found = search(table, [3, 0], 6, beam_size)
+    assert words(found, 0) == (3, 3, 3)
+    assert float(found.score[0]) < UNENDED / 2
+    assert words(found, 1) == ()
+
+
+def test_early_stopping_waits_for_a_longer_and_better_hypothesis():
+    """EOS at once scores log(0.3); nine sure words score log(0.7) / penalty(10), better only at the end."""
+    table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9)
+    table[0, :, BOS, [EOS, 3]] = np.log([0.55, 0.45])[:, None]
+    table[0, :, 3, 3] = 0
+    table[0, 3, 3, [3, EOS]] = [-0.001, -7]
+    alpha = 1.0
+    found = search(jnp.float32(table), [10], 10, beam_size=2, alpha=alpha)
+    score, best = exhaustive(jnp.float32(table), 0, 10, alpha)
+    assert words(found, 0) == best
+    assert float(found.score[0]) == pytest.approx(score, rel=1e-4)
+
+
+def test_length_penalty_is_that_of_wu_et_al():
+    assert float(length_penalty(1, 0.6)) == pytest.approx(1)
+    assert float(length_penalty(7, 0.6)) == pytest.approx(2**0.6)
+    assert float(length_penalty(7, 0.0)) == pytest.approx(1)

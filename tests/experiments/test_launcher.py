@@ -1,0 +1,117 @@
+"""Sweeps, the queue and the report, without training anything."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.launcher.queue import Job, run_jobs
+from experiments.launcher.report import markdown, write_report
+from experiments.launcher.results import read_study, write_study
+from experiments.launcher.sweep import Sweep, config_hash, expand, load_sweep
+from transformer.config import DataConfig, ExperimentConfig, TrainConfig, UserError
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    return Sweep(
+        name="demo",
+        config="configs/number_words.py",
+        variants={"base": {}, "deep": {"model.num_layers": 3}},
+        splits=("test", "test_long"),
+        metrics=("exact_match", "bleu"),
+    )
+
+
+def test_expand(sweep):
+    runs = expand(sweep, {"train.steps": 7}, seeds=2)
+    assert [(run.variant, run.seed) for run in runs] == [("base", 0), ("deep", 0), ("base", 1), ("deep", 1)]
+    assert {run.config.train.steps for run in runs} == {7}
+    assert [run.config.model.num_layers for run in runs] == [2, 3, 2, 3]
+    assert [run.config.train.seed for run in runs] == [0, 0, 1, 1]
+    assert runs[1].id == f"deep/0-{config_hash(runs[1].config)}"
+
+
+def test_a_misspelt_override_is_refused(sweep):
+    wrong = dataclasses.replace(sweep, variants={"x": {"model.num_layer": 3}})
+    with pytest.raises(UserError, match="unknown config key model.num_layer; .* model.num_layers"):
+        expand(wrong, {}, seeds=1)
+    with pytest.raises(UserError, match="there is no sweep file 'nowhere.py'"):
+        load_sweep("nowhere.py")
+
+
+def test_the_hash_names_what_is_computed():
+    config = ExperimentConfig()
+    same = dataclasses.replace(
+        config,
+        data=DataConfig(data_dir="/x", workers=2),
+        train=TrainConfig(log_every=1, placement="pmap"),
+    )
+    assert config_hash(same) == config_hash(config)
+    other = dataclasses.replace(config, train=TrainConfig(batch_tokens=24_999))
+    assert config_hash(other) != config_hash(config)
+
+
+def job(folder, name, *codes):
+    return Job(name, [[sys.executable, "-c", code] for code in codes], folder / name / "log.txt")
+
+
+def test_queue_runs_at_most_so_many_and_survives_failures(tmp_path):
+    busy = f"""
+import os, pathlib, time
+place = pathlib.Path({str(tmp_path)!r}) / "busy"; place.mkdir(exist_ok=True)
+mine = place / str(os.getpid()); mine.touch(); print("running", len(list(place.iterdir())), flush=True)
+time.sleep(0.4); mine.unlink()
+"""
+    jobs = [job(tmp_path, name, busy) for name in "abcd"]
+    jobs.insert(1, job(tmp_path, "bad", "raise SystemExit(3)", "print('never')"))
+    ended = {}
+    started = time.monotonic()
+    failed = run_jobs(jobs, 2, lambda one, status, seconds: ended.update({one.name: status}))
+    assert failed == 1
+    assert ended == {"a": 0, "bad": 3, "b": 0, "c": 0, "d": 0}
+    assert "never" not in jobs[1].log.read_text()
+    counts = [int(jobs[i].log.read_text().split()[1]) for i in (0, 2, 3, 4)]
+    assert max(counts) == 2
+    assert time.monotonic() - started < 10
+
+
+def test_a_jobs_commands_run_in_order(tmp_path):
+    one = job(tmp_path, "a", "print('first')", "print('second')")
+    assert run_jobs([one], 1, lambda *_: None) == 0
+    assert one.log.read_text() == "first\nsecond\n"
+
+
+@pytest.fixture
+def study(tmp_path, sweep):
+    """Scores of three runs of four: deep/1 has not been evaluated."""
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run, score in zip(runs, (90.0, 80.0, 94.0), strict=False):
+        for split in sweep.splits:
+            path = tmp_path / run.id / "eval" / f"{split}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"exact_match": score, "bleu": score / 2}))
+    return tmp_path
+
+
+def test_report(study):
+    folder = write_report(study, read_study(study))
+    table = (folder / "table.md").read_text()
+    assert table == markdown(read_study(study))
+    assert "| base | 2 | 92.00 ± 2.83 | 46.00 ± 1.41 | 92.00 ± 2.83 | 46.00 ± 1.41 |" in table
+    assert "| deep | 1 | 80.00 | 40.00 | 80.00 | 40.00 |" in table
+    assert (folder / "table.csv").read_text().split("\n")[
+        1
+    ] == "base,test,exact_match,2,92.0,2.8284271247461903"
+    assert "base,1,test,94.0,47.0" in (folder / "runs.csv").read_text()
+    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_of_nothing_yet(tmp_path, sweep):
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    assert "| base | 0 | missing |" in (write_report(tmp_path, read_study(tmp_path)) / "table.md").read_text()
