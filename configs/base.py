@@ -1,6 +1,7 @@
-"""The paper's base model on WMT 2014 English-German: 65M parameters, 27.3 BLEU after 100,000 steps (Table 2).
+"""The paper's base model on WMT 2014 English-German: 65M parameters, 27.3 BLEU after 100,000 steps.
 
-Every other config starts from this one, whose values are the dataclasses' own defaults. Not yet trained by us.
+Every other config starts from this one, whose values are the dataclasses' own defaults. Not yet trained
+by us: the figures are the paper's (Table 2).
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ def with_arguments(config: ConfigDict, argument: str, variants: Variants) -> Con
 def smoke(config: ConfigDict) -> None:
     """Shrinks a config to seconds: it shows that everything runs, and nothing else."""
     config.model.update(num_layers=1, d_model=32, d_ff=64, num_heads=2)
-    config.data.update(vocab_size=300, lists=500)
+    config.data.update(vocab_size=300, lists=200)
     config.optimizer.update(warmup_steps=10, learning_rate=3e-3)
     config.train.update(steps=20, batch_tokens=256, log_every=5, validate_every=10)
     config.decode.update(average_last=1, max_extra=10)

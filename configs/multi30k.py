@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k
 
-Arguments: `de-en` for the other direction, `raw` for the plain text instead of the lower-cased, tokenised one,
-`cpu` for a run on two cores.
+Arguments: `de-en` for the other direction, `raw` for the plain text instead of the lower-cased, tokenised
+one, `cpu` for a run on two cores.
 """
 
 from ml_collections import ConfigDict

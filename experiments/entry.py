@@ -47,28 +47,24 @@ def _guarded(main):
 def _parse(arguments: Sequence[str]) -> list[str]:
     try:
         for argument in arguments:
-            name = argument.lstrip("-").partition("=")[0]
-            if argument.startswith("-") and name.startswith("config."):
+            name, _, value = argument.lstrip("-").partition("=")
+            if name.startswith("config."):
                 check_key(name.removeprefix("config."))
+            elif name == "config" and not Path(path := value.partition(":")[0]).is_file():
+                raise UserError(f"there is no config file {path!r}")
         left_over = flags.FLAGS(arguments)[1:]
         if left_over:
             raise UserError(f"unexpected argument {left_over[0]!r}; see --help")
         return [arguments[0]]
-    except (
-        Exception
-    ) as error:  # a config file is code: whatever it raises while flags are parsed is bad usage
+    except Exception as error:  # a config file is code: whatever it raises here is bad usage
         sys.exit(_refuse(error))
 
 
 def _refuse(error: BaseException) -> int:
-    """Prints the one line, looking behind the wrappers of the flag libraries."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError | FileNotFoundError):
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(cause, FileNotFoundError):
-        line = f"there is no config file {cause.filename!r}"
-    else:
-        line = str(cause or error).split("\n")[0]
+    """Prints the one line; config_flags wraps what a config file raises into a traceback of many."""
+    text = str(error).strip()
+    wrapped = "Error whilst parsing config file" in text
+    line = text.split("\n")[-1 if wrapped else 0].strip().removeprefix("transformer.config.UserError: ")
     print(f"error: {line}", file=sys.stderr)
     return USAGE
 

@@ -82,5 +82,6 @@ def comparison(table: dict[str, dict[str, Sequence[float]]], metric: str, title:
     axes.set(ylabel=metric, title=title)
     axes.set_xticks(range(len(table)), list(table))
     axes.grid(axis="x", visible=False)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     return figure

@@ -1,6 +1,6 @@
 """Trains a run, or goes on with one.
 
-    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k [--config.model.positions=learned]
+    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k --config.model.positions=learned
     python -m experiments.train --workdir=runs/m30k
 
 The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exits with status 75.

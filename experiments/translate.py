@@ -21,7 +21,8 @@ def main() -> None:
     trained = Run(WORKDIR.value).load()
     translator = Translator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     if sys.stdin.isatty():
-        return _converse(translator, trained.config.data.source)
+        _converse(translator, trained.config.data.source)
+        return
     for lines in iter(lambda: list(itertools.islice(sys.stdin.buffer, LINES)), []):
         texts = [line.rstrip(b"\n").decode("utf-8", errors="replace") for line in lines]
         for translation in translator(texts):

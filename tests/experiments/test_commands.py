@@ -78,9 +78,9 @@ def test_evaluate_twice_writes_the_same_bytes(run, trained):
     first = {path.name: path.read_bytes() for path in (trained / "eval").iterdir()}
     assert set(first) == {"test.json", "test.hyp.txt", "test.ref.txt"}
     scores = json.loads(first["test.json"])
-    assert scores["sentences"] == 1_000
+    assert scores["sentences"] == 200
     assert scores["checkpoints"] == [20]
-    assert first["test.hyp.txt"].count(b"\n") == first["test.ref.txt"].count(b"\n") == 1_000
+    assert first["test.hyp.txt"].count(b"\n") == first["test.ref.txt"].count(b"\n") == 200
     run("evaluate", f"--workdir={trained}", "--split=test")
     assert {path.name: path.read_bytes() for path in (trained / "eval").iterdir()} == first
 
@@ -131,7 +131,7 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, data_dir):
     assert result["status"] == "preempted"
     assert result["step"] >= 10
     process = subprocess.Popen(
-        command[:3] + [f"--workdir={tmp_path}"],
+        [*command[:3], f"--workdir={tmp_path}"],
         cwd=ROOT, env=environment(data_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while (line := process.stderr.readline()) and "going on from step" not in line:
@@ -163,7 +163,7 @@ def test_an_unknown_key_is_one_line(run, tmp_path):
         (["train", "--config=configs/nope.py", "--workdir=/tmp/x"], "there is no config file 'configs/nope.py'"),
         (["train", "--config=configs/base.py:tiny", "--workdir=/tmp/x"], "the config argument is 'tiny'; it must be"),
         (["train", SMOKE], "flag --workdir=None: Flag --workdir must have a value other than None."),
-        (["train", SMOKE, "--workdir=/tmp/x", "--steps=3"], "Unknown command line flag 'steps'."),
+        (["train", SMOKE, "--workdir=/tmp/x", "--steps=3"], "Unknown command line flag 'steps'"),
         (["train", SMOKE, "--workdir=/tmp/x", "--config.train.steps=many"], "flag --config.train.steps=many: "),
         (["train", SMOKE, "--workdir=/tmp/x", "--config.train.steps=0"], "train.steps is 0; it must be at least 1"),
         (["train", SMOKE, "--workdir=/tmp/x", "oops"], "unexpected argument 'oops'"),

@@ -61,10 +61,9 @@ def test_a_flipped_bit_is_noticed(tmp_path):
                 path.write_bytes(data)
                 try:
                     params, _ = Checkpoints(tmp_path).params(10, state(0).params)
-                except UserError as error:
-                    assert "is damaged: params" in str(error) or "is unreadable" in str(error)
+                except UserError:
                     flipped += 1
-                else:
+                else:  # a byte that nobody reads
                     jax.tree.map(np.testing.assert_array_equal, params, state(10).params)
                 data[place] ^= 4
                 path.write_bytes(data)

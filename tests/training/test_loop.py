@@ -77,7 +77,7 @@ def test_a_run_cut_off_between_checkpoints_repeats_what_was_lost(config, tmp_pat
     stopped, _ = run(config, tmp_path / "b", stop_after=8)
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "kind": "train", "loss": 99.0}\n{"step": 10, "ki')
-    finished, _ = run(config, tmp_path / "b")
+    run(config, tmp_path / "b")
     assert stopped.step == 8
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
 

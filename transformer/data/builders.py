@@ -63,7 +63,7 @@ class NumberWords(PairBuilder):
     each number, its inner order (German: ones before tens) and the order of the list right.
     """
 
-    HELD_OUT: ClassVar = {"test": 1_000, "validation": 1_000, "test_long": 1_000}
+    HELD_OUT: ClassVar = ("test", "validation", "test_long")  # 1,000 lists each, or as many as train has
 
     def variant(self) -> str:
         return f"{self.data.source}-{self.data.target}.{self.data.lists}"
@@ -82,8 +82,9 @@ class NumberWords(PairBuilder):
                     size -= 1
                     yield "; ".join(map(source, numbers)), "; ".join(map(target, numbers))
 
-        # Held-out lists are drawn first, so that the training set's size does not change them.
-        held_out = {split: list(draw(split, size)) for split, size in self.HELD_OUT.items()}
+        # Held-out lists are drawn first, so that from 1,000 on the training set's size does not change them.
+        size = min(1_000, self.data.lists)
+        held_out = {split: list(draw(split, size)) for split in self.HELD_OUT}
         return {**held_out, "train": draw("train", self.data.lists)}
 
 

@@ -58,7 +58,7 @@ class PackedPlan:
         shares = np.ceil(row_length * totals / totals.max()).astype(int)
         self.source_length, self.target_length = map(int, np.maximum(shares, longest))
         rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))
-        # Place i of the plan holds an example of kind places[i]; row r holds the places starts[r]:starts[r + 1].
+        # Place i of the plan is for a pair of kind places[i]; row r has places starts[r]:starts[r + 1].
         places = np.concatenate([np.tile(row.kinds, row.count) for row in rows])
         sizes = np.concatenate([np.full(row.count, len(row.kinds)) for row in rows])
         self._places_by_kind = np.argsort(places, kind="stable")

@@ -44,7 +44,8 @@ class Translator:
         lengths = np.array([len(one) for one in pieces], int)
         for number in np.flatnonzero(lengths > (self._longest or np.inf)):
             raise UserError(
-                f"line {number + 1} has {lengths[number]} pieces; the model's positions end at {self._longest}"
+                f"line {number + 1} has {lengths[number]} pieces; "
+                f"the model's positions end at {self._longest}"
             )
         translations = [""] * len(texts)
         done = 0

@@ -1,4 +1,4 @@
-"""Corpus scores, by sacreBLEU (Post 2018), on raw references; each with the signature that makes it comparable."""
+"""Corpus scores by sacreBLEU (Post 2018) on raw references, each with its signature."""
 
 from collections.abc import Sequence
 from typing import Any
