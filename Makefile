@@ -1,7 +1,7 @@
 # Targets: env, demo, test, test-all, lint, clean.
 
 # The first Python on PATH that is new enough and can make virtual environments.
-PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13,$(shell \
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell \
 	$(p) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 RUN := $(BIN)/python -m
@@ -43,5 +43,5 @@ lint: env
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv build *.egg-info runs/demo
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache | xargs rm -rf

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from absl import logging as absl_logging
 
 from transformer.config import ExperimentConfig, UserError, check_key, from_dict
 
-USAGE, PREEMPTED = 2, 75
+USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -31,7 +32,8 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next process of the same shapes starts at once."""
     import jax
 
-    default = Path.home() / ".cache" / "transformer" / "xla"
+    # One folder a machine: programs for one CPU may not run on another.
+    default = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -42,20 +44,33 @@ def _guarded(main):
         return main()
     except UserError as error:
         return _refuse(error)
+    except PermissionError as error:
+        return _refuse(UserError(f"{error.filename}: {error.strerror}"))
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     try:
-        for argument in arguments:
-            name, _, value = argument.lstrip("-").partition("=")
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            name, equals, value = argument.lstrip("-").partition("=")
+            if not argument.startswith("-"):
+                continue
             if name.startswith("config."):
                 check_key(name.removeprefix("config."))
-            elif name == "config" and not Path(path := value.partition(":")[0]).is_file():
-                raise UserError(f"there is no config file {path!r}")
+            elif name == "config":
+                path = (value if equals else following).partition(":")[0]
+                if not Path(path).is_file():
+                    raise UserError(f"there is no config file {path!r}")
         left_over = flags.FLAGS(arguments)[1:]
         if left_over:
             raise UserError(f"unexpected argument {left_over[0]!r}; see --help")
         return [arguments[0]]
+    except SystemExit:  # --help, which absl ends with status 1
+        sys.exit(0)
     except Exception as error:  # a config file is code: whatever it raises here is bad usage
         sys.exit(_refuse(error))
 

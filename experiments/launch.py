@@ -7,6 +7,7 @@ last checkpoint. Each run's output is in its folder's log.txt.
 """
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, with config arguments af
 ROOT = flags.DEFINE_string("root", None, "The study's folder.", required=True)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a variant, with seeds 0, 1, ...", lower_bound=1)
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once; they share the cores.", lower_bound=1)
-SET = flags.DEFINE_multi_string("set", [], "Overrides every variant, as in --set=train.steps=500.")
+SET = flags.DEFINE_multi_string("set", [], "Changes a field of every run, as in --set=train.steps=500.")
 
 
 def main() -> int:
@@ -48,6 +49,7 @@ def main() -> int:
             flush=True,
         )
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the queue asks its runs to save
     failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended)
     study = read_study(root)
     folder = write_report(root, study)
@@ -57,7 +59,8 @@ def main() -> int:
 
 def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
     run = Run(root / planned.id)
-    run.begin(planned.config)
+    if not (run.folder / "config.json").exists():  # its name says that the config is the same
+        run.begin(planned.config)
     workdir = f"--workdir={run.folder}"
     return Job(
         name=planned.id,

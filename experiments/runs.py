@@ -1,5 +1,8 @@
 """A run folder: its config, its result, and the trained model in it."""
 
+import contextlib
+import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -39,11 +42,13 @@ class Run:
     def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
         """The config to train with: the folder's own; a given one starts the folder or must equal it.
 
+        As long as nothing was trained, a given config replaces the one that is there.
+
         Raises:
           UserError: there is no config, or the two differ, in which case the fields are named.
         """
         path = self.folder / "config.json"
-        if config is None or path.exists():
+        if config is None or (self.folder / "tokenizer.model").exists():
             stored = self.config
             if config is not None and config != stored:
                 raise UserError(f"{self.folder} has another config: {_difference(stored, config)}")
@@ -54,6 +59,20 @@ class Run:
             raise UserError(f"cannot make {self.folder}: {error.strerror}") from None
         write_json(path, to_dict(config))
         return config
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keeps a second process from training the same run.
+
+        Raises:
+          UserError: one is at it.
+        """
+        with open(self.folder / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder} is being trained by another process") from None
+            yield
 
     @property
     def config(self) -> ExperimentConfig:
@@ -90,8 +109,13 @@ class Run:
         """
         config = self.config
         path = self.folder / "tokenizer.model"
-        checkpoints = Checkpoints(self.folder / "checkpoints") if path.is_file() else None
-        steps = checkpoints.steps[-config.decode.average_last :] if checkpoints else []
+        folder = self.folder / "checkpoints"
+        checkpoints = Checkpoints(folder) if path.is_file() and folder.is_dir() else None
+        there = checkpoints.steps if checkpoints else []
+        every, last = config.train.validate_every, config.train.steps
+        # Where a run was interrupted must not decide what is averaged.
+        scheduled = [step for step in there if step % every == 0 or step == last]
+        steps = scheduled[-config.decode.average_last :] or there[-1:]
         if not steps:
             raise UserError(f"{self.folder} has no checkpoint yet; train it first")
         tokenizer = Tokenizer.load(path)
@@ -103,27 +127,19 @@ class Run:
             if facts["tokenizer_sha256"] != tokenizer.sha256:
                 raise UserError(f"{path} is not the one checkpoint {step} was trained with")
             trees.append(params)
+        checkpoints.close()
         return Trained(config, tokenizer, model, average(trees), steps)
 
 
+@dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model ready for use, and where its weights come from."""
+    """A model ready for use; its weights are the mean of the checkpoints of `steps`."""
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        tokenizer: Tokenizer,
-        model: nn.Module,
-        params: PyTree,
-        steps: list[int],
-    ):
-        self.config, self.tokenizer, self.model, self.params, self.steps = (
-            config,
-            tokenizer,
-            model,
-            params,
-            steps,
-        )
+    config: ExperimentConfig
+    tokenizer: Tokenizer
+    model: nn.Module
+    params: PyTree
+    steps: list[int]
 
     @property
     def params_sha256(self) -> str:

@@ -1,6 +1,6 @@
 """Trains a run, or goes on with one.
 
-    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k --config.model.positions=learned
+    python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k --config.train.seed=1
     python -m experiments.train --workdir=runs/m30k
 
 The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exits with status 75.
@@ -16,7 +16,8 @@ from ml_collections import config_flags
 from experiments import entry
 from experiments.progress import clock, training_observer
 from experiments.runs import Run
-from transformer.config import UserError
+from transformer.config import ExperimentConfig, UserError
+from transformer.model import build
 from transformer.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its arguments after a colon.")
@@ -26,7 +27,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 def main() -> int:
     entry.use_compilation_cache()
     run = Run(WORKDIR.value)
-    config = run.begin(entry.config_from_flag(CONFIG.value))
+    given = entry.config_from_flag(CONFIG.value)
+    if given is not None:
+        build(given.model, vocab_size=1)  # a name that does not exist must not start a run
+    config = run.begin(given)
+    with run.locked():
+        return _train(run, config)
+
+
+def _train(run: Run, config: ExperimentConfig) -> int:
     before = run.result
     if before.get("status") == "done":
         print(f"{run.folder} is trained already: {before['step']} steps in {clock(before['seconds'])}")

@@ -10,6 +10,7 @@ from absl import flags
 
 from experiments import entry
 from experiments.runs import Run
+from transformer.config import UserError
 from transformer.decoding.translator import Translator
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
@@ -24,7 +25,9 @@ def main() -> None:
         _converse(translator, trained.config.data.source)
         return
     for lines in iter(lambda: list(itertools.islice(sys.stdin.buffer, LINES)), []):
-        texts = [line.rstrip(b"\n").decode("utf-8", errors="replace") for line in lines]
+        texts = [
+            line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines
+        ]
         for translation in translator(texts):
             sys.stdout.buffer.write(translation.encode() + b"\n")
         sys.stdout.flush()
@@ -40,7 +43,10 @@ def _converse(translator: Translator, language: str) -> None:
             return
         if not line:
             return
-        print(translator([line])[0])
+        try:
+            print(translator([line])[0])
+        except UserError as error:
+            print(error)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def _attention(run: Run):
     entry.use_compilation_cache()
     trained = run.load()
     layers = trained.config.model.num_layers
-    layer = LAYER.value or layers
+    layer = layers if LAYER.value is None else LAYER.value
     if not 1 <= layer <= layers:
         raise UserError(f"--layer is {layer}; it must be 1 to {layers}")
     tokenizer = trained.tokenizer

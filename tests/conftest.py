@@ -37,9 +37,16 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> str:
-    """Where prepared data lives; shared by the processes of one test session."""
-    return str(tmp_path_factory.getbasetemp().parent / "prepared")
+def shared(tmp_path_factory):
+    """A folder of this test session, the same in each of its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared) -> str:
+    """Where prepared data lives."""
+    return str(shared / "prepared")
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +56,8 @@ def number_words(data_dir) -> DataConfig:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
+def _compile_once(shared):
     """Programs compiled by one test serve the others, in both processes of a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(shared / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -52,6 +52,10 @@ def test_widths_of_heads():
         ({"data": {"tokenizer": "wp"}}, "data.tokenizer is 'wp'; it must be bpe, unigram or char"),
         ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate is 0.0; it must be above 0"),
         ({"train": {"steps": 0}}, "train.steps is 0; it must be at least 1"),
+        (
+            {"decode": {"average_last": 11}},
+            "decode.average_last is 11; it must be at most train.keep_last (10)",
+        ),
         ({"decode": {"length_penalty": -1}}, "decode.length_penalty is -1.0; it must be at least 0"),
     ],
 )

@@ -66,7 +66,6 @@ class TransformerConfig(_Section):
     def __post_init__(self):
         self._at_least(1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "max_positions")
         self._fraction("dropout_rate")
-        self._require("d_model", self.d_model % 2 == 0, "even, since sinusoids come in pairs")
         self._require(
             "d_model",
             self.d_model % self.num_heads == 0 or None not in (self.d_k, self.d_v),
@@ -183,6 +182,13 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self):
+        if self.decode.average_last > self.train.keep_last:
+            raise UserError(
+                f"decode.average_last is {self.decode.average_last}; "
+                f"it must be at most train.keep_last ({self.train.keep_last})"
+            )
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:

@@ -30,10 +30,11 @@ class Study:
 
 
 def is_complete(run: Run, splits: Sequence[str]) -> bool:
-    """Whether a run is trained and scored."""
-    return run.result.get("status") == "done" and all(
-        (run.folder / "eval" / f"{split}.json").exists() for split in splits
-    )
+    """Whether a run is trained to its end, and that end was scored."""
+    if run.result.get("status") != "done":
+        return False
+    scores = [run.folder / "eval" / f"{split}.json" for split in splits]
+    return all(path.exists() and read_json(path)["checkpoints"][-1] == run.result["step"] for path in scores)
 
 
 def write_study(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import ExperimentConfig, UserError, check_key, flatten, from_dict, to_dict
+from transformer.model import build
 
 # Fields that do not change what a run computes, and so not its name.
 IRRELEVANT = {"data.data_dir", "data.manual_dir", "data.workers", "train.log_every", "train.placement"}
@@ -66,14 +67,20 @@ def expand(sweep: Sweep, overrides: dict[str, Any], seeds: int) -> list[PlannedR
     """Every variant with every seed, seeds outermost, so that a first comparison is there early."""
     path, _, argument = sweep.config.partition(":")
     base = load_module(path, "config").get_config(argument).to_dict()
+    varied = {"train.seed", *(key for changes in sweep.variants.values() for key in changes)}
+    for key in varied & set(overrides):
+        raise UserError(f"--set={key}: the study itself varies it")
     configs = {name: {**flatten(base), **overrides, **changes} for name, changes in sweep.variants.items()}
     for key in {key for config in configs.values() for key in config}:
         check_key(key)
-    return [
+    runs = [
         PlannedRun(name, seed, from_dict(_nest(config | {"train.seed": seed})))
         for seed in range(seeds)
         for name, config in configs.items()
     ]
+    for run in runs:
+        build(run.config.model, vocab_size=1)  # a wrong name shows before anything is trained
+    return runs
 
 
 def config_hash(config: ExperimentConfig) -> str:
@@ -88,7 +95,10 @@ def load_module(path: str, what: str):
         raise UserError(f"there is no {what} file {path!r}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise UserError(f"{what} file {path}: {type(error).__name__}: {error}") from error
     return module
 
 

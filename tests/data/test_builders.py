@@ -32,10 +32,16 @@ def test_number_words_are_translations(number_words):
     import num2words
 
     names = {num2words.num2words(n, lang="en"): num2words.num2words(n, lang="de") for n in range(1000)}
+    checked = total = 0
     for source, target in zip(*Corpus(number_words).texts("test"), strict=True):
         left, right = source.split("; "), target.split("; ")
         assert len(left) == len(right)
-        assert all(names.get(one, other) == other for one, other in zip(left, right, strict=True))
+        total += len(left)
+        for one, other in zip(left, right, strict=True):
+            if one in names:
+                assert names[one] == other
+                checked += 1
+    assert checked > total / 3
 
 
 @pytest.mark.slow
@@ -81,6 +87,11 @@ def test_two_at_once_prepare_once(tmp_path):
 def write(path, lines, end="\n"):
     data = "".join(f"{line}{end}" for line in lines).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def cut_short(path):
+    path.write_bytes(gzip.compress(b"a\tb\n" * 9_999)[:-20])
     return str(path)
 
 
@@ -135,6 +146,7 @@ def test_broken_files_are_refused(tmp_path):
         (str(tmp_path / "nowhere.tsv"), r"data.train: .*nowhere.tsv \(or .gz\) is not a file"),
         (str(tmp_path), r"data.train: .* is not a file"),
         (None, r"data.train is not set; parallel_text needs it"),
+        (cut_short(tmp_path / "cut.gz"), r"cut.gz: broken after line \d+: Compressed file ended"),
     ]:
         with pytest.raises(UserError, match=message):
             Corpus(text_config(tmp_path, train=train))

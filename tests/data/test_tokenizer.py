@@ -25,6 +25,7 @@ def test_special_pieces(tokenizer):
     assert tokenizer.names([PAD, BOS, EOS, UNK]) == ["<pad>", "<s>", "</s>", "<unk>"]
     assert tokenizer.encode("") == [EOS]
     assert UNK in tokenizer.encode("\u4eba")
+    assert UNK in tokenizer.encode("a lone surrogate \ud800")
 
 
 def test_the_text_is_not_normalised(tokenizer):

@@ -73,6 +73,44 @@ def test_a_wide_beam_equals_exhaustive_search(seed, alpha):
         assert float(found.score[row]) == pytest.approx(score, rel=1e-5)
 
 
+def reference_beam(table, row, limit, beam_size, alpha):
+    """The same search with sorted lists: an ended hypothesis keeps its place."""
+    log_probs = np.asarray(jax.nn.log_softmax(table[row]), np.float64)
+    live, ended = [(0.0, (0, BOS))], []
+    for length in range(1, limit + 1):
+        extended = [
+            (total + log_probs[pieces[-2], pieces[-1], piece], (*pieces, piece))
+            for total, pieces in live
+            for piece in (EOS, 3, 4)
+        ]
+        extended.sort(key=lambda one: -one[0])
+        kept = extended[: beam_size - len(ended)]
+        ended += [(t / ((5 + length) / 6) ** alpha, p[2:]) for t, p in kept if p[-1] == EOS]
+        live = [(t, p) for t, p in kept if p[-1] != EOS]
+    return max(ended) if ended else None
+
+
+@pytest.mark.parametrize("beam_size", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_narrow_beam_equals_sorted_lists(seed, beam_size):
+    limits = [7, 5, 4, 6, 7, 3]
+    table = random_table(seed, rows=len(limits))
+    found = search(table, limits, 7, beam_size)
+    checked = 0
+    for row, limit in enumerate(limits):
+        if (best := reference_beam(table, row, limit, beam_size, 0.6)) is not None:
+            assert words(found, row) == best[1]
+            assert float(found.score[row]) == pytest.approx(best[0], rel=1e-5)
+            checked += 1
+    assert checked >= 3
+
+
+def test_padding_and_start_are_no_predictions():
+    table = jnp.zeros((1, VOCAB, VOCAB, VOCAB)).at[..., [PAD, BOS]].set(5.0)
+    for beam_size in (0, 2):
+        assert not set(words(search(table, [6], 6, beam_size), 0)) & {PAD, BOS}
+
+
 def test_by_hand_a_beam_of_two_finds_what_greedy_misses():
     """Greedy takes 3 (0.6) and then can only reach 0.6 * 0.4; 4 (0.4) leads to 0.4 * 1."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9)
@@ -114,7 +152,7 @@ def test_what_never_ends_stops_at_its_limit(beam_size):
 
 
 def test_early_stopping_waits_for_a_longer_and_better_hypothesis():
-    """EOS at once scores log(0.3); nine sure words score log(0.7) / penalty(10), better only at the end."""
+    """EOS at once is likelier than any word, but nine words that are nearly sure win by their length."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9)
     table[0, :, BOS, [EOS, 3]] = np.log([0.55, 0.45])[:, None]
     table[0, :, 3, 3] = 0

@@ -43,6 +43,12 @@ def test_order_and_neighbours_change_nothing(tokenizer, beam_size):
     assert [translate([text])[0] for text in TEXTS] == together
 
 
+def test_one_program_a_bucket(tokenizer):
+    translate = translator(tokenizer, batch_tokens=32)
+    translate([f"{'a man ' * words}{letter}" for words in (0, 1, 2, 3) for letter in "ahdrs"])
+    assert translate._search._cache_size() == 2  # 16 and 32 pieces
+
+
 def test_no_text_no_translation(tokenizer):
     assert translator(tokenizer)([]) == []
     assert translator(tokenizer)(["", ""]) == ["", ""]

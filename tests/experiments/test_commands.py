@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import entry
+from experiments.runs import Run
+
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = "--config=configs/number_words.py:smoke"
 
@@ -160,19 +163,19 @@ def test_an_unknown_key_is_one_line(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--config=configs/nope.py", "--workdir=/tmp/x"], "there is no config file 'configs/nope.py'"),
-        (["train", "--config=configs/base.py:tiny", "--workdir=/tmp/x"], "the config argument is 'tiny'; it must be"),
+        (["train", "--config=configs/nope.py", "--workdir=runs/refused"], "there is no config file 'configs/nope.py'"),
+        (["train", "--config=configs/base.py:tiny", "--workdir=runs/refused"], "the config argument is 'tiny'; it must be"),
         (["train", SMOKE], "flag --workdir=None: Flag --workdir must have a value other than None."),
-        (["train", SMOKE, "--workdir=/tmp/x", "--steps=3"], "Unknown command line flag 'steps'"),
-        (["train", SMOKE, "--workdir=/tmp/x", "--config.train.steps=many"], "flag --config.train.steps=many: "),
-        (["train", SMOKE, "--workdir=/tmp/x", "--config.train.steps=0"], "train.steps is 0; it must be at least 1"),
-        (["train", SMOKE, "--workdir=/tmp/x", "oops"], "unexpected argument 'oops'"),
+        (["train", SMOKE, "--workdir=runs/refused", "--steps=3"], "Unknown command line flag 'steps'"),
+        (["train", SMOKE, "--workdir=runs/refused", "--config.train.steps=many"], "flag --config.train.steps=many: "),
+        (["train", SMOKE, "--workdir=runs/refused", "--config.train.steps=0"], "train.steps is 0; it must be at least 1"),
+        (["train", SMOKE, "--workdir=runs/refused", "oops"], "unexpected argument 'oops'"),
         (["evaluate", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
         (["translate", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
         (["visualize", "--workdir=/nowhere"], "/nowhere has no metrics.jsonl"),
         (["report", "--root=/nowhere"], "/nowhere/study.json cannot be read"),
-        (["launch", "--sweep=nope.py", "--root=/tmp/x"], "there is no sweep file 'nope.py'"),
-        (["launch", "--sweep=configs/sweeps/positions.py", "--root=/tmp/x", "--set=steps=3"], "unknown config key steps"),
+        (["launch", "--sweep=nope.py", "--root=runs/refused"], "there is no sweep file 'nope.py'"),
+        (["launch", "--sweep=configs/sweeps/positions.py", "--root=runs/refused", "--set=steps=3"], "unknown config key steps"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )  # fmt: skip
@@ -189,6 +192,41 @@ def test_a_missing_file_is_one_line(run, tmp_path):
     arguments = ["--config.data.train=no.tsv", "--config.data.validation=no.tsv", f"--workdir={tmp_path}/a"]
     line = refuse(run, "train", "--config=configs/text.py:smoke", *arguments)
     assert line == "error: data.train: no.tsv (or .gz) is not a file"
+
+
+def test_a_refused_start_leaves_nothing_in_the_way(run, tmp_path):
+    wrong = ("--config.model.positions=lerned", f"--workdir={tmp_path}/a")
+    assert "model.positions is 'lerned'" in refuse(run, "train", SMOKE, *wrong)
+    missing = ("--config.data.train=no.tsv", f"--workdir={tmp_path}/a")
+    assert "no.tsv" in refuse(run, "train", "--config=configs/text.py:smoke", *missing)
+    run(
+        "train",
+        "--config",
+        "configs/number_words.py:smoke",
+        f"--workdir={tmp_path}/a",
+        "--config.train.steps=1",
+    )
+
+
+def test_help_is_no_error(run):
+    assert "--workdir" in run("train", "--help").stdout
+
+
+def test_a_run_in_training_is_left_alone(run, trained):
+    with Run(trained).locked():
+        line = refuse(run, "train", f"--workdir={trained}")
+    assert line.endswith("smoke is being trained by another process")
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path, monkeypatch, capsys):
+    """As root every file may be read, so the refusal is made up."""
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert entry._guarded(lambda: Run(tmp_path).config) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/config.json: Permission denied\n"
 
 
 def test_an_unreadable_workdir_is_one_line(run, tmp_path):

@@ -40,6 +40,10 @@ def test_a_misspelt_override_is_refused(sweep):
     wrong = dataclasses.replace(sweep, variants={"x": {"model.num_layer": 3}})
     with pytest.raises(UserError, match="unknown config key model.num_layer; .* model.num_layers"):
         expand(wrong, {}, seeds=1)
+    with pytest.raises(UserError, match="model.positions is 'lerned'"):
+        expand(dataclasses.replace(sweep, variants={"x": {"model.positions": "lerned"}}), {}, seeds=1)
+    with pytest.raises(UserError, match="--set=model.num_layers: the study itself varies it"):
+        expand(sweep, {"model.num_layers": 2}, seeds=1)
     with pytest.raises(UserError, match="there is no sweep file 'nowhere.py'"):
         load_sweep("nowhere.py")
 

@@ -15,8 +15,8 @@ def state(step):
     return initial_state(params, adam(OptimizerConfig()))._replace(step=np.int32(step))
 
 
-def save(folder, losses, **kwargs):
-    checkpoints = Checkpoints(folder, **kwargs)
+def save(folder, losses, keep_last=10):
+    checkpoints = Checkpoints(folder, keep_last)
     for number, loss in enumerate(losses, start=1):
         checkpoints.save(state(number * 10), {"tokens_seen": number}, loss)
     checkpoints.close()
@@ -24,7 +24,7 @@ def save(folder, losses, **kwargs):
 
 def test_round_trip(tmp_path):
     save(tmp_path, [2.0, 1.0])
-    restored, facts = Checkpoints(tmp_path).restore(state(0))
+    restored, facts = Checkpoints(tmp_path, keep_last=10).restore(state(0))
     assert isinstance(restored, TrainState)
     assert facts["tokens_seen"] == 2
     expected = state(20)
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path):
 
 
 def test_none_yet(tmp_path):
-    assert Checkpoints(tmp_path).restore(state(0)) is None
+    assert Checkpoints(tmp_path, keep_last=10).restore(state(0)) is None
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
@@ -45,8 +45,25 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert checkpoints.best == 20
 
 
-def test_opening_to_read_deletes_nothing(tmp_path):
-    save(tmp_path, [3.0, 1.0, 2.0])
+def test_reading_does_not_disturb_a_save_under_way(tmp_path):
+    writer = Checkpoints(tmp_path, keep_last=10)
+    large = state(10)._replace(params={"a": {"kernel": np.ones((2_000, 2_000), np.float32)}})
+    writer.save(large, {}, 1.0)
+    reader = Checkpoints(tmp_path)
+    assert reader.steps in ([], [10])
+    reader.close()
+    writer.close()
+    assert Checkpoints(tmp_path).steps == [10]
+
+
+def test_what_an_interruption_left_goes_with_the_next_validation(tmp_path):
+    """So that an interrupted run keeps the same checkpoints as one that was not."""
+    writer = Checkpoints(tmp_path, keep_last=3)
+    for step, loss in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
+        writer.save(state(step), {}, loss)
+        if loss is None:
+            assert writer.steps[-1] == step
+    writer.close()
     assert Checkpoints(tmp_path).steps == [10, 20, 30]
 
 

@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, TransformerConfig, UserError
+from transformer.data.corpus import Corpus
+from transformer.data.tokenizer import Tokenizer
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.loop import train
 from transformer.training.metrics import read_metrics
@@ -114,18 +116,36 @@ def test_golden(config, tmp_path):
     assert ours == pytest.approx(json.loads(GOLDEN.read_text()), abs=1e-4)
 
 
-def test_another_tokenizer_is_refused(config, tmp_path, number_words):
+def test_another_tokenizer_is_refused(config, tmp_path):
+    """One of the same size, so that nothing but its digest tells."""
     run(config, tmp_path, stop_after=8)
-    other = dataclasses.replace(number_words, vocab_size=290)
-    (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match="is not the one its checkpoints|is unreadable|is damaged"):
-        run(dataclasses.replace(config, data=other), tmp_path)
+    texts = Corpus(config.data).texts("validation")[0]
+    other = Tokenizer.train(texts, "bpe", config.data.vocab_size)
+    (tmp_path / "tokenizer.model").write_bytes(other.model)
+    with pytest.raises(UserError, match="tokenizer.model is not the one its checkpoints were trained with"):
+        run(config, tmp_path)
+
+
+def test_other_data_is_refused(config, tmp_path):
+    run(config, tmp_path, stop_after=8)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, lists=200))
+    with pytest.raises(
+        UserError, match=r"was trained on number_words/en-de.300/.*; the data is now .*en-de.200"
+    ):
+        run(other, tmp_path)
+
+
+def test_divergence_is_one_clear_line(config, tmp_path):
+    wild = dataclasses.replace(config, optimizer=OptimizerConfig(warmup_steps=1, learning_rate=1e38))
+    with pytest.raises(UserError, match="training diverged before step .*; lower optimizer.learning_rate"):
+        run(wild, tmp_path)
+    assert all(record["loss"] < float("inf") for record in read_metrics(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_positions": 40}, "data.row_length is 64, but model.positions='learned' ends at 40"),
+        ({"max_positions": 20}, r"split 'train' has a sentence of \d+ pieces, but .*'learned' ends at 20"),
         ({"positions": "x"}, "model.positions is 'x'"),
     ],
 )
@@ -133,6 +153,13 @@ def test_what_cannot_work_is_refused_before_training(config, tmp_path, changes, 
     model = dataclasses.replace(config.model, **{"positions": "learned", **changes})
     with pytest.raises(UserError, match=message):
         run(dataclasses.replace(config, model=model), tmp_path)
+
+
+def test_a_table_need_not_reach_the_end_of_a_row(config, tmp_path):
+    """Rows of 64 pieces hold several lists, each shorter than the table."""
+    model = dataclasses.replace(config.model, positions="learned", max_positions=60)
+    outcome, _ = run(dataclasses.replace(config, model=model), tmp_path, stop_after=2)
+    assert outcome.step == 2
 
 
 def test_an_evaluation_sentence_past_the_table_is_refused(config, tmp_path):

@@ -41,16 +41,13 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
-        return {name: self._examples(pairs) for name, pairs in self.pairs(dl_manager).items()}
+        return {name: self._generate_examples(pairs) for name, pairs in self.pairs(dl_manager).items()}
 
     def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, str]]]:
         """The (source, target) sentences of each split."""
         raise NotImplementedError
 
     def _generate_examples(self, pairs):
-        yield from self._examples(pairs)
-
-    def _examples(self, pairs):
         for number, (source, target) in enumerate(pairs):
             yield number, {self.data.source: source, self.data.target: target}
 
@@ -58,9 +55,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class NumberWords(PairBuilder):
     """Lists of number names, written by num2words: "twelve; ninety-one" and "zwölf; einundneunzig".
 
-    A list has 1 to 4 numbers in 0..99,999, all lengths and all digit counts equally likely; `test_long`
-    has 5 to 10. No list is in two splits. A task that a small model masters in minutes, only by getting
-    each number, its inner order (German: ones before tens) and the order of the list right.
+    A list has 1 to 4 numbers, all lengths equally likely, each drawn below 10, 100, ... or 100,000, all
+    equally likely; `test_long` has 5 to 10. No list is in two splits. A small model masters it in minutes,
+    but only by getting each number, its inner order (German: ones before tens) and the list's order right.
     """
 
     HELD_OUT: ClassVar = ("test", "validation", "test_long")  # 1,000 lists each, or as many as train has
@@ -125,7 +122,13 @@ class Multi30k(PairBuilder):
         if self.data.manual_dir is not None:
             return {split: read_pairs(*self._manual(split)) for split in self.FILES}
         urls = {split: [self._url(split, side) for side in self._sides()] for split in self.FILES}
-        downloaded = dl_manager.download(urls)
+        try:
+            downloaded = dl_manager.download(urls)
+        except Exception as error:  # whatever the network and its libraries raise
+            raise UserError(
+                f"multi30k cannot be downloaded ({type(error).__name__}); get {self.REPOSITORY} yourself "
+                "and set data.manual_dir"
+            ) from error
         return {split: read_pairs(*map(Path, paths)) for split, paths in downloaded.items()}
 
     def _sides(self):
@@ -227,13 +230,18 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    compressed = path.read_bytes()[:2] == b"\x1f\x8b"
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode("utf-8").rstrip("\n").rstrip("\r")
-            except UnicodeDecodeError:
-                raise UserError(f"{path}:{number}: not UTF-8") from None
+        number = 0
+        try:
+            for line in file:
+                number += 1
+                yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number}: not UTF-8") from None
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: broken after line {number}: {error}") from None
 
 
 def _existing(path: Path, field: str) -> Path:
@@ -246,5 +254,6 @@ def _existing(path: Path, field: str) -> Path:
 def _fingerprint(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]

@@ -69,6 +69,11 @@ class Corpus:
         self.tokenizer = tokenizer or self._tokenizer()
 
     @property
+    def identity(self) -> str:
+        """Names the data's content and preparation; runs on different data have different ones."""
+        return self._builder.info.full_name
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits there are."""
         return list(self._builder.info.splits)

@@ -23,6 +23,7 @@ class PackedPlan:
       target_length: pieces in a target row. The language that needs fewer pieces gets shorter rows.
       num_rows: rows of a batch. The last few may be empty, since an epoch's rows are spread evenly.
       steps_per_epoch: batches that show every pair once.
+      longest: pieces of the longest sentence that is trained on.
       dropped: pairs left out because a side is longer than a row.
     """
 
@@ -55,6 +56,7 @@ class PackedPlan:
         kinds, self._kind, counts = np.unique(lengths, axis=1, return_inverse=True, return_counts=True)
         self._kind = self._kind.reshape(-1)
         totals, longest = lengths.sum(axis=1), lengths.max(axis=1)
+        self.longest = int(longest.max())
         shares = np.ceil(row_length * totals / totals.max()).astype(int)
         self.source_length, self.target_length = map(int, np.maximum(shares, longest))
         rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))

@@ -68,8 +68,9 @@ class Tokenizer:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The pieces of each text, closed by EOS."""
-        return [[*pieces, EOS] for pieces in self._processor.encode(list(texts))]
+        """The pieces of each text, closed by EOS. A lone surrogate, which is no text, becomes "?"."""
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        return [[*pieces, EOS] for pieces in self._processor.encode(texts)]
 
     def decode(self, pieces: Sequence[int] | np.ndarray) -> str:
         """The text of pieces up to the first EOS."""

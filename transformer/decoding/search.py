@@ -50,7 +50,7 @@ def greedy_search(step: Step, state: PyTree, limits: Int[Array, "b"], length: in
         index, tokens, ended, log_prob, state = carry
         previous = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
         logits, state = step(previous, state, index)
-        log_probs = jax.nn.log_softmax(logits[:, 0])
+        log_probs = _log_probs(logits)[:, 0]
         best = log_probs.argmax(axis=-1)
         active = ~ended & (index < limits)
         log_prob += jnp.where(active, log_probs.max(axis=-1), 0)
@@ -114,7 +114,7 @@ def beam_search(
         index = beam.index
         previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
         logits, state = step(previous, beam.state, index)
-        totals = beam.log_prob[..., None] + jax.nn.log_softmax(logits)
+        totals = beam.log_prob[..., None] + _log_probs(logits)
         log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), beam_size)
         parent, token = jnp.divmod(flat, logits.shape[-1])
         candidates = _pick(beam.live, parent)
@@ -156,6 +156,12 @@ def beam_search(
     )
     beam = jax.lax.while_loop(lambda beam: (beam.index < length) & ~beam.settled.all(), extend, start)
     return Found(beam.ended[:, 0, 1:], beam.score[:, 0])
+
+
+def _log_probs(logits: Float[Array, "b n v"]) -> Float[Array, "b n v"]:
+    """Log-probabilities of the next piece; PAD and BOS are none."""
+    pieces = jnp.arange(logits.shape[-1])
+    return jnp.where((pieces == PAD) | (pieces == BOS), IMPOSSIBLE, jax.nn.log_softmax(logits))
 
 
 def _pick(x: Array, index: Int[Array, "b n"]) -> Array:

@@ -42,17 +42,20 @@ class Translator:
         """
         pieces = self._tokenizer.encode_all(texts)
         lengths = np.array([len(one) for one in pieces], int)
-        for number in np.flatnonzero(lengths > (self._longest or np.inf)):
+        too_long = np.flatnonzero(lengths > (self._longest or np.inf))
+        if len(too_long):
+            number = too_long[0]
             raise UserError(
                 f"line {number + 1} has {lengths[number]} pieces; "
                 f"the model's positions end at {self._longest}"
             )
         translations = [""] * len(texts)
         done = 0
+        shapes: dict[int, int] = {}  # one a bucket: few rows for few texts, full batches otherwise
         filled = np.flatnonzero(lengths > 1)  # more than EOS
         for members, length, rows in buckets(lengths[filled], self._config.batch_tokens):
             members = filled[members]
-            rows = min(rows, 1 << (len(members) - 1).bit_length())
+            rows = shapes.setdefault(length, min(rows, 1 << (len(members) - 1).bit_length()))
             source = np.zeros((rows, length), np.int32)
             for row, member in enumerate(members):
                 source[row, : lengths[member]] = pieces[member]

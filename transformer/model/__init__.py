@@ -14,9 +14,9 @@ def build(config: TransformerConfig, vocab_size: int) -> Transformer:
     """Makes the model a config names.
 
     Raises:
-      UserError: a name that is not in its dict, before anything is compiled.
+      UserError: a name that is not in its dict, or values that its scheme refuses.
     """
-    choose(POSITIONS, config.positions, "model.positions")
+    choose(POSITIONS, config.positions, "model.positions").check(config)
     choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
     return Transformer(config, vocab_size)
 

@@ -1,6 +1,7 @@
 """Embeddings, the position-wise feed-forward network and the residual connection (paper, 3.1, 3.3, 3.4)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,22 @@ def pre_norm(norm: Map, x: Float[Array, "b t m"], sublayer: Map) -> Float[Array,
     return x + sublayer(norm(x))
 
 
-NORM_PLACEMENTS = {"post": post_norm, "pre": pre_norm}
+class NormPlacement(NamedTuple):
+    """Where a norm stands.
+
+    Attributes:
+      connect: (norm, x, sublayer) -> the residual connection's output.
+      final_norm: whether a stack needs one more norm at its end.
+    """
+
+    connect: Callable[[Map, Float[Array, "b t m"], Map], Float[Array, "b t m"]]
+    final_norm: bool
+
+
+NORM_PLACEMENTS = {
+    "post": NormPlacement(post_norm, final_norm=False),
+    "pre": NormPlacement(pre_norm, final_norm=True),
+}
 
 
 class Residual(nn.Module):
@@ -75,5 +91,5 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t m"], sublayer: Map, drop: Drop) -> Float[Array, "b t m"]:
-        place = choose(NORM_PLACEMENTS, self.config.norm_placement, "model.norm_placement")
-        return place(layer_norm(self.config, "norm"), x, lambda y: drop(sublayer(y), self.path))
+        placement = choose(NORM_PLACEMENTS, self.config.norm_placement, "model.norm_placement")
+        return placement.connect(layer_norm(self.config, "norm"), x, lambda y: drop(sublayer(y), self.path))

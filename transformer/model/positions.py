@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from transformer.config import TransformerConfig
+from transformer.config import TransformerConfig, UserError
 
 
 class Positions(nn.Module):
@@ -20,6 +20,10 @@ class Positions(nn.Module):
     """
 
     config: TransformerConfig
+
+    @classmethod
+    def check(cls, config: TransformerConfig) -> None:
+        """Raises a `UserError` where the scheme cannot work with a config."""
 
     @property
     def longest(self) -> int | None:
@@ -47,6 +51,11 @@ class Positions(nn.Module):
 
 class Sinusoidal(Positions):
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same). No end, no parameters."""
+
+    @classmethod
+    def check(cls, config):
+        if config.d_model % 2:
+            raise UserError(f"model.d_model is {config.d_model}; sinusoids come in pairs, so it must be even")
 
     def add(self, x, positions, length):
         table = jnp.asarray(sinusoid_table(length, self.config.d_model), x.dtype)

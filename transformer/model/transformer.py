@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.config import BOS, TransformerConfig, choose
 from transformer.model.attention import MultiHeadAttention, Rotate
 from transformer.model.dropout import Drop, Dropout, dropper
-from transformer.model.layers import Embedding, FeedForward, Residual, layer_norm
+from transformer.model.layers import NORM_PLACEMENTS, Embedding, FeedForward, Residual, layer_norm
 from transformer.model.masks import Layout, causal_mask, segment_mask, written_mask
 from transformer.model.positions import POSITIONS, Positions
 
@@ -309,5 +309,5 @@ def _feed_forward(config: TransformerConfig) -> FeedForward:
 
 
 def _final_norm(config: TransformerConfig):
-    """Post-norm layers end in a norm already; a pre-norm stack needs one of its own."""
-    return layer_norm(config) if config.norm_placement == "pre" else lambda x: x
+    placement = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
+    return layer_norm(config) if placement.final_norm else lambda x: x

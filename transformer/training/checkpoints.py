@@ -21,21 +21,25 @@ class Checkpoints:
     """The checkpoints of a run: the last few, and the one with the lowest validation loss."""
 
     def __init__(self, folder: Path, keep_last: int | None = None):
-        """Opens a folder, creating it where it is missing. `keep_last=None` deletes nothing."""
-        policy = AnyPreservationPolicy(
-            [LatestN(keep_last), BestN(get_metric_fn=lambda metrics: -metrics["nll"], n=1)]
+        """Opens a folder: with `keep_last` to train, otherwise to read, also while it is being trained."""
+        best = BestN(
+            get_metric_fn=lambda metrics: -metrics["nll"], n=1, keep_checkpoints_without_metrics=False
         )
         self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy if keep_last else None,
+                preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
                 best_fn=lambda metrics: metrics["nll"],
                 best_mode="min",
-                cleanup_tmp_directories=True,
+                read_only=keep_last is None,
+                create=keep_last is not None,
+                cleanup_tmp_directories=keep_last is not None,
             ),
             item_names=("params", "adam", "facts"),
         )
+        # Saved between two validations, by an interruption.
+        self._unscored = [step for step in self.steps if self._manager.metrics(step) is None]
 
     @property
     def steps(self) -> list[int]:
@@ -55,6 +59,13 @@ class Checkpoints:
           facts: JSON data that comes back with the state.
           nll: validation loss, nats a piece, by which the best is kept; None where it was not measured.
         """
+        if nll is None:
+            self._unscored.append(int(state.step))
+        elif self._unscored:  # they have served their purpose
+            self._manager.wait_until_finished()
+            for step in self._unscored:
+                self._manager.delete(step)
+            self._unscored = []
         items = jax.tree.map(np.array, {"params": state.params, "adam": state.adam})
         digests = {name: digest(item) for name, item in items.items()}
         self._manager.save(

@@ -1,7 +1,9 @@
 """Training, from a config and a folder to a trained model."""
 
+import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -74,44 +76,53 @@ def train(
         state, facts = restored
         if facts["tokenizer_sha256"] != task.tokenizer.sha256:
             raise UserError(f"{folder / 'tokenizer.model'} is not the one its checkpoints were trained with")
+        if facts["data"] != task.data:
+            raise UserError(f"{folder} was trained on {facts['data']}; the data is now {task.data}")
         log.info("going on from step %d of %d", state.step, config.train.steps)
 
     first, validation = int(state.step), facts["validation"]
     state = task.placement.replicate(state)
-    slots = task.plan.num_rows * (task.plan.source_length + task.plan.target_length)
-    meter = Meter(config.train.steps, slots, task.plan.steps_per_epoch, facts["tokens_seen"])
-    writer = MetricsWriter(folder, first)
+    meter = Meter(config.train.steps, task.plan.steps_per_epoch, facts["tokens_seen"])
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(MetricsWriter(folder, first)) as writer,
+    ):
 
-    def publish(record: Record) -> Record:
-        writer.write(record)
-        observer.record(record)
-        return record
+        def publish(record: Record) -> Record:
+            if not math.isfinite(record["loss"]):
+                raise UserError(
+                    f"training diverged before step {record['step']}: the loss is {record['loss']}; "
+                    "lower optimizer.learning_rate or raise optimizer.warmup_steps"
+                )
+            writer.write(record)
+            observer.record(record)
+            return record
 
-    for step, batch in enumerate(serve(task.batches, first, config.data.workers), start=first + 1):
-        batch = task.placement.shard(batch, config.train.accumulation)
-        state, sums, info = task.train_step(state, batch, task.key, task.hyper)
-        meter.add(sums)
-        observer.step(step)
+        for step, batch in enumerate(serve(task.batches, first, config.data.workers), start=first + 1):
+            batch = task.placement.shard(batch, config.train.accumulation)
+            state, sums, info = task.train_step(state, batch, task.key, task.hyper)
+            meter.add(sums, slots=batch.source.tokens.size + batch.target.tokens.size)
+            observer.step(step)
 
-        stop = should_stop()
-        validate = step % config.train.validate_every == 0 or step == config.train.steps
-        if validate or stop or step % config.train.log_every == 0:
-            publish(meter.record(step, info))
-        if validate:
-            validation = publish({"step": step, "kind": "validation", **summary(task.validate(state.params))})
-        if validate or stop:
-            facts = {
-                "tokenizer_sha256": task.tokenizer.sha256,
-                "tokens_seen": meter.tokens_seen,
-                "validation": validation,
-            }
-            checkpoints.save(state, facts, validation["nll"] if validate else None)
-            meter.restart()
-        if stop:
-            break
+            stop = should_stop()
+            validate = step % config.train.validate_every == 0 or step == config.train.steps
+            if validate or stop or step % config.train.log_every == 0:
+                publish(meter.record(step, info))
+            if validate:
+                sums = task.validate(state.params)
+                validation = publish({"step": step, "kind": "validation", **summary(sums)})
+            if validate or stop:
+                facts = {
+                    "tokenizer_sha256": task.tokenizer.sha256,
+                    "data": task.data,
+                    "tokens_seen": meter.tokens_seen,
+                    "validation": validation,
+                }
+                checkpoints.save(state, facts, validation["nll"] if validate else None)
+                meter.restart()
+            if stop:
+                break
 
-    checkpoints.close()
-    writer.close()
     return Outcome(
         step=int(state.step),
         finished=int(state.step) >= config.train.steps,

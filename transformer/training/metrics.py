@@ -33,26 +33,29 @@ class Meter:
     The sums stay on the device until a record is asked for, so that the host never waits in between.
     """
 
-    def __init__(self, steps: int, slots: int, steps_per_epoch: int, tokens_seen: int):
-        """Measures a run of `steps` updates, whose batches have room for `slots` pieces, both sides."""
-        self._steps, self._slots, self._steps_per_epoch = steps, slots, steps_per_epoch
+    def __init__(self, steps: int, steps_per_epoch: int, tokens_seen: int):
+        """Measures a run of `steps` updates that has seen `tokens_seen` target pieces."""
+        self._steps, self._steps_per_epoch = steps, steps_per_epoch
         self.tokens_seen = tokens_seen  # target pieces, up to the last record
         self.restart()
 
     def restart(self) -> None:
         """Starts a new interval now."""
         self._sums: list[Sums] = []
+        self._slots = 0
         self._since = time.perf_counter()
 
-    def add(self, sums: Sums) -> None:
-        """Counts a step in."""
+    def add(self, sums: Sums, slots: int) -> None:
+        """Counts a step in, whose batch had room for `slots` pieces, both sides."""
         self._sums.append(sums)
+        self._slots += slots
 
     def record(self, step: int, info: StepInfo) -> Record:
         """What happened since the last record, and starts a new interval."""
         count = len(self._sums)
         totals = Sums(*(sum(map(float, column)) for column in zip(*jax.device_get(self._sums), strict=True)))
         seconds = time.perf_counter() - self._since
+        padding = 1 - (totals.tokens + totals.source_tokens) / self._slots
         self.tokens_seen += int(totals.tokens)
         self.restart()
         return {
@@ -63,7 +66,7 @@ class Meter:
             "learning_rate": float(info.learning_rate),
             "gradient_norm": float(info.gradient_norm),
             "tokens_per_second": totals.tokens / seconds,
-            "padding": 1 - (totals.tokens + totals.source_tokens) / (self._slots * count),
+            "padding": padding,
             "tokens_seen": self.tokens_seen,
             "seconds_left": (self._steps - step) * seconds / count,
         }
@@ -80,7 +83,9 @@ class MetricsWriter:
         """Opens the files of a run that goes on from `step`; records of later steps are cut off."""
         path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

@@ -36,6 +36,7 @@ class Task:
       plan: how they are packed.
       placement: where they go.
       tokenizer: the vocabulary.
+      data: the identity of the data.
     """
 
     state: TrainState
@@ -47,6 +48,7 @@ class Task:
     plan: PackedPlan
     placement: Placement
     tokenizer: Tokenizer
+    data: str
 
 
 def set_up(config: ExperimentConfig, folder: Path) -> Task:
@@ -60,7 +62,8 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
     corpus = open_corpus(config, folder)
     training, validation = corpus.split("train"), corpus.split("validation")
     plan = _plan(config, training)
-    check_lengths(config, "validation", validation)
+    check_lengths(config, "train", plan.longest)
+    check_lengths(config, "validation", validation.longest)
     model = build(config.model, corpus.tokenizer.vocab_size)
     params = init_params(model, config.train.seed)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
@@ -80,6 +83,7 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
         plan=plan,
         placement=placement,
         tokenizer=corpus.tokenizer,
+        data=corpus.identity,
     )
 
 
@@ -101,12 +105,12 @@ def open_corpus(config: ExperimentConfig, folder: Path) -> Corpus:
     return corpus
 
 
-def check_lengths(config: ExperimentConfig, name: str, split: Split) -> None:
+def check_lengths(config: ExperimentConfig, split: str, longest: int) -> None:
     """Refuses a split with an example that the model cannot place: nothing is clipped in silence."""
     limit = longest_sequence(config.model)
-    if limit is not None and split.longest > limit:
+    if limit is not None and longest > limit:
         raise UserError(
-            f"split {name!r} has a sentence of {split.longest} pieces, but model.positions="
+            f"split {split!r} has a sentence of {longest} pieces, but model.positions="
             f"{config.model.positions!r} ends at {limit}; raise model.max_positions"
         )
 
@@ -128,13 +132,7 @@ def make_validation(
 
 
 def _plan(config: ExperimentConfig, training: Split) -> PackedPlan:
-    limit = longest_sequence(config.model)
     row_length = config.data.row_length
-    if limit is not None and row_length > limit:
-        raise UserError(
-            f"data.row_length is {row_length}, but model.positions={config.model.positions!r} ends at "
-            f"{limit}; lower it or raise model.max_positions"
-        )
     try:
         plan = PackedPlan(
             training.source.lengths,
