@@ -37,7 +37,7 @@ def learning_curve(records: Sequence[Record], title: str) -> Figure:
 def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str) -> Figure:
     """One panel a head: weights [h, t, s], darker where a target piece attends to a source piece."""
     heads = len(weights)
-    columns = min(heads, 4)
+    columns = min(heads, 4 if len(source) <= 12 else 2)
     rows = -(-heads // columns)
     size = (0.22 * len(source) + 0.3, 0.22 * len(target) + 0.9)
     figure = Figure(figsize=(max(6, columns * size[0] + 1.5), rows * size[1] + 0.6), layout="constrained")

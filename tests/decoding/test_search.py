@@ -152,16 +152,14 @@ def test_what_never_ends_stops_at_its_limit(beam_size):
 
 
 def test_early_stopping_waits_for_a_longer_and_better_hypothesis():
-    """EOS at once is likelier than any word, but nine words that are nearly sure win by their length."""
+    """EOS at once has probability 1/2; so has 3 3 4 4 EOS, which its length makes the better one."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9)
-    table[0, :, BOS, [EOS, 3]] = np.log([0.55, 0.45])[:, None]
-    table[0, :, 3, 3] = 0
-    table[0, 3, 3, [3, EOS]] = [-0.001, -7]
-    alpha = 1.0
-    found = search(jnp.float32(table), [10], 10, beam_size=2, alpha=alpha)
-    score, best = exhaustive(jnp.float32(table), 0, 10, alpha)
-    assert words(found, 0) == best
-    assert float(found.score[0]) == pytest.approx(score, rel=1e-4)
+    table[0, :, BOS, [EOS, 3]] = np.log([0.5, 0.5])[:, None]
+    for before, last, following in ((BOS, 3, 3), (3, 3, 4), (3, 4, 4), (4, 4, EOS)):
+        table[0, before, last, following] = 0
+    found = search(jnp.float32(table), [10], 10, beam_size=2, alpha=1.0)
+    assert words(found, 0) == (3, 3, 4, 4, EOS)
+    assert float(found.score[0]) == pytest.approx(np.log(0.5) / (10 / 6), rel=1e-5)
 
 
 def test_length_penalty_is_that_of_wu_et_al():
