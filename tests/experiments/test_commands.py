@@ -197,7 +197,7 @@ def test_a_missing_file_is_one_line(run, tmp_path):
 def test_a_refused_start_leaves_nothing_in_the_way(run, tmp_path):
     wrong = ("--config.model.positions=lerned", f"--workdir={tmp_path}/a")
     assert "model.positions is 'lerned'" in refuse(run, "train", SMOKE, *wrong)
-    missing = ("--config.data.train=no.tsv", f"--workdir={tmp_path}/a")
+    missing = ("--config.data.train=no.tsv", "--config.data.validation=no.tsv", f"--workdir={tmp_path}/a")
     assert "no.tsv" in refuse(run, "train", "--config=configs/text.py:smoke", *missing)
     run(
         "train",

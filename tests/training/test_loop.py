@@ -119,8 +119,8 @@ def test_golden(config, tmp_path):
 def test_another_tokenizer_is_refused(config, tmp_path):
     """One of the same size, so that nothing but its digest tells."""
     run(config, tmp_path, stop_after=8)
-    texts = Corpus(config.data).texts("validation")[0]
-    other = Tokenizer.train(texts, "bpe", config.data.vocab_size)
+    sources, targets = Corpus(config.data).texts("test_long")
+    other = Tokenizer.train(sources + targets, "bpe", config.data.vocab_size)
     (tmp_path / "tokenizer.model").write_bytes(other.model)
     with pytest.raises(UserError, match="tokenizer.model is not the one its checkpoints were trained with"):
         run(config, tmp_path)

@@ -112,15 +112,14 @@ def test_validation_is_the_same_on_all_devices(split, packed):
 
 
 @pytest.mark.parametrize("placement", [placements.Jit(), placements.Pmap()], ids=["jit", "pmap"])
-def test_a_state_comes_back_in_the_form_in_which_it_goes_in(placement):
+def test_a_state_comes_back_in_the_form_in_which_it_goes_in(packed, placement):
     """Or else the second step would be compiled anew."""
 
     def step(state, batch):
-        return placement.reduce(state + batch.sum())
+        return placement.reduce(state + batch.characters.sum())
 
     state = placement.replicate(np.float32(1))
-    batch = placement.shard(np.ones((8, 3), np.float32))
-    assert placement.compile(step)(state, batch).sharding == state.sharding
+    assert placement.compile(step)(state, placement.shard(packed)).sharding == state.sharding
 
 
 def test_hyper_changes_without_recompilation(packed):

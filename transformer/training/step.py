@@ -64,7 +64,7 @@ def make_train_step(
         rate = learning_rate(step, hyper.learning_rate, warmup_steps)
         directions, adam = optimizer.update(gradients, state.adam, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
-        return TrainState(step, params, adam), sums, StepInfo(optax.global_norm(gradients), rate)
+        return TrainState(step, params, adam), sums, StepInfo(optax.tree.norm(gradients), rate)
 
     return placement.compile(train_step, donate_state=True)
 
