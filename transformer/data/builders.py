@@ -3,6 +3,7 @@
 A builder of ours is a class and an entry in `BUILDERS`. Any other name is looked up in TFDS.
 """
 
+import abc
 import contextlib
 import fcntl
 import gzip
@@ -32,9 +33,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             file_format="array_record",
         )
 
+    @abc.abstractmethod
     def variant(self) -> str:
         """Names what is prepared: two different contents never share a name."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.Translation(languages=(self.data.source, self.data.target))
@@ -43,9 +44,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager):
         return {name: self._generate_examples(pairs) for name, pairs in self.pairs(dl_manager).items()}
 
+    @abc.abstractmethod
     def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, str]]]:
         """The (source, target) sentences of each split."""
-        raise NotImplementedError
 
     def _generate_examples(self, pairs):
         for number, (source, target) in enumerate(pairs):
