@@ -5,28 +5,41 @@ A builder of ours is a class and an entry in `BUILDERS`. Any other name is looke
 
 import abc
 import contextlib
-import fcntl
-import gzip
-import hashlib
 import io
 import itertools
+import json
+import logging
 import random
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from transformer.config import DataConfig, UserError
+from transformer.data import tfds_sets
+from transformer.data.progress import LogLines, Progress
+from transformer.data.records import write_split
+from transformer.data.text import RULES, Fate, decide, existing, fingerprint, read_pairs, report
+from transformer.disk import is_full, locked
+
+log = logging.getLogger(__name__)
+
+Pairs = Iterable[tuple[str, str]]
 
 
-class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PairBuilder(FileReaderBuilder, skip_registration=True):
     """A TFDS builder that is told everything by a `DataConfig` and keeps the order of its sentences."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, data: DataConfig):
+    def __init__(self, data: DataConfig, progress: Progress | None = None):
         self.data = data
+        self._progress = progress or LogLines()
         super().__init__(
             data_dir=data.data_dir,
             config=tfds.core.BuilderConfig(name=self.variant()),
@@ -37,20 +50,24 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def variant(self) -> str:
         """Names what is prepared: two different contents never share a name."""
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.Translation(languages=(self.data.source, self.data.target))
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {name: self._generate_examples(pairs) for name, pairs in self.pairs(dl_manager).items()}
-
     @abc.abstractmethod
-    def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, str]]]:
+    def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Pairs]:
         """The (source, target) sentences of each split."""
 
-    def _generate_examples(self, pairs):
-        for number, (source, target) in enumerate(pairs):
-            yield number, {self.data.source: source, self.data.target: target}
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.Translation(languages=(self.data.source, self.data.target))
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True, metadata=tfds.core.MetadataDict()
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        languages = (self.data.source, self.data.target)
+        splits = []
+        for name, pairs in self.pairs(dl_manager).items():
+            splits.append(write_split(self, name, languages, pairs, self._progress))
+            if not splits[-1].num_examples:
+                raise UserError(f"split {name!r} of {self.name} is empty")
+        self.info.set_splits(tfds.core.SplitDict(splits))
 
 
 class NumberWords(PairBuilder):
@@ -117,7 +134,7 @@ class Multi30k(PairBuilder):
         if self.data.manual_dir is None:
             return name
         paths = [path for split in self.FILES for path in self._manual(split)]
-        return f"{name}.{_fingerprint(paths)}"
+        return f"{name}.{fingerprint(paths)}"
 
     def pairs(self, dl_manager):
         if self.data.manual_dir is not None:
@@ -126,6 +143,8 @@ class Multi30k(PairBuilder):
         try:
             downloaded = dl_manager.download(urls)
         except Exception as error:  # whatever the network and its libraries raise
+            if is_full(error):
+                raise
             raise UserError(
                 f"multi30k cannot be downloaded ({type(error).__name__}); get {self.REPOSITORY} yourself "
                 "and set data.manual_dir"
@@ -138,7 +157,7 @@ class Multi30k(PairBuilder):
     def _manual(self, split):
         text = "" if self.data.text == "raw" else f".{self.data.text}"
         return [
-            _existing(Path(self.data.manual_dir) / f"{self.FILES[split]}{text}.{side}", "data.manual_dir")
+            existing(Path(self.data.manual_dir) / f"{self.FILES[split]}{text}.{side}", "data.manual_dir")
             for side in self._sides()
         ]
 
@@ -149,24 +168,52 @@ class Multi30k(PairBuilder):
 
 
 class ParallelText(PairBuilder):
-    """Your own text: one file of tab-separated pairs, or two files line by line, each plain or .gz."""
+    """Your own text: one file of tab-separated pairs, or two files line by line, each plain or .gz.
+
+    Validation and test pairs that are not given are held out of the training text, whose pairs are dropped
+    by the rules of `data` (see `text.decide`). Given ones are taken as they are.
+    """
+
+    SPLITS: ClassVar = {"train": Fate.TRAIN, "validation": Fate.VALIDATION, "test": Fate.TEST}
 
     def variant(self) -> str:
-        paths = [path for files in self._files().values() for path in files]
-        return f"{self.data.source}-{self.data.target}.{_fingerprint(paths)}"
+        files = self._files()
+        paths = [path for split in files.values() for path in split]
+        rules = {rule: value for rule in RULES if (value := getattr(self.data, rule))}
+        also = json.dumps([rules, {split: len(paths) for split, paths in files.items()}]) if rules else ""
+        return f"{self.data.source}-{self.data.target}.{fingerprint(paths, also)}"
 
     def pairs(self, dl_manager):
-        return {split: read_pairs(*files) for split, files in self._files().items()}
+        files = self._files()
+        for split, paths in files.items():
+            if next(read_pairs(*paths), None) is None:
+                raise UserError(f"data.{split}: {','.join(map(str, paths))} has no pairs")
+        train = files.pop("train")
+        missing = [fate for split, fate in self.SPLITS.items() if split not in ("train", *files)]
+        fates = decide(read_pairs(*train), self.data, missing)
+        said = report(fates, self.data)
+        for fate in (Fate.TRAIN, *missing) if self.data.held_out else (Fate.TRAIN,):
+            if not np.any(fates == fate):
+                raise UserError(f"data.train: no pair is left for {fate.name.lower()}: {said}")
+        self.info.metadata["report"] = f"{','.join(map(str, train))}: {said}"
+        splits = {split: read_pairs(*paths) for split, paths in files.items()}
+        for split, fate in self.SPLITS.items():
+            if fate in fates:
+                splits[split] = itertools.compress(read_pairs(*train), fates == fate)
+        return splits
 
-    def _files(self):
+    def _files(self) -> dict[str, list[Path]]:
         given = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
-        for split in ("train", "validation"):
-            if given[split] is None:
-                raise UserError(
-                    f"data.{split} is not set; parallel_text needs it: pairs.tsv or source,target"
-                )
+        forms = "pairs.tsv or source,target"
+        for split, names in given.items():
+            if names is None and split == "train":
+                raise UserError(f"data.train is not set; parallel_text needs it: {forms}")
+            if names is None and split == "validation" and not self.data.held_out:
+                raise UserError(f"data.validation is not set; give {forms}, or set data.held_out")
+            if names is not None and len(names.split(",")) > 2:
+                raise UserError(f"data.{split} is {names!r}; it must be {forms}")
         return {
-            split: [_existing(Path(name), f"data.{split}") for name in names.split(",")]
+            split: [existing(Path(name.strip()), f"data.{split}") for name in names.split(",")]
             for split, names in given.items()
             if names is not None
         }
@@ -179,82 +226,35 @@ BUILDERS: dict[str, type[PairBuilder]] = {
 }
 
 
-def prepared(data: DataConfig) -> tfds.core.DatasetBuilder:
+def prepared(data: DataConfig, progress: Progress | None = None) -> tfds.core.DatasetBuilder:
     """The builder a config names, its data on disk as array_record.
 
     Raises:
-      UserError: an unknown data set, a missing or unreadable file, two sides of different line counts.
+      UserError: an unknown data set, a missing or unreadable file, two sides of different line counts, a
+        set of TFDS's own that cannot be prepared here.
     """
-    builder = _builder(data)
-    with locked(Path(builder.data_dir).parent), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
-    return _builder(data)  # made anew: the first knows nothing of what another process prepared meanwhile
+    builder = _builder(data, progress)
+    if not (builder.is_prepared() and builder.info.splits):
+        folder = Path(builder.data_dir).parent
+        with locked(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
+            if not sys.stderr.isatty():
+                tfds.disable_progress_bar()
+            if isinstance(builder, PairBuilder):
+                for left_over in folder.glob(
+                    "incomplete.*"
+                ):  # by a process that was killed: we hold the lock
+                    shutil.rmtree(left_over)
+                builder.download_and_prepare()
+            else:
+                tfds_sets.prepare(builder)
+        # Made anew: the first knows nothing of what another process prepared meanwhile.
+        builder = _builder(data, progress)
+    if isinstance(builder, PairBuilder) and "report" in builder.info.metadata:
+        log.info(builder.info.metadata["report"])
+    return builder
 
 
-def _builder(data: DataConfig) -> tfds.core.DatasetBuilder:
+def _builder(data: DataConfig, progress: Progress | None) -> tfds.core.DatasetBuilder:
     if data.name in BUILDERS:
-        return BUILDERS[data.name](data)
-    import tensorflow_datasets.translate  # noqa: F401  (registers TFDS's own sets)
-
-    try:
-        return tfds.builder(data.name, data_dir=data.data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError:
-        ours = ", ".join(BUILDERS)
-        raise UserError(f"data.name is {data.name!r}; it must be {ours} or a TFDS set") from None
-
-
-@contextlib.contextmanager
-def locked(folder: Path):
-    """Lets one process at a time prepare in a folder; the others wait and find it done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
-    """Pairs of one TSV file or of two files. Only a newline ends a line."""
-    if len(paths) == 1:
-        for number, line in enumerate(_lines(paths[0]), start=1):
-            fields = line.split("\t")
-            if len(fields) != 2:
-                raise UserError(f"{paths[0]}:{number}: {len(fields)} tab-separated fields; there must be 2")
-            yield fields[0], fields[1]
-        return
-    source, target = paths
-    for number, (left, right) in enumerate(itertools.zip_longest(_lines(source), _lines(target)), start=1):
-        if left is None or right is None:
-            shorter = source if left is None else target
-            raise UserError(f"{shorter} ends after {number - 1} lines, before {source} or {target} does")
-        yield left, right
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
-        number = 0
-        try:
-            for line in file:
-                number += 1
-                yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: not UTF-8") from None
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: broken after line {number}: {error}") from None
-
-
-def _existing(path: Path, field: str) -> Path:
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"{field}: {path} (or .gz) is not a file")
-
-
-def _fingerprint(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
+        return BUILDERS[data.name](data, progress)
+    return tfds_sets.find(data, ours=list(BUILDERS))

@@ -54,8 +54,7 @@ def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[B
 
 def evaluation_batches(split: Split, batch_tokens: int) -> Iterator[Batch]:
     """Every pair of a split once, in padded batches by length."""
-    lengths = np.maximum(split.source.lengths, split.target.lengths)
-    for examples, length, num_rows in buckets(lengths, batch_tokens):
+    for examples, length, num_rows in buckets(split.lengths, batch_tokens):
         yield assemble(split, list(examples[:, None]), num_rows, length, length)
 
 

@@ -52,9 +52,12 @@ class PackedPlan:
         self._examples = np.flatnonzero(fits)
         if not len(self._examples):
             raise ValueError(f"no pair fits into rows of {row_length} pieces")
-        lengths = np.stack([source_lengths, target_lengths])[:, fits]
-        kinds, self._kind, counts = np.unique(lengths, axis=1, return_inverse=True, return_counts=True)
-        self._kind = self._kind.reshape(-1)
+        lengths = np.stack([source_lengths[fits], target_lengths[fits]])
+        # A kind of pair is its two lengths, here as one number: pairs of numbers sort ten times slower.
+        codes = lengths[0] * (row_length + 1) + lengths[1]
+        codes, kind, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        self._kind = kind.astype(np.int32)
+        kinds = np.stack(np.divmod(codes, row_length + 1))
         totals, longest = lengths.sum(axis=1), lengths.max(axis=1)
         self.longest = int(longest.max())
         shares = np.ceil(row_length * totals / totals.max()).astype(int)
@@ -155,7 +158,8 @@ def buckets(lengths: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray
       padded length alone, so that there is one shape a bucket.
     """
     order = np.argsort(lengths, kind="stable")
-    padded = np.array([bucket(int(length)) for length in lengths])[order]
+    known, kind = np.unique(lengths, return_inverse=True)
+    padded = np.array([bucket(int(length)) for length in known], int)[kind][order]
     for length in np.unique(padded):
         members = order[padded == length]
         rows = max(1, batch_tokens // int(length))

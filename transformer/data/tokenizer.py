@@ -1,7 +1,9 @@
 """SentencePiece: text to pieces and back (Kudo and Richardson 2018; the paper, section 5.1, uses BPE)."""
 
+import functools
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 import sentencepiece
 
 from transformer.config import BOS, EOS, PAD, UNK, UserError
+
+WORD_START = "\u2581"  # how SentencePiece writes the space before a word
 
 
 class Tokenizer:
@@ -59,8 +63,7 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = str(error).rsplit("] ", 1)[-1]
-            raise UserError(f"data.vocab_size is {vocab_size}; SentencePiece says: {reason}") from None
+            raise UserError(_reason(str(error), vocab_size)) from None
         return cls(written.getvalue())
 
     def encode(self, text: str) -> list[int]:
@@ -69,14 +72,34 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The pieces of each text, closed by EOS. A lone surrogate, which is no text, becomes "?"."""
+        return [one.tolist() for one in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode_all`, for text in bulk. SentencePiece uses all the cores there are."""
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return [[*pieces, EOS] for pieces in self._processor.encode(texts)]
+        return self._processor.encode(texts, add_eos=True, return_type="numpy")
 
     def decode(self, pieces: Sequence[int] | np.ndarray) -> str:
         """The text of pieces up to the first EOS."""
         pieces = list(map(int, pieces))
         return self._processor.decode(pieces[: pieces.index(EOS)] if EOS in pieces else pieces)
 
+    @functools.cached_property
+    def starts_word(self) -> np.ndarray:
+        """Whether each piece of the vocabulary begins a word."""
+        return np.array([name.startswith(WORD_START) for name in self.names(range(self.vocab_size))])
+
     def names(self, pieces: Sequence[int] | np.ndarray) -> list[str]:
         """How each piece is written, for figures; a word's first piece begins with U+2581."""
         return [self._processor.id_to_piece(int(piece)) for piece in pieces]
+
+
+def _reason(said: str, vocab_size: int) -> str:
+    """What SentencePiece says when it cannot learn a vocabulary, in one line that says what to set."""
+    if most := re.search(r"too high.*<= (\d+)", said):
+        return f"data.vocab_size is {vocab_size}; the training text fills at most {most[1]}: set that or less"
+    if least := re.search(r"required_chars. \d+ vs (\d+)", said):
+        return f"data.vocab_size is {vocab_size}; the training text's characters need at least {least[1]}"
+    if "sentences_.empty" in said or "all_chars_count" in said:
+        return f"data.vocab_size is {vocab_size}; the training text is empty: it fills none"
+    return f"data.vocab_size is {vocab_size}; SentencePiece says: {said.rsplit('] ', 1)[-1]}"

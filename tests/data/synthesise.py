@@ -1,0 +1,46 @@
+"""Writes parallel text of any size whose words are as frequent as a language's: for measuring, not for learning.
+
+    python -m tests.data.synthesise FOLDER PAIRS [VALIDATION_PAIRS]
+
+About 25 words a side, lengths log-normal and alike on both sides; word k of 500,000 occurs in proportion to
+1 / (k + 2.7) (Zipf and Mandelbrot), frequent words are shorter. Writes train.en, train.de, valid.en, valid.de.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+WORDS = 500_000
+SYLLABLES = [onset + vowel for onset in [*"bdfghklmnprstwz", "sch", "st"] for vowel in [*"aeiouä", "ei"]]
+
+
+def vocabulary(rng: np.random.Generator) -> np.ndarray:
+    """Words, the most frequent first."""
+    lengths = np.clip(1 + rng.poisson(np.log10(np.arange(1, WORDS + 1)) * 0.35), 1, 7)
+    parts = rng.choice(SYLLABLES, (WORDS, 7))
+    return np.array(["".join(part[:length]) for part, length in zip(parts, lengths, strict=True)], object)
+
+
+def write(folder: Path, name: str, pairs: int, seed: int) -> None:
+    """Writes `name`.en and `name`.de, a hundred thousand lines at a time."""
+    rng = np.random.default_rng(seed)
+    words = {
+        language: vocabulary(np.random.default_rng(number)) for number, language in enumerate(("en", "de"))
+    }
+    cumulative = np.cumsum(1 / (np.arange(WORDS) + 2.7))
+    with open(folder / f"{name}.en", "w") as english, open(folder / f"{name}.de", "w") as german:
+        for first in range(0, pairs, 100_000):
+            count = min(100_000, pairs - first)
+            lengths = np.clip(rng.lognormal(3.05, 0.6, count), 1, 150).astype(int)
+            for file, language in ((english, "en"), (german, "de")):
+                own = np.maximum(1, lengths + rng.integers(-3, 4, count))
+                drawn = np.searchsorted(cumulative, rng.random(own.sum()) * cumulative[-1])
+                texts = np.split(words[language][drawn], np.cumsum(own)[:-1])
+                file.writelines(" ".join(text) + ".\n" for text in texts)
+
+
+if __name__ == "__main__":
+    target, size, *held_out = sys.argv[1:]
+    write(Path(target), "train", int(size), seed=1)
+    write(Path(target), "valid", int(held_out[0]) if held_out else 3_000, seed=2)
