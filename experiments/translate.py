@@ -1,20 +1,22 @@
 """Translates standard input: one line in, one line out. On a terminal it answers each line.
 
 python -m experiments.translate --workdir=runs/m30k < in.txt > out.txt
+
+A line of more pieces than decode.max_source is translated in parts, and standard error says so.
 """
 
+import functools
 import itertools
 import sys
 
 from absl import flags
 
 from experiments import entry
+from experiments.lines import report, translate_lines
 from experiments.runs import Run
-from transformer.config import UserError
 from transformer.decoding.translator import Translator
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
-LINES = 1_024  # translated at once from a pipe
 
 
 def main() -> None:
@@ -24,18 +26,14 @@ def main() -> None:
     if sys.stdin.isatty():
         _converse(translator, trained.config.data.source)
         return
-    for lines in iter(lambda: list(itertools.islice(sys.stdin.buffer, LINES)), []):
-        texts = [
-            line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines
-        ]
-        for translation in translator(texts):
-            sys.stdout.buffer.write(translation.encode() + b"\n")
-        sys.stdout.flush()
+    translate_lines(translator, sys.stdin.buffer, sys.stdout.buffer)
 
 
 def _converse(translator: Translator, language: str) -> None:
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")
     print("One sentence a line; an empty line or Ctrl-D ends.")
-    while True:
+    for before in itertools.count():
         try:
             line = input(f"{language}> ")
         except EOFError:
@@ -43,10 +41,7 @@ def _converse(translator: Translator, language: str) -> None:
             return
         if not line:
             return
-        try:
-            print(translator([line])[0])
-        except UserError as error:
-            print(error)
+        print(translator([line], in_parts=functools.partial(report, translator, before))[0])
 
 
 if __name__ == "__main__":

@@ -1,22 +1,50 @@
 """Strings in, strings out."""
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import DecodeConfig, UserError
+from transformer.config import EOS, DecodeConfig
 from transformer.data.plan import buckets
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.search import beam_search, greedy_search
 from transformer.model import longest_sequence
 
+# Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
+_LINE_ENDS = str.maketrans("\n\r", "  ")
+
+
+class Part(NamedTuple):
+    """What is translated as one sentence.
+
+    Attributes:
+      text: number of the text it belongs to.
+      pieces: closed by EOS.
+      before: what joins its translation to the one of the part before it.
+    """
+
+    text: int
+    pieces: np.ndarray
+    before: str
+
 
 class Translator:
-    """Translates sentences with a trained model."""
+    """Translates sentences with a trained model.
+
+    A sentence longer than `max_source` is translated in parts, each by itself, as if it were a sentence. It
+    is cut before the last word that begins within reach, and the translations are joined by a space; where
+    no word begins (Chinese, or one endless word), it is cut between two pieces and joined by nothing.
+
+    Attributes:
+      max_source: pieces of the longest sentence translated whole, EOS included: `decode.max_source`, or
+        the end of the model's positions where that comes first.
+    """
 
     def __init__(
         self, model: nn.Module, params: PyTree, tokenizer: Tokenizer, config: DecodeConfig | None = None
@@ -26,43 +54,50 @@ class Translator:
         self._params = jax.device_put(params)
         self._config = config or DecodeConfig()
         self._longest = longest_sequence(model.config)
+        self.max_source = min(self._config.max_source, self._longest or self._config.max_source)
         self._search = jax.jit(self._find, static_argnames="length")
 
     def __call__(
-        self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
+        self,
+        texts: Sequence[str],
+        progress: Callable[[int], None] = lambda done: None,
+        in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
     ) -> list[str]:
-        """The translations, in order; a text without pieces has an empty one.
+        """The translations, in order, none with a line end in it; a text of white space has an empty one.
 
         Args:
-          texts: sentences.
+          texts: sentences, of any length.
           progress: is told how many are done.
-
-        Raises:
-          UserError: a sentence is longer than the model can place.
+          in_parts: is told beforehand of each sentence that is translated in parts: its number in `texts`,
+            counted from 0, its pieces, and how many parts they make.
         """
-        pieces = self._tokenizer.encode_all(texts)
-        lengths = np.array([len(one) for one in pieces], int)
-        too_long = np.flatnonzero(lengths > (self._longest or np.inf))
-        if len(too_long):
-            number = too_long[0]
-            raise UserError(
-                f"line {number + 1} has {lengths[number]} pieces; "
-                f"the model's positions end at {self._longest}"
-            )
-        translations = [""] * len(texts)
-        done = 0
+        parts: list[Part] = []
+        unfinished = np.zeros(len(texts), int)  # parts of each text that are not translated yet
+        for text, pieces in enumerate(self._tokenizer.encode_all(texts)):
+            if len(pieces) == 1 or texts[text].isspace():  # EOS alone, or what the vocabulary may not know
+                continue
+            cut = list(self._cut(text, np.array(pieces, np.int32)))
+            if len(cut) > 1:
+                in_parts(text, len(pieces), len(cut))
+            unfinished[text] = len(cut)
+            parts += cut
+        translated = [""] * len(parts)
         shapes: dict[int, int] = {}  # one a bucket: few rows for few texts, full batches otherwise
-        filled = np.flatnonzero(lengths > 1)  # more than EOS
-        for members, length, rows in buckets(lengths[filled], self._config.batch_tokens):
-            members = filled[members]
+        lengths = np.array([len(part.pieces) for part in parts], int)
+        for members, length, rows in buckets(lengths, self._config.batch_tokens):
             rows = shapes.setdefault(length, min(rows, 1 << (len(members) - 1).bit_length()))
-            source = np.zeros((rows, length), np.int32)
+            # Padding must not reach past the positions either: there the model has no numbers.
+            source = np.zeros((rows, min(length, self._longest or length)), np.int32)
             for row, member in enumerate(members):
-                source[row, : lengths[member]] = pieces[member]
+                source[row, : lengths[member]] = parts[member].pieces
             for member, found in zip(members, self.search(source).tokens, strict=False):
-                translations[member] = self._tokenizer.decode(found)
-            done += len(members)
-            progress(done)
+                translated[member] = self._tokenizer.decode(found).translate(_LINE_ENDS)
+                unfinished[parts[member].text] -= 1
+            progress(int((unfinished == 0).sum()))
+        translations = [""] * len(texts)
+        both = zip(parts, translated, strict=True)
+        for text, own in itertools.groupby(both, key=lambda one: one[0].text):
+            translations[text] = "".join(part.before + words for part, words in own if words)
         return translations
 
     def search(self, source: np.ndarray):
@@ -84,3 +119,14 @@ class Translator:
 
         search = greedy_search if beam_size == 1 else functools.partial(beam_search, beam_size=beam_size)
         return search(step, state, limits, length, alpha=alpha)
+
+    def _cut(self, text: int, pieces: np.ndarray) -> Iterator[Part]:
+        starts_word = self._tokenizer.starts_word[pieces]
+        begin, before = 0, ""
+        while len(pieces) - begin > self.max_source:
+            reach = begin + self.max_source - 1  # EOS closes each part
+            words = np.flatnonzero(starts_word[begin + 1 : reach + 1])
+            end = begin + 1 + int(words[-1]) if len(words) else reach
+            yield Part(text, np.append(pieces[begin:end], np.int32(EOS)), before)
+            begin, before = end, " " if starts_word[end] else ""
+        yield Part(text, pieces[begin:], before)
