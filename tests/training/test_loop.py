@@ -11,7 +11,7 @@ from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, T
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.training.checkpoints import Checkpoints
-from transformer.training.loop import train
+from transformer.training.loop import Patience, train
 from transformer.training.metrics import read_metrics
 
 GOLDEN = pathlib.Path(__file__).parent / "golden.json"
@@ -82,6 +82,31 @@ def test_a_run_cut_off_between_checkpoints_repeats_what_was_lost(config, tmp_pat
     run(config, tmp_path / "b")
     assert stopped.step == 8
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
+
+
+def test_patience_ends_a_run_that_no_longer_learns(config, tmp_path):
+    """Weights that stand still: the first validation is the best, and three more are too many."""
+    config = dataclasses.replace(
+        config,
+        optimizer=OptimizerConfig(learning_rate=1e-30),
+        train=dataclasses.replace(config.train, validate_every=2, patience=3),
+    )
+    whole, _ = run(config, tmp_path / "whole")
+    assert (whole.step, whole.finished) == (8, True)
+    first, _ = run(config, tmp_path / "parts", stop_after=5)
+    assert (first.step, first.finished) == (5, False)
+    second, _ = run(config, tmp_path / "parts")
+    assert second == whole
+    again, observer = run(config, tmp_path / "parts")
+    assert again == whole
+    assert observer.records == []
+
+
+def test_patience_is_restored_by_a_lower_loss():
+    patience = Patience(2)
+    for loss, lost in ((3.0, False), (3.0, False), (2.9, False), (2.95, False), (2.9, True)):
+        patience.see(loss)
+        assert patience.lost is lost
 
 
 def test_records(config, tmp_path):

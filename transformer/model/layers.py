@@ -14,6 +14,23 @@ from transformer.model.dropout import Drop
 Map = Callable[[Float[Array, "b t m"]], Float[Array, "b t m"]]
 
 
+class Factors(NamedTuple):
+    """The two factors of the logits, kept apart for a loss that never holds all of their product.
+
+    Attributes:
+      x: the decoder's output for each piece, in the compute dtype.
+      table: the pre-softmax linear transformation, a row a class, float32.
+    """
+
+    x: Float[Array, "... m"]
+    table: Float[Array, "v m"]
+
+    def logits(self) -> Float[Array, "... v"]:
+        """x table^T, in float32."""
+        table = self.table.astype(self.x.dtype)
+        return jnp.einsum("...m,vm->...v", self.x, table, preferred_element_type=jnp.float32)
+
+
 class Embedding(nn.Module):
     """One matrix for source, target and output (section 3.4), initialised N(0, d_model^-0.5)."""
 
@@ -29,9 +46,9 @@ class Embedding(nn.Module):
         """Embeds, multiplied by sqrt(d_model)."""
         return self.table[tokens].astype(self.dtype) * self.d_model**0.5
 
-    def logits(self, x: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
-        """The pre-softmax linear transformation, with the same weights, in float32."""
-        return jnp.einsum("btm,vm->btv", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32)
+    def factors(self, x: Float[Array, "b t m"]) -> Factors:
+        """The pre-softmax linear transformation, with the same weights."""
+        return Factors(x, self.table)
 
 
 class FeedForward(nn.Module):

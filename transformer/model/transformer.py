@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.config import BOS, TransformerConfig, choose
 from transformer.model.attention import MultiHeadAttention, Rotate
 from transformer.model.dropout import Drop, Dropout, dropper
-from transformer.model.layers import NORM_PLACEMENTS, Embedding, FeedForward, Residual, layer_norm
+from transformer.model.layers import NORM_PLACEMENTS, Embedding, Factors, FeedForward, Residual, layer_norm
 from transformer.model.masks import Layout, causal_mask, segment_mask, written_mask
 from transformer.model.positions import POSITIONS, Positions
 
@@ -68,9 +68,20 @@ class Transformer(nn.Module):
           target_layout: likewise for the target.
           dropout: key and rate while training; None: no dropout.
         """
+        return self.factors(source, target, source_layout, target_layout, dropout).logits()
+
+    def factors(
+        self,
+        source: Int[Array, "b s"],
+        target: Int[Array, "b t"],
+        source_layout: Layout | None = None,
+        target_layout: Layout | None = None,
+        dropout: Dropout | None = None,
+    ) -> Factors:
+        """As `__call__`, but the logits are left as a product that is not worked out."""
         source_layout = Layout.of(source) if source_layout is None else source_layout
         encoded = self.encode(source, source_layout, dropout)
-        return self.decode(encoded, source_layout, target, target_layout, dropout)
+        return self._decoded(encoded, source_layout, target, target_layout, dropout)
 
     def encode(
         self,
@@ -91,10 +102,13 @@ class Transformer(nn.Module):
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t v"]:
         """Logits of each target piece given an encoded source and the target pieces before it."""
+        return self._decoded(encoded, source_layout, target, target_layout, dropout).logits()
+
+    def _decoded(self, encoded, source_layout, target, target_layout, dropout) -> Factors:
         layout = Layout.of(target) if target_layout is None else target_layout
         x = self.embedding(shift_right(target, layout.positions))
         memory = self._memory(encoded, segment_mask(layout.segments, source_layout.segments))
-        return self.embedding.logits(self.decoder(x, layout, memory, dropper(dropout, layout)))
+        return self.embedding.factors(self.decoder(x, layout, memory, dropper(dropout, layout)))
 
     def start(
         self, source: Int[Array, "b s"], hypotheses: int, length: int
@@ -118,7 +132,7 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "b n v"], tuple[Cache, ...]]:
         """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one."""
         x, state = self.decoder.step(self.embedding(token), memory, state, index)
-        return self.embedding.logits(x), state
+        return self.embedding.factors(x).logits(), state
 
     def _memory(self, encoded: Float[Array, "b s m"], mask: Bool[Array, "b t s"]) -> Memory:
         return Memory(self.decoder.cross_keys_values(encoded), mask)

@@ -36,7 +36,7 @@ class Outcome:
 
     Attributes:
       step: updates done.
-      finished: whether they are all; otherwise the same call goes on from here.
+      finished: whether there is no more to do; otherwise the same call goes on from here.
       tokens_seen: target pieces trained on.
       validation: the last validation's record.
       params_sha256: digest of the weights.
@@ -49,13 +49,37 @@ class Outcome:
     params_sha256: str
 
 
+@dataclasses.dataclass
+class Patience:
+    """Ends a run whose validation loss has stopped falling.
+
+    Attributes:
+      limit: validations in a row without a lower loss that are too many; None: any number will do.
+      best: the lowest loss so far, nats.
+      stale: validations since.
+    """
+
+    limit: int | None
+    best: float = math.inf
+    stale: int = 0
+
+    def see(self, loss: float) -> None:
+        """Takes in a validation's loss."""
+        self.stale = 0 if loss < self.best else self.stale + 1
+        self.best = min(self.best, loss)
+
+    @property
+    def lost(self) -> bool:
+        return self.limit is not None and self.stale >= self.limit
+
+
 def train(
     config: ExperimentConfig,
     folder: Path,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Trains a run to its last step, going on from its latest checkpoint where there is one.
+    """Trains a run to its end, going on from its latest checkpoint where there is one.
 
     Writes tokenizer.model, checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU the weights of
     a run that was stopped and resumed equal those of one that was not, bit for bit.
@@ -71,13 +95,15 @@ def train(
     """
     task = set_up(config, folder)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
-    state, facts = task.state, {"tokens_seen": 0, "validation": {}}
+    state, facts, patience = task.state, {"tokens_seen": 0, "validation": {}}, Patience(config.train.patience)
     if (restored := checkpoints.restore(state)) is not None:
         state, facts = restored
         if facts["tokenizer_sha256"] != task.tokenizer.sha256:
             raise UserError(f"{folder / 'tokenizer.model'} is not the one its checkpoints were trained with")
         if facts["data"] != task.data:
             raise UserError(f"{folder} was trained on {facts['data']}; the data is now {task.data}")
+        if "patience" in facts:  # which the first checkpoints did not store
+            patience = Patience(config.train.patience, *facts["patience"])
         log.info("going on from step %d of %d", state.step, config.train.steps)
 
     first, validation = int(state.step), facts["validation"]
@@ -98,7 +124,8 @@ def train(
             observer.record(record)
             return record
 
-        for step, batch in enumerate(serve(task.batches, first, config.data.workers), start=first + 1):
+        batches = () if patience.lost else serve(task.batches, first, config.data.workers)
+        for step, batch in enumerate(batches, start=first + 1):
             batch = task.placement.shard(batch, config.train.accumulation)
             state, sums, info = task.train_step(state, batch, task.key, task.hyper)
             meter.add(sums, slots=batch.source.tokens.size + batch.target.tokens.size)
@@ -111,21 +138,27 @@ def train(
             if validate:
                 sums = task.validate(state.params)
                 validation = publish({"step": step, "kind": "validation", **summary(sums)})
+                patience.see(validation["nll"])
             if validate or stop:
                 facts = {
                     "tokenizer_sha256": task.tokenizer.sha256,
                     "data": task.data,
                     "tokens_seen": meter.tokens_seen,
                     "validation": validation,
+                    "patience": [patience.best, patience.stale],
                 }
                 checkpoints.save(state, facts, validation["nll"] if validate else None)
                 meter.restart()
-            if stop:
+            if patience.lost:
+                log.info(
+                    "no lower validation loss in %d validations: step %d is the last", patience.limit, step
+                )
+            if stop or patience.lost:
                 break
 
     return Outcome(
         step=int(state.step),
-        finished=int(state.step) >= config.train.steps,
+        finished=int(state.step) >= config.train.steps or patience.lost,
         tokens_seen=meter.tokens_seen,
         validation=validation,
         params_sha256=digest(jax.device_get(state.params)),

@@ -101,7 +101,9 @@ def open_corpus(config: ExperimentConfig, folder: Path) -> Corpus:
     path = folder / "tokenizer.model"
     corpus = Corpus(config.data, Tokenizer.load(path) if path.exists() else None)
     if not path.exists():
-        path.write_bytes(corpus.tokenizer.model)
+        partial = path.with_suffix(".partial")  # a broken one would stand in the way
+        partial.write_bytes(corpus.tokenizer.model)
+        partial.rename(path)
     return corpus
 
 

@@ -1,0 +1,51 @@
+"""FLOPs against counts made by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from transformer.config import TransformerConfig
+from transformer.model import build, init_params
+from transformer.model.flops import matmul_flops
+
+
+def test_a_product_and_its_gradient():
+    a, b = jnp.ones((2, 3)), jnp.ones((3, 5))
+    assert matmul_flops(jnp.matmul, a, b) == 2 * 2 * 3 * 5
+    assert matmul_flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), a, b) == 3 * 60
+
+
+def test_a_batched_product():
+    x, y = jnp.ones((7, 2, 3)), jnp.ones((7, 5, 3))
+    assert matmul_flops(lambda x, y: jnp.einsum("bik,bjk->bij", x, y), x, y) == 2 * 7 * 2 * 3 * 5
+
+
+def test_a_scan_counts_each_iteration_and_a_branch_its_longest():
+    w = jnp.ones((3, 3))
+
+    def step(x, _):
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ w @ w, lambda x: x @ w, x), None
+
+    assert matmul_flops(jax.jit(lambda x: jax.lax.scan(step, x, None, length=11)[0]), w) == 11 * 2 * 54
+
+
+def test_a_while_loop_is_refused():
+    w = jnp.ones((3, 3))
+    with pytest.raises(ValueError, match="while loop"):
+        matmul_flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), w)
+
+
+def test_a_transformer():
+    """Projections, logits of attention and attended values of each layer, feed-forward, output."""
+    config = TransformerConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
+    model = build(config, 13)
+    b, s, t, m, f, d, e = 4, 6, 9, 22, 11, 15, 21  # d and e over all heads
+    source, target = jnp.ones((b, s), int), jnp.ones((b, t), int)
+
+    def attention(query, key):
+        return query * m * (d + e) + key * m * (d + e) + query * key * (d + e)
+
+    encoder = attention(s, s) + 2 * s * m * f
+    decoder = attention(t, t) + attention(t, s) + 2 * t * m * f
+    products = b * (2 * (encoder + decoder) + t * m * 13)
+    assert matmul_flops(model.apply, {"params": init_params(model, 0)}, source, target) == 2 * products
