@@ -1,0 +1,1 @@
+"""How fast: ours and our peers', each beside what the machine can do."""
