@@ -2,6 +2,11 @@
 
     python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k
 
+The full recipe (at most 8,000 steps of 8,192 target pieces, patience 10) has not been trained by us; Wu et
+al. report 41.02 tokenised lower-cased BLEU on test_2016_flickr. `multi30k.py:cpu`, one seed: 40.59 (sacreBLEU
+cased and lower-cased 40.57, chrF 64.9), mean of the last 10 checkpoints, beam 5, after 8,680 steps in 25:40
+on 2 CPU cores that also did other work (515 GFLOP/s in float32), Python 3.11, jax 0.10.2, 2026-11-24.
+
 Arguments: `de-en` for the other direction, `raw` for the plain text instead of the lower-cased, tokenised
 one, `cpu` for a run on two cores.
 """
@@ -16,14 +21,15 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.update(num_layers=4, d_model=128, d_ff=256, num_heads=4, dropout_rate=0.3)
     config.data.update(name="multi30k", text="lc.norm.tok", vocab_size=10_000, row_length=64)
     config.optimizer.update(warmup_steps=2_000, learning_rate=5e-3)
-    config.train.update(steps=8_000, batch_tokens=8_192, log_every=50, validate_every=54)
+    config.train.update(steps=8_000, batch_tokens=8_192, log_every=50, validate_every=54, patience=10)
     config.decode.update(beam_size=5, average_last=10)
     return base.with_arguments(config, argument, {"cpu": _cpu, "de-en": _reverse, "raw": _raw})
 
 
 def _cpu(config: ConfigDict) -> None:
-    config.optimizer.warmup_steps = 1_000
-    config.train.update(steps=4_000, batch_tokens=2_048, validate_every=215)
+    config.model.dropout_rate = 0.2  # 40 epochs, where the full recipe has up to 148
+    config.optimizer.update(warmup_steps=1_000, learning_rate=4e-3)
+    config.train.update(steps=8_680, batch_tokens=2_048, validate_every=217)
 
 
 def _reverse(config: ConfigDict) -> None:

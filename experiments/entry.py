@@ -1,5 +1,7 @@
 """What every command shares: flags, exit statuses, one clear line for what a user can mend."""
 
+import ctypes
+import functools
 import logging
 import os
 import platform
@@ -11,16 +13,25 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from transformer.config import ExperimentConfig, UserError, check_key, from_dict
+from transformer.disk import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], words: Sequence[str] = ()) -> None:
     """Parses flags, runs `main` and exits with its status.
 
     Exit status: 0 done; 2 bad usage or config; 75 preempted and saved; 1, with a traceback, a bug.
+
+    Args:
+      main: the command; it is given the word, where there are `words`.
+      words: of which the user types one after the command's name.
     """
-    app.run(lambda _: sys.exit(_guarded(main)), flags_parser=_parse)
+    keep_memory()
+    app.run(
+        lambda argv: sys.exit(_guarded(lambda: main(*argv[1:]))),
+        flags_parser=functools.partial(_parse, words=words),
+    )
 
 
 def config_from_flag(value) -> ExperimentConfig | None:
@@ -38,6 +49,19 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def keep_memory() -> None:
+    """Lets a process reuse what it has freed, instead of giving it back to the system.
+
+    XLA on CPU asks malloc for a step's memory anew at each step. By default glibc maps such large blocks and
+    unmaps them, and the system fills every page with zeros again. A matter of glibc alone; nothing elsewhere.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 1)  # M_ARENA_MAX: the threads share one heap
+        mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped apart
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+
+
 def _guarded(main):
     _quiet_libraries()
     try:
@@ -49,11 +73,15 @@ def _guarded(main):
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return _refuse(UserError(f"{error.filename or 'writing'}: the disk or quota is full; make room"))
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
+def _parse(arguments: Sequence[str], words: Sequence[str]) -> list[str]:
     try:
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
             name, equals, value = argument.lstrip("-").partition("=")
@@ -66,9 +94,11 @@ def _parse(arguments: Sequence[str]) -> list[str]:
                 if not Path(path).is_file():
                     raise UserError(f"there is no config file {path!r}")
         left_over = flags.FLAGS(arguments)[1:]
-        if left_over:
-            raise UserError(f"unexpected argument {left_over[0]!r}; see --help")
-        return [arguments[0]]
+        if words and (not left_over or left_over[0] not in words):
+            raise UserError(f"say what, one of: {', '.join(words)}; see --help")
+        for unexpected in left_over[1 if words else 0 :]:
+            raise UserError(f"unexpected argument {unexpected!r}; see --help")
+        return [arguments[0], *left_over]
     except SystemExit:  # --help, which absl ends with status 1
         sys.exit(0)
     except Exception as error:  # a config file is code: whatever it raises here is bad usage
@@ -85,8 +115,9 @@ def _refuse(error: BaseException) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Shows our own log lines and the libraries' errors."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Shows our own log lines. What stops a library is raised; Orbax also logs it, from every thread."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = _unraisable
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("transformer", "experiments"):
@@ -94,3 +125,9 @@ def _quiet_libraries() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def _unraisable(what) -> None:
+    """Passes over what Orbax's threads run into after a failed write, which is raised elsewhere."""
+    if "Event loop is closed" not in str(what.exc_value):
+        sys.__unraisablehook__(what)

@@ -65,11 +65,14 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     )
     sources, references = corpus.texts(split)
     translator = Translator(trained.model, trained.params, trained.tokenizer, config.decode)
+    in_parts = []
     started = time.perf_counter()
     with counting(len(sources), split) as progress:
-        hypotheses = translator(sources, progress)
+        hypotheses = translator(sources, progress, lambda *one: in_parts.append(one))
     seconds = time.perf_counter() - started
     print(f"{split}: {len(sources)} sentences in {seconds:.1f} s, compilation included")
+    if in_parts:
+        print(f"{split}: {len(in_parts)} of more than {translator.max_source} pieces, translated in parts")
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     for name, lines in (("hyp", hypotheses), ("ref", references)):

@@ -1,10 +1,12 @@
 """Shows work that takes long: a live line on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from transformer.data.progress import LogLines
 from transformer.training.metrics import Record
 
 
@@ -99,3 +101,25 @@ class _Counter:
 
     def __exit__(self, *_):
         self._progress.stop()
+
+
+@contextlib.contextmanager
+def preparing():
+    """Yields who is to be told of data preparation: bars on a terminal, log lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield LogLines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+    tasks = {}
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        bars.start()  # at the first call, not before: TFDS may have bars of its own
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield tell
+    finally:
+        bars.stop()

@@ -14,8 +14,9 @@ import jax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import ExperimentConfig, UserError, flatten, from_dict, to_dict
+from transformer.config import ExperimentConfig, UserError, flatten, from_stored, to_dict
 from transformer.data.tokenizer import Tokenizer
+from transformer.disk import room
 from transformer.model import build, init_params
 from transformer.training.checkpoints import Checkpoints, average, digest
 
@@ -80,7 +81,7 @@ class Run:
         path = self.folder / "config.json"
         if not path.is_file():
             raise UserError(f"{self.folder} is not a run: it has no config.json; start one with --config")
-        return from_dict(read_json(path))
+        return from_stored(read_json(path))
 
     @property
     def result(self) -> dict[str, Any]:
@@ -157,8 +158,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    with room(path.parent, ", then give the same command again"):
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
 
 
 def _difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:

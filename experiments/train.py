@@ -6,6 +6,7 @@
 The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exits with status 75.
 """
 
+import contextlib
 import signal
 import time
 import traceback
@@ -17,10 +18,12 @@ from experiments import entry
 from experiments.progress import clock, training_observer
 from experiments.runs import Run
 from transformer.config import ExperimentConfig, UserError
+from transformer.disk import room
 from transformer.model import build
 from transformer.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its arguments after a colon.")
+GO_ON = ", then give the same command again: it goes on from the last checkpoint"
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 
 
@@ -47,10 +50,11 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         return before.get("seconds", 0) + time.time() - started
 
     try:
-        with training_observer(config.train.steps) as observer:
+        with room(run.folder, GO_ON), training_observer(config.train.steps) as observer:
             outcome = train(config, run.folder, observer, _stop_signal())
     except UserError:
-        run.write_result(**before | {"status": "failed", "seconds": seconds()})
+        with contextlib.suppress(UserError):  # a full disk has no room for this either
+            run.write_result(**before | {"status": "failed", "seconds": seconds()})
         raise
     except BaseException:
         (run.folder / "error.txt").write_text(traceback.format_exc())

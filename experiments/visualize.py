@@ -42,8 +42,10 @@ def _attention(run: Run):
         raise UserError(f"--layer is {layer}; it must be 1 to {layers}")
     tokenizer = trained.tokenizer
     translator = Translator(trained.model, trained.params, tokenizer, trained.config.decode)
-    translation = translator([SENTENCE.value])[0]
-    source, target = tokenizer.encode(SENTENCE.value), tokenizer.encode(translation)
+    source = tokenizer.encode(SENTENCE.value)
+    if len(source) > translator.max_source:
+        raise UserError(f"--sentence has {len(source)} pieces; it must have at most {translator.max_source}")
+    target = tokenizer.encode(translator([SENTENCE.value])[0])
     weights = attention_weights(trained.model, trained.params, source, target)
     title = f"cross-attention, decoder layer {layer} of {layers}"
     return plots.attention_map(

@@ -27,6 +27,25 @@ def test_round_trip_through_json():
     assert c.from_dict({}) == c.ExperimentConfig()
 
 
+def test_a_stored_config_without_later_fields_does_what_it_did(monkeypatch):
+    """Even where the default has become another one."""
+    stored = json.loads(json.dumps(c.to_dict(c.ExperimentConfig())))
+    for section, fields in c.ADDED.items():
+        for field in fields:
+            del stored[section][field]
+    config = c.from_stored(stored)
+    for section, fields in c.ADDED.items():
+        assert {field: getattr(getattr(config, section), field) for field in fields} == fields
+    monkeypatch.setitem(c.ADDED["data"], "held_out", 7)
+    monkeypatch.setitem(c.ADDED, "optimizer", {"beta1": 0.5})
+    assert c.from_stored(stored).data.held_out == 7
+    assert c.from_stored(stored | {"data": {"held_out": 3}}).data.held_out == 3
+    del stored["optimizer"]
+    assert c.from_stored(stored).optimizer.beta1 == 0.5
+    with pytest.raises(c.UserError, match="data is 3; it must be a group of fields"):
+        c.from_stored({"data": 3})
+
+
 def test_widths_of_heads():
     model = c.TransformerConfig(d_model=22, num_heads=3, d_k=5, d_v=7)
     assert (model.key_width, model.value_width) == (5, 7)
@@ -49,6 +68,10 @@ def test_widths_of_heads():
         ({"model": {"d_model": 100}}, "model.d_model is 100; it must be a multiple of model.num_heads (8)"),
         ({"model": {"dtype": "int8"}}, "model.dtype is 'int8'; it must be float32 or bfloat16"),
         ({"data": {"target": "en"}}, "data.target is 'en'; it must be another language than data.source"),
+        ({"data": {"held_out": -1}}, "data.held_out is -1; it must be at least 0"),
+        ({"data": {"min_characters": -1}}, "data.min_characters is -1; it must be at least 0"),
+        ({"data": {"max_characters": 0}}, "data.max_characters is 0; it must be at least 1"),
+        ({"data": {"max_ratio": 0.5}}, "data.max_ratio is 0.5; it must be at least 1"),
         ({"data": {"tokenizer": "wp"}}, "data.tokenizer is 'wp'; it must be bpe, unigram or char"),
         ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate is 0.0; it must be above 0"),
         ({"train": {"steps": 0}}, "train.steps is 0; it must be at least 1"),
@@ -56,6 +79,8 @@ def test_widths_of_heads():
             {"decode": {"average_last": 11}},
             "decode.average_last is 11; it must be at most train.keep_last (10)",
         ),
+        ({"decode": {"max_source": 1}}, "decode.max_source is 1; it must be at least 2"),
+        ({"model": {"max_positions": 1}}, "model.max_positions is 1; it must be at least 2"),
         ({"decode": {"length_penalty": -1}}, "decode.length_penalty is -1.0; it must be at least 0"),
     ],
 )

@@ -64,7 +64,8 @@ class TransformerConfig(_Section):
     dtype: str = "float32"  # of activations; parameters, softmax and norm statistics stay float32
 
     def __post_init__(self):
-        self._at_least(1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "max_positions")
+        self._at_least(1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v")
+        self._at_least(2, "max_positions")  # a piece and EOS
         self._fraction("dropout_rate")
         self._require(
             "d_model",
@@ -96,9 +97,16 @@ class DataConfig(_Section):
     data_dir: str | None = None  # where prepared data lives; None: TFDS's own place
     manual_dir: str | None = None  # multi30k: folder that already holds its files
     text: str = "raw"  # multi30k: raw or lc.norm.tok (lower-cased, normalised, tokenised)
-    train: str | None = None  # parallel_text: "pairs.tsv" or "source.txt,target.txt", each maybe .gz
+    # parallel_text: "pairs.tsv" or "source.txt,target.txt", each maybe .gz. A TFDS set: a split or a part of
+    # one, such as "train[:99%]"; None: the split of that name.
+    train: str | None = None
     validation: str | None = None  # as train
     test: str | None = None  # as train
+    held_out: int = 0  # parallel_text: pairs held out of train as validation, and as test, where not given
+    min_characters: int = 0  # parallel_text: training pairs with a shorter side are dropped
+    max_characters: int | None = None  # parallel_text: training pairs with a longer side are dropped
+    max_ratio: float | None = None  # parallel_text: of a training pair's sides in characters
+    deduplicate: bool = False  # parallel_text: whether a training pair that came before is dropped
     lists: int = 50_000  # number_words: lists to train on
     tokenizer: str = "bpe"  # SentencePiece model type: bpe, unigram or char
     vocab_size: int = 37_000  # pieces, shared by both languages, special ones included
@@ -107,9 +115,9 @@ class DataConfig(_Section):
 
     def __post_init__(self):
         self._at_least(8, "vocab_size")
-        self._at_least(1, "lists")
+        self._at_least(1, "lists", "max_characters", "max_ratio")
         self._at_least(2, "row_length")
-        self._at_least(0, "workers")
+        self._at_least(0, "workers", "held_out", "min_characters")
         self._require("tokenizer", self.tokenizer in ("bpe", "unigram", "char"), "bpe, unigram or char")
         self._require("text", self.text in ("raw", "lc.norm.tok"), "raw or lc.norm.tok")
         self._require("target", self.source != self.target, "another language than data.source")
@@ -148,11 +156,13 @@ class TrainConfig(_Section):
     placement: str = "auto"  # jit, pmap; auto: pmap where there are several devices
     log_every: int = 100  # steps
     validate_every: int = 1_000  # steps between validations; each writes a checkpoint
+    patience: int | None = None  # validations in a row without a lower plain loss that end training early
     keep_last: int = 10  # checkpoints, besides the best
 
     def __post_init__(self):
         self._at_least(0, "seed")
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
+        self._at_least(1, "patience")
         self._fraction("label_smoothing")
 
 
@@ -167,9 +177,11 @@ class DecodeConfig(_Section):
     max_extra: int = 50  # output pieces beyond the input's
     average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
     batch_tokens: int = 1_024  # source pieces searched at once, padding included
+    max_source: int = 1_024  # pieces of the longest source translated whole, EOS included; longer: in parts
 
     def __post_init__(self):
         self._at_least(1, "beam_size", "max_extra", "average_last", "batch_tokens")
+        self._at_least(2, "max_source")
         self._require("length_penalty", self.length_penalty >= 0, "at least 0")
 
 
@@ -191,6 +203,20 @@ class ExperimentConfig:
             )
 
 
+# Fields that came later, which a stored config.json may lack, and the values that do what was done before.
+ADDED: dict[str, dict[str, Any]] = {
+    "data": {
+        "held_out": 0,
+        "min_characters": 0,
+        "max_characters": None,
+        "max_ratio": None,
+        "deduplicate": False,
+    },
+    "train": {"patience": None},
+    "decode": {"max_source": 1_024},
+}
+
+
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """The config as plain nested dicts, for JSON."""
     return dataclasses.asdict(config)
@@ -203,6 +229,15 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
       UserError: an unknown key (its nearest known one is named) or a value of the wrong type or range.
     """
     return _build(ExperimentConfig, values, "")
+
+
+def from_stored(values: Mapping[str, Any]) -> ExperimentConfig:
+    """As `from_dict`, of a config that was stored, maybe before some fields were there: those of `ADDED`."""
+    values = dict(values)
+    for section, fields in ADDED.items():
+        if isinstance(stored := values.setdefault(section, {}), Mapping):
+            values[section] = {**fields, **stored}
+    return from_dict(values)
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformer.config import ExperimentConfig, UserError, check_key, flatten, from_dict, to_dict
+from transformer.config import ADDED, ExperimentConfig, UserError, check_key, flatten, from_dict, to_dict
 from transformer.model import build
 
 # Fields that do not change what a run computes, and so not its name.
@@ -85,7 +85,12 @@ def expand(sweep: Sweep, overrides: dict[str, Any], seeds: int) -> list[PlannedR
 
 def config_hash(config: ExperimentConfig) -> str:
     """Eight hexadecimal digits that name what a run computes."""
-    relevant = {key: value for key, value in flatten(to_dict(config)).items() if key not in IRRELEVANT}
+    before = flatten(ADDED)  # a field that came later must not rename the runs that do without it
+    relevant = {
+        key: value
+        for key, value in flatten(to_dict(config)).items()
+        if key not in IRRELEVANT and not (key in before and before[key] == value)
+    }
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -1,11 +1,12 @@
 """Every config file, with every argument, is a valid config; base is the paper's, and frozen."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.launcher.sweep import expand, load_module, load_sweep
-from transformer.config import ExperimentConfig, UserError, from_dict, to_dict
+from transformer.config import ExperimentConfig, TransformerConfig, UserError, from_dict, to_dict
 from transformer.model import build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -13,6 +14,7 @@ FILES = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.name !
 ARGUMENTS = {
     "number_words": ["en-de", "en-fr", "en-ko", "en-es", "en-tr"],
     "multi30k": ["cpu", "de-en", "raw"],
+    "wmt14": ["big", "en-fr", "big,en-fr"],
 }
 CASES = [
     f"{path.name}:{argument}" for path in FILES for argument in ["", "smoke", *ARGUMENTS.get(path.stem, [])]
@@ -65,6 +67,26 @@ def test_multi30k_is_the_published_recipe():
     assert (tiny.optimizer.learning_rate, tiny.optimizer.warmup_steps) == (5e-3, 2_000)
     assert (tiny.train.batch_tokens, tiny.train.steps) == (8_192, 8_000)
     assert (tiny.decode.beam_size, tiny.decode.average_last) == (5, 10)
+
+
+def test_wmt14_is_the_papers():
+    """Sections 5 and 6; every other value is the dataclasses' own."""
+    base, big, french = (config(f"wmt14.py:{argument}") for argument in ("", "big", "en-fr,big"))
+    plain = ExperimentConfig()
+    assert base == replace(plain, decode=replace(plain.decode, average_last=5))
+    assert (base.train.steps, base.train.batch_tokens, base.data.vocab_size) == (100_000, 25_000, 37_000)
+    assert (base.model.dropout_rate, base.decode.beam_size, base.decode.length_penalty) == (0.1, 4, 0.6)
+    assert (base.data.name, base.data.source, base.data.target) == ("wmt14_translate/de-en", "en", "de")
+    assert big == ExperimentConfig(
+        model=TransformerConfig(d_model=1_024, d_ff=4_096, num_heads=16, dropout_rate=0.3),
+        train=replace(plain.train, steps=300_000, keep_last=20),
+        decode=replace(plain.decode, average_last=20),
+    )
+    assert french == replace(
+        big,
+        model=replace(big.model, dropout_rate=0.1),
+        data=replace(big.data, name="wmt14_translate/fr-en", target="fr", vocab_size=32_000),
+    )
 
 
 @pytest.mark.parametrize(

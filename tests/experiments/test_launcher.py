@@ -12,7 +12,7 @@ from experiments.launcher.queue import Job, run_jobs
 from experiments.launcher.report import markdown, write_report
 from experiments.launcher.results import read_study, write_study
 from experiments.launcher.sweep import Sweep, config_hash, expand, load_sweep
-from transformer.config import DataConfig, ExperimentConfig, TrainConfig, UserError
+from transformer.config import DataConfig, DecodeConfig, ExperimentConfig, TrainConfig, UserError
 
 
 @pytest.fixture
@@ -58,6 +58,20 @@ def test_the_hash_names_what_is_computed():
     assert config_hash(same) == config_hash(config)
     other = dataclasses.replace(config, train=TrainConfig(batch_tokens=24_999))
     assert config_hash(other) != config_hash(config)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=3))
+    assert config_hash(other) != config_hash(config)
+
+
+def test_a_field_that_came_later_renames_no_run():
+    """The hash of the first release: write another only for a change of what the base config computes."""
+    assert config_hash(ExperimentConfig()) == "1c85bbbb"
+
+
+def test_a_field_added_later_renames_no_run():
+    """The hash of the defaults, as it was before the first such field."""
+    assert config_hash(ExperimentConfig()) == "1c85bbbb"
+    shorter = dataclasses.replace(ExperimentConfig(), decode=DecodeConfig(max_source=64))
+    assert config_hash(shorter) != config_hash(ExperimentConfig())
 
 
 def job(folder, name, *codes):
