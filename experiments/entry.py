@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,10 @@ def _guarded(main):
 
 def _parse(arguments: Sequence[str], words: Sequence[str]) -> list[str]:
     try:
+        given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument[:1] == "-"}
+        changes = sorted(name for name in given if name.startswith("config."))
+        if changes and "config" not in given:
+            raise UserError(f"--{changes[0]} needs --config; a run goes on with its own config.json")
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
             name, equals, value = argument.lstrip("-").partition("=")
             if not argument.startswith("-"):
@@ -110,6 +115,12 @@ def _refuse(error: BaseException) -> int:
     text = str(error).strip()
     wrapped = "Error whilst parsing config file" in text
     line = text.split("\n")[-1 if wrapped else 0].strip().removeprefix("transformer.config.UserError: ")
+    if missing := re.fullmatch(r"flag --(\w+)=None: .* must have a value other than None\.", line):
+        line = f"--{missing[1]} is missing; see --help"
+    if wrong := re.fullmatch(
+        r"flag --(?:config\.)?([\w.]+)=(.*): (?:invalid literal|could not convert).*", line
+    ):
+        line = f"{wrong[1]} is {wrong[2]!r}; it must be a number"
     print(f"error: {line}", file=sys.stderr)
     return USAGE
 

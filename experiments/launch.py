@@ -8,6 +8,7 @@ last checkpoint. Each run's output is in its folder's log.txt.
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from absl import flags
 from experiments import entry
 from experiments.launcher.queue import Job, command, run_jobs
 from experiments.launcher.report import markdown, write_report
-from experiments.launcher.results import is_complete, read_study, write_study
+from experiments.launcher.results import check_root, is_complete, read_study, write_study
 from experiments.launcher.sweep import PlannedRun, expand, load_sweep
 from experiments.progress import clock
 from experiments.runs import Run
@@ -32,6 +33,7 @@ SET = flags.DEFINE_multi_string("set", [], "Changes a field of every run, as in 
 def main() -> int:
     sweep, root = load_sweep(SWEEP.value), Path(ROOT.value)
     runs = expand(sweep, dict(map(_override, SET.value)), SEEDS.value)
+    check_root(root, sweep, runs)
     root.mkdir(parents=True, exist_ok=True)
     write_study(root, sweep, runs)
     missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits)]
@@ -49,12 +51,24 @@ def main() -> int:
             flush=True,
         )
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the queue asks its runs to save
-    failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on")
+        return entry.PREEMPTED
     study = read_study(root)
     folder = write_report(root, study)
     print(f"\n{markdown(study)}\n{folder}/table.md, table.csv, runs.csv, table.png")
     return 1 if failed else 0
+
+
+def _stop(number, _) -> None:
+    """On Ctrl-C or SIGTERM: the queue asks its runs to save and waits for them; a second signal kills."""
+    signal.signal(number, signal.SIG_DFL)
+    print("stopping: the runs at work save first", file=sys.stderr, flush=True)
+    raise KeyboardInterrupt
 
 
 def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:

@@ -30,6 +30,8 @@ def learning_curve(records: Sequence[Record], title: str) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), label=kind, **style)
     axes.set(xlabel="step", ylabel="perplexity a piece", yscale="log", title=title)
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
     axes.legend()
     return figure
 
@@ -46,11 +48,14 @@ def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[s
         if head >= heads:
             axes.set_visible(False)
             continue
-        axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        image = axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_title(f"head {head + 1}", fontsize=9)
         axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
         axes.set_yticks(range(len(target)), target, fontsize=7)
         axes.grid(False)
+    figure.supxlabel("source piece attended to", fontsize=9)
+    figure.supylabel("target piece", fontsize=9)
+    figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -74,12 +79,13 @@ def comparison(table: dict[str, dict[str, Sequence[float]]], metric: str, title:
             color = f"C{number}"
             if not len(values):
                 continue
-            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
             label = variant if place == 0 else None
             axes.bar(x, np.mean(values), 0.9 * width, color=color, alpha=0.35, label=label)
-            axes.errorbar(x, np.mean(values), deviation, color=color, capsize=4)
+            if len(values) > 1:
+                axes.errorbar(x, np.mean(values), np.std(values, ddof=1), color=color, capsize=4)
             axes.plot([x] * len(values), values, "o", color=color, markersize=4)
     axes.set(ylabel=metric, title=title)
+    axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(table)), list(table))
     axes.grid(axis="x", visible=False)
     if axes.get_legend_handles_labels()[0]:

@@ -52,7 +52,7 @@ class Run:
         if config is None or (self.folder / "tokenizer.model").exists():
             stored = self.config
             if config is not None and config != stored:
-                raise UserError(f"{self.folder} has another config: {_difference(stored, config)}")
+                raise UserError(f"{self.folder} has another config: {difference(stored, config)}")
             return stored
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,9 +163,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         os.replace(partial, path)
 
 
-def _difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
+def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
+    """The fields in which two configs differ, in words: the first three, and how many more."""
     old, new = flatten(to_dict(stored)), flatten(to_dict(given))
-    return "; ".join(f"{key} is {old[key]!r} there, {new[key]!r} here" for key in old if old[key] != new[key])
+    fields = [f"{key} is {old[key]!r} there, {new[key]!r} here" for key in old if old[key] != new[key]]
+    return "; ".join(fields[:3]) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
 
 
 def _revision() -> str | None:

@@ -8,6 +8,7 @@ The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exi
 
 import contextlib
 import signal
+import sys
 import time
 import traceback
 
@@ -69,7 +70,10 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         seconds=seconds(),
     )
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds())}")
-    return 0 if outcome.finished else entry.PREEMPTED
+    if outcome.finished:
+        return 0
+    print(f"saved; python -m experiments.train --workdir={run.folder} goes on")
+    return entry.PREEMPTED
 
 
 def _stop_signal():
@@ -79,6 +83,7 @@ def _stop_signal():
     def handle(number, _):
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        print("stopping: saving first", file=sys.stderr, flush=True)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)

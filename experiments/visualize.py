@@ -21,9 +21,10 @@ LAYER = flags.DEFINE_integer("layer", None, "Decoder layer that is drawn, from 1
 
 def main() -> None:
     run = Run(WORKDIR.value)
+    _ = run.config  # refuses what is not a run
     records = read_metrics(run.folder)
     if not records:
-        raise UserError(f"{run.folder} has no metrics.jsonl with records yet; train it first")
+        raise UserError(f"{run.folder} has no measurements yet; train it first")
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     plots.learning_curve(records, str(run.folder)).savefig(folder / "learning_curve.png")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.launcher.sweep import PlannedRun, Sweep
-from experiments.runs import Run, read_json
+from experiments.runs import Run, difference, read_json
+from transformer.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,30 @@ def is_complete(run: Run, splits: Sequence[str]) -> bool:
     return all(path.exists() and read_json(path)["checkpoints"][-1] == run.result["step"] for path in scores)
 
 
+def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
+    """Makes sure that a study's folder is its own; the same study with more variants or seeds may go on.
+
+    Raises:
+      UserError: the folder holds a run, or a study of another name or with other settings, which are named.
+    """
+    elsewhere = "; name another --root"
+    if (root / "config.json").exists():
+        raise UserError(f"{root} is a run, not a study{elsewhere}")
+    if not (root / "study.json").exists():
+        return
+    stored = read_json(root / "study.json")
+    if stored["name"] != sweep.name:
+        raise UserError(f"{root} holds the study {stored['name']!r}, not {sweep.name!r}{elsewhere}")
+    there = {run_id.rpartition("-")[0]: run_id for run_id in stored["runs"]}
+    for run in runs:
+        old = there.get(run.id.rpartition("-")[0], run.id)
+        if old != run.id:
+            what = f"{root} holds this study with other settings"
+            if (root / old / "config.json").exists():
+                what += f": {difference(Run(root / old).config, run.config)}"
+            raise UserError(what + elsewhere)
+
+
 def write_study(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
     """Writes study.json: what the report needs to know beyond the run folders."""
     study = {**dataclasses.asdict(sweep), "runs": [run.id for run in runs]}
@@ -44,7 +69,13 @@ def write_study(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
 
 
 def read_study(root: Path) -> Study:
-    """Reads a study back from its folder alone."""
+    """Reads a study back from its folder alone.
+
+    Raises:
+      UserError: it is no study's folder.
+    """
+    if not (root / "study.json").is_file():
+        raise UserError(f"{root} is not a study: it has no study.json")
     stored = read_json(root / "study.json")
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
     scores: dict[str, dict[int, dict[str, dict]]] = {variant: {} for variant in sweep.variants}

@@ -98,15 +98,15 @@ def test_lines_come_with_long_work_alone(caplog, monkeypatch):
         lines = LogLines(seconds=10.0)
         for done, seconds in [(0, 0), (100, 4), (200, 11), (300, 12), (400, 13)]:
             now[0] = 100.0 + seconds
-            lines("cutting train", done, 400)
+            lines("tokenising train", done, 400)
         for done in (0, 10, 20):
-            lines("cutting test", done, 20)
+            lines("tokenising test", done, 20)
         lines("writing train", 0, None)
         now[0] += 20
         lines("writing train", 5_000, None)
     assert caplog.messages == [
-        "cutting train: 200 of 400 pairs, 18 a second",
-        "cutting train: 400 of 400 pairs, 31 a second",
+        "tokenising train: 200 of 400 pairs, 18 a second",
+        "tokenising train: 400 of 400 pairs, 31 a second",
         "writing train: 5,000 pairs, 250 a second",
     ]
 

@@ -118,6 +118,35 @@ def test_launch_runs_what_is_missing_and_nothing_else(run, tmp_path):
     assert [path.stat().st_mtime_ns for path in results] == written
     assert (tmp_path / "report" / "table.md").read_text() == table
     assert table in run("report", f"--root={tmp_path}").stdout
+    third = refuse(run, "launch", *arguments, "--set=train.steps=11")
+    assert (
+        "holds this study with other settings: train.steps is 10 there, 11 here; name another --root" in third
+    )
+    a_run = results[0].parent
+    line = refuse(run, "launch", *arguments[:1], f"--root={a_run}")
+    assert line == f"error: {a_run} is a run, not a study; name another --root"
+
+
+def test_an_interrupted_study_says_so_and_goes_on(tmp_path, data_dir):
+    command = [sys.executable, "-m", "experiments.launch", "--sweep=configs/sweeps/positions.py:smoke",
+               f"--root={tmp_path}", "--seeds=1", "--set=train.steps=100000"]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(data_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any("step 10 " in log.read_text() for log in tmp_path.glob("*/*/log.txt")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "stopping: the runs at work save first\n")
+    assert output.endswith("interrupted; the same command goes on\n")
+    (result,) = tmp_path.glob("*/*/result.json")
+    assert json.loads(result.read_text())["status"] == "preempted"
 
 
 def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, data_dir):
@@ -129,7 +158,9 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, data_dir):
     while "step 10 " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
+    left = process.stdout.read()
     assert process.wait(timeout=60) == 75
+    assert left.endswith(f"saved; python -m experiments.train --workdir={tmp_path} goes on\n")
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "preempted"
     assert result["step"] >= 10
@@ -165,15 +196,16 @@ def test_an_unknown_key_is_one_line(run, tmp_path):
     [
         (["train", "--config=configs/nope.py", "--workdir=runs/refused"], "there is no config file 'configs/nope.py'"),
         (["train", "--config=configs/base.py:tiny", "--workdir=runs/refused"], "the config argument is 'tiny'; it must be"),
-        (["train", SMOKE], "flag --workdir=None: Flag --workdir must have a value other than None."),
+        (["train", SMOKE], "--workdir is missing; see --help"),
         (["train", SMOKE, "--workdir=runs/refused", "--steps=3"], "Unknown command line flag 'steps'"),
-        (["train", SMOKE, "--workdir=runs/refused", "--config.train.steps=many"], "flag --config.train.steps=many: "),
+        (["train", SMOKE, "--workdir=runs/refused", "--config.train.steps=many"], "train.steps is 'many'; it must be a number"),
         (["train", SMOKE, "--workdir=runs/refused", "--config.train.steps=0"], "train.steps is 0; it must be at least 1"),
         (["train", SMOKE, "--workdir=runs/refused", "oops"], "unexpected argument 'oops'"),
         (["evaluate", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
         (["translate", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
-        (["visualize", "--workdir=/nowhere"], "/nowhere has no metrics.jsonl"),
-        (["report", "--root=/nowhere"], "/nowhere/study.json cannot be read"),
+        (["train", "--workdir=runs/refused", "--config.train.steps=3"], "--config.train.steps needs --config"),
+        (["visualize", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
+        (["report", "--root=/nowhere"], "/nowhere is not a study: it has no study.json"),
         (["benchmark"], "say what, one of: train; see --help"),
         (["benchmark", "train", "decode"], "unexpected argument 'decode'"),
         (["benchmark", "train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),

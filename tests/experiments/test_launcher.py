@@ -10,7 +10,7 @@ import pytest
 
 from experiments.launcher.queue import Job, run_jobs
 from experiments.launcher.report import markdown, write_report
-from experiments.launcher.results import read_study, write_study
+from experiments.launcher.results import check_root, read_study, write_study
 from experiments.launcher.sweep import Sweep, config_hash, expand, load_sweep
 from transformer.config import DataConfig, DecodeConfig, ExperimentConfig, TrainConfig, UserError
 
@@ -46,6 +46,18 @@ def test_a_misspelt_override_is_refused(sweep):
         expand(sweep, {"model.num_layers": 2}, seeds=1)
     with pytest.raises(UserError, match="there is no sweep file 'nowhere.py'"):
         load_sweep("nowhere.py")
+
+
+def test_a_study_keeps_its_folder(sweep, tmp_path):
+    check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 512}})
+    check_root(tmp_path, more, expand(more, {}, seeds=2))
+    with pytest.raises(UserError, match="holds this study with other settings; name another --root"):
+        check_root(tmp_path, sweep, expand(sweep, {"train.steps": 7}, seeds=1))
+    other = dataclasses.replace(sweep, name="other")
+    with pytest.raises(UserError, match="holds the study 'demo', not 'other'; name another --root"):
+        check_root(tmp_path, other, expand(other, {}, seeds=1))
 
 
 def test_the_hash_names_what_is_computed():

@@ -137,7 +137,9 @@ class Corpus:
 
     def _known(self, split):
         if split not in self._parts:
-            hint = "" if self._data.name in BUILDERS else f"; set data.{split} to a part of one: train[99%:]"
+            hint = f"; set data.{split} to a part of one: train[99%:]"
+            if self._data.name in BUILDERS:
+                hint = f"; data.{split} names the files of one" if self._data.name == "parallel_text" else ""
             raise UserError(
                 f"{self._data.name} has no split {split!r}; it has {', '.join(self.splits)}"
                 + (hint if split in ("train", "validation", "test") else "")
@@ -181,7 +183,7 @@ class Corpus:
 
     def _write(self, split: str, folder: Path) -> None:
         """Cuts a split into pieces; the folder is there once it is whole."""
-        log.info("cutting split %s into pieces", split)
+        log.info("tokenising split %s", split)
         dtype = np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.int32
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -196,7 +198,7 @@ class Corpus:
             characters = grow("characters", np.int32)
             for side in SIDES:
                 offsets[side].append([0])
-            for pairs in self._chunks(split, f"cutting {split}"):
+            for pairs in self._chunks(split, f"tokenising {split}"):
                 for side, texts in zip(SIDES, zip(*pairs, strict=True), strict=True):
                     encoded = self.tokenizer.encode_arrays(texts)
                     offsets[side].append(len(pieces[side]) + np.cumsum([len(one) for one in encoded]))

@@ -38,7 +38,10 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(_lines(paths[0]), start=1):
             fields = line.split("\t")
             if len(fields) != 2:
-                raise UserError(f"{paths[0]}:{number}: {len(fields)} tab-separated fields; there must be 2")
+                raise UserError(
+                    f"{paths[0]}:{number}: {len(fields)} tab-separated fields; there must be 2 "
+                    "(two files of plain text are given as source.txt,target.txt)"
+                )
             yield fields[0], fields[1]
         return
     sides = [_lines(path) for path in paths]
