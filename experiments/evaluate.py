@@ -43,7 +43,8 @@ def main() -> None:
     trained = run.load()
     corpus = Corpus(trained.config.data, trained.tokenizer)
     scores = {split: _evaluate(run, trained, corpus, split) for split in SPLIT.value}
-    table = Table("", *SPLIT.value, title=f"{run.folder}: {_origin(trained)}", title_justify="left")
+    print(f"{run.folder}: {_origin(trained)}")
+    table = Table("", *SPLIT.value)
     for name, form in SHOWN.items():
         table.add_row(name, *(f"{scores[split][name]:{form}}" for split in SPLIT.value))
     Console().print(table)
