@@ -6,7 +6,7 @@ import pytest
 
 from transformer.data.corpus import Corpus, Side, Split
 from transformer.data.pipeline import TrainingBatches, assemble, evaluation_batches, serve
-from transformer.data.plan import PackedPlan
+from transformer.data.plan import BucketedPlan, PackedPlan
 
 
 def side(*sentences):
@@ -48,27 +48,48 @@ def training(number_words):
     return Corpus(number_words).split("train")
 
 
-def batches(training, **kwargs):
-    plan = PackedPlan(training.source.lengths, training.target.lengths, 64, 128, seed=0)
-    return TrainingBatches(training, plan, steps=2 * plan.steps_per_epoch, **kwargs)
+BOTH = pytest.mark.parametrize("kind", [PackedPlan, BucketedPlan])
+
+
+def plan(training, kind):
+    return kind(training.source.lengths, training.target.lengths, 64, 128, seed=0)
+
+
+def batches(training, kind=PackedPlan, **kwargs):
+    one = plan(training, kind)
+    return TrainingBatches(training, one, steps=2 * one.steps_per_epoch, **kwargs)
 
 
 def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@BOTH
+def test_a_batch_has_the_shape_and_the_examples_that_the_plan_says(training, kind):
+    one, served = plan(training, kind), batches(training, kind)
+    for step in range(len(served)):
+        num_rows, *lengths = one.shape(step)
+        sides = served[step].source, served[step].target
+        assert [side.tokens.shape for side in sides] == [(num_rows, length) for length in lengths]
+        for side in sides:
+            for row, examples in enumerate(one.rows(step)):
+                assert set(side.segments[row]) - {0} == set(examples + 1)
+
+
+@BOTH
 @pytest.mark.parametrize("first", [0, 3])
-def test_serving_from_a_step_equals_having_served_up_to_it(training, first):
-    source = batches(training)
+def test_serving_from_a_step_equals_having_served_up_to_it(training, kind, first):
+    source = batches(training, kind)
     served = list(serve(source, first, workers=0))
     assert len(served) == len(source) - first
     for step, batch in enumerate(served, start=first):
         assert_equal(batch, source[step])
 
 
+@BOTH
 @pytest.mark.slow
-def test_worker_processes_serve_the_same(training):
-    source = batches(training)
+def test_worker_processes_serve_the_same(training, kind):
+    source = batches(training, kind)
     for step, batch in enumerate(serve(source, 2, workers=2), start=2):
         assert_equal(batch, source[step])
 
@@ -78,9 +99,10 @@ def test_nothing_is_served_after_the_last_step(training):
     assert list(serve(source, len(source), workers=0)) == []
 
 
-def test_processes_share_a_batch_without_overlap(training):
-    whole = batches(training)[1].source.segments
-    shares = [batches(training, process=one, processes=3)[1].source.segments for one in range(3)]
-    assert len({share.shape for share in shares}) == 1
+@BOTH
+def test_processes_share_a_batch_without_overlap(training, kind):
+    whole = batches(training, kind)[1].source.segments
+    shares = [batches(training, kind, process=one, processes=3)[1].source.segments for one in range(3)]
+    assert {len(share) for share in shares} == {-(-len(whole) // 3)}
     together = np.concatenate(shares)
     assert sorted(map(tuple, together[together.any(axis=1)])) == sorted(map(tuple, whole[whole.any(axis=1)]))

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from transformer.data.corpus import Side, Split
-from transformer.data.plan import PackedPlan, buckets
+from transformer.data.plan import Plan, buckets
 
 
 class Rows(NamedTuple):
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 class TrainingBatches:
     """The batch of each step, computed from the plan on demand: the data's state is the step."""
 
-    def __init__(self, split: Split, plan: PackedPlan, steps: int, process: int = 0, processes: int = 1):
+    def __init__(self, split: Split, plan: Plan, steps: int, process: int = 0, processes: int = 1):
         """Serves the rows process, process + processes, ... of the batches of steps 0 ... steps - 1."""
         self._split, self._plan, self._steps = split, plan, steps
         self._process, self._processes = process, processes
@@ -39,8 +39,8 @@ class TrainingBatches:
 
     def __getitem__(self, step: int) -> Batch:
         rows = self._plan.rows(step)[self._process :: self._processes]
-        num_rows = -(-self._plan.num_rows // self._processes)
-        return assemble(self._split, rows, num_rows, self._plan.source_length, self._plan.target_length)
+        num_rows, source_length, target_length = self._plan.shape(step)
+        return assemble(self._split, rows, -(-num_rows // self._processes), source_length, target_length)
 
 
 def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[Batch]:
