@@ -7,11 +7,11 @@ by us: the figures are the paper's (Table 2).
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ml_collections import ConfigDict, config_dict
 
-from transformer.config import ExperimentConfig, choose
+from transformer.config import ExperimentConfig, UserError, choose
 
 Variants = Mapping[str, Callable[[ConfigDict], None]]
 
@@ -39,22 +39,33 @@ def _config_dict(section) -> ConfigDict:
     return config
 
 
-def with_arguments(config: ConfigDict, argument: str, variants: Variants) -> ConfigDict:
-    """Applies the comma-separated words after a config's name, `smoke` last, in any order.
+def with_arguments(
+    config: ConfigDict,
+    argument: str,
+    variants: Variants,
+    alternatives: Sequence[Collection[str]] = (),
+) -> ConfigDict:
+    """Applies the comma-separated words after a config's name in the order of `variants`, not their own.
 
     Args:
       config: changed in place, and returned.
       argument: as in `configs/multi30k.py:cpu,smoke`.
-      variants: what each word changes; `smoke` is known to every config.
+      variants: what each word changes; `smoke` is known to every config, and comes last unless it is there.
+      alternatives: groups of words of which only one may be given.
 
     Raises:
-      UserError: an unknown word.
+      UserError: an unknown word, or two alternatives.
     """
-    words = [word for word in argument.split(",") if word]
+    words = dict.fromkeys(word for word in argument.split(",") if word)
     known = {**variants, "smoke": smoke}
     for word in words:
         choose(known, word, "the config argument")
-    for word in sorted(words, key=list(known).index):
+    words = sorted(words, key=list(known).index)
+    for group in alternatives:
+        given = [word for word in words if word in group]
+        if len(given) > 1:
+            raise UserError(f"the config argument has {' and '.join(given)}; it may have one of them")
+    for word in words:
         known[word](config)
     return config
 

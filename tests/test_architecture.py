@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Each may import what stands after it; `model` and `data` not each other.
-ORDER = ["evaluation", "decoding", "training", "model", "data", "disk", "config"]
+ORDER = ["evaluation", "decoding", "training", "model", "data", "disk", "fidelity", "config"]
 ALLOWED = {stop: set(ORDER[number:]) for number, stop in enumerate(ORDER)}
 ALLOWED["model"] -= {"data"}
 

@@ -1,0 +1,86 @@
+"""Table 3: each row is one line, at the paper's scale and at a small one.
+
+    python -m experiments.describe --config=configs/table3.py:C-N2
+    python -m experiments.train --config=configs/table3.py:C-N2,number_words --workdir=runs/c-n2
+
+Arguments: a row; `multi30k` or `number_words` for small data and the row's small values. No row: base.
+Not trained by us at the paper's scale, which is WMT 2014 through TFDS: perplexity and BLEU of each row on
+newstest2013 stand in the paper's Table 3. No checkpoints are averaged, as there.
+
+The small base is configs/multi30k.py (4 layers, d_model 128, d_ff 256, 4 heads, dropout 0.3), or
+configs/number_words.py with d_ff 256 and dropout 0.1 (2 layers, d_model 128, 4 heads), so that the small
+values are new to both. The small `big` trains as long as its base, and with its dropout.
+
+`smoke` shrinks the base; the row's small values come after it, so a row is still another model than its
+base, except A-h4 and C-N2, whose small values smoke has already.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import base, big, multi30k, number_words
+
+
+class Row(NamedTuple):
+    """What a row changes: dotted config keys and their values.
+
+    Attributes:
+      paper: at the paper's scale.
+      small: with `multi30k` or `number_words`.
+    """
+
+    paper: Mapping[str, Any]
+    small: Mapping[str, Any]
+
+
+# The paper does not say how many positions it learns; 1,024 would add 1.05M parameters, its column none.
+LEARNED = {"model.positions": "learned", "model.max_positions": 512}
+
+ROWS = {
+    "base": Row({}, small={}),
+    "A-h1": Row({"model.num_heads": 1}, small={"model.num_heads": 1}),
+    "A-h4": Row({"model.num_heads": 4}, small={"model.num_heads": 2}),
+    "A-h16": Row({"model.num_heads": 16}, small={"model.num_heads": 8}),
+    "A-h32": Row({"model.num_heads": 32}, small={"model.num_heads": 16}),
+    "B-dk16": Row({"model.d_k": 16}, small={"model.d_k": 8}),
+    "B-dk32": Row({"model.d_k": 32}, small={"model.d_k": 16}),
+    "C-N2": Row({"model.num_layers": 2}, small={"model.num_layers": 1}),
+    "C-N4": Row({"model.num_layers": 4}, small={"model.num_layers": 3}),
+    "C-N8": Row({"model.num_layers": 8}, small={"model.num_layers": 5}),
+    "C-d256": Row({"model.d_model": 256}, small={"model.d_model": 64}),
+    "C-d1024": Row({"model.d_model": 1_024}, small={"model.d_model": 256}),
+    "C-ff1024": Row({"model.d_ff": 1_024}, small={"model.d_ff": 128}),
+    "C-ff4096": Row({"model.d_ff": 4_096}, small={"model.d_ff": 512}),
+    "D-drop0": Row({"model.dropout_rate": 0.0}, small={"model.dropout_rate": 0.0}),
+    "D-drop2": Row({"model.dropout_rate": 0.2}, small={"model.dropout_rate": 0.2}),
+    "D-ls0": Row({"train.label_smoothing": 0.0}, small={"train.label_smoothing": 0.0}),
+    "D-ls2": Row({"train.label_smoothing": 0.2}, small={"train.label_smoothing": 0.2}),
+    "E-learned": Row(LEARNED, small=LEARNED),
+    "big": Row(big.CHANGES, small={"model.d_model": 256, "model.d_ff": 512, "model.num_heads": 8}),
+}
+SCALES = ("multi30k", "number_words")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    small = any(word in (*SCALES, "smoke") for word in argument.split(","))
+    rows = {name: functools.partial(_change, row.small if small else row.paper) for name, row in ROWS.items()}
+    # In this order: the data, then smoke, then the row.
+    variants = {"multi30k": _multi30k, "number_words": _number_words, "smoke": base.smoke, **rows}
+    return base.with_arguments(base.defaults(), argument, variants, alternatives=[SCALES, rows])
+
+
+def _multi30k(config: ConfigDict) -> None:
+    config.update(multi30k.get_config().to_dict())
+    config.decode.average_last = 1
+
+
+def _number_words(config: ConfigDict) -> None:
+    config.update(number_words.get_config().to_dict())
+    config.model.update(d_ff=256, dropout_rate=0.1)
+
+
+def _change(changes: Mapping[str, Any], config: ConfigDict) -> None:
+    config.update_from_flattened_dict(changes)
