@@ -55,7 +55,7 @@ def main() -> None:
 def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     config = trained.config
     pieces = corpus.split(split)
-    check_lengths(config, split, pieces.longest)
+    check_lengths(trained.model, split, pieces.longest)
     placement = Jit()
     validate = make_validation(
         make_validation_step(make_loss_fn(trained.model), placement),

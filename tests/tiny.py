@@ -14,9 +14,9 @@ TARGET = [[10, 11, 2, 0], [12, 4, 5, 2]]
 
 
 def tiny_config(**changes) -> TransformerConfig:
-    """2 layers, 3 heads, d_k 5, d_v 7, d_model 22, d_ff 11."""
+    """2 layers, 3 heads, d_k 6, d_v 7, d_model 22, d_ff 11."""
     config = TransformerConfig(
-        num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7, max_positions=17, dropout_rate=0.3
+        num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=6, d_v=7, max_positions=17, dropout_rate=0.3
     )
     return dataclasses.replace(config, **changes)
 

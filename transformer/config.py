@@ -47,24 +47,39 @@ class _Section:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(_Section):
-    """The model (paper, section 3; symbols as in Table 3)."""
+    """The model (paper, section 3; symbols as in Table 3).
+
+    Recurrent kinds read the numbers of layers, d_model, dropout_rate, embeddings, cell and dtype alone.
+    """
 
     section: ClassVar[str] = "model"
 
+    kind: str = "transformer"  # a name in model.KINDS
     num_layers: int = 6  # N, in the encoder and in the decoder
+    encoder_layers: int | None = None  # None: num_layers
+    decoder_layers: int | None = None  # None: num_layers
     d_model: int = 512
     d_ff: int = 2048
     num_heads: int = 8  # h
     d_k: int | None = None  # width of a head's queries and keys; None: d_model / num_heads
     d_v: int | None = None  # width of a head's values; None: d_model / num_heads
     dropout_rate: float = 0.1  # P_drop
+    dropout_sites: str = "paper"  # a name in model.dropout.DROPOUT_SITES
     positions: str = "sinusoidal"  # a name in model.positions.POSITIONS
-    max_positions: int = 1024  # rows of a learned position table; the sinusoid has no end
+    max_positions: int = 1024  # rows of a learned position table, and where `overflow` begins
+    overflow: str | None = None  # past max_positions: error, clamp, zero or extrapolate; None: the scheme's
+    max_distance: int | None = None  # relative, t5_bias: distances told apart; None: the scheme's
+    norm: str = "layer_norm"  # a name in model.layers.NORMS
     norm_placement: str = "post"  # a name in model.layers.NORM_PLACEMENTS
+    feed_forward: str = "relu"  # a name in model.layers.FEED_FORWARDS
+    equal_parameters: bool = False  # whether a gated feed-forward layer has 2/3 of d_ff, to cost the same
+    embeddings: str = "three_way"  # a name in model.embedding.EMBEDDINGS: which matrices are one
+    cell: str = "lstm"  # a name in model.recurrent.CELLS, of the recurrent kinds
     dtype: str = "float32"  # of activations; parameters, softmax and norm statistics stay float32
 
     def __post_init__(self):
-        self._at_least(1, "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v")
+        self._at_least(1, "num_layers", "encoder_layers", "decoder_layers", "d_model", "d_ff", "num_heads")
+        self._at_least(1, "d_k", "d_v", "max_distance")
         self._at_least(2, "max_positions")  # a piece and EOS
         self._fraction("dropout_rate")
         self._require(
@@ -73,6 +88,16 @@ class TransformerConfig(_Section):
             f"a multiple of model.num_heads ({self.num_heads}) unless d_k and d_v are given",
         )
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+
+    @property
+    def encoder_depth(self) -> int:
+        """N of the encoder, resolved."""
+        return self.encoder_layers or self.num_layers
+
+    @property
+    def decoder_depth(self) -> int:
+        """N of the decoder, resolved."""
+        return self.decoder_layers or self.num_layers
 
     @property
     def key_width(self) -> int:
@@ -214,6 +239,19 @@ ADDED: dict[str, dict[str, Any]] = {
     },
     "train": {"patience": None},
     "decode": {"max_source": 1_024},
+    "model": {
+        "kind": "transformer",
+        "encoder_layers": None,
+        "decoder_layers": None,
+        "dropout_sites": "paper",
+        "overflow": None,
+        "max_distance": None,
+        "norm": "layer_norm",
+        "feed_forward": "relu",
+        "equal_parameters": False,
+        "embeddings": "three_way",
+        "cell": "lstm",
+    },
 }
 
 

@@ -1,4 +1,6 @@
-"""The paper's equations in float64 NumPy, one sentence at a time, written from the paper alone."""
+"""The equations in float64 NumPy, one sentence at a time, written from the papers alone."""
+
+import math
 
 import numpy as np
 
@@ -14,10 +16,13 @@ def attention(q, k, v, visible):
     return softmax(np.where(visible, scores, -np.inf)) @ v
 
 
-def multi_head(x, memory, weights, heads, visible):
+def multi_head(x, memory, weights, heads, visible, order=None):
     """Section 3.2.2: head i reads its own columns of W^Q, W^K and W^V."""
     w_q, w_k, w_v = (np.split(weights[name]["kernel"], heads, axis=1) for name in ("query", "key", "value"))
-    concat = [attention(x @ w_q[i], memory @ w_k[i], memory @ w_v[i], visible) for i in range(heads)]
+    concat = []
+    for i in range(heads):
+        q, k, v = x @ w_q[i], memory @ w_k[i], memory @ w_v[i]
+        concat.append(attention(q, k, v, visible) if order is None else order.attend(i, q, k, v, visible))
     return np.concatenate(concat, axis=1) @ weights["output"]["kernel"]
 
 
@@ -45,13 +50,111 @@ def sinusoid(length, d_model):
     return table
 
 
-def post_norm_layer(x, weights, heads, visible, memory=None):
+class Order:
+    """Self-attention that knows positions, an entry of the logits at a time. Scheme by scheme below."""
+
+    def __init__(self, params=None, layer=0, heads=1, causal=False):
+        self.params, self.layer, self.heads, self.causal = params, layer, heads, causal
+
+    def score(self, head, q, k, i, j):
+        return q @ k / np.sqrt(len(q))
+
+    def value(self, head, v, i, j):
+        return v
+
+    def attend(self, head, q, k, v, visible):
+        keys = range(len(k))
+        scores = np.array([[self.score(head, q[i], k[j], i, j) for j in keys] for i in range(len(q))])
+        weights = softmax(np.where(visible, scores, -np.inf))
+        return np.array(
+            [
+                sum(weights[i, j] * self.value(head, v[j], i, j) for j in keys if visible[i, j])
+                for i in range(len(q))
+            ]
+        )
+
+
+class Relative(Order):
+    """Shaw et al. 2018, equations 3 and 4."""
+
+    def row(self, table, head, i, j):
+        clip = (table.shape[2] - 1) // 2
+        return table[self.layer, head, max(-clip, min(clip, j - i)) + clip]
+
+    def score(self, head, q, k, i, j):
+        return q @ (k + self.row(self.params["key_table"], head, i, j)) / np.sqrt(len(q))
+
+    def value(self, head, v, i, j):
+        return v + self.row(self.params["value_table"], head, i, j)
+
+
+class T5Bias(Order):
+    """Raffel et al. 2020, section 2.1: 32 numbers a head, for offsets that grow logarithmically up to 128."""
+
+    def score(self, head, q, k, i, j):
+        ranges = 32 if self.causal else 16
+        exact, distance = ranges // 2, abs(j - i)
+        number = min(distance, exact)
+        # distance >= exact (128 / exact)^(n / (ranges - exact)), in whole numbers
+        while (
+            distance >= exact
+            and number + 1 < ranges
+            and distance ** (ranges - exact)
+            >= exact ** (ranges - exact) * (128 // exact) ** (number + 1 - exact)
+        ):
+            number += 1
+        side = ranges if not self.causal and j > i else 0
+        return super().score(head, q, k, i, j) + self.params["table"][side + number, head]
+
+
+class Alibi(Order):
+    """Press et al. 2022, section 3: for 8 heads 1/2, 1/4, ..., 1/256; here for 3: of 2, and the first of 4."""
+
+    def score(self, head, q, k, i, j):
+        slopes = {3: [2**-4, 2**-8, 2**-2], 8: [2.0**-n for n in range(1, 9)]}[self.heads]
+        return super().score(head, q, k, i, j) - slopes[head] * abs(i - j)
+
+
+class Rope(Order):
+    """Su et al. 2021, equation 15: a block-diagonal matrix of rotations by m theta_i."""
+
+    @staticmethod
+    def rotation(m, d):
+        matrix = np.zeros((d, d))
+        for i in range(d // 2):
+            angle = m * 10_000 ** (-2 * i / d)
+            block = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+            matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = block
+        return matrix
+
+    def score(self, head, q, k, i, j):
+        return super().score(head, self.rotation(i, len(q)) @ q, self.rotation(j, len(k)) @ k, i, j)
+
+
+def sinusoid_concat(length, d_model):
+    """tensor2tensor's: sines of geometric wavelengths from 2 pi to 10,000 times that, then cosines."""
+    table = np.zeros((length, d_model))
+    for pos in range(length):
+        for i in range(d_model // 2):
+            angle = pos * math.exp(-i * math.log(10_000) / (d_model // 2 - 1))
+            table[pos, i], table[pos, d_model // 2 + i] = math.sin(angle), math.cos(angle)
+    return table
+
+
+def additive_attention(s, h, w_a, u_a, v_a):
+    """Bahdanau et al. 2015, section 3.1 and appendix A.1.2: the context of one state, and the weights."""
+    energies = np.array([v_a @ np.tanh(s @ w_a + h_j @ u_a) for h_j in h])
+    weights = softmax(energies)
+    return sum(a * h_j for a, h_j in zip(weights, h, strict=True)), weights
+
+
+def post_norm_layer(x, weights, heads, visible, memory=None, order=None):
     """An encoder layer, or with `memory` a decoder layer: LayerNorm(x + Sublayer(x)), section 3.1."""
 
     def add_and_norm(name, y):
         return layer_norm(x + y, weights[f"{name}_residual"]["norm"])
 
-    x = add_and_norm("self_attention", multi_head(x, x, weights["self_attention"], heads, visible))
+    x = add_and_norm("self_attention", multi_head(x, x, weights["self_attention"], heads, visible, order))
     if memory is not None:
         everything = np.ones((len(x), len(memory)), bool)
         cross = multi_head(x, memory, weights["cross_attention"], heads, everything)
@@ -59,19 +162,43 @@ def post_norm_layer(x, weights, heads, visible, memory=None):
     return add_and_norm("feed_forward", feed_forward(x, weights["feed_forward"]))
 
 
-def transformer(source, target, params, heads):
+def no_table(length, d_model):
+    return np.zeros((length, d_model))
+
+
+# What is added to the embeddings (given the stack's own parameters), and what attention knows.
+SCHEMES = {
+    "sinusoidal": (lambda own: sinusoid, Order),
+    "sinusoidal_concat": (lambda own: sinusoid_concat, Order),
+    "learned": (lambda own: lambda length, d_model: own["table"][:length], Order),
+    "none": (lambda own: no_table, Order),
+    "relative": (lambda own: no_table, Relative),
+    "t5_bias": (lambda own: no_table, T5Bias),
+    "alibi": (lambda own: no_table, Alibi),
+    "rope": (lambda own: no_table, Rope),
+}
+
+
+def transformer(source, target, params, heads, positions="sinusoidal"):
     """Logits [t, v] of one unpadded sentence pair, figure 1 as a whole."""
     table = params["embedding"]["table"]
     d_model = table.shape[1]
+    added, order = SCHEMES[positions]
 
-    def embed(pieces):
-        return table[pieces] * np.sqrt(d_model) + sinusoid(len(pieces), d_model)
+    def stack(name, pieces, memory=None):
+        own = params[name].get("positions")
+        x = table[pieces] * np.sqrt(d_model) + added(own)(len(pieces), d_model)
+        causal = memory is not None
+        visible = np.ones((len(x), len(x)), bool)
+        for number in range(sum(one.startswith("layers_") for one in params[name])):
+            x = post_norm_layer(
+                x,
+                params[name][f"layers_{number}"],
+                heads,
+                np.tril(visible) if causal else visible,
+                memory,
+                order(own, number, heads, causal),
+            )
+        return x
 
-    x = embed(source)
-    for number in range(len(params["encoder"])):
-        x = post_norm_layer(x, params["encoder"][f"layers_{number}"], heads, np.ones((len(x), len(x)), bool))
-    memory, x = x, embed([1, *target[:-1]])
-    for number in range(len(params["decoder"])):
-        causal = np.tril(np.ones((len(x), len(x)), bool))
-        x = post_norm_layer(x, params["decoder"][f"layers_{number}"], heads, causal, memory)
-    return x @ table.T
+    return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T

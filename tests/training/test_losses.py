@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import as_int
-from transformer.model.layers import Factors
+from transformer.model.embedding import Factors
 from transformer.training import losses
 from transformer.training.losses import smoothed_cross_entropy, summed_cross_entropy
 

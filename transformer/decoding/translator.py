@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import PyTree
 
 from transformer.config import EOS, DecodeConfig
 from transformer.data.plan import buckets
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.search import beam_search, greedy_search
-from transformer.model import longest_sequence
+from transformer.model.encoder_decoder import EncoderDecoder
 
 # Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
 _LINE_ENDS = str.maketrans("\n\r", "  ")
@@ -47,13 +46,13 @@ class Translator:
     """
 
     def __init__(
-        self, model: nn.Module, params: PyTree, tokenizer: Tokenizer, config: DecodeConfig | None = None
+        self, model: EncoderDecoder, params: PyTree, tokenizer: Tokenizer, config: DecodeConfig | None = None
     ):
         """Uses `config`'s search; None: the paper's, beam 4 and alpha 0.6."""
         self._model, self._tokenizer = model, tokenizer
         self._params = jax.device_put(params)
         self._config = config or DecodeConfig()
-        self._longest = longest_sequence(model.config)
+        self._longest = model.longest
         self.max_source = min(self._config.max_source, self._longest or self._config.max_source)
         self._search = jax.jit(self._find, static_argnames="length")
 

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-# A position scheme's transform of queries and keys.
-Rotate = Callable[[Float[Array, "b t h d"]], Float[Array, "b t h d"]]
+from transformer.model.positions import UNORDERED, Order
+
+# Drops attention weights; the paper drops none.
+DropWeights = Callable[[Float[Array, "b h q k"]], Float[Array, "b h q k"]]
+
+
+def keep(weights: Float[Array, "b h q k"]) -> Float[Array, "b h q k"]:
+    """Drops no attention weight."""
+    return weights
 
 
 def scaled_dot_product_attention(
@@ -16,7 +23,8 @@ def scaled_dot_product_attention(
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h e"],
     mask: Bool[Array, "#b #q k"],
-    bias: Float[Array, "h q k"] | None = None,
+    bias: Float[Array, "#b h q k"] | None = None,
+    drop: DropWeights = keep,
 ) -> tuple[Float[Array, "b q h e"], Float[Array, "b h q k"]]:
     """softmax(Q K^T / sqrt(d_k) + bias) V, equation 1, with the logits and the softmax in float32.
 
@@ -28,7 +36,7 @@ def scaled_dot_product_attention(
     if bias is not None:
         logits = logits + bias
     logits = jnp.where(mask[:, None], logits, -1e9)
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = drop(jax.nn.softmax(logits, axis=-1))
     return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value), weights
 
 
@@ -60,18 +68,17 @@ class MultiHeadAttention(nn.Module):
         x: Float[Array, "b q m"],
         memory: Float[Array, "b k m"],
         mask: Bool[Array, "#b #q k"],
-        rotate: Rotate = lambda heads: heads,
-        bias: Float[Array, "h q k"] | None = None,
+        order: Order = UNORDERED,
+        drop: DropWeights = keep,
     ) -> Float[Array, "b q m"]:
         """Attends from `x` to `memory`."""
-        key, value = self.keys_values(memory, rotate)
-        return self.attend(x, key, value, mask, rotate, bias)
+        return self.attend(x, *self.keys_values(memory, order), mask, order, drop)
 
     def keys_values(
-        self, memory: Float[Array, "b k m"], rotate: Rotate = lambda heads: heads
+        self, memory: Float[Array, "b k m"], order: Order = UNORDERED
     ) -> tuple[Float[Array, "b k h d"], Float[Array, "b k h e"]]:
         """K W^K and V W^V, split into heads."""
-        return rotate(self._split(self.key(memory))), self._split(self.value(memory))
+        return order.transform(self._split(self.key(memory))), self._split(self.value(memory))
 
     def attend(
         self,
@@ -79,12 +86,14 @@ class MultiHeadAttention(nn.Module):
         key: Float[Array, "b k h d"],
         value: Float[Array, "b k h e"],
         mask: Bool[Array, "#b #q k"],
-        rotate: Rotate = lambda heads: heads,
-        bias: Float[Array, "h q k"] | None = None,
+        order: Order = UNORDERED,
+        drop: DropWeights = keep,
     ) -> Float[Array, "b q m"]:
         """Attends from `x` to keys and values that are already projected; sows the weights."""
-        query = rotate(self._split(self.query(x)))
-        heads, weights = scaled_dot_product_attention(query, key, value, mask, bias)
+        query = order.transform(self._split(self.query(x)))
+        heads, weights = scaled_dot_product_attention(query, key, value, mask, order.bias(query), drop)
+        if (more := order.values(weights.astype(value.dtype))) is not None:
+            heads = heads + more
         self.sow("intermediates", "weights", weights)
         return self.output(heads.reshape(*heads.shape[:2], -1))
 

@@ -1,73 +1,81 @@
-"""Embeddings, the position-wise feed-forward network and the residual connection (paper, 3.1, 3.3, 3.4)."""
+"""The position-wise feed-forward network and the residual connection (paper, sections 3.1 and 3.3)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from transformer.config import TransformerConfig, choose
+from transformer.config import TransformerConfig
 from transformer.model.dropout import Drop
 
 Map = Callable[[Float[Array, "b t m"]], Float[Array, "b t m"]]
 
 
-class Factors(NamedTuple):
-    """The two factors of the logits, kept apart for a loss that never holds all of their product.
+class Activation(NamedTuple):
+    """What stands between the matrices of a feed-forward network.
 
     Attributes:
-      x: the decoder's output for each piece, in the compute dtype.
-      table: the pre-softmax linear transformation, a row a class, float32.
+      function: of one product with the input.
+      gated: whether a second product is multiplied by the function's value.
     """
 
-    x: Float[Array, "... m"]
-    table: Float[Array, "v m"]
-
-    def logits(self) -> Float[Array, "... v"]:
-        """x table^T, in float32."""
-        table = self.table.astype(self.x.dtype)
-        return jnp.einsum("...m,vm->...v", self.x, table, preferred_element_type=jnp.float32)
+    function: Callable[[Float[Array, "b t f"]], Float[Array, "b t f"]]
+    gated: bool
 
 
-class Embedding(nn.Module):
-    """One matrix for source, target and output (section 3.4), initialised N(0, d_model^-0.5)."""
-
-    vocab_size: int
-    d_model: int
-    dtype: str = "float32"
-
-    def setup(self):
-        init = nn.initializers.normal(self.d_model**-0.5)
-        self.table = self.param("table", init, (self.vocab_size, self.d_model))
-
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t m"]:
-        """Embeds, multiplied by sqrt(d_model)."""
-        return self.table[tokens].astype(self.dtype) * self.d_model**0.5
-
-    def factors(self, x: Float[Array, "b t m"]) -> Factors:
-        """The pre-softmax linear transformation, with the same weights."""
-        return Factors(x, self.table)
+FEED_FORWARDS: dict[str, Activation] = {
+    "relu": Activation(jax.nn.relu, gated=False),
+    "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=False), gated=False),
+    "glu": Activation(jax.nn.sigmoid, gated=True),
+    "bilinear": Activation(lambda x: x, gated=True),
+    "reglu": Activation(jax.nn.relu, gated=True),
+    "geglu": Activation(lambda x: jax.nn.gelu(x, approximate=False), gated=True),
+    "swiglu": Activation(jax.nn.silu, gated=True),
+}
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, equation 2."""
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, equation 2; or gated, (f(x W) * x V) W_2.
 
-    d_ff: int
-    d_model: int
-    dtype: str = "float32"
+    Differs from the paper where `feed_forward` is not relu. The gated family is Shazeer's (2020, equations 5
+    and 6), without biases; with `equal_parameters` its f is two thirds of d_ff, rounded, as there.
+    """
+
+    config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
-        init = nn.initializers.xavier_uniform()
-        hidden = nn.Dense(self.d_ff, dtype=self.dtype, kernel_init=init, name="inner")(x)
-        return nn.Dense(self.d_model, dtype=self.dtype, kernel_init=init, name="outer")(jax.nn.relu(hidden))
+    def __call__(self, x: Float[Array, "b t m"], drop: Drop) -> Float[Array, "b t m"]:
+        config, activation = self.config, FEED_FORWARDS[self.config.feed_forward]
+        gated = activation.gated
+        width = round(config.d_ff * 2 / 3) if gated and config.equal_parameters else config.d_ff
+
+        def dense(features, name):
+            init = nn.initializers.xavier_uniform()
+            return nn.Dense(features, not gated, dtype=config.dtype, kernel_init=init, name=name)
+
+        hidden = dense(width, "inner")(x)
+        hidden = (
+            activation.function(dense(width, "gate")(x)) * hidden if gated else activation.function(hidden)
+        )
+        return dense(config.d_model, "outer")(drop.feed_forward(hidden, self.path))
 
 
 def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm (Ba et al. 2016) with statistics in float32, in two passes, eps 1e-6."""
     return nn.LayerNorm(epsilon=1e-6, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+def rms_norm(config: TransformerConfig, name: str | None = None) -> nn.RMSNorm:
+    """RMSNorm (Zhang and Sennrich 2019): neither mean nor bias; eps 1e-6.
+
+    Differs from the paper: LayerNorm.
+    """
+    return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype, name=name)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 def post_norm(norm: Map, x: Float[Array, "b t m"], sublayer: Map) -> Float[Array, "b t m"]:
@@ -95,7 +103,7 @@ class NormPlacement(NamedTuple):
     final_norm: bool
 
 
-NORM_PLACEMENTS = {
+NORM_PLACEMENTS: dict[str, NormPlacement] = {
     "post": NormPlacement(post_norm, final_norm=False),
     "pre": NormPlacement(pre_norm, final_norm=True),
 }
@@ -108,5 +116,6 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t m"], sublayer: Map, drop: Drop) -> Float[Array, "b t m"]:
-        placement = choose(NORM_PLACEMENTS, self.config.norm_placement, "model.norm_placement")
-        return placement.connect(layer_norm(self.config, "norm"), x, lambda y: drop(sublayer(y), self.path))
+        norm = NORMS[self.config.norm](self.config, "norm")
+        connect = NORM_PLACEMENTS[self.config.norm_placement].connect
+        return connect(norm, x, lambda y: drop(sublayer(y), self.path))

@@ -1,9 +1,13 @@
 """How a model knows the order of its pieces (paper, section 3.5).
 
-A scheme is a subclass of `Positions` that overrides one of three hooks, and an entry in `POSITIONS`.
-Encoder and decoder hold one each; cross-attention has no order of its own and sees none.
+A scheme is a subclass of `Positions` that overrides some of its hooks, and an entry in `POSITIONS`. Encoder
+and decoder hold one each; cross-attention has no order of its own and sees none.
 """
 
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -12,22 +16,83 @@ from jaxtyping import Array, Float, Int
 from transformer.config import TransformerConfig, UserError
 
 
-class Positions(nn.Module):
-    """The three places where order can enter a model. Each hook does nothing by default.
+class Order(NamedTuple):
+    """A scheme as one attention layer sees it, the places of its queries and keys filled in.
 
     Attributes:
-      longest: sequence length (pieces) beyond which the scheme has no answer; None: no limit.
+      transform: of queries, and of keys.
+      bias: of the logits, given the queries.
+      values: of the attended values, given the weights.
+    """
+
+    transform: Callable[[Float[Array, "b t h d"]], Float[Array, "b t h d"]]
+    bias: Callable[[Float[Array, "b q h d"]], Float[Array, "#b h q k"] | None]
+    values: Callable[[Float[Array, "b h q k"]], Float[Array, "b q h e"] | None]
+
+
+UNORDERED = Order(lambda heads: heads, lambda query: None, lambda weights: None)
+
+
+class Positions(nn.Module):
+    """The places where order can enter a model. Each hook does nothing by default.
+
+    Attributes:
+      causal: whether this is a decoder's, where no query sees a later key.
+      overflows: what the scheme may do at positions from `max_positions` on, its default first: `error`
+        (refused where data is read, NaN in the model), `clamp` (to the last position), `zero` (nothing is
+        added), `extrapolate` (the scheme goes on by its own definition).
     """
 
     config: TransformerConfig
+    causal: bool = False
+    overflows: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
 
     @classmethod
     def check(cls, config: TransformerConfig) -> None:
         """Raises a `UserError` where the scheme cannot work with a config."""
+        if config.overflow not in (None, *cls.overflows):
+            raise UserError(
+                f"model.overflow is {config.overflow!r}; for model.positions={config.positions!r} "
+                f"it must be one of: {', '.join(cls.overflows)}"
+            )
+
+    @property
+    def overflow(self) -> str:
+        """The policy, resolved."""
+        return self.config.overflow or self.overflows[0]
 
     @property
     def longest(self) -> int | None:
-        return None
+        """Pieces of the longest sequence that is not refused, EOS included; None: any."""
+        return self.config.max_positions if self.overflow == "error" else None
+
+    def __call__(
+        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
+    ) -> Float[Array, "b t m"]:
+        """The stack's input from the scaled embeddings: `add`, within what `overflow` allows."""
+        if self.overflow == "extrapolate":
+            return self.add(x, positions, length)
+        limit = self.config.max_positions
+        added = self.add(x, jnp.minimum(positions, limit - 1), min(length, limit))
+        if self.overflow == "clamp":
+            return added
+        beyond = x if self.overflow == "zero" else jnp.nan
+        return jnp.where((positions < limit)[..., None], added, beyond)
+
+    def order(
+        self,
+        layer: int,
+        positions: Int[Array, "b t"],
+        query: Int[Array, "q"],
+        key: Int[Array, "k"],
+        length: int,
+    ) -> Order:
+        """The hooks of one layer's self-attention, for queries and keys at these indices of a row."""
+        return Order(
+            lambda heads: self.transform(heads, positions, length),
+            lambda heads: self.bias(layer, heads, query, key),
+            lambda weights: self.values(layer, weights, query, key),
+        )
 
     def add(
         self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
@@ -37,29 +102,61 @@ class Positions(nn.Module):
         return x
 
     def transform(
-        self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"]
+        self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"], length: int
     ) -> Float[Array, "b t h d"]:
-        """Transforms the queries and the keys of self-attention."""
-        del positions
+        """Transforms the queries and the keys of self-attention; `length` as for `add`."""
+        del positions, length
         return heads
 
-    def bias(self, query: Int[Array, "q"], key: Int[Array, "k"]) -> Float[Array, "h q k"] | None:
-        """Adds to the logits of self-attention; of the indices in a row only the difference counts."""
-        del query, key
+    def bias(
+        self, layer: int, heads: Float[Array, "b q h d"], query: Int[Array, "q"], key: Int[Array, "k"]
+    ) -> Float[Array, "#b h q k"] | None:
+        """Adds to the logits of self-attention, which are scaled already; `heads` are the queries.
+
+        Of the indices in a row only the difference counts, since a row may hold several examples.
+        """
+        del layer, heads, query, key
+        return None
+
+    def values(
+        self, layer: int, weights: Float[Array, "b h q k"], query: Int[Array, "q"], key: Int[Array, "k"]
+    ) -> Float[Array, "b q h e"] | None:
+        """Adds to the attended values of self-attention; indices as for `bias`."""
+        del layer, weights, query, key
         return None
 
 
 class Sinusoidal(Positions):
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same). No end, no parameters."""
 
+    overflows = ("extrapolate", "error", "clamp", "zero")
+
     @classmethod
     def check(cls, config):
+        super().check(config)
         if config.d_model % 2:
             raise UserError(f"model.d_model is {config.d_model}; sinusoids come in pairs, so it must be even")
 
     def add(self, x, positions, length):
-        table = jnp.asarray(sinusoid_table(length, self.config.d_model), x.dtype)
-        return x + table[positions]
+        return x + jnp.asarray(self.table(length), x.dtype)[positions]
+
+    def table(self, length: int) -> np.ndarray:
+        """What is added at each position: [length, m]."""
+        return sinusoid_table(length, self.config.d_model)
+
+
+class SinusoidalConcat(Sinusoidal):
+    """The sinusoids of tensor2tensor: all sines, then all cosines.
+
+    Differs from the paper: the layout, and the wavelengths, whose i-th is 2 pi 10000^(i/(d_model/2 - 1)), so
+    that the last one is exactly 10000 times the first.
+    """
+
+    def table(self, length):
+        pairs = self.config.d_model // 2
+        exponent = np.arange(pairs) / max(pairs - 1, 1)
+        angle = np.arange(length)[:, None] / 10_000**exponent
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 class Learned(Positions):
@@ -68,9 +165,7 @@ class Learned(Positions):
     The paper does not say how it starts; here as the embeddings do, N(0, d_model^-0.5).
     """
 
-    @property
-    def longest(self) -> int | None:
-        return self.config.max_positions
+    overflows = ("error", "clamp", "zero")
 
     def setup(self):
         shape = (self.config.max_positions, self.config.d_model)
@@ -78,8 +173,132 @@ class Learned(Positions):
 
     def add(self, x, positions, length):
         del length
-        # A position past the table becomes NaN, never another position's vector.
-        return x + jnp.take(self.table, positions, axis=0, mode="fill").astype(x.dtype)
+        return x + self.table[positions].astype(x.dtype)
+
+
+class Absent(Positions):
+    """No positions: a decoder still tells order by what its mask hides, an encoder sees a bag of pieces.
+
+    Differs from the paper: nothing is added (Haviv et al. 2022; Kazemnejad et al. 2023).
+    """
+
+
+class Relative(Positions):
+    """A trained key and a trained value for each distance (Shaw et al. 2018, equations 3 and 4).
+
+    e_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k) and z_i = sum_j alpha_ij (x_j W^V + a^V_ij), where a_ij
+    depends on j - i, clipped to `max_distance` (16, as theirs for base). Each layer and head has its own.
+    A query's products with the 2 * 16 + 1 keys are spread over the distances, and its weights gathered from
+    them, by a one-hot product: the largest tensor is [q, k, 2 * 16 + 1].
+
+    Differs from the paper: relative positions, in attention, in the place of sinusoids.
+    """
+
+    clip: ClassVar[int] = 16
+
+    @property
+    def distance(self) -> int:
+        return self.config.max_distance or self.clip
+
+    @nn.nowrap
+    def _table(self, name: str, depth: int, width: int) -> Array:
+        init = nn.initializers.variance_scaling(1, "fan_avg", "uniform", batch_axis=(0, 1))
+        return self.param(name, init, (depth, self.config.num_heads, 2 * self.distance + 1, width))
+
+    def setup(self):
+        depth = self.config.decoder_depth if self.causal else self.config.encoder_depth
+        self.key_table = self._table("key_table", depth, self.config.key_width)
+        self.value_table = self._table("value_table", depth, self.config.value_width)
+
+    def _one_hot(self, query, key, dtype):
+        """Which row of the tables a query and a key use: [q, k, r]."""
+        distance = jnp.clip(key[None, :] - query[:, None], -self.distance, self.distance)
+        return jax.nn.one_hot(distance + self.distance, 2 * self.distance + 1, dtype=dtype)
+
+    def bias(self, layer, heads, query, key):
+        table = self.key_table[layer].astype(heads.dtype)
+        products = jnp.einsum("bqhd,hrd->bhqr", heads * heads.shape[-1] ** -0.5, table)
+        return jnp.einsum("bhqr,qkr->bhqk", products, self._one_hot(query, key, heads.dtype))
+
+    def values(self, layer, weights, query, key):
+        by_distance = jnp.einsum("bhqk,qkr->bhqr", weights, self._one_hot(query, key, weights.dtype))
+        return jnp.einsum("bhqr,hre->bqhe", by_distance, self.value_table[layer].astype(weights.dtype))
+
+
+class T5Bias(Positions):
+    """A trained number for each head and range of distances (Raffel et al. 2020, section 2.1).
+
+    Of 32 ranges, half in each direction in the encoder, one half are single distances and the others grow
+    with the logarithm up to `max_distance` (128), beyond which all is one. The layers of a stack share them.
+
+    Differs from the paper: a bias of the logits in the place of sinusoids; from T5: logits stay scaled.
+    """
+
+    ranges: ClassVar[int] = 32
+    last: ClassVar[int] = 128
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
+        if config.max_distance is not None and config.max_distance <= cls.ranges // 2:
+            raise UserError(
+                f"model.max_distance is {config.max_distance}; "
+                f"for model.positions='t5_bias' it must be above {cls.ranges // 2}"
+            )
+
+    def setup(self):
+        init = nn.initializers.normal(self.config.d_model**-0.5)
+        self.table = self.param("table", init, (self.ranges, self.config.num_heads))
+
+    def bias(self, layer, heads, query, key):
+        del layer, heads
+        distance = key[None, :] - query[:, None]
+        ranges = self.ranges if self.causal else self.ranges // 2
+        begins = t5_ranges(ranges, self.config.max_distance or self.last)
+        number = jnp.searchsorted(begins, jnp.abs(distance), side="right", method="compare_all")
+        if not self.causal:
+            number += jnp.where(distance > 0, ranges, 0)
+        return jnp.moveaxis(self.table[number], -1, 0)[None]
+
+
+class Alibi(Positions):
+    """Logits fall with the distance, each head at a slope of its own (Press et al. 2022, section 3).
+
+    Differs from the paper: no positions are added; from ALiBi, which has a decoder only: in the encoder the
+    distance counts in both directions alike.
+    """
+
+    def bias(self, layer, heads, query, key):
+        del layer, heads
+        distance = jnp.abs(key[None, :] - query[:, None]).astype(jnp.float32)
+        return (-jnp.asarray(alibi_slopes(self.config.num_heads), jnp.float32)[:, None, None] * distance)[
+            None
+        ]
+
+
+class Rope(Positions):
+    """Rotates queries and keys by angles that grow with the position (Su et al. 2021, equations 14 and 34).
+
+    Channels 2i and 2i + 1 turn by pos / 10000^(2i/d_k), so that a logit depends on the distance alone. Sines
+    and cosines are those of the paper's table, at a width of d_k.
+
+    Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
+    """
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
+        if config.key_width % 2:
+            raise UserError(
+                f"model.d_k is {config.key_width}; model.positions='rope' turns pairs, so it must be even"
+            )
+
+    def transform(self, heads, positions, length):
+        table = jnp.asarray(sinusoid_table(length, heads.shape[-1]), jnp.float32)[positions][:, :, None]
+        sin, cos = table[..., 0::2], table[..., 1::2]
+        even, odd = heads[..., 0::2], heads[..., 1::2]
+        turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+        return turned.reshape(heads.shape).astype(heads.dtype)
 
 
 def sinusoid_table(length: int, d_model: int) -> np.ndarray:
@@ -89,7 +308,29 @@ def sinusoid_table(length: int, d_model: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
 
 
+def t5_ranges(ranges: int, last: int) -> np.ndarray:
+    """The distance at which each range but the first begins, in one direction."""
+    exact = ranges // 2
+    growth = (last / exact) ** (np.arange(ranges - exact) / (ranges - exact))
+    return np.concatenate([np.arange(1, exact), np.ceil(exact * growth - 1e-9)]).astype(np.int32)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """2^(-8/h), 2^(-16/h), ...; where h is no power of two, those of the one below it, then every second one
+    of twice as many."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
+    return np.concatenate([slopes, between])[:heads]
+
+
 POSITIONS: dict[str, type[Positions]] = {
     "sinusoidal": Sinusoidal,
+    "sinusoidal_concat": SinusoidalConcat,
     "learned": Learned,
+    "none": Absent,
+    "relative": Relative,
+    "t5_bias": T5Bias,
+    "alibi": Alibi,
+    "rope": Rope,
 }

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from transformer.data.pipeline import Batch
 from transformer.model.dropout import Dropout
-from transformer.model.layers import Factors
+from transformer.model.embedding import Factors
 from transformer.model.masks import Layout
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Array, Key, PyTree
 from transformer.config import ExperimentConfig, UserError
 from transformer.data.corpus import Corpus, Split
 from transformer.data.pipeline import TrainingBatches, evaluation_batches
-from transformer.data.plan import PackedPlan
+from transformer.data.plan import BucketedPlan, PackedPlan, Plan
 from transformer.data.tokenizer import Tokenizer
-from transformer.model import build, init_params, longest_sequence
+from transformer.model import build, init_params
+from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.training.losses import Hyper, Sums, make_loss_fn
 from transformer.training.optimizer import adam, peak_learning_rate
 from transformer.training.placement import Placement, place
@@ -33,7 +34,7 @@ class Task:
       train_step: (state, batch, key, hyper) -> (state, sums, info).
       validate: (params) -> sums over the validation split.
       batches: the batch of each step.
-      plan: how they are packed.
+      plan: which examples go into them.
       placement: where they go.
       tokenizer: the vocabulary.
       data: the identity of the data.
@@ -45,7 +46,7 @@ class Task:
     train_step: Callable
     validate: Callable[[PyTree], Sums]
     batches: TrainingBatches
-    plan: PackedPlan
+    plan: Plan
     placement: Placement
     tokenizer: Tokenizer
     data: str
@@ -58,13 +59,13 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
       UserError: a name, the data or a length that cannot be used, as early as it can be known.
     """
     placement = place(config.train.placement)
-    build(config.model, vocab_size=1)  # refuses unknown names before data is touched
+    packs = build(config.model, vocab_size=1).packs  # refuses unknown names before data is touched
     corpus = open_corpus(config, folder)
     training, validation = corpus.split("train"), corpus.split("validation")
-    plan = _plan(config, training)
-    check_lengths(config, "train", plan.longest)
-    check_lengths(config, "validation", validation.longest)
+    plan = _plan(config, training, PackedPlan if packs else BucketedPlan)
     model = build(config.model, corpus.tokenizer.vocab_size)
+    check_lengths(model, "train", plan.longest)
+    check_lengths(model, "validation", validation.longest)
     params = init_params(model, config.train.seed)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
     optimizer, loss_fn = adam(config.optimizer), make_loss_fn(model)
@@ -107,13 +108,12 @@ def open_corpus(config: ExperimentConfig, folder: Path) -> Corpus:
     return corpus
 
 
-def check_lengths(config: ExperimentConfig, split: str, longest: int) -> None:
+def check_lengths(model: EncoderDecoder, split: str, longest: int) -> None:
     """Refuses a split with an example that the model cannot place: nothing is clipped in silence."""
-    limit = longest_sequence(config.model)
-    if limit is not None and longest > limit:
+    if model.longest is not None and longest > model.longest:
         raise UserError(
             f"split {split!r} has a sentence of {longest} pieces, but model.positions="
-            f"{config.model.positions!r} ends at {limit}; raise model.max_positions"
+            f"{model.config.positions!r} ends at {model.longest}; raise model.max_positions"
         )
 
 
@@ -133,10 +133,10 @@ def make_validation(
     return validate
 
 
-def _plan(config: ExperimentConfig, training: Split) -> PackedPlan:
+def _plan(config: ExperimentConfig, training: Split, kind: type[Plan]) -> Plan:
     row_length = config.data.row_length
     try:
-        plan = PackedPlan(
+        plan = kind(
             training.source.lengths,
             training.target.lengths,
             row_length,
@@ -146,13 +146,11 @@ def _plan(config: ExperimentConfig, training: Split) -> PackedPlan:
     except ValueError as error:
         raise UserError(f"data.row_length is {row_length}: {error}") from None
     log.info(
-        "%d pairs (%d dropped: longer than %d pieces), %d steps an epoch, %d rows of %d and %d pieces a step",
+        "%d pairs (%d dropped: longer than %d pieces), %d steps an epoch, %s",
         len(training) - plan.dropped,
         plan.dropped,
         row_length,
         plan.steps_per_epoch,
-        plan.num_rows,
-        plan.source_length,
-        plan.target_length,
+        plan.summary,
     )
     return plan

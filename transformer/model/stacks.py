@@ -1,0 +1,218 @@
+"""The Transformer's encoder and decoder: N identical layers each (paper, section 3.1 and figure 1)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer.config import TransformerConfig
+from transformer.model.attention import MultiHeadAttention
+from transformer.model.dropout import Drop
+from transformer.model.layers import NORM_PLACEMENTS, NORMS, FeedForward, Residual
+from transformer.model.masks import Layout, causal_mask, segment_mask, written_mask
+from transformer.model.positions import POSITIONS, Order, Positions
+
+KeysValues = tuple[Float[Array, "b s h d"], Float[Array, "b s h e"]]
+
+
+class Memory(NamedTuple):
+    """What the decoder needs of the source; in a search, shared by a sentence's hypotheses.
+
+    Attributes:
+      cross: the cross-attention keys and values of each decoder layer.
+      layout: of the source.
+    """
+
+    cross: tuple[KeysValues, ...]
+    layout: Layout
+
+
+class Cache(NamedTuple):
+    """The self-attention keys and values that one decoder layer has written so far."""
+
+    key: Float[Array, "b n k h d"]
+    value: Float[Array, "b n k h e"]
+
+
+class Encoder(nn.Module):
+    """Layers of self-attention and feed-forward."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.positions = _positions(self.config, causal=False)
+        self.layers = [EncoderLayer(self.config) for _ in range(self.config.encoder_depth)]
+        self.norm = _final_norm(self.config)
+
+    def __call__(self, x: Float[Array, "b s m"], layout: Layout, drop: Drop) -> Float[Array, "b s m"]:
+        mask = segment_mask(layout.segments, layout.segments)
+        x = drop(self.positions(x, layout.positions, x.shape[1]), self.path)
+        for layer, order in zip(self.layers, _orders(self.positions, layout, len(self.layers)), strict=True):
+            x = layer(x, mask, order, layout, drop)
+        return self.norm(x)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then feed-forward, each inside its residual connection."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.self_attention = _attention(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.self_attention_residual = Residual(self.config)
+        self.feed_forward_residual = Residual(self.config)
+
+    def __call__(
+        self, x: Float[Array, "b s m"], mask: Bool[Array, "b s s"], order: Order, layout: Layout, drop: Drop
+    ) -> Float[Array, "b s m"]:
+        def attend(y):
+            kept = _dropping(self.self_attention, drop, layout)
+            return self.self_attention(y, y, mask, order, kept)
+
+        x = self.self_attention_residual(x, attend, drop)
+        return self.feed_forward_residual(x, lambda y: self.feed_forward(y, drop), drop)
+
+
+class Decoder(nn.Module):
+    """Layers of causal self-attention, cross-attention and feed-forward."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.positions = _positions(self.config, causal=True)
+        self.layers = [DecoderLayer(self.config) for _ in range(self.config.decoder_depth)]
+        self.norm = _final_norm(self.config)
+
+    def __call__(
+        self, x: Float[Array, "b t m"], layout: Layout, memory: Memory, drop: Drop
+    ) -> Float[Array, "b t m"]:
+        """Decodes all positions at once, each seeing only those before it."""
+        mask = segment_mask(layout.segments, layout.segments) & causal_mask(x.shape[1])
+        cross_mask = segment_mask(layout.segments, memory.layout.segments)
+        x = drop(self.positions(x, layout.positions, x.shape[1]), self.path)
+        orders = _orders(self.positions, layout, len(self.layers))
+        for layer, order, cross in zip(self.layers, orders, memory.cross, strict=True):
+            x = layer(x, mask, order, layout, cross, cross_mask, memory.layout, drop)
+        return self.norm(x)
+
+    def step(
+        self, x: Float[Array, "b n m"], memory: Memory, state: tuple[Cache, ...], index: Int[Array, ""]
+    ) -> tuple[Float[Array, "b n m"], tuple[Cache, ...]]:
+        """Decodes position `index` of each hypothesis and adds its keys and values to the caches."""
+        length = state[0].key.shape[2]
+        mask = written_mask(length, index)
+        cross_mask = (memory.layout.segments != 0)[:, None]
+        where = jnp.broadcast_to(index, (x.shape[0] * x.shape[1], 1))
+        x = self.positions(x, where.reshape(x.shape[:2]), length)
+        written = []
+        for number, (layer, cross, cache) in enumerate(zip(self.layers, memory.cross, state, strict=True)):
+            order = self.positions.order(number, where, index[None], jnp.arange(length), length)
+            x, cache = layer.step(x, mask, order, cross, cross_mask, cache, index)
+            written.append(cache)
+        return self.norm(x), tuple(written)
+
+    def cross_keys_values(self, encoded: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
+        """Each layer's cross-attention keys and values of the encoder's output."""
+        return tuple(layer.cross_attention.keys_values(encoded) for layer in self.layers)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention and feed-forward, each inside its residual connection."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.self_attention = _attention(self.config)
+        self.cross_attention = _attention(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.self_attention_residual = Residual(self.config)
+        self.cross_attention_residual = Residual(self.config)
+        self.feed_forward_residual = Residual(self.config)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t m"],
+        mask: Bool[Array, "b t t"],
+        order: Order,
+        layout: Layout,
+        cross: KeysValues,
+        cross_mask: Bool[Array, "b t s"],
+        source_layout: Layout,
+        drop: Drop,
+    ) -> Float[Array, "b t m"]:
+        def attend(y):
+            return self.self_attention(y, y, mask, order, _dropping(self.self_attention, drop, layout))
+
+        def attend_source(y):
+            kept = _dropping(self.cross_attention, drop, source_layout)
+            return self.cross_attention.attend(y, *cross, cross_mask, drop=kept)
+
+        return self._sublayers(x, attend, attend_source, drop)
+
+    def step(
+        self,
+        x: Float[Array, "b n m"],
+        mask: Bool[Array, "1 1 k"],
+        order: Order,
+        cross: KeysValues,
+        cross_mask: Bool[Array, "b 1 s"],
+        cache: Cache,
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "b n m"], Cache]:
+        """One position of n hypotheses a sentence. Each has a past of its own, so it is a row to
+        self-attention; they share a source, so to cross-attention they are the queries of one row."""
+
+        def attend(y):
+            nonlocal cache
+            rows = y.reshape(-1, 1, y.shape[-1])
+            fresh = self.self_attention.keys_values(rows, order)
+            cache = Cache(*(_write(old, new, index) for old, new in zip(cache, fresh, strict=True)))
+            key, value = (old.reshape(-1, *old.shape[2:]) for old in cache)
+            return self.self_attention.attend(rows, key, value, mask, order).reshape(y.shape)
+
+        def attend_source(y):
+            return self.cross_attention.attend(y, *cross, cross_mask)
+
+        x = self._sublayers(x, attend, attend_source, Drop())
+        return x, cache
+
+    def _sublayers(self, x, attend, attend_source, drop):
+        x = self.self_attention_residual(x, attend, drop)
+        x = self.cross_attention_residual(x, attend_source, drop)
+        return self.feed_forward_residual(x, lambda y: self.feed_forward(y, drop), drop)
+
+
+def _write(
+    cache: Float[Array, "b n k h d"], new: Float[Array, "bn 1 h d"], index: Int[Array, ""]
+) -> Float[Array, "b n k h d"]:
+    new = new.reshape(*cache.shape[:2], *new.shape[1:])
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=2)
+
+
+def _dropping(attention: MultiHeadAttention, drop: Drop, keys: Layout):
+    return lambda weights: drop.attention(weights, attention.path, keys.positions)
+
+
+def _orders(positions: Positions, layout: Layout, layers: int):
+    """The order of each layer's self-attention over whole rows."""
+    length = layout.positions.shape[1]
+    index = jnp.arange(length)
+    return [positions.order(layer, layout.positions, index, index, length) for layer in range(layers)]
+
+
+def _positions(config: TransformerConfig, causal: bool) -> Positions:
+    return POSITIONS[config.positions](config, causal)
+
+
+def _attention(config: TransformerConfig) -> MultiHeadAttention:
+    return MultiHeadAttention(
+        config.num_heads, config.key_width, config.value_width, config.d_model, config.dtype
+    )
+
+
+def _final_norm(config: TransformerConfig):
+    has_one = NORM_PLACEMENTS[config.norm_placement].final_norm
+    return NORMS[config.norm](config) if has_one else lambda x: x
