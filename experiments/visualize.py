@@ -37,10 +37,6 @@ def main() -> None:
 def _attention(run: Run):
     entry.use_compilation_cache()
     trained = run.load()
-    layers = trained.config.model.num_layers
-    layer = layers if LAYER.value is None else LAYER.value
-    if not 1 <= layer <= layers:
-        raise UserError(f"--layer is {layer}; it must be 1 to {layers}")
     tokenizer = trained.tokenizer
     translator = Translator(trained.model, trained.params, tokenizer, trained.config.decode)
     source = tokenizer.encode(SENTENCE.value)
@@ -48,6 +44,10 @@ def _attention(run: Run):
         raise UserError(f"--sentence has {len(source)} pieces; it must have at most {translator.max_source}")
     target = tokenizer.encode(translator([SENTENCE.value])[0])
     weights = attention_weights(trained.model, trained.params, source, target)
+    layers = len(weights.cross)
+    layer = layers if LAYER.value is None else LAYER.value
+    if not 1 <= layer <= layers:
+        raise UserError(f"--layer is {layer}; it must be 1 to {layers}")
     title = f"cross-attention, decoder layer {layer} of {layers}"
     return plots.attention_map(
         weights.cross[layer - 1], tokenizer.names(source), tokenizer.names(target), title

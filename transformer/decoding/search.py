@@ -38,7 +38,9 @@ def length_penalty(length: Int[Array, "*b"] | int, alpha: float) -> Float[Array,
     return ((5 + jnp.asarray(length, jnp.float32)) / 6) ** alpha
 
 
-def greedy_search(step: Step, state: PyTree, limits: Int[Array, "b"], length: int, alpha: float = 0.0) -> Found:
+def greedy_search(
+    step: Step, state: PyTree, limits: Int[Array, "b"], length: int, alpha: float = 0.0
+) -> Found:
     """Takes the most probable piece each time. Arguments and result as for `beam_search`."""
     rows = limits.shape[0]
 

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from transformer.config import EOS, DecodeConfig
 from transformer.data.plan import buckets
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.search import beam_search, greedy_search
+from transformer.decoding.search import Found, beam_search, greedy_search
 from transformer.model.encoder_decoder import EncoderDecoder
 
 # Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
@@ -33,6 +33,23 @@ class Part(NamedTuple):
     before: str
 
 
+def make_search(model: EncoderDecoder, config: DecodeConfig) -> Callable[..., Found]:
+    """The pure function (params, source [b, s], limits [b], length) -> the best output of each row."""
+    beam_size = config.beam_size
+    search = greedy_search if beam_size == 1 else functools.partial(beam_search, beam_size=beam_size)
+
+    def find(params, source, limits, length):
+        variables = {"params": params}
+        memory, state = model.apply(variables, source, beam_size, length, method="start")
+
+        def step(tokens, state, index):
+            return model.apply(variables, memory, state, tokens, index, method="step")
+
+        return search(step, state, limits, length, alpha=config.length_penalty)
+
+    return find
+
+
 class Translator:
     """Translates sentences with a trained model.
 
@@ -49,12 +66,12 @@ class Translator:
         self, model: EncoderDecoder, params: PyTree, tokenizer: Tokenizer, config: DecodeConfig | None = None
     ):
         """Uses `config`'s search; None: the paper's, beam 4 and alpha 0.6."""
-        self._model, self._tokenizer = model, tokenizer
+        self._tokenizer = tokenizer
         self._params = jax.device_put(params)
         self._config = config or DecodeConfig()
         self._longest = model.longest
         self.max_source = min(self._config.max_source, self._longest or self._config.max_source)
-        self._search = jax.jit(self._find, static_argnames="length")
+        self._search = jax.jit(make_search(model, self._config), static_argnames="length")
 
     def __call__(
         self,
@@ -108,16 +125,6 @@ class Translator:
             length = min(length, self._longest)
         found = self._search(self._params, source, np.minimum(limits, length).astype(np.int32), length=length)
         return jax.device_get(found)
-
-    def _find(self, params, source, limits, length):
-        variables, beam_size, alpha = {"params": params}, self._config.beam_size, self._config.length_penalty
-        memory, state = self._model.apply(variables, source, beam_size, length, method="start")
-
-        def step(tokens, state, index):
-            return self._model.apply(variables, memory, state, tokens, index, method="step")
-
-        search = greedy_search if beam_size == 1 else functools.partial(beam_search, beam_size=beam_size)
-        return search(step, state, limits, length, alpha=alpha)
 
     def _cut(self, text: int, pieces: np.ndarray) -> Iterator[Part]:
         starts_word = self._tokenizer.starts_word[pieces]

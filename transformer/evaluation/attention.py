@@ -7,9 +7,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, PyTree
 
+from transformer.config import UserError
+
 
 class AttentionWeights(NamedTuple):
     """The weights of every layer and head for one sentence pair; each row of keys sums to 1.
+
+    A recurrent decoder has one layer and head of cross-attention, and no other.
 
     Attributes:
       encoder: self-attention of the source.
@@ -17,18 +21,26 @@ class AttentionWeights(NamedTuple):
       cross: from that query to the source.
     """
 
-    encoder: Float[np.ndarray, "layers h s s"]
-    decoder: Float[np.ndarray, "layers h t t"]
+    encoder: Float[np.ndarray, "layers h s s"] | None
+    decoder: Float[np.ndarray, "layers h t t"] | None
     cross: Float[np.ndarray, "layers h t s"]
 
 
 def attention_weights(
     model: nn.Module, params: PyTree, source: list[int], target: list[int]
 ) -> AttentionWeights:
-    """Attention while `target` is read after `source`; both are pieces closed by EOS."""
+    """Attention while `target` is read after `source`; both are pieces closed by EOS.
+
+    Raises:
+      UserError: the model attends to nothing.
+    """
     pair = (jnp.array([source], jnp.int32), jnp.array([target], jnp.int32))
     _, sown = model.apply({"params": params}, *pair, mutable=["intermediates"])
+    if not sown:
+        raise UserError(f"model.kind={model.config.kind!r} has no attention to show")
     stacks = sown["intermediates"]
+    if "weights" in stacks["decoder"]:
+        return AttentionWeights(None, None, np.stack([stacks["decoder"]["weights"][0][0]]))
 
     def collect(stack, attention):
         layers = stacks[stack]
