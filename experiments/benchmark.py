@@ -1,10 +1,12 @@
-"""Times training, beside the matrix-product rate of the same machine in the same process.
+"""Times training. Nothing else should run meanwhile.
 
-    python -m experiments.benchmark train
     python -m experiments.benchmark train --json --peer=torch
+    python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
 
+`train`: text of mixed lengths, beside the matrix-product rate of the same machine in the same process.
 Utilisation is the share of that rate at which the products of the model itself are computed, padding not
-counted. Nothing else should run meanwhile.
+counted. `lengths`: the variants of a study on sentences of one length after another, the pieces of a batch
+held constant.
 """
 
 import json
@@ -15,17 +17,57 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import entry
-from transformer.config import choose
+from transformer.config import UserError, choose
 
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 PEER = flags.DEFINE_list("peer", "", "Peers timed in the same run, separated by commas: torch.")
+SWEEP = flags.DEFINE_string(
+    "sweep", "configs/sweeps/recurrence.py", "lengths: study whose variants are timed."
+)
+LENGTHS = flags.DEFINE_list(
+    "lengths", "16,64,256,1024", "lengths: pieces of a sentence, separated by commas."
+)
+TOKENS = flags.DEFINE_integer("batch_tokens", 4_096, "lengths: target pieces a step.", lower_bound=1)
+FIGURE = flags.DEFINE_string("figure", None, "lengths: file to draw into.")
 SHAPE = flags.DEFINE_list("shape", "tiny,base", "Shapes to time, separated by commas.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds; medians are over them.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 10, "What a turn of a round shall take, about.")
 
 
 def main(what: str) -> None:
-    del what  # there is one thing to time so far
+    {"train": _train, "lengths": _lengths}[what]()
+
+
+def _lengths() -> None:
+    from experiments import plots
+    from experiments.launcher.sweep import expand, load_sweep
+    from experiments.speed.lengths import benchmark_lengths
+
+    entry.use_compilation_cache()
+    lengths = sorted(_length(text) for text in LENGTHS.value)
+    configs = {run.variant: run.config for run in expand(load_sweep(SWEEP.value), {}, seeds=1)}
+    print(f"timing {', '.join(configs)}: {REPEATS.value} rounds a length", file=sys.stderr)
+    results = benchmark_lengths(configs, lengths, TOKENS.value, REPEATS.value, SECONDS.value)
+    if FIGURE.value is not None:
+        plots.speed_by_length(results, f"training, {TOKENS.value:,} pieces a batch").savefig(FIGURE.value)
+    if JSON.value:
+        print(json.dumps(results, indent=2))
+        return
+    table = Table("target tokens a second", *(f"length {length}" for length in lengths))
+    for name, row in results.items():
+        table.add_row(name, *(f"{row[length]['tokens_per_second']:,.0f}" for length in lengths))
+    Console().print(table)
+
+
+def _length(text: str) -> int:
+    if not text.isdigit() or not 2 <= int(text) <= TOKENS.value:
+        raise UserError(
+            f"--lengths has {text!r}; each must be a number from 2 to --batch_tokens ({TOKENS.value})"
+        )
+    return int(text)
+
+
+def _train() -> None:
     from experiments.speed.train import PEERS, benchmark
     from experiments.speed.workload import SHAPES
 
@@ -69,4 +111,4 @@ def _print(results: dict, peers: dict) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main, words=["train"])
+    entry.run(main, words=["train", "lengths"])

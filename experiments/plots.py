@@ -91,3 +91,21 @@ def comparison(table: dict[str, dict[str, Sequence[float]]], metric: str, title:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     return figure
+
+
+def speed_by_length(results: dict[str, dict[int, dict]], title: str) -> Figure:
+    """Tokens a second against sentence length, a line a variant; the band spans slowest and fastest round."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for variant, by_length in results.items():
+        lengths = list(by_length)
+        axes.plot(lengths, [one["tokens_per_second"] for one in by_length.values()], "o-", label=variant)
+        axes.fill_between(
+            lengths, *zip(*(one["spread"] for one in by_length.values()), strict=True), alpha=0.2
+        )
+    axes.set(xlabel="pieces of a sentence", ylabel="target tokens a second", title=title, xscale="log")
+    axes.set_xticks(lengths, map(str, lengths))
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure

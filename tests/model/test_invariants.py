@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from tests.tiny import VOCAB, as_int, tiny_config
-from transformer.config import BOS, TransformerConfig, UserError
+from transformer.config import BOS, EOS, PAD, TransformerConfig, UserError
 from transformer.model import KINDS, build, init_params
 from transformer.model.dropout import DROPOUT_SITES, Dropout
 from transformer.model.embedding import EMBEDDINGS, Embedding
@@ -120,7 +120,7 @@ def packed(pair):
 
 def test_packing_changes_nothing(variant, pair):
     if not variant.model.packs:
-        pytest.skip("it gets one example a row: tests/training/test_setup.py")
+        pytest.skip("it gets one example a row: tests/training/test_loop.py")
     for rate in (0.0, 0.4):  # one program
         apart = variant.logits(*pair, rate=rate)
         together = variant.logits(*packed(pair), rate=rate)[0]
@@ -196,6 +196,37 @@ def test_loss_halves_in_30_steps(variant):
     source = as_int(np.random.default_rng(0).integers(4, VOCAB, (16, 5)))
     losses, _ = train(variant, (source, source), 31)
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.slow
+def test_learns_to_copy(variant):
+    """New sentences of 2 to 6 pieces each step; then ones never seen come out right, piece by piece."""
+    rng = np.random.default_rng(0)
+
+    def sentences(rows):
+        tokens = rng.integers(4, VOCAB, (rows, 7))
+        lengths = rng.integers(2, 7, (rows, 1))
+        tokens[np.arange(7) == lengths] = EOS
+        return as_int(np.where(np.arange(7) > lengths, PAD, tokens))
+
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def update(params, moments, tokens):
+        def loss(params):
+            log_probs = jax.nn.log_softmax(variant.apply(params, tokens, tokens))
+            nll = -jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+            return jnp.mean(nll, where=tokens != PAD)
+
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return optax.apply_updates(params, updates), moments
+
+    params, moments = variant.params, optimizer.init(variant.params)
+    for _ in range(3_000):
+        params, moments = update(params, moments, sentences(64))
+    tokens = sentences(256)
+    predicted = jax.jit(variant.apply)(params, tokens, tokens).argmax(axis=-1)
+    assert np.mean((predicted == tokens)[tokens != PAD]) > 0.99
 
 
 def test_every_name_is_known_to_build():

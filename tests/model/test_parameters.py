@@ -1,23 +1,26 @@
 """Parameter names are a checkpoint's API; their number is the paper's."""
 
+import re
+
 import jax
 import pytest
 
 from tests.tiny import VOCAB, tiny_config
 from transformer.config import TransformerConfig
 from transformer.model import build, init_params
+from transformer.model.layers import FEED_FORWARDS
 from transformer.model.transformer import Transformer
 
 PROJECTIONS = [f"{name}/kernel" for name in ("query", "key", "value", "output")]
 FEED_FORWARD = [f"{name}/{leaf}" for name in ("inner", "outer") for leaf in ("bias", "kernel")]
 
 
-def expected_names(layers):
+def expected_names(layers, feed_forward=FEED_FORWARD):
     names = {"embedding/table"}
     for stack, attentions in (("encoder", ["self"]), ("decoder", ["self", "cross"])):
         for number in range(layers):
             layer = f"{stack}/layers_{number}"
-            names |= {f"{layer}/feed_forward/{leaf}" for leaf in FEED_FORWARD}
+            names |= {f"{layer}/feed_forward/{leaf}" for leaf in feed_forward}
             for name in ["feed_forward", *(f"{one}_attention" for one in attentions)]:
                 names |= {f"{layer}/{name}_residual/norm/{leaf}" for leaf in ("bias", "scale")}
             for one in attentions:
@@ -44,12 +47,69 @@ def test_names(tiny):
             {"norm_placement": "pre"},
             {f"{stack}/norm/{leaf}" for stack in ("encoder", "decoder") for leaf in ("bias", "scale")},
         ),
+        (
+            {"positions": "relative"},
+            {
+                f"{stack}/positions/{name}_table"
+                for stack in ("encoder", "decoder")
+                for name in ("key", "value")
+            },
+        ),
+        ({"positions": "t5_bias"}, {"encoder/positions/table", "decoder/positions/table"}),
+        ({"positions": "rope"}, set()),
+        ({"positions": "alibi"}, set()),
+        ({"embeddings": "two_way"}, {"embedding/source_table"}),
+        ({"embeddings": "untied"}, {"embedding/source_table", "embedding/output_table"}),
     ],
-    ids=["learned", "pre"],
+    ids=str,
 )
 def test_names_of_variants(changes, extra):
+    assert names(shapes(**changes)) == expected_names(layers=2) | extra
+
+
+def test_names_of_a_gated_feed_forward_layer():
+    gated = [f"{name}/kernel" for name in ("inner", "gate", "outer")]
+    assert names(shapes(feed_forward="swiglu")) == expected_names(2, gated)
+
+
+def test_rms_norm_has_no_bias():
+    without = {name for name in expected_names(2) if not name.endswith("norm/bias")}
+    assert names(shapes(norm="rms_norm")) == without
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_names_of_recurrent_modules(cell):
+    """Up to the cell, whose weights are Flax's own."""
+
+    def modules(kind):
+        return {
+            re.sub(r"/cell/.*", "/cell", name) for name in names(shapes(kind=kind, cell=cell, num_layers=2))
+        }
+
+    starts = range(4 if cell == "lstm" else 2)
+    fixed = {
+        "embedding/table",
+        *(f"{layer}_{n}/cell" for layer in ("encoder/backward", "decoder/layers") for n in range(2)),
+        *(f"decoder/initial_{n}/{leaf}" for n in starts for leaf in ("kernel", "bias")),
+        *(f"decoder/readout/{leaf}" for leaf in ("kernel", "bias")),
+    }
+    assert modules("recurrent") == fixed
+    attention = {"decoder/keys/kernel", "decoder/layers_0/query/kernel", "decoder/layers_0/align"}
+    forward = {f"encoder/forward_{n}/cell" for n in range(2)}
+    assert modules("recurrent_attention") == fixed | attention | forward
+
+
+def shapes(**changes):
     model = build(tiny_config(**changes), VOCAB)
-    assert names(init_params(model, seed=0)) == expected_names(layers=2) | extra
+    return jax.eval_shape(lambda: init_params(model, seed=0))
+
+
+@pytest.mark.parametrize("gated", [name for name, one in FEED_FORWARDS.items() if one.gated])
+def test_a_gated_layer_may_cost_what_a_plain_one_does(gated):
+    plain, equal = count(37_000), count(37_000, feed_forward=gated, equal_parameters=True)
+    assert abs(equal - plain) / plain < 1e-3
+    assert count(37_000, feed_forward=gated) > 1.15 * plain
+    assert count(37_000, equal_parameters=True) == plain
 
 
 def count(vocab_size, **changes):

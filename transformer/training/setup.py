@@ -133,7 +133,7 @@ def make_validation(
     return validate
 
 
-def _plan(config: ExperimentConfig, training: Split, kind: type[Plan]) -> Plan:
+def _plan(config: ExperimentConfig, training: Split, kind: Callable[..., Plan]) -> Plan:
     row_length = config.data.row_length
     try:
         plan = kind(
