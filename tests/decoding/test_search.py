@@ -16,12 +16,12 @@ VOCAB = 5  # PAD, BOS, EOS and two words
 def table_step(table):
     """A model whose next-piece logits depend on the row and the last two pieces: table [b, v, v, v].
 
-    Its state is the piece before the last, so that a search that reorders states wrongly is caught.
+    Its state is the piece before the last, so that a search that names wrong parents is caught.
     """
 
-    def step(tokens, state, index):
+    def step(tokens, parents, state, index):
         rows = jnp.arange(tokens.shape[0])[:, None]
-        return table[rows, state, tokens], tokens
+        return table[rows, jnp.take_along_axis(state, parents, axis=1), tokens], tokens
 
     return step
 

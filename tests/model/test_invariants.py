@@ -130,7 +130,7 @@ def test_packing_changes_nothing(variant, pair):
 
 
 def test_cached_steps_equal_the_full_decoder(variant, pair):
-    """Two hypotheses a sentence: the target, and another that must not leak into it."""
+    """Two hypotheses a sentence, the target and another that must not leak into it, change places each step."""
     model, variables = variant.model, {"params": variant.params}
     source, _ = pair
     target = as_int([[10, 11, 4, 2], [12, 4, 5, 2]])
@@ -138,13 +138,12 @@ def test_cached_steps_equal_the_full_decoder(variant, pair):
     full = variant.logits(source, target), variant.logits(source, other)
     memory, state = jax.jit(lambda source: model.apply(variables, source, 2, 6, method="start"))(source)
     step = jax.jit(lambda *args: model.apply(variables, *args, method="step"))
-    tokens = jnp.full((2, 2), BOS)
+    tokens, parents = jnp.full((2, 2), BOS), as_int([[1, 0]] * 2)
     for index in range(4):
-        out, state = step(memory, state, tokens, jnp.int32(index))
-        for hypothesis in range(2):
-            np.testing.assert_allclose(out[:, hypothesis], full[hypothesis][:, index], atol=2e-5)
-        tokens = jnp.stack([target[:, index], other[:, index]], axis=1)
-    assert all(leaf.shape[:2] == (2, 2) for leaf in jax.tree.leaves(state))
+        out, state = step(memory, state, tokens, parents, jnp.int32(index))
+        for place in range(2):
+            np.testing.assert_allclose(out[:, place], full[(place + index) % 2][:, index], atol=2e-5)
+        tokens = jnp.stack([(target, other)[(place + index + 1) % 2][:, index] for place in range(2)], axis=1)
 
 
 def test_jit_equals_eager(variant, pair):

@@ -112,8 +112,8 @@ def test_a_new_scheme_trains_and_decodes(monkeypatch):
     model, variables = variant.model, {"params": params}
     memory, state = model.apply(variables, source, 1, 8, method="start")
 
-    def step(tokens, state, index):
-        return model.apply(variables, memory, state, tokens, index, method="step")
+    def step(tokens, parents, state, index):
+        return model.apply(variables, memory, state, tokens, parents, index, method="step")
 
     found = greedy_search(step, state, jnp.full(32, 8), 8)
     assert (found.tokens[:, :6] == target).mean() > 0.95

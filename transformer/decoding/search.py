@@ -1,7 +1,8 @@
 """Search over a step function, independent of any model (paper, section 6.1).
 
-A step function maps (tokens [b, n], state, index) to (logits [b, n, v], state), where n is the number of
-hypotheses a sentence has and every leaf of `state` begins with the axes [b, n].
+A step function maps (tokens [b, n], parents [b, n], state, index) to (logits [b, n, v], state), where n is
+the number of hypotheses a sentence has. `parents` says which hypothesis of the step before each one
+continues, so that the model reorders its state in the way that costs it least.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from transformer.config import BOS, EOS, PAD
 
-Step = Callable[[Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]]
+Step = Callable[
+    [Int[Array, "b n"], Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]
+]
 
 # Below any score, and finite, so that the order among such hypotheses is kept.
 IMPOSSIBLE = -1e9
@@ -51,7 +54,7 @@ def greedy_search(
     def extend(carry):
         index, tokens, ended, log_prob, state = carry
         previous = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
-        logits, state = step(previous, state, index)
+        logits, state = step(previous, jnp.zeros_like(previous), state, index)
         log_probs = _log_probs(logits)[:, 0]
         best = log_probs.argmax(axis=-1)
         active = ~ended & (index < limits)
@@ -78,7 +81,8 @@ class _Beam(NamedTuple):
       ended: hypotheses that ended, best first.
       score: their scores; `IMPOSSIBLE` where there is none yet.
       settled: sentences whose best hypothesis is certain.
-      state: the model's, one a live hypothesis.
+      parent: which hypothesis of the step before each live one continues.
+      state: the model's.
     """
 
     index: Int[Array, ""]
@@ -87,6 +91,7 @@ class _Beam(NamedTuple):
     ended: Int[Array, "b n t"]
     score: Float[Array, "b n"]
     settled: Bool[Array, "b"]
+    parent: Int[Array, "b n"]
     state: PyTree
 
 
@@ -115,7 +120,7 @@ def beam_search(
     def extend(beam: _Beam) -> _Beam:
         index = beam.index
         previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
-        logits, state = step(previous, beam.state, index)
+        logits, state = step(previous, beam.parent, beam.state, index)
         totals = beam.log_prob[..., None] + _log_probs(logits)
         log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), beam_size)
         parent, token = jnp.divmod(flat, logits.shape[-1])
@@ -143,7 +148,8 @@ def beam_search(
             ended=ended,
             score=score,
             settled=beam.settled | at_limit[:, 0] | (score[:, 0] >= bound),
-            state=jax.tree.map(lambda x: _pick(x, jnp.take_along_axis(parent, best, axis=1)), state),
+            parent=jnp.take_along_axis(parent, best, axis=1),
+            state=state,
         )
 
     hypotheses = jnp.full((rows, beam_size, length + 1), PAD, jnp.int32)
@@ -154,6 +160,7 @@ def beam_search(
         ended=hypotheses,
         score=jnp.full((rows, beam_size), IMPOSSIBLE),
         settled=limits <= 0,
+        parent=jnp.zeros((rows, beam_size), jnp.int32),
         state=state,
     )
     beam = jax.lax.while_loop(lambda beam: (beam.index < length) & ~beam.settled.all(), extend, start)

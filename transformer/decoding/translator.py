@@ -42,8 +42,8 @@ def make_search(model: EncoderDecoder, config: DecodeConfig) -> Callable[..., Fo
         variables = {"params": params}
         memory, state = model.apply(variables, source, beam_size, length, method="start")
 
-        def step(tokens, state, index):
-            return model.apply(variables, memory, state, tokens, index, method="step")
+        def step(tokens, parents, state, index):
+            return model.apply(variables, memory, state, tokens, parents, index, method="step")
 
         return search(step, state, limits, length, alpha=config.length_penalty)
 

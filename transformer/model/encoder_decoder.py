@@ -112,14 +112,22 @@ class EncoderDecoder(nn.Module):
 
         Returns:
           memory: what the hypotheses of a sentence share.
-          state: what each has of its own; every leaf begins with the axes [b, n].
+          state: what each has of its own.
         """
 
     @abc.abstractmethod
     def step(
-        self, memory: PyTree, state: PyTree, token: Int[Array, "b n"], index: Int[Array, ""]
+        self,
+        memory: PyTree,
+        state: PyTree,
+        token: Int[Array, "b n"],
+        parent: Int[Array, "b n"],
+        index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], PyTree]:
-        """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one."""
+        """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one.
+
+        `parent` says which hypothesis of the step before each one continues.
+        """
 
 
 def shift_right(tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Int[Array, "b t"]:

@@ -41,6 +41,16 @@ def causal_mask(length: int) -> Bool[Array, "1 q k"]:
     return (index[:, None] >= index[None, :])[None]
 
 
-def written_mask(length: int, index: Int[Array, ""]) -> Bool[Array, "1 1 k"]:
-    """Lets step `index` of a search see the cache's slots that are written, its own included."""
-    return (jnp.arange(length) <= index)[None, None]
+def past_mask(ancestors: Int[Array, "b n t"], index: Int[Array, ""]) -> Bool[Array, "b n k"]:
+    """Lets step `index` of a search see its own past among what all hypotheses of a sentence have written.
+
+    Args:
+      ancestors: which hypothesis wrote a hypothesis' piece at each step.
+      index: the step; what comes later is not written yet.
+
+    Returns:
+      Of each hypothesis, what it sees of the t n pieces, those of a step next to each other.
+    """
+    _, hypotheses, length = ancestors.shape
+    own = ancestors[..., None] == jnp.arange(hypotheses)
+    return (own & (jnp.arange(length) <= index)[:, None]).reshape(*ancestors.shape[:2], -1)

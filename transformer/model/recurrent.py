@@ -106,12 +106,21 @@ class Recurrent(EncoderDecoder):
         return self.decoder.memory(encoded, layout), repeated
 
     def step(
-        self, memory: Memory, state: tuple[Carry, ...], token: Int[Array, "b n"], index: Int[Array, ""]
+        self,
+        memory: Memory,
+        state: tuple[Carry, ...],
+        token: Int[Array, "b n"],
+        parent: Int[Array, "b n"],
+        index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], tuple[Carry, ...]]:
-        """Reads each hypothesis' next piece and predicts the one after it."""
+        """Reads each hypothesis' next piece, after its parent's, and predicts the one after it."""
         del index
         x = self.embedding.target(token).reshape(token.size, 1, -1)
-        carries = jax.tree.map(lambda one: one.reshape(token.size, -1), state)
+
+        def continued(carry):
+            return jnp.take_along_axis(carry, parent[..., None], axis=1).reshape(token.size, -1)
+
+        carries = jax.tree.map(continued, state)
         x, carries = self.decoder(x, carries, memory, Drop())
         logits = self.embedding.factors(x).logits().reshape(*token.shape, -1)
         return logits, jax.tree.map(lambda one: one.reshape(*token.shape, -1), carries)

@@ -11,7 +11,7 @@ from transformer.config import TransformerConfig
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.dropout import Drop
 from transformer.model.layers import NORM_PLACEMENTS, NORMS, FeedForward, Residual
-from transformer.model.masks import Layout, causal_mask, segment_mask, written_mask
+from transformer.model.masks import Layout, causal_mask, past_mask, segment_mask
 from transformer.model.positions import POSITIONS, Order, Positions
 
 KeysValues = tuple[Float[Array, "b s h d"], Float[Array, "b s h e"]]
@@ -30,10 +30,24 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The self-attention keys and values that one decoder layer has written so far."""
+    """The self-attention keys and values that one decoder layer has written so far, in any hypothesis."""
 
-    key: Float[Array, "b n k h d"]
-    value: Float[Array, "b n k h e"]
+    key: Float[Array, "b t n h d"]
+    value: Float[Array, "b t n h e"]
+
+
+class Past(NamedTuple):
+    """What the hypotheses of a search have written.
+
+    Hypotheses come and go; what they wrote stays where it is. A hypothesis is a path through it.
+
+    Attributes:
+      caches: of each layer.
+      ancestors: which hypothesis wrote a hypothesis' piece at each step.
+    """
+
+    caches: tuple[Cache, ...]
+    ancestors: Int[Array, "b n t"]
 
 
 class Encoder(nn.Module):
@@ -99,20 +113,31 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def step(
-        self, x: Float[Array, "b n m"], memory: Memory, state: tuple[Cache, ...], index: Int[Array, ""]
-    ) -> tuple[Float[Array, "b n m"], tuple[Cache, ...]]:
+        self,
+        x: Float[Array, "b n m"],
+        memory: Memory,
+        state: Past,
+        parent: Int[Array, "b n"],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "b n m"], Past]:
         """Decodes position `index` of each hypothesis and adds its keys and values to the caches."""
-        length = state[0].key.shape[2]
-        mask = written_mask(length, index)
+        rows, hypotheses, length = state.ancestors.shape
+        ancestors = jnp.take_along_axis(state.ancestors, parent[..., None], axis=1)
+        own = jnp.broadcast_to(jnp.arange(hypotheses)[:, None], (rows, hypotheses, 1))
+        ancestors = jax.lax.dynamic_update_slice_in_dim(ancestors, own, index, axis=2)
+        mask = past_mask(ancestors, index)
         cross_mask = (memory.layout.segments != 0)[:, None]
-        where = jnp.broadcast_to(index, (x.shape[0] * x.shape[1], 1))
-        x = self.positions(x, where.reshape(x.shape[:2]), length)
-        written = []
-        for number, (layer, cross, cache) in enumerate(zip(self.layers, memory.cross, state, strict=True)):
-            order = self.positions.order(number, where, index[None], jnp.arange(length), length)
+        where = jnp.broadcast_to(index, (rows, hypotheses))
+        places = jnp.repeat(jnp.arange(length), hypotheses)
+        x = self.positions(x, where, length)
+        caches = []
+        for number, (layer, cross, cache) in enumerate(
+            zip(self.layers, memory.cross, state.caches, strict=True)
+        ):
+            order = self.positions.order(number, where, where[0], places, length)
             x, cache = layer.step(x, mask, order, cross, cross_mask, cache, index)
-            written.append(cache)
-        return self.norm(x), tuple(written)
+            caches.append(cache)
+        return self.norm(x), Past(tuple(caches), ancestors)
 
     def cross_keys_values(self, encoded: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
         """Each layer's cross-attention keys and values of the encoder's output."""
@@ -155,23 +180,21 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x: Float[Array, "b n m"],
-        mask: Bool[Array, "1 1 k"],
+        mask: Bool[Array, "b n k"],
         order: Order,
         cross: KeysValues,
         cross_mask: Bool[Array, "b 1 s"],
         cache: Cache,
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n m"], Cache]:
-        """One position of n hypotheses a sentence. Each has a past of its own, so it is a row to
-        self-attention; they share a source, so to cross-attention they are the queries of one row."""
+        """One position of n hypotheses a sentence, the queries of one row to both attentions."""
 
         def attend(y):
             nonlocal cache
-            rows = y.reshape(-1, 1, y.shape[-1])
-            fresh = self.self_attention.keys_values(rows, order)
+            fresh = self.self_attention.keys_values(y, order)
             cache = Cache(*(_write(old, new, index) for old, new in zip(cache, fresh, strict=True)))
-            key, value = (old.reshape(-1, *old.shape[2:]) for old in cache)
-            return self.self_attention.attend(rows, key, value, mask, order).reshape(y.shape)
+            key, value = (old.reshape(len(old), -1, *old.shape[3:]) for old in cache)
+            return self.self_attention.attend(y, key, value, mask, order)
 
         def attend_source(y):
             return self.cross_attention.attend(y, *cross, cross_mask)
@@ -186,10 +209,9 @@ class DecoderLayer(nn.Module):
 
 
 def _write(
-    cache: Float[Array, "b n k h d"], new: Float[Array, "bn 1 h d"], index: Int[Array, ""]
-) -> Float[Array, "b n k h d"]:
-    new = new.reshape(*cache.shape[:2], *new.shape[1:])
-    return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=2)
+    cache: Float[Array, "b t n h d"], new: Float[Array, "b n h d"], index: Int[Array, ""]
+) -> Float[Array, "b t n h d"]:
+    return jax.lax.dynamic_update_slice_in_dim(cache, new[:, None], index, axis=1)
 
 
 def _dropping(attention: MultiHeadAttention, drop: Drop, keys: Layout):

@@ -9,7 +9,7 @@ from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.layers import FEED_FORWARDS, NORM_PLACEMENTS, NORMS
 from transformer.model.masks import Layout
 from transformer.model.positions import POSITIONS
-from transformer.model.stacks import Cache, Decoder, Encoder, Memory
+from transformer.model.stacks import Cache, Decoder, Encoder, Memory, Past
 
 
 class Transformer(EncoderDecoder):
@@ -50,24 +50,28 @@ class Transformer(EncoderDecoder):
         """The decoder's output for each embedded piece of its input."""
         return self.decoder(x, layout, self._memory(encoded, source_layout), self._drop(dropout, layout))
 
-    def start(
-        self, source: Int[Array, "b s"], hypotheses: int, length: int
-    ) -> tuple[Memory, tuple[Cache, ...]]:
+    def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[Memory, Past]:
         """Encodes sentences, one a row, and makes room to search `length` pieces for each hypothesis."""
         layout = Layout.of(source)
         memory = self._memory(self.encode(source, layout), layout)
 
         def empty(projected):
             rows, _, heads, width = projected.shape
-            return jnp.zeros((rows, hypotheses, length, heads, width), projected.dtype)
+            return jnp.zeros((rows, length, hypotheses, heads, width), projected.dtype)
 
-        return memory, tuple(Cache(empty(key), empty(value)) for key, value in memory.cross)
+        caches = tuple(Cache(empty(key), empty(value)) for key, value in memory.cross)
+        return memory, Past(caches, jnp.zeros((source.shape[0], hypotheses, length), jnp.int32))
 
     def step(
-        self, memory: Memory, state: tuple[Cache, ...], token: Int[Array, "b n"], index: Int[Array, ""]
-    ) -> tuple[Float[Array, "b n v"], tuple[Cache, ...]]:
+        self,
+        memory: Memory,
+        state: Past,
+        token: Int[Array, "b n"],
+        parent: Int[Array, "b n"],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "b n v"], Past]:
         """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one."""
-        x, state = self.decoder.step(self.embedding.target(token), memory, state, index)
+        x, state = self.decoder.step(self.embedding.target(token), memory, state, parent, index)
         return self.embedding.factors(x).logits(), state
 
     def _memory(self, encoded, layout) -> Memory:
