@@ -1,11 +1,16 @@
-"""Scores a run on a split: BLEU, chrF, exact match and perplexity, from one search.
+"""Scores a run on a split, from one search; see `corpus_scores` for what the scores are.
 
     python -m experiments.evaluate --workdir=runs/m30k --split=test
+    python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
 
-Writes eval/<split>.json, .hyp.txt and .ref.txt, which sacreBLEU's own command line reads.
+Writes eval/<split>.json, .hyp.txt and .ref.txt, which sacreBLEU's own command line reads. With --compare also
+eval/<split>.compare-<other>.json: how the two runs differ on this test set, and whether that is chance. The
+other run must have been evaluated; it is not decoded again.
 """
 
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -13,10 +18,12 @@ from rich.table import Table
 
 from experiments import entry
 from experiments.progress import counting
-from experiments.runs import Run, Trained, write_json
+from experiments.runs import Run, Trained, read_json, write_json
+from transformer.config import UserError
 from transformer.data.corpus import Corpus
 from transformer.decoding.translator import Translator
-from transformer.evaluation.scores import corpus_scores
+from transformer.evaluation.scores import by_length, corpus_scores, perplexity_per_word, signatures
+from transformer.evaluation.significance import Comparison, compare
 from transformer.training.losses import make_loss_fn
 from transformer.training.metrics import summary
 from transformer.training.placement import Jit
@@ -25,16 +32,34 @@ from transformer.training.step import make_validation_step
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 SPLIT = flags.DEFINE_list("split", "test", "Splits to score, separated by commas.")
+COMPARE = flags.DEFINE_string(
+    "compare", None, "Run folder of another run, evaluated already, to compare with."
+)
 SHOWN = {
     "exact_match": ".2f",
     "bleu": ".2f",
     "bleu_lc": ".2f",
     "bleu_tok": ".2f",
     "chrf": ".2f",
+    "length_ratio": ".3f",
+    "looping": ".2f",
     "perplexity": ".3f",
+    "perplexity_per_word": ".2f",
     "perplexity_per_character": ".4f",
     "sentences": "d",
 }
+COMPARED = ("exact_match", "bleu", "bleu_lc", "bleu_tok", "chrf")
+SCOPE = "this test set only: says nothing about other seeds"
+LINE_ENDS = str.maketrans("\n\r", "  ")  # a file of lines cannot hold them; the translator writes none
+
+
+class Outputs(NamedTuple):
+    """What eval/ holds of a run and a split."""
+
+    folder: Path  # of the run
+    scores: dict
+    hypotheses: list[str]
+    references: list[str]
 
 
 def main() -> None:
@@ -42,20 +67,25 @@ def main() -> None:
     run = Run(WORKDIR.value)
     trained = run.load()
     corpus = Corpus(trained.config.data, trained.tokenizer)
+    for split in SPLIT.value:  # what cannot be scored is known before anything is
+        check_lengths(trained.model, split, corpus.split(split).longest)
+    others = {}
+    if COMPARE.value is not None:
+        others = {split: _comparable(Run(COMPARE.value), corpus, split) for split in SPLIT.value}
     scores = {split: _evaluate(run, trained, corpus, split) for split in SPLIT.value}
-    print(f"{run.folder}: {_origin(trained)}")
-    table = Table("", *SPLIT.value)
-    for name, form in SHOWN.items():
-        table.add_row(name, *(f"{scores[split][name]:{form}}" for split in SPLIT.value))
-    Console().print(table)
-    for split in SPLIT.value:
-        print(f"{run.folder / 'eval' / split}.json, .hyp.txt, .ref.txt")
+    files = [f"{run.folder / 'eval' / split}.json, .hyp.txt, .ref.txt" for split in SPLIT.value]
+    print(f"{run.folder}: {_origin(trained.steps)}")
+    _print_scores(scores)
+    for split, other in others.items():
+        path, comparisons = _compare(_outputs(run, split), other, split)
+        _print_comparisons(f"{split}: {run.folder} against {other.folder}", comparisons)
+        files.append(str(path))
+    print("\n".join(files))
 
 
 def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     config = trained.config
     pieces = corpus.split(split)
-    check_lengths(trained.model, split, pieces.longest)
     placement = Jit()
     validate = make_validation(
         make_validation_step(make_loss_fn(trained.model), placement),
@@ -64,7 +94,7 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
         config.decode.batch_tokens,
         placement,
     )
-    sources, references = corpus.texts(split)
+    sources, references = _texts(corpus, split)
     translator = Translator(trained.model, trained.params, trained.tokenizer, config.decode)
     in_parts = []
     started = time.perf_counter()
@@ -77,11 +107,14 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     for name, lines in (("hyp", hypotheses), ("ref", references)):
-        (folder / f"{split}.{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{split}.{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    sums = validate(trained.params)
     scores = {
         **corpus_scores(hypotheses, references),
-        **summary(validate(trained.params)),
+        **summary(sums),
+        "perplexity_per_word": perplexity_per_word(float(sums.nll), references),
         "sentences": len(references),
+        "by_length": by_length(pieces.source.lengths, hypotheses, references),
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }
@@ -89,10 +122,124 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     return scores
 
 
-def _origin(trained: Trained) -> str:
-    if len(trained.steps) == 1:
-        return f"checkpoint {trained.steps[0]}"
-    return f"mean of {len(trained.steps)} checkpoints, {trained.steps[0]} to {trained.steps[-1]}"
+def _texts(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
+    """The raw sentences of a split, each reference in one line: as it is written it is scored."""
+    sources, references = corpus.texts(split)
+    return sources, [reference.translate(LINE_ENDS) for reference in references]
+
+
+def _outputs(run: Run, split: str) -> Outputs:
+    """Reads what evaluating a run has written.
+
+    Raises:
+      UserError: it is no run, it has not been evaluated, or a file is not whole.
+    """
+    scores, hypotheses, references = (
+        run.folder / "eval" / f"{split}.{kind}" for kind in ("json", "hyp.txt", "ref.txt")
+    )
+    for path in (scores, hypotheses, references):
+        if not path.is_file():
+            run.begin(None)  # no run at all is refused as such
+            raise UserError(f"{path} is missing; {_again(run, split)} writes it")
+    outputs = Outputs(run.folder, read_json(scores), _lines(hypotheses), _lines(references))
+    if len(outputs.hypotheses) != len(outputs.references):
+        counts = f"{hypotheses} has {len(outputs.hypotheses)} lines, {references} {len(outputs.references)}"
+        raise UserError(f"{counts}; {_again(run, split)} writes both anew")
+    return outputs
+
+
+def _lines(path: Path) -> list[str]:
+    """Only a line feed ends a line; `read_text` would know of other ends."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _again(run: Run, split: str) -> str:
+    return f"python -m experiments.evaluate --workdir={run.folder} --split={split}"
+
+
+def _comparable(run: Run, corpus: Corpus, split: str) -> Outputs:
+    """The outputs of a run that was scored on the same references in the same way as we score.
+
+    Raises:
+      UserError: it was not.
+    """
+    other, (_, references) = _outputs(run, split), _texts(corpus, split)
+    path = run.folder / "eval" / f"{split}.ref.txt"
+    if len(other.references) != len(references):
+        counts = f"it has {len(other.references)} lines, split {split!r} here {len(references)}"
+        raise UserError(f"{path} is another test set: {counts}")
+    for number, (theirs, ours) in enumerate(zip(other.references, references, strict=True), start=1):
+        if theirs != ours:
+            raise UserError(f"{path} is another test set: line {number} is {theirs!r} there, {ours!r} here")
+    stored, own = other.scores["signatures"], signatures()
+    for name in COMPARED:
+        if name in own and stored[name] != own[name]:
+            differ = f"the signature of {name} is {stored[name]} in {run.folder}, {own[name]} here"
+            raise UserError(f"{differ}; {_again(run, split)} scores it anew")
+    return other
+
+
+def _compare(one: Outputs, other: Outputs, split: str) -> tuple[Path, dict[str, Comparison]]:
+    """Compares two runs and writes what came of it."""
+    texts = (one.hypotheses, other.hypotheses, one.references)
+    comparisons = {}
+    with counting(len(COMPARED), f"{split}: comparing") as progress:
+        for name in COMPARED:
+            comparisons[name] = compare(name, *texts)
+            progress(len(comparisons))
+    path = one.folder / "eval" / f"{split}.compare-{other.folder.resolve().name}.json"
+    identity = ("checkpoints", "params_sha256")
+    content = {
+        "scope": SCOPE,
+        "sentences": len(one.references),
+        "differing": sum(map(str.__ne__, one.hypotheses, other.hypotheses)),
+        "metrics": {name: comparison._asdict() for name, comparison in comparisons.items()},
+        "run": {name: one.scores[name] for name in identity},
+        "other": {"folder": str(other.folder), **{name: other.scores[name] for name in identity}},
+    }
+    write_json(path, content)
+    return path, comparisons
+
+
+def _print_scores(scores: dict[str, dict]) -> None:
+    console = Console()
+    table = Table("", *scores)
+    for name, form in SHOWN.items():
+        table.add_row(name, *(f"{scores[split][name]:{form}}" for split in scores))
+    console.print(table)
+    columns = ("sentences", "exact_match", "bleu", "chrf")
+    lengths = Table("split", "pieces", *columns, title="by pieces of the source", title_justify="left")
+    for split, own in scores.items():
+        for bucket in own["by_length"]:
+            cells = (f"{bucket[name]:{SHOWN[name]}}" for name in columns)
+            lengths.add_row(split, f"{bucket['least']} to {bucket['most']}", *cells)
+    console.print(lengths)
+    for name, signature in signatures().items():
+        if name in SHOWN:
+            print(f"{name:<8} {signature}")
+
+
+def _print_comparisons(title: str, comparisons: dict[str, Comparison]) -> None:
+    table = Table("", "this", "other", "difference", "p bootstrap", "p randomisation")
+    for name, found in comparisons.items():
+        figures = (f"{found.score:.2f}", f"{found.other:.2f}", f"{found.difference:+.2f}")
+        table.add_row(name, *figures, _p_value(found.p_bootstrap), _p_value(found.p_randomisation))
+    print(title)
+    Console().print(table)
+    print(SCOPE)
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+
+
+def _origin(steps: list[int]) -> str:
+    if len(steps) == 1:
+        return f"checkpoint {steps[0]}"
+    return f"mean of {len(steps)} checkpoints, {steps[0]} to {steps[-1]}"
 
 
 if __name__ == "__main__":

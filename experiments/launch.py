@@ -60,7 +60,7 @@ def main() -> int:
         return entry.PREEMPTED
     study = read_study(root)
     folder = write_report(root, study)
-    print(f"\n{markdown(study)}\n{folder}/table.md, table.csv, runs.csv, table.png")
+    print(f"\n{markdown(study)}\n{folder}: table and by_length (.md, .png), table.csv, runs.csv")
     return 1 if failed else 0
 
 

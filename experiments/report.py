@@ -18,7 +18,7 @@ def main() -> None:
     root = Path(ROOT.value)
     study = read_study(root)
     folder = write_report(root, study)
-    print(f"{markdown(study)}\n{folder}/table.md, table.csv, runs.csv, table.png")
+    print(f"{markdown(study)}\n{folder}: table and by_length (.md, .png), table.csv, runs.csv")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,23 @@ def write_report(root: Path, study: Study) -> Path:
     }
     figure = plots.comparison(values, metric, f"{sweep.name}: {sweep.config}")
     figure.savefig(folder / "table.png")
+    if metric == "exact_match":
+        _write_lengths(folder, study)
     return folder
+
+
+def _write_lengths(folder: Path, study: Study) -> None:
+    """exact_match by source length: a table, and a plot."""
+    curves = {name: study.by_length(name, "exact_match") for name in study.sweep.variants}
+    lengths = sorted({most for curve in curves.values() for most in curve})
+    lines = [
+        ["source pieces, up to", *map(str, lengths)],
+        ["---", *("---:" for _ in lengths)],
+        *([name, *(_cell(curve.get(most, [])) for most in lengths)] for name, curve in curves.items()),
+    ]
+    (folder / "by_length.md").write_text(_table(lines))
+    title = f"{study.sweep.name}: {study.sweep.config}, {', '.join(study.sweep.splits)}"
+    plots.scores_by_length(curves, "exact_match", title).savefig(folder / "by_length.png")
 
 
 def markdown(study: Study) -> str:
@@ -52,6 +68,10 @@ def markdown(study: Study) -> str:
     for variant in sweep.variants:
         cells = [_cell(study.values(variant, split, metric)) for split, metric in columns]
         lines.append([variant, str(len(study.scores[variant])), *cells])
+    return _table(lines)
+
+
+def _table(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -125,7 +125,11 @@ def study(tmp_path, sweep):
         for split in sweep.splits:
             path = tmp_path / run.id / "eval" / f"{split}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"exact_match": score, "bleu": score / 2}))
+            ranges = [{"most": 8, "sentences": 30, "exact_match": score}]
+            if split == "test_long":
+                ranges = [{"most": most, "sentences": 10, "exact_match": score - 40} for most in (8, 16)]
+            scores = {"exact_match": score, "bleu": score / 2, "by_length": ranges}
+            path.write_text(json.dumps(scores))
     return tmp_path
 
 
@@ -139,7 +143,10 @@ def test_report(study):
         1
     ] == "base,test,exact_match,2,92.0,2.8284271247461903"
     assert "base,1,test,94.0,47.0" in (folder / "runs.csv").read_text()
-    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "| base | 82.00 ± 2.83 | 52.00 ± 2.83 |" in (folder / "by_length.md").read_text()
+    assert "| source pieces, up to | 8 | 16 |" in (folder / "by_length.md").read_text()
+    for figure in ("table.png", "by_length.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_of_nothing_yet(tmp_path, sweep):

@@ -1,0 +1,235 @@
+"""One search, all scores: the files, sacreBLEU's own command line on them, comparison, refusals."""
+
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import evaluate
+from experiments.runs import Run
+from tests.experiments.test_commands import ROOT, SMOKE, environment
+from transformer.config import UserError
+from transformer.data.corpus import Corpus
+from transformer.data.tokenizer import Tokenizer
+from transformer.evaluation.scores import METRICS, corpus_scores
+
+COMMAND_LINE = {  # the options that give these scores
+    ("bleu", "chrf"): ["-m", "bleu", "chrf"],
+    ("bleu_lc",): ["-m", "bleu", "-lc"],
+    ("bleu_intl",): ["-m", "bleu", "-tok", "intl"],
+    ("bleu_lc_intl",): ["-m", "bleu", "-tok", "intl", "-lc"],
+    ("bleu_tok",): ["-m", "bleu", "-tok", "none"],
+}
+
+
+@pytest.fixture(scope="module")
+def call(data_dir):
+    def call(verb, *arguments, status=0):
+        command = [sys.executable, "-m", f"experiments.{verb}", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(data_dir), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def first(call, tmp_path_factory):
+    """A run that has hardly begun to learn, evaluated, and what was printed."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    call("train", SMOKE, "--config.train.steps=2", f"--workdir={folder}")
+    return folder, call("evaluate", f"--workdir={folder}").stdout
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    """A run that has half of it right, made of the first one."""
+    folder = shutil.copytree(first[0], first[0].parent / "second")
+    hypotheses, references = (folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
+    lines = zip(lines_of(hypotheses), lines_of(references), strict=True)
+    better = [own if number % 2 else right for number, (own, right) in enumerate(lines)]
+    hypotheses.write_text("".join(f"{line}\n" for line in better))
+    return folder
+
+
+@pytest.fixture
+def copy(second, tmp_path):
+    """One to break."""
+    return shutil.copytree(second, tmp_path / "copy")
+
+
+def lines_of(path):
+    return path.read_text().split("\n")[:-1]
+
+
+def test_what_is_written_and_printed(first):
+    folder, printed = first
+    scores = json.loads((folder / "eval" / "test.json").read_text())
+    assert {*METRICS, *evaluate.SHOWN} <= set(scores)
+    assert scores["sentences"] == 200 == sum(bucket["sentences"] for bucket in scores["by_length"])
+    for name, form in evaluate.SHOWN.items():
+        assert f"{name} " in printed
+        assert f" {scores[name]:{form}} " in printed
+    assert f"bleu     {scores['signatures']['bleu']}\n" in printed
+    assert "17 to 32" in printed
+
+
+def test_the_same_nats_stand_behind_every_perplexity(first):
+    folder, _ = first
+    scores = json.loads((folder / "eval" / "test.json").read_text())
+    references = lines_of(folder / "eval" / "test.ref.txt")
+    words, characters = sum(len(line.split()) for line in references), sum(map(len, references))
+    nats = math.log(scores["perplexity_per_character"]) * characters
+    assert math.log(scores["perplexity_per_word"]) * words == pytest.approx(nats)
+    assert math.log(scores["perplexity"]) == pytest.approx(scores["nll"])
+
+
+def test_references_are_the_data_s_own_text(first, data_dir):
+    folder, _ = first
+    data = dataclasses.replace(Run(folder).config.data, data_dir=data_dir)
+    _, references = Corpus(data, Tokenizer.load(folder / "tokenizer.model")).texts("test")
+    assert lines_of(folder / "eval" / "test.ref.txt") == references
+
+
+def test_sacrebleus_command_line_gives_the_same(first, second):
+    """On the files of both runs: one bad, one with figures of every size."""
+    for folder in (first[0], second):
+        hypotheses, references = (folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
+        scores = corpus_scores(lines_of(hypotheses), lines_of(references))
+        if folder != second:
+            written = json.loads((folder / "eval" / "test.json").read_text())
+            assert scores == {name: written[name] for name in scores}
+        else:
+            assert len({f"{scores[name]:.2f}" for name in ("bleu", "bleu_tok", "chrf")}) == 3
+        for names, options in COMMAND_LINE.items():
+            command = [sys.executable, "-m", "sacrebleu", str(references), "-i", str(hypotheses), "-w", "8"]
+            done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout)
+            for name, one in zip(names, found if len(names) > 1 else [found], strict=True):
+                assert f"{one['score']:.8f}" == f"{scores[name]:.8f}", name
+                assert one["signature"] == scores["signatures"][name]
+
+
+def test_again_is_the_same_bytes_and_compares(call, first, second):
+    """The second evaluation also compares; the other run's files are only read."""
+    own, other = contents(first[0]), contents(second)
+    printed = call("evaluate", f"--workdir={first[0]}", f"--compare={second}").stdout
+    written = contents(first[0])
+    comparison = json.loads(written.pop("test.compare-second.json"))
+    assert written == own
+    assert contents(second) == other
+    assert comparison["differing"] == 100
+    assert list(comparison["metrics"]) == list(evaluate.COMPARED)
+    exact = comparison["metrics"]["exact_match"]
+    assert (exact["score"], exact["other"], exact["difference"]) == (0, 50, -50)
+    assert comparison["metrics"]["bleu"]["p_bootstrap"] < 0.01
+    assert "this test set only: says nothing about other seeds" in printed
+    assert f"test: {first[0]} against {second}" in printed
+    assert "-50.00" in printed
+    path = first[0] / "eval" / "test.compare-second.json"
+    before = path.read_bytes()
+    path.unlink()
+    outputs = [evaluate._outputs(Run(folder), "test") for folder in (first[0], second)]
+    assert evaluate._compare(*outputs, "test")[0] == path
+    assert path.read_bytes() == before
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in (folder / "eval").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["json", "hyp.txt", "ref.txt"])
+def test_a_missing_file_is_one_line(copy, kind):
+    path = copy / "eval" / f"test.{kind}"
+    path.unlink()
+    again = f"python -m experiments.evaluate --workdir={copy} --split=test"
+    assert refused(copy) == f"{path} is missing; {again} writes it"
+
+
+def test_a_line_too_few_is_one_line(copy):
+    path, references = (copy / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
+    path.write_text("".join(f"{line}\n" for line in lines_of(path)[:-1]))
+    assert refused(copy).startswith(f"{path} has 199 lines, {references} 200; python -m experiments.evaluate")
+    path.write_text("")
+    assert refused(copy).startswith(f"{path} has 0 lines, {references} 200; ")
+
+
+def test_another_test_set_is_refused(copy):
+    path = copy / "eval" / "test.ref.txt"
+    right = lines_of(path)
+    assert evaluate._comparable(Run(copy), corpus_of(right), "test").references == right
+    changed = [*right[:16], "another", *right[17:]]
+    line = refused(copy, changed)
+    assert line == f"{path} is another test set: line 17 is {right[16]!r} there, 'another' here"
+    assert refused(copy, right[:-1]).endswith("it has 200 lines, split 'test' here 199")
+
+
+def test_another_signature_is_refused(copy):
+    path = copy / "eval" / "test.json"
+    scores = json.loads(path.read_text())
+    scores["signatures"]["chrf"] = scores["signatures"]["chrf"].replace("nw:0", "nw:2")
+    path.write_text(json.dumps(scores))
+    line = refused(copy)
+    assert line.startswith("the signature of chrf is nrefs:1|case:mixed|eff:yes|nc:6|nw:2|")
+    assert line.endswith(f"here; python -m experiments.evaluate --workdir={copy} --split=test scores it anew")
+
+
+def test_an_older_evaluation_compares_if_what_is_compared_is_the_same(copy):
+    path = copy / "eval" / "test.json"
+    scores = json.loads(path.read_text())
+    scores["signatures"] = {name: scores["signatures"][name] for name in evaluate.COMPARED[1:]}
+    path.write_text(json.dumps(scores))
+    evaluate._comparable(Run(copy), corpus_of(lines_of(copy / "eval" / "test.ref.txt")), "test")
+
+
+def test_what_is_no_run_is_refused_as_such(tmp_path):
+    assert refused(tmp_path, []).startswith(f"{tmp_path} is not a run: it has no config.json")
+
+
+def test_a_refusal_comes_before_anything_is_scored(call, first, copy):
+    (copy / "eval" / "test.hyp.txt").unlink()
+    done = call("evaluate", f"--workdir={first[0]}", f"--compare={copy}", status=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {copy}/eval/test.hyp.txt is missing; python -m ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_empty_split_is_one_line(number_words):
+    corpus = Corpus(number_words)
+    corpus._parts["test"] = "test[:0]"
+    for read in (corpus.split, corpus.texts):
+        with pytest.raises(UserError, match="^split 'test' of number_words is empty$"):
+            read("test")
+
+
+def test_a_line_end_within_a_reference_is_a_space():
+    """What is scored is what stands in the file: one line a sentence."""
+    corpus = corpus_of(["one\ntwo", "three\r", "\u2028four"])
+    assert evaluate._texts(corpus, "test")[1] == ["one two", "three ", "\u2028four"]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    (tmp_path / "lines").write_bytes("one\u2028\rtwo\x85\n\nthree\n".encode())
+    assert evaluate._lines(tmp_path / "lines") == ["one\u2028\rtwo\x85", "", "three"]
+
+
+def refused(folder, references=None):
+    """What is said of a run whose outputs cannot be compared with ours."""
+    path = folder / "eval" / "test.ref.txt"
+    if references is None:
+        references = lines_of(path) if path.exists() else []
+    with pytest.raises(UserError) as caught:
+        evaluate._comparable(Run(folder), corpus_of(references), "test")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def corpus_of(references):
+    return SimpleNamespace(texts=lambda split: (["source"] * len(references), references))
