@@ -43,6 +43,7 @@ SHOWN = {
     "chrf": ".2f",
     "length_ratio": ".3f",
     "looping": ".2f",
+    "at_limit": ".2f",
     "perplexity": ".3f",
     "perplexity_per_word": ".2f",
     "perplexity_per_character": ".4f",
@@ -96,10 +97,10 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     )
     sources, references = _texts(corpus, split)
     translator = Translator(trained.model, trained.params, trained.tokenizer, config.decode)
-    in_parts = []
+    in_parts, at_limit = [], set()
     started = time.perf_counter()
     with counting(len(sources), split) as progress:
-        hypotheses = translator(sources, progress, lambda *one: in_parts.append(one))
+        hypotheses = translator(sources, progress, lambda *one: in_parts.append(one), at_limit.add)
     seconds = time.perf_counter() - started
     print(f"{split}: {len(sources)} sentences in {seconds:.1f} s, compilation included")
     if in_parts:
@@ -112,6 +113,7 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     scores = {
         **corpus_scores(hypotheses, references),
         **summary(sums),
+        "at_limit": 100 * len(at_limit) / len(references),
         "perplexity_per_word": perplexity_per_word(float(sums.nll), references),
         "sentences": len(references),
         "by_length": by_length(pieces.source.lengths, hypotheses, references),

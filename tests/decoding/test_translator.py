@@ -182,3 +182,19 @@ def test_any_text_is_translated_and_leaves_its_neighbours_alone(one_shape, texts
 @given(ANY_TEXTS)
 def test_any_text_is_translated_many(one_shape, texts):
     check_any_texts(one_shape, texts)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize(("piece", "expected"), [(EOS, []), (7, [0, 0, 1, 3, 4, 4, 4, 4, 5])])
+def test_what_reaches_its_limit_is_told(tokenizer, beam_size, piece, expected):
+    """A model that always says the same piece; the first text goes in two parts, the fifth in four."""
+    translate = translator(tokenizer, beam_size, max_source=16, embeddings="untied")
+    output = np.zeros((tokenizer.vocab_size, 22), np.float32)
+    output[EOS] = -1e9  # or a beam would find it, however improbable
+    output[piece] = 9
+    translate._params["embedding"]["output_table"] = output
+    norm = translate._params["decoder"]["layers_1"]["feed_forward_residual"]["norm"]
+    norm |= {"scale": np.zeros(22, np.float32), "bias": np.ones(22, np.float32)}
+    seen = []
+    translate(TEXTS, at_limit=seen.append)
+    assert sorted(seen) == expected

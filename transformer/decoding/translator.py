@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from transformer.config import EOS, DecodeConfig
 from transformer.data.plan import buckets
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.search import Found, beam_search, greedy_search
+from transformer.decoding.search import UNENDED, Found, beam_search, greedy_search
 from transformer.model.encoder_decoder import EncoderDecoder
 
 # Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
@@ -78,6 +78,7 @@ class Translator:
         texts: Sequence[str],
         progress: Callable[[int], None] = lambda done: None,
         in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
+        at_limit: Callable[[int], None] = lambda text: None,
     ) -> list[str]:
         """The translations, in order, none with a line end in it; a text of white space has an empty one.
 
@@ -86,6 +87,8 @@ class Translator:
           progress: is told how many are done.
           in_parts: is told beforehand of each sentence that is translated in parts: its number in `texts`,
             counted from 0, its pieces, and how many parts they make.
+          at_limit: is told of each sentence whose translation reached its limit without an end, by its
+            number; of one in parts, once for each such part.
         """
         parts: list[Part] = []
         unfinished = np.zeros(len(texts), int)  # parts of each text that are not translated yet
@@ -106,9 +109,12 @@ class Translator:
             source = np.zeros((rows, min(length, self._longest or length)), np.int32)
             for row, member in enumerate(members):
                 source[row, : lengths[member]] = parts[member].pieces
-            for member, found in zip(members, self.search(source).tokens, strict=False):
-                translated[member] = self._tokenizer.decode(found).translate(_LINE_ENDS)
+            found = self.search(source)
+            for row, member in enumerate(members):
+                translated[member] = self._tokenizer.decode(found.tokens[row]).translate(_LINE_ENDS)
                 unfinished[parts[member].text] -= 1
+                if found.score[row] < UNENDED / 2:
+                    at_limit(parts[member].text)
             progress(int((unfinished == 0).sum()))
         translations = [""] * len(texts)
         both = zip(parts, translated, strict=True)
@@ -116,7 +122,7 @@ class Translator:
             translations[text] = "".join(part.before + words for part, words in own if words)
         return translations
 
-    def search(self, source: np.ndarray):
+    def search(self, source: np.ndarray) -> Found:
         """The best output of each padded source row; see `search.Found`."""
         lengths = (source != 0).sum(axis=1)
         limits = np.where(lengths > 0, lengths + self._config.max_extra, 0)
