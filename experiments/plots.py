@@ -111,26 +111,36 @@ def speed_by_length(results: dict[str, dict[int, dict]], title: str) -> Figure:
     return figure
 
 
-def scores_by_length(curves: dict[str, dict[int, Sequence[float]]], metric: str, title: str) -> Figure:
-    """Mean and standard deviation over seeds against source length, a line a variant.
+def scores_by_length(
+    curves: dict[tuple[str, str], dict[int, Sequence[float]]], metric: str, title: str
+) -> Figure:
+    """Mean and standard deviation over seeds against source length: a colour a variant, a dash a split.
 
     Args:
-      curves: values[variant][upper end of a range of lengths] = one number a seed.
+      curves: values[variant, split][upper end of a range of lengths] = one number a seed.
       metric: label of the axis.
       title: of the figure.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     ends = sorted({most for curve in curves.values() for most in curve})
-    for number, (variant, curve) in enumerate(curves.items()):
+    variants, splits = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
+    for (variant, split), curve in curves.items():
+        number = variants.index(variant)
         # Side by side, where means are equal.
-        places = [ends.index(most) + 0.04 * (number - (len(curves) - 1) / 2) for most in curve]
-        deviations = [np.std(values, ddof=1) if len(values) > 1 else 0 for values in curve.values()]
-        means = [np.mean(values) for values in curve.values()]
-        axes.errorbar(places, means, deviations, marker="o", capsize=3, label=variant)
-    axes.set(xlabel="source pieces, up to", ylabel=metric, title=title)
-    axes.set_ylim(bottom=0)
+        places = [ends.index(most) + 0.06 * (number - (len(variants) - 1) / 2) for most in curve]
+        axes.errorbar(
+            places,
+            [np.mean(values) for values in curve.values()],
+            [np.std(values, ddof=1) if len(values) > 1 else 0 for values in curve.values()],
+            color=f"C{number}",
+            linestyle=("-", "--", ":", "-.")[splits.index(split) % 4],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=f"{variant}, {split}" if len(splits) > 1 else variant,
+        )
+    axes.set(xlabel="source pieces, up to", ylabel=metric, title=title, ylim=(0, 105))
     axes.set_xticks(range(len(ends)), map(str, ends))
-    if curves:
-        axes.legend()
+    axes.legend(fontsize=8)
     return figure

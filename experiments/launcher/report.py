@@ -38,23 +38,30 @@ def write_report(root: Path, study: Study) -> Path:
     }
     figure = plots.comparison(values, metric, f"{sweep.name}: {sweep.config}")
     figure.savefig(folder / "table.png")
-    if metric == "exact_match":
-        _write_lengths(folder, study)
+    if metric in ("exact_match", "bleu", "chrf"):
+        _write_lengths(folder, study, metric)
     return folder
 
 
-def _write_lengths(folder: Path, study: Study) -> None:
-    """exact_match by source length: a table, and a plot."""
-    curves = {name: study.by_length(name, "exact_match") for name in study.sweep.variants}
+def _write_lengths(folder: Path, study: Study, metric: str) -> None:
+    """A metric by source length: a table, and a plot."""
+    sweep = study.sweep
+    curves = {
+        (variant, split): study.by_length(variant, split, metric)
+        for split in sweep.splits
+        for variant in sweep.variants
+    }
     lengths = sorted({most for curve in curves.values() for most in curve})
     lines = [
-        ["source pieces, up to", *map(str, lengths)],
+        [f"{metric} by source pieces, up to", *map(str, lengths)],
         ["---", *("---:" for _ in lengths)],
-        *([name, *(_cell(curve.get(most, [])) for most in lengths)] for name, curve in curves.items()),
     ]
+    for (variant, split), curve in curves.items():
+        cells = [_cell(curve[most]) if most in curve else "" for most in lengths]
+        lines.append([f"{variant}, {split}", *cells])
     (folder / "by_length.md").write_text(_table(lines))
-    title = f"{study.sweep.name}: {study.sweep.config}, {', '.join(study.sweep.splits)}"
-    plots.scores_by_length(curves, "exact_match", title).savefig(folder / "by_length.png")
+    title = f"{sweep.name}: {sweep.config}"
+    plots.scores_by_length(curves, metric, title).savefig(folder / "by_length.png")
 
 
 def markdown(study: Study) -> str:

@@ -29,20 +29,15 @@ class Study:
         runs = self.scores[variant]
         return [runs[seed][split][metric] for seed in sorted(runs) if split in runs[seed]]
 
-    def by_length(self, variant: str, metric: str) -> dict[int, list[float]]:
-        """One number a seed for each range of source lengths, by its upper end; all splits as one.
-
-        Of a metric that is a mean over sentences, such as exact_match.
-        """
+    def by_length(self, variant: str, split: str, metric: str) -> dict[int, list[float]]:
+        """One number a seed for each range of source lengths that has 10 sentences, by its upper end."""
         found: dict[int, list[float]] = {}
         for _, splits in sorted(self.scores[variant].items()):
-            # Runs that were scored before there were ranges have none.
-            ranges = [one for scores in splits.values() for one in scores.get("by_length", [])]
-            for most in sorted({one["most"] for one in ranges}):
-                own = [one for one in ranges if one["most"] == most]
-                total = sum(one["sentences"] for one in own)
-                found.setdefault(most, []).append(sum(one[metric] * one["sentences"] for one in own) / total)
-        return found
+            # A run that was scored before there were ranges has none.
+            for one in splits.get(split, {}).get("by_length", []):
+                if one["sentences"] >= 10:
+                    found.setdefault(one["most"], []).append(one[metric])
+        return dict(sorted(found.items()))
 
 
 def is_complete(run: Run, splits: Sequence[str]) -> bool:

@@ -128,6 +128,7 @@ def study(tmp_path, sweep):
             ranges = [{"most": 8, "sentences": 30, "exact_match": score}]
             if split == "test_long":
                 ranges = [{"most": most, "sentences": 10, "exact_match": score - 40} for most in (8, 16)]
+            ranges.append({"most": 32, "sentences": 9, "exact_match": 0.0})  # too few to speak of
             scores = {"exact_match": score, "bleu": score / 2, "by_length": ranges}
             path.write_text(json.dumps(scores))
     return tmp_path
@@ -143,8 +144,10 @@ def test_report(study):
         1
     ] == "base,test,exact_match,2,92.0,2.8284271247461903"
     assert "base,1,test,94.0,47.0" in (folder / "runs.csv").read_text()
-    assert "| base | 82.00 ± 2.83 | 52.00 ± 2.83 |" in (folder / "by_length.md").read_text()
-    assert "| source pieces, up to | 8 | 16 |" in (folder / "by_length.md").read_text()
+    by_length = (folder / "by_length.md").read_text()
+    assert "| exact_match by source pieces, up to | 8 | 16 |" in by_length
+    assert "| base, test | 92.00 ± 2.83 |  |" in by_length
+    assert "| base, test_long | 52.00 ± 2.83 | 52.00 ± 2.83 |" in by_length
     for figure in ("table.png", "by_length.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
