@@ -61,7 +61,7 @@ def test_names(tiny):
         ({"embeddings": "two_way"}, {"embedding/source_table"}),
         ({"embeddings": "untied"}, {"embedding/source_table", "embedding/output_table"}),
     ],
-    ids=str,
+    ids=["learned", "pre", "relative", "t5_bias", "rope", "alibi", "two_way", "untied"],
 )
 def test_names_of_variants(changes, extra):
     assert names(shapes(**changes)) == expected_names(layers=2) | extra
