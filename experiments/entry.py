@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,24 @@ def use_compilation_cache() -> None:
     default = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def stop_signal(says: str) -> Callable[[], bool]:
+    """A function that says whether to stop: after a first SIGTERM or Ctrl-C; a second one kills.
+
+    Args:
+      says: what the user is told at once.
+    """
+    received = []
+
+    def handle(number, _):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print(says, file=sys.stderr, flush=True)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return lambda: bool(received)
 
 
 def keep_memory() -> None:

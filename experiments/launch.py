@@ -7,8 +7,6 @@ last checkpoint. Each run's output is in its folder's log.txt.
 """
 
 import json
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -51,10 +49,9 @@ def main() -> int:
             flush=True,
         )
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    should_stop = entry.stop_signal("stopping: the runs at work save first")
     try:
-        failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended)
+        failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended, should_stop)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on")
         return entry.PREEMPTED
@@ -62,13 +59,6 @@ def main() -> int:
     folder = write_report(root, study)
     print(f"\n{markdown(study)}\n{folder}: table and by_length (.md, .png), table.csv, runs.csv")
     return 1 if failed else 0
-
-
-def _stop(number, _) -> None:
-    """On Ctrl-C or SIGTERM: the queue asks its runs to save and waits for them; a second signal kills."""
-    signal.signal(number, signal.SIG_DFL)
-    print("stopping: the runs at work save first", file=sys.stderr, flush=True)
-    raise KeyboardInterrupt
 
 
 def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:

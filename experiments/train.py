@@ -7,8 +7,6 @@ The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exi
 """
 
 import contextlib
-import signal
-import sys
 import time
 import traceback
 
@@ -52,7 +50,7 @@ def _train(run: Run, config: ExperimentConfig) -> int:
 
     try:
         with room(run.folder, GO_ON), training_observer(config.train.steps) as observer:
-            outcome = train(config, run.folder, observer, _stop_signal())
+            outcome = train(config, run.folder, observer, entry.stop_signal("stopping: saving first"))
     except UserError:
         with contextlib.suppress(UserError):  # a full disk has no room for this either
             run.write_result(**before | {"status": "failed", "seconds": seconds()})
@@ -74,20 +72,6 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         return 0
     print(f"saved; python -m experiments.train --workdir={run.folder} goes on")
     return entry.PREEMPTED
-
-
-def _stop_signal():
-    """A function that says whether to stop: after a first SIGTERM or Ctrl-C; a second one kills."""
-    received = []
-
-    def handle(number, _):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        print("stopping: saving first", file=sys.stderr, flush=True)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-    return lambda: bool(received)
 
 
 if __name__ == "__main__":

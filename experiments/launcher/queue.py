@@ -19,39 +19,47 @@ class Job:
     log: Path
 
 
-def run_jobs(jobs: Sequence[Job], slots: int, ended: Callable[[Job, int, float], None]) -> int:
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: int,
+    ended: Callable[[Job, int, float], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
     """Runs all jobs, `slots` at a time; a job that fails does not stop the others.
 
     Args:
       jobs: in the order in which they start.
       slots: how many run at once; each gets its own share of this process' cores.
       ended: is told of each job's end: exit status and seconds.
+      should_stop: asked all the while. A signal's handler that raises would not do: an exception within
+        Popen.poll can leave its lock held, and waiting for the process then never ends.
 
     Returns:
-      How many jobs failed. On Ctrl-C the running jobs are asked to save, waited for, and KeyboardInterrupt
-      goes on.
+      How many jobs failed.
+
+    Raises:
+      KeyboardInterrupt: should_stop said so; the running jobs were asked to save, and waited for.
     """
     cores = sorted(os.sched_getaffinity(0))
     slots = min(slots, len(cores))
     free = [set(cores[slot::slots]) for slot in range(slots)]
     waiting, running, failed = list(jobs), [], 0
-    try:
-        while waiting or running:
-            while waiting and free:
-                running.append(_Running(waiting.pop(0), free.pop(0)))
-            time.sleep(0.2)
-            for one in list(running):
-                if (status := one.poll()) is not None:
-                    running.remove(one)
-                    free.append(one.cores)
-                    failed += status != 0
-                    ended(one.job, status, time.monotonic() - one.started)
-    except KeyboardInterrupt:
-        for one in running:
-            one.process.send_signal(signal.SIGTERM)
-        for one in running:
-            one.process.wait()
-        raise
+    while waiting or running:
+        while waiting and free:
+            running.append(_Running(waiting.pop(0), free.pop(0)))
+        time.sleep(0.2)
+        if should_stop():
+            for one in running:
+                one.process.send_signal(signal.SIGTERM)
+            for one in running:
+                one.process.wait()
+            raise KeyboardInterrupt
+        for one in list(running):
+            if (status := one.poll()) is not None:
+                running.remove(one)
+                free.append(one.cores)
+                failed += status != 0
+                ended(one.job, status, time.monotonic() - one.started)
     return failed
 
 

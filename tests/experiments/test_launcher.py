@@ -116,6 +116,24 @@ def test_a_jobs_commands_run_in_order(tmp_path):
     assert one.log.read_text() == "first\nsecond\n"
 
 
+def test_a_stopped_queue_asks_its_jobs_to_save_and_waits(tmp_path):
+    """Asked while a job runs, which takes its time; no other is started."""
+    saves = """
+import signal, time
+def save(*_): time.sleep(0.5); print("saved", flush=True); raise SystemExit(75)
+signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
+"""
+    jobs = [job(tmp_path, "a", saves, "print('never')"), job(tmp_path, "b", "print('never')")]
+
+    def ready():
+        return "ready" in jobs[0].log.read_text()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 1, lambda *_: None, ready)
+    assert jobs[0].log.read_text() == "ready\nsaved\n"
+    assert not jobs[1].log.exists()
+
+
 @pytest.fixture
 def study(tmp_path, sweep):
     """Scores of three runs of four: deep/1 has not been evaluated."""

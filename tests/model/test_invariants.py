@@ -199,7 +199,10 @@ def test_loss_halves_in_30_steps(variant):
 
 @pytest.mark.slow
 def test_learns_to_copy(variant):
-    """New sentences of 2 to 6 pieces each step; then ones never seen come out right, piece by piece."""
+    """New sentences of 2 to 6 pieces each step; then ones never seen come out right, piece by piece.
+
+    Without positions the encoder sees a bag of pieces, of which no decoder can know the order.
+    """
     rng = np.random.default_rng(0)
 
     def sentences(rows):
@@ -225,7 +228,8 @@ def test_learns_to_copy(variant):
         params, moments = update(params, moments, sentences(64))
     tokens = sentences(256)
     predicted = jax.jit(variant.apply)(params, tokens, tokens).argmax(axis=-1)
-    assert np.mean((predicted == tokens)[tokens != PAD]) > 0.99
+    right = np.mean((predicted == tokens)[tokens != PAD])
+    assert right < 0.8 if variant.model.config.positions == "none" else right > 0.99
 
 
 def test_every_name_is_known_to_build():
