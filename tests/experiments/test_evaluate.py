@@ -78,7 +78,7 @@ def test_what_is_written_and_printed(first):
         assert f"{name} " in printed
         assert f" {scores[name]:{form}} " in printed
     assert f"bleu     {scores['signatures']['bleu']}\n" in printed
-    assert "17 to 32" in printed
+    assert "17 to 24" in printed
 
 
 def test_the_same_nats_stand_behind_every_perplexity(first):

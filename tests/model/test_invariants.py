@@ -102,9 +102,11 @@ def test_padding_changes_nothing(variant, pair):
 
 
 def test_batch_position_changes_nothing(variant, pair):
+    """Bit for bit; but XLA vectorises a recurrence's small loops across rows, each place in its own order."""
     source, target = pair
-    backwards = variant.logits(source[::-1], target[::-1])
-    np.testing.assert_array_equal(variant.logits(source, target), backwards[::-1])
+    backwards = variant.logits(source[::-1], target[::-1])[::-1]
+    atol = 0 if variant.model.packs else 1e-6
+    np.testing.assert_allclose(variant.logits(source, target), backwards, rtol=0, atol=atol)
 
 
 def packed(pair):
