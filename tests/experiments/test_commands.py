@@ -75,19 +75,6 @@ def test_train_again_says_that_it_is_done(run, trained):
     assert "trained already: 20 steps" in run("train", SMOKE, f"--workdir={trained}").stdout
 
 
-def test_evaluate_twice_writes_the_same_bytes(run, trained):
-    done = run("evaluate", f"--workdir={trained}", "--split=test")
-    assert "exact_match" in done.stdout
-    first = {path.name: path.read_bytes() for path in (trained / "eval").iterdir()}
-    assert set(first) == {"test.json", "test.hyp.txt", "test.ref.txt"}
-    scores = json.loads(first["test.json"])
-    assert scores["sentences"] == 200
-    assert scores["checkpoints"] == [20]
-    assert first["test.hyp.txt"].count(b"\n") == first["test.ref.txt"].count(b"\n") == 200
-    run("evaluate", f"--workdir={trained}", "--split=test")
-    assert {path.name: path.read_bytes() for path in (trained / "eval").iterdir()} == first
-
-
 def test_translate_gives_a_line_for_a_line(run, trained):
     done = run("translate", f"--workdir={trained}", input="one; two\n\n\u2028three\nno newline at the end")
     lines = done.stdout.split("\n")
