@@ -84,7 +84,9 @@ class TransformerConfig(_Section):
         self._fraction("dropout_rate")
         self._require(
             "d_model",
-            self.d_model % self.num_heads == 0 or None not in (self.d_k, self.d_v),
+            self.kind != "transformer"
+            or self.d_model % self.num_heads == 0
+            or None not in (self.d_k, self.d_v),
             f"a multiple of model.num_heads ({self.num_heads}) unless d_k and d_v are given",
         )
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")

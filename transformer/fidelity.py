@@ -24,6 +24,10 @@ class Rule(NamedTuple):
 
 AS_DEEP = Rule("num_layers", lambda config: config.model.num_layers)
 AS_WIDE = Rule("d_model / num_heads", lambda config: config.model.d_model / config.model.num_heads)
+PEAK = Rule(
+    "(d_model * warmup_steps)^-0.5",
+    lambda config: (config.model.d_model * config.optimizer.warmup_steps) ** -0.5,
+)
 
 # Field -> where in the paper -> the values it has there.
 REPORTED: dict[str, dict[str, list[Any]]] = {
@@ -57,7 +61,7 @@ REPORTED: dict[str, dict[str, list[Any]]] = {
     "optimizer.beta2": {"section 5.3": [0.98]},
     "optimizer.epsilon": {"section 5.3": [1e-9]},
     "optimizer.warmup_steps": {"section 5.3": [4_000]},
-    "optimizer.learning_rate": {"equation 3": [Rule("(d_model * warmup_steps)^-0.5")]},
+    "optimizer.learning_rate": {"equation 3": [PEAK]},
     "train.steps": {"section 5.2": [100_000, 300_000]},
     "train.batch_tokens": {"section 5.1": [25_000]},
     "train.label_smoothing": {"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]},

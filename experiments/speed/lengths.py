@@ -36,7 +36,8 @@ class Trainer:
             placement,
             config.train.accumulation,
         )
-        self._batch = placement.shard(batch(batch_tokens // length, length, config.data.vocab_size))
+        rows = batch(batch_tokens // length, length, config.data.vocab_size)
+        self._batch = placement.shard(rows, config.train.accumulation)
         self._rest = (jax.random.key(0), make_hyper(config))
 
     def __call__(self, steps: int) -> float:

@@ -54,6 +54,15 @@ def test_a_sequence_past_an_error_is_nan_never_silence(positions):
     assert np.isnan(np.asarray(encoded)).any()
 
 
+def test_padding_past_the_end_changes_nothing():
+    model = build(tiny_config(positions="learned", max_positions=5), VOCAB)
+    params = init_params(model, 0)
+    source, target = as_int([[4, 5, 2]]), as_int([[6, 2]])
+    short = model.apply({"params": params}, source, target)
+    long = model.apply({"params": params}, *(jnp.pad(one, ((0, 0), (0, 5))) for one in (source, target)))
+    np.testing.assert_allclose(long[:, :2], short, atol=2e-5)
+
+
 def test_the_default_policies():
     default = {name: scheme(tiny_config(positions=name)).overflow for name, scheme in POSITIONS.items()}
     assert default.pop("learned") == "error"

@@ -26,7 +26,8 @@ class Layout(NamedTuple):
         rows = jnp.arange(1, tokens.shape[0] + 1, dtype=jnp.int32)[:, None]
         return cls(
             segments=jnp.where(tokens != PAD, rows, 0),
-            positions=jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape),
+            # 0 in padding, so that it never reaches past the end of a position table.
+            positions=jnp.where(tokens != PAD, jnp.arange(tokens.shape[1], dtype=jnp.int32), 0),
         )
 
 

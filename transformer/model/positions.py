@@ -217,8 +217,10 @@ class Relative(Positions):
 
     def bias(self, layer, heads, query, key):
         table = self.key_table[layer].astype(heads.dtype)
-        products = jnp.einsum("bqhd,hrd->bhqr", heads * heads.shape[-1] ** -0.5, table)
-        return jnp.einsum("bhqr,qkr->bhqk", products, self._one_hot(query, key, heads.dtype))
+        products = jnp.einsum(
+            "bqhd,hrd->bhqr", heads * heads.shape[-1] ** -0.5, table, preferred_element_type=jnp.float32
+        )
+        return jnp.einsum("bhqr,qkr->bhqk", products, self._one_hot(query, key, jnp.float32))
 
     def values(self, layer, weights, query, key):
         by_distance = jnp.einsum("bhqk,qkr->bhqr", weights, self._one_hot(query, key, weights.dtype))

@@ -18,7 +18,7 @@ from transformer.model.masks import Layout
 
 CELLS: dict[str, type[nn.RNNCellBase]] = {
     "lstm": nn.OptimizedLSTMCell,  # Hochreiter and Schmidhuber 1997
-    "gru": nn.GRUCell,  # Cho et al. 2014
+    "gru": nn.GRUCell,  # Cho et al. 2014; the reset gate after the product with U, not before it
 }
 
 # A layer's memory: LSTM's cell and hidden state, or GRU's hidden state; in a search, for each hypothesis.
