@@ -1,12 +1,14 @@
-"""Times training. Nothing else should run meanwhile.
+"""Times training and translating. Nothing else should run meanwhile.
 
     python -m experiments.benchmark train --json --peer=torch
+    python -m experiments.benchmark decode --json --peer=ctranslate2,transformers
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
 
 `train`: text of mixed lengths, beside the matrix-product rate of the same machine in the same process.
 Utilisation is the share of that rate at which the products of the model itself are computed, padding not
-counted. `lengths`: the variants of a study on sentences of one length after another, the pieces of a batch
-held constant.
+counted. `decode`: beam search for 24 pieces of each of 128 sentences, the encoder included; peers have the
+same weights, and how far their outputs are ours is said beside. `lengths`: the variants of a study on
+sentences of one length after another, the pieces of a batch held constant.
 """
 
 import json
@@ -20,7 +22,9 @@ from experiments import entry
 from transformer.config import UserError, choose
 
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
-PEER = flags.DEFINE_list("peer", "", "Peers timed in the same run, separated by commas: torch.")
+PEER = flags.DEFINE_list(
+    "peer", "", "Peers timed in the same run, separated by commas: torch; decode: ctranslate2, transformers."
+)
 SWEEP = flags.DEFINE_string(
     "sweep", "configs/sweeps/recurrence.py", "lengths: study whose variants are timed."
 )
@@ -35,7 +39,7 @@ SECONDS = flags.DEFINE_float("seconds", 10, "What a turn of a round shall take, 
 
 
 def main(what: str) -> None:
-    {"train": _train, "lengths": _lengths}[what]()
+    {"train": _train, "decode": _decode, "lengths": _lengths}[what]()
 
 
 def _lengths() -> None:
@@ -88,6 +92,47 @@ def _train() -> None:
         _print(results, peers)
 
 
+def _decode() -> None:
+    from experiments.speed.decode import PEERS, benchmark
+    from experiments.speed.workload import SHAPES
+
+    shapes = {name: choose(SHAPES, name, "--shape") for name in SHAPE.value}
+    for peer in PEER.value:
+        choose(PEERS, peer, "--peer").require(f"--peer={peer}")
+    results = {}
+    for name, shape in shapes.items():
+        print(f"timing {name}: {REPEATS.value} rounds", file=sys.stderr)
+        results[name] = benchmark(shape.model, PEER.value, REPEATS.value, SECONDS.value)
+    if JSON.value:
+        print(json.dumps({"shapes": results}, indent=2))
+    else:
+        _print_decode(results)
+
+
+def _print_decode(results: dict) -> None:
+    table = Table("", *results)
+    rows = {
+        "tokens a second": lambda one: f"{one['tokens_per_second']:,.0f}",
+        "  slowest to fastest round": lambda one: "{:,.0f} to {:,.0f}".format(*one["spread"]),
+        "compiling, apart": lambda one: f"{one['compile_seconds']:.1f} s",
+    }
+    for label, form in rows.items():
+        table.add_row(label, *map(form, results.values()))
+    forms = {
+        "  slowest to fastest round": lambda one: "{:,.0f} to {:,.0f}".format(*one["spread"]),
+        "  ours to theirs": lambda one: f"{one['ratio']:.2f}",
+        "  with": lambda one: one["settings"],
+        "  outputs identical, tied": lambda one: f"{one['identical']:.1%}, {one['tied']:.1%}",
+        "  theirs more probable by": lambda one: f"{one['score_difference']:+.1e} nats",
+    }
+    for peer in PEER.value:
+        speeds = (f"{one['peers'][peer]:,.0f}" for one in results.values())
+        table.add_row(f"{peer}: tokens a second", *speeds)
+        for label, form in forms.items():
+            table.add_row(label, *(form(one["against"][peer]) for one in results.values()))
+    Console().print(table)
+
+
 def _print(results: dict, peers: dict) -> None:
     table = Table("", *results)
     rows = {
@@ -111,4 +156,4 @@ def _print(results: dict, peers: dict) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main, words=["train", "lengths"])
+    entry.run(main, words=["train", "decode", "lengths"])

@@ -193,7 +193,7 @@ def test_an_unknown_key_is_one_line(run, tmp_path):
         (["train", "--workdir=runs/refused", "--config.train.steps=3"], "--config.train.steps needs --config"),
         (["visualize", "--workdir=/nowhere"], "/nowhere is not a run: it has no config.json"),
         (["report", "--root=/nowhere"], "/nowhere is not a study: it has no study.json"),
-        (["benchmark"], "say what, one of: train, lengths"),
+        (["benchmark"], "say what, one of: train"),
         (["benchmark", "train", "decode"], "unexpected argument 'decode'"),
         (["benchmark", "train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
         (["launch", "--sweep=nope.py", "--root=runs/refused"], "there is no sweep file 'nope.py'"),

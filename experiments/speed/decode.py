@@ -1,0 +1,177 @@
+"""Times translating: our `Translator` and peers with the same weights, in turns.
+
+128 sentences with the lengths of image captions, given as pieces. On every side beam search for exactly 24
+pieces each, the encoder included.
+"""
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.exporting import FORMATS, Format
+from experiments.exporting.compare import scores
+from experiments.runs import Trained
+from experiments.speed.peer import child, seconds
+from transformer.config import (
+    EOS,
+    PAD,
+    DataConfig,
+    DecodeConfig,
+    ExperimentConfig,
+    TransformerConfig,
+)
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.translator import Translator
+from transformer.model import init_params
+from transformer.model.transformer import Transformer
+
+VOCAB, SENTENCES, PIECES = 8_000, 128, 24
+MEAN, SHORTEST, LONGEST = 15, 5, 48  # pieces of a source sentence, EOS included
+SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6)
+# Log-probabilities, in nats, that two outputs may differ by and count as tied: of 24 pieces in float32.
+TIED = 1e-3
+
+
+class Numbers(Tokenizer):
+    """A vocabulary whose text is the pieces' numbers."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+        self.model, self.sha256 = b"", ""
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*map(int, text.split()), EOS] for text in texts]
+
+    def decode(self, pieces) -> str:
+        return " ".join(str(piece) for piece in pieces if piece not in (PAD, EOS))
+
+    def names(self, pieces) -> list[str]:
+        return [str(piece) for piece in pieces]
+
+
+class Endless(Transformer):
+    """The same model, but that EOS is impossible."""
+
+    def step(self, *args, **kwargs):
+        logits, state = super().step(*args, **kwargs)
+        return logits.at[..., EOS].set(-1e9), state
+
+
+class Exact(Translator):
+    """Translates into `PIECES` pieces, however long the source is."""
+
+    def search(self, source):
+        limits = np.where((source != PAD).any(axis=1), PIECES, 0).astype(np.int32)
+        return jax.device_get(self._search(self._params, source, limits, length=PIECES))
+
+
+def sentences() -> list[list[int]]:
+    """Random sentences with log-normal lengths (sigma 0.5), each closed by EOS."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(MEAN * rng.lognormal(-0.125, 0.5, SENTENCES), SHORTEST, LONGEST).astype(int)
+    return [[*rng.integers(EOS + 2, VOCAB, length - 1).tolist(), EOS] for length in lengths]
+
+
+def untrained(config: TransformerConfig) -> Trained:
+    """A model with the weights before training, as if it came from a run."""
+    model = Endless(config, VOCAB)
+    params = init_params(model, seed=0)
+    return Trained(
+        ExperimentConfig(config, DataConfig(vocab_size=VOCAB), decode=SEARCH),
+        Numbers(VOCAB),
+        model,
+        params,
+        [0],
+    )
+
+
+def ours(trained: Trained, sources: list[list[int]]) -> Callable[[], list[list[int]]]:
+    """What translates all sentences once."""
+    translator = Exact(trained.model, trained.params, trained.tokenizer, SEARCH)
+    texts = [" ".join(map(str, source[:-1])) for source in sources]
+    return lambda: [[int(piece) for piece in line.split()] for line in translator(texts)]
+
+
+# Of each peer, the format that it reads.
+PEERS: dict[str, Format] = {"ctranslate2": FORMATS["ctranslate2"], "transformers": FORMATS["marian"]}
+
+
+@contextlib.contextmanager
+def peer(
+    name: str, trained: Trained, sources: list[list[int]]
+) -> Iterator[tuple[Callable[[int], float], dict]]:
+    """A peer with the same weights in a process of its own, and its first answer: outputs and settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        PEERS[name].write(trained, Path(folder))
+        told = {
+            "folder": folder,
+            "sources": sources,
+            "beam_size": SEARCH.beam_size,
+            "alpha": SEARCH.length_penalty,
+            "pieces": PIECES,
+        }
+        with child(f"experiments.speed.{name}_decode", told) as both:
+            yield both
+
+
+def agreement(trained: Trained, sources, own: list[list[int]], theirs: list[list[int]]) -> dict:
+    """How far the outputs of a peer are ours.
+
+    Returns:
+      identical: share of the outputs; tied: share of those that are not, but that our model finds as
+      probable; score_difference: how much more probable it finds theirs, in nats a sentence, on average.
+    """
+    texts = [source[:-1] for source in sources]
+    found = [[x[:-1].sum() for x in scores(trained, texts, outputs)] for outputs in (own, theirs)]
+    differences = np.subtract(found[1], found[0])
+    same = np.array([a == b for a, b in zip(own, theirs, strict=True)])
+    return {
+        "identical": float(same.mean()),
+        "tied": float((~same & (np.abs(differences) < TIED)).mean()),
+        "score_difference": float(differences.mean()),
+    }
+
+
+def benchmark(config: TransformerConfig, peers: list[str], repeats: int, turn: float) -> dict:
+    """Times a shape: in each repeat first us, then each peer.
+
+    Args:
+      config: the model's sizes.
+      peers: keys of `PEERS`.
+      repeats: rounds.
+      turn: seconds that a turn shall take, about; each translates all sentences at least once.
+    """
+    sources, trained = sentences(), untrained(config)
+    translate = ours(trained, sources)
+    first = seconds(translate)
+    with contextlib.ExitStack() as stack:
+        children = {name: stack.enter_context(peer(name, trained, sources)) for name in peers}
+        turns = {"ours": lambda times: seconds(translate, times)}
+        turns |= {name: ask for name, (ask, _) in children.items()}
+        times = {name: max(1, round(turn / ask(1))) for name, ask in turns.items()}
+        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(repeats):
+            for name, ask in turns.items():
+                speeds[name].append(times[name] * SENTENCES * PIECES / ask(times[name]))
+    outputs = translate()
+    assert all(len(line) == PIECES for line in outputs)
+    return {
+        "tokens_per_second": statistics.median(speeds["ours"]),
+        "spread": [min(speeds["ours"]), max(speeds["ours"])],
+        "compile_seconds": first - SENTENCES * PIECES / statistics.median(speeds["ours"]),
+        "peers": {name: statistics.median(speeds[name]) for name in peers},
+        "against": {
+            name: {
+                "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)),
+                "spread": [min(speeds[name]), max(speeds[name])],
+                "settings": answer["settings"],
+                **agreement(trained, sources, outputs, answer["outputs"]),
+            }
+            for name, (_, answer) in children.items()
+        },
+    }
