@@ -124,6 +124,7 @@ def _print_decode(results: dict) -> None:
         "  with": lambda one: one["settings"],
         "  outputs identical, tied": lambda one: f"{one['identical']:.1%}, {one['tied']:.1%}",
         "  theirs more probable by": lambda one: f"{one['score_difference']:+.1e} nats",
+        "  of given pieces differ by": lambda one: f"{one['log_prob_difference']:.1e} nats",
     }
     for peer in PEER.value:
         speeds = (f"{one['peers'][peer]:,.0f}" for one in results.values())

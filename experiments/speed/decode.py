@@ -9,12 +9,13 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.exporting import FORMATS, Format
-from experiments.exporting.compare import scores
+from experiments.exporting.compare import difference, scores
 from experiments.runs import Trained
 from experiments.speed.peer import child, seconds
 from transformer.config import (
@@ -80,14 +81,8 @@ def sentences() -> list[list[int]]:
 def untrained(config: TransformerConfig) -> Trained:
     """A model with the weights before training, as if it came from a run."""
     model = Endless(config, VOCAB)
-    params = init_params(model, seed=0)
-    return Trained(
-        ExperimentConfig(config, DataConfig(vocab_size=VOCAB), decode=SEARCH),
-        Numbers(VOCAB),
-        model,
-        params,
-        [0],
-    )
+    described = ExperimentConfig(config, DataConfig(vocab_size=VOCAB), decode=SEARCH)
+    return Trained(described, Numbers(VOCAB), model, init_params(model, seed=0), [0])
 
 
 def ours(trained: Trained, sources: list[list[int]]) -> Callable[[], list[list[int]]]:
@@ -101,11 +96,23 @@ def ours(trained: Trained, sources: list[list[int]]) -> Callable[[], list[list[i
 PEERS: dict[str, Format] = {"ctranslate2": FORMATS["ctranslate2"], "transformers": FORMATS["marian"]}
 
 
+class Peer(NamedTuple):
+    """A peer in a process of its own.
+
+    Attributes:
+      ask: seconds of translating all sentences some times.
+      answer: its outputs, and its settings in words.
+      folder: of the exported model.
+    """
+
+    ask: Callable[[int], float]
+    answer: dict
+    folder: Path
+
+
 @contextlib.contextmanager
-def peer(
-    name: str, trained: Trained, sources: list[list[int]]
-) -> Iterator[tuple[Callable[[int], float], dict]]:
-    """A peer with the same weights in a process of its own, and its first answer: outputs and settings."""
+def start(name: str, trained: Trained, sources: list[list[int]]) -> Iterator[Peer]:
+    """Starts a peer with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         PEERS[name].write(trained, Path(folder))
         told = {
@@ -115,16 +122,17 @@ def peer(
             "alpha": SEARCH.length_penalty,
             "pieces": PIECES,
         }
-        with child(f"experiments.speed.{name}_decode", told) as both:
-            yield both
+        with child(f"experiments.speed.{name}_decode", told) as (ask, answer):
+            yield Peer(ask, answer, Path(folder))
 
 
 def agreement(trained: Trained, sources, own: list[list[int]], theirs: list[list[int]]) -> dict:
     """How far the outputs of a peer are ours.
 
     Returns:
-      identical: share of the outputs; tied: share of those that are not, but that our model finds as
-      probable; score_difference: how much more probable it finds theirs, in nats a sentence, on average.
+      identical: share of the outputs.
+      tied: share of those that are not identical, but that our model finds as probable.
+      score_difference: how much more probable it finds theirs, in nats a sentence, on average.
     """
     texts = [source[:-1] for source in sources]
     found = [[x[:-1].sum() for x in scores(trained, texts, outputs)] for outputs in (own, theirs)]
@@ -149,29 +157,35 @@ def benchmark(config: TransformerConfig, peers: list[str], repeats: int, turn: f
     sources, trained = sentences(), untrained(config)
     translate = ours(trained, sources)
     first = seconds(translate)
+    outputs = translate()
+    assert all(len(line) == PIECES for line in outputs)
     with contextlib.ExitStack() as stack:
-        children = {name: stack.enter_context(peer(name, trained, sources)) for name in peers}
+        started = {name: stack.enter_context(start(name, trained, sources)) for name in peers}
         turns = {"ours": lambda times: seconds(translate, times)}
-        turns |= {name: ask for name, (ask, _) in children.items()}
+        turns |= {name: peer.ask for name, peer in started.items()}
         times = {name: max(1, round(turn / ask(1))) for name, ask in turns.items()}
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(repeats):
             for name, ask in turns.items():
                 speeds[name].append(times[name] * SENTENCES * PIECES / ask(times[name]))
-    outputs = translate()
-    assert all(len(line) == PIECES for line in outputs)
+        agreed = {
+            name: agreement(trained, sources, outputs, peer.answer["outputs"])
+            | {"log_prob_difference": difference(trained, PEERS[name], peer.folder)}
+            for name, peer in started.items()
+        }
+    medians = {name: statistics.median(taken) for name, taken in speeds.items()}
     return {
-        "tokens_per_second": statistics.median(speeds["ours"]),
+        "tokens_per_second": medians["ours"],
         "spread": [min(speeds["ours"]), max(speeds["ours"])],
-        "compile_seconds": first - SENTENCES * PIECES / statistics.median(speeds["ours"]),
-        "peers": {name: statistics.median(speeds[name]) for name in peers},
+        "compile_seconds": first - SENTENCES * PIECES / medians["ours"],
+        "peers": {name: medians[name] for name in peers},
         "against": {
             name: {
                 "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)),
                 "spread": [min(speeds[name]), max(speeds[name])],
-                "settings": answer["settings"],
-                **agreement(trained, sources, outputs, answer["outputs"]),
+                "settings": peer.answer["settings"],
+                **agreed[name],
             }
-            for name, (_, answer) in children.items()
+            for name, peer in started.items()
         },
     }

@@ -45,9 +45,11 @@ def test_figures_agree_with_each_other(few, monkeypatch):
     @contextlib.contextmanager
     def clockwork(name, trained, sources):
         outputs = [[4, 5, 6, 7, 8]] * len(sources)
-        yield lambda times: turns.append(times) or 3.0 * times, {"outputs": outputs, "settings": name}
+        answer = {"outputs": outputs, "settings": name}
+        yield decode.Peer(lambda times: turns.append(times) or 3.0 * times, answer, ROOT)
 
-    monkeypatch.setattr(decode, "peer", clockwork)
+    monkeypatch.setattr(decode, "start", clockwork)
+    monkeypatch.setattr(decode, "difference", lambda trained, form, folder: 0.0)
     found = benchmark(SMALL, ["ctranslate2"], repeats=3, turn=6.0)
     assert turns == [1, 2, 2, 2]  # timing, three rounds of two seconds
     slowest, fastest = found["spread"]
@@ -90,6 +92,7 @@ def test_a_peer_finds_what_ours_finds(few, name):
     found = benchmark(SMALL, [name], repeats=1, turn=0.01)
     against = found["against"][name]
     assert against["identical"] + against["tied"] == 1
+    assert against["log_prob_difference"] < 1e-4
     assert against["ratio"] == pytest.approx(found["tokens_per_second"] / found["peers"][name])
 
 
