@@ -35,6 +35,12 @@ SPLIT = flags.DEFINE_list("split", "test", "Splits to score, separated by commas
 COMPARE = flags.DEFINE_string(
     "compare", None, "Run folder of another run, evaluated already, to compare with."
 )
+OVERFLOW = flags.DEFINE_string(
+    "overflow",
+    None,
+    "What the position scheme does past the longest sentence trained on, in the place of the run's "
+    "model.overflow: error, clamp, zero or extrapolate, where it has that.",
+)
 SHOWN = {
     "exact_match": ".2f",
     "bleu": ".2f",
@@ -66,7 +72,7 @@ class Outputs(NamedTuple):
 def main() -> None:
     entry.use_compilation_cache()
     run = Run(WORKDIR.value)
-    trained = run.load()
+    trained = run.load(OVERFLOW.value)
     corpus = Corpus(trained.config.data, trained.tokenizer)
     for split in SPLIT.value:  # what cannot be scored is known before anything is
         check_lengths(trained.model, split, corpus.split(split).longest)
@@ -117,6 +123,7 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
         "perplexity_per_word": perplexity_per_word(float(sums.nll), references),
         "sentences": len(references),
         "by_length": by_length(pieces.source.lengths, hypotheses, references),
+        "overflow": config.model.overflow,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }

@@ -102,13 +102,18 @@ class Run:
             },
         )
 
-    def load(self) -> "Trained":
+    def load(self, overflow: str | None = None) -> "Trained":
         """The trained model: the mean of the last `decode.average_last` checkpoints.
+
+        Args:
+          overflow: `model.overflow` in the place of the config's.
 
         Raises:
           UserError: there is no checkpoint yet, or one that cannot be read.
         """
         config = self.config
+        if overflow is not None:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, overflow=overflow))
         path = self.folder / "tokenizer.model"
         folder = self.folder / "checkpoints"
         checkpoints = Checkpoints(folder) if path.is_file() and folder.is_dir() else None
@@ -122,13 +127,15 @@ class Run:
         tokenizer = Tokenizer.load(path)
         model = build(config.model, tokenizer.vocab_size)
         template = jax.eval_shape(lambda: init_params(model, seed=0))
-        trees = []
+        trees, facts = [], {}
         for step in steps:
             params, facts = checkpoints.params(step, template)
             if facts["tokenizer_sha256"] != tokenizer.sha256:
                 raise UserError(f"{path} is not the one checkpoint {step} was trained with")
             trees.append(params)
         checkpoints.close()
+        # The first checkpoints did not store it.
+        model = model.clone(trained_length=facts.get("trained_length"))
         return Trained(config, tokenizer, model, average(trees), steps)
 
 

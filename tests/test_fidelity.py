@@ -122,6 +122,25 @@ def test_depths_that_differ_are_named():
     assert len(departures(config("base.py", model__encoder_layers=12, model__decoder_layers=2))) == 2
 
 
+def test_what_no_one_model_has_is_named():
+    assert departures(config("base.py", model__num_layers=2, model__num_heads=16)) == [
+        "model.num_layers is 2, model.num_heads is 16; no one model of the paper's has this (Table 3)"
+    ]
+    assert departures(config("base.py", model__dropout_rate=0.3)) == [
+        "model.dropout_rate is 0.3; the paper's with big alone (Table 3)"
+    ]
+    assert departing(config("base.py", train__steps=300_000)) == ["train.steps"]
+    assert departing(config("big.py", model__dropout_rate=0.1)) == ["model.d_model"]
+    assert departing(config("big.py", model__d_k=64, model__d_v=64)) == []
+
+
+def test_a_version_of_the_data_is_the_same_data():
+    assert departures(config("base.py", data__name="wmt14_translate/de-en:1.0.0")) == []
+    assert departing(config("base.py", data__name="wmt14_translate/de-en:1.0.0", data__target="fr")) == [
+        "data.target"
+    ]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -130,7 +149,6 @@ def test_depths_that_differ_are_named():
         {"model__encoder_layers": 4, "model__decoder_layers": 4, "model__num_layers": 17},
         {"model__cell": "gru"},
         {"model__equal_parameters": True},
-        {"model__max_distance": 3},
         {"model__dropout_rate": 0.0, "model__dropout_sites": "all"},
         {"model__overflow": "extrapolate"},
         {"model__overflow": "error"},  # a refusal changes no result
@@ -170,7 +188,7 @@ def test_a_recurrent_model_reads_what_it_is_said_to_read(kind):
 
 def test_a_transformer_computes_the_same_whatever_is_left_open():
     """Of the fields that its own schemes do not read."""
-    unread = {"cell": "gru", "equal_parameters": True, "max_distance": 3, "max_positions": 17}
+    unread = {"cell": "gru", "equal_parameters": True, "max_positions": 17}
     assert computation(**unread) == computation()
 
 

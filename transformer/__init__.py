@@ -11,6 +11,8 @@ Shapes stand in signatures. One letter has one meaning everywhere, einsums inclu
     q  query length            e  d_v, a head's value width
     k  key length              h  heads
     n  hypotheses a sentence   v  vocabulary
+    r  rows times hypotheses   a  width of an encoder state, in both directions
+    c  distances told apart
 
 Masks are boolean and True means "may attend".
 """

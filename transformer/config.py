@@ -66,8 +66,9 @@ class TransformerConfig(_Section):
     dropout_rate: float = 0.1  # P_drop
     dropout_sites: str = "paper"  # a name in model.dropout.DROPOUT_SITES
     positions: str = "sinusoidal"  # a name in model.positions.POSITIONS
-    max_positions: int = 1024  # rows of a learned position table, and where `overflow` begins
-    overflow: str | None = None  # past max_positions: error, clamp, zero or extrapolate; None: the scheme's
+    max_positions: int = 1024  # rows of a learned position table; `overflow` begins there at the latest
+    # Past the longest sentence trained on: error, clamp, zero or extrapolate; None: the scheme's own.
+    overflow: str | None = None
     max_distance: int | None = None  # relative, t5_bias: distances told apart; None: the scheme's
     norm: str = "layer_norm"  # a name in model.layers.NORMS
     norm_placement: str = "post"  # a name in model.layers.NORM_PLACEMENTS

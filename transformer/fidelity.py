@@ -1,7 +1,8 @@
 """What the paper reports for each field of a config, and what of a config departs from it.
 
 A departure is a value that the paper reports nothing for: not for base, not for big, not in a row of
-Table 3. Every field of every section is in `REPORTED` or in `LEFT_OPEN`, and a test sees to it.
+Table 3; or values that it reports, but of no one model. Every field of every section is in `REPORTED` or in
+`LEFT_OPEN`, and a test sees to it.
 """
 
 from collections.abc import Callable, Iterator
@@ -123,6 +124,19 @@ PAIRS: dict[str, dict[str, Any]] = {
     "wmt14_translate/de-en": {"data.target": "de", "data.tokenizer": "bpe", "data.vocab_size": 37_000},
     "wmt14_translate/fr-en": {"data.target": "fr", "data.tokenizer": "word piece", "data.vocab_size": 32_000},
 }
+# What big has in the columns of Table 3 (EN-FR: P_drop 0.1, section 6.1), and in which a row changes base.
+BIG: dict[str, Any] = {
+    "model.num_layers": 6,
+    "model.d_model": 1_024,
+    "model.d_ff": 4_096,
+    "model.num_heads": 16,
+    "model.d_k": None,
+    "model.dropout_rate": 0.3,
+    "model.positions": "sinusoidal",
+    "train.label_smoothing": 0.1,
+    "train.steps": 300_000,
+}
+BIG_ALONE = {"model.dropout_rate", "train.steps"}  # whose values there no row has
 
 
 def is_read(field: str, config: ExperimentConfig) -> bool:
@@ -137,11 +151,13 @@ def departures(config: ExperimentConfig) -> list[str]:
     """A line for each departure, which begins with its field; none for a config of the paper's."""
     values = flatten(to_dict(config))
     alone = [
-        f"{field} is {values[field]!r}; the paper's: {_text(sources)}"
-        for field, sources in REPORTED.items()
+        field
+        for field in REPORTED
         if is_read(field, config) and not _is_reported(field, values[field], config)
     ]
-    return [*alone, *_of_depths(config), *_of_pairs(config)]
+    lines = [f"{field} is {values[field]!r}; the paper's: {_text(REPORTED[field])}" for field in alone]
+    of_rows = () if {*alone} & {"model.kind", *BIG} else _of_rows(config)
+    return [*lines, *_of_depths(config), *_of_pairs(config), *of_rows]
 
 
 def _of_depths(config: ExperimentConfig) -> Iterator[str]:
@@ -156,13 +172,39 @@ def _of_depths(config: ExperimentConfig) -> Iterator[str]:
 def _of_pairs(config: ExperimentConfig) -> Iterator[str]:
     """What the paper has, but of its other pair of languages."""
     values = flatten(to_dict(config))
-    for field, value in PAIRS.get(config.data.name, {}).items():
+    for field, value in PAIRS.get(_without_version(config.data.name), {}).items():
         if values[field] != value and _is_reported(field, values[field], config):
             pair = f"the paper's with {config.data.name}"
             yield f"{field} is {values[field]!r}; {pair}: {value!r} (section 5.1)"
 
 
+def _of_rows(config: ExperimentConfig) -> Iterator[str]:
+    """Values that the paper has in Table 3, but of several of its models."""
+    base, own = (_columns(one) for one in (ExperimentConfig(), config))
+    changed = {field for field in own if own[field] != base[field]}
+    big = BIG | ({"model.dropout_rate": 0.1} if config.data.target == "fr" else {})
+    if own == big or (len(changed) < 2 and not any(own[field] == BIG[field] for field in BIG_ALONE)):
+        return
+    values = ", ".join(f"{field} is {own[field]!r}" for field in own if field in changed)
+    models = "no one model of the paper's has this" if len(changed) > 1 else "the paper's with big alone"
+    yield f"{values}; {models} (Table 3)"
+
+
+def _columns(config: ExperimentConfig) -> dict[str, Any]:
+    """The columns of Table 3."""
+    values = flatten(to_dict(config))
+    columns = {field: values[field] for field in BIG} | {"model.num_layers": config.model.encoder_depth}
+    if columns["model.d_k"] == AS_WIDE.value(config):
+        columns["model.d_k"] = None
+    return columns
+
+
+def _without_version(name: str) -> str:
+    return name.partition(":")[0]
+
+
 def _is_reported(field: str, value: Any, config: ExperimentConfig) -> bool:
+    value = _without_version(value) if field == "data.name" else value
     reported = [one for values in REPORTED[field].values() for one in values]
     rules = [one for one in reported if isinstance(one, Rule)]
     return value in reported or any(value in (None, rule.value(config)) for rule in rules)

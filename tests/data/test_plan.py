@@ -47,7 +47,7 @@ def test_an_epoch_shows_each_pair_that_fits_once(kind, lengths, seed):
     one = plan(kind, lengths, seed=seed)
     assert isinstance(one, Plan)
     assert one.dropped == len(lengths) - len(fitting)
-    assert one.longest == max(max(lengths[number]) for number in fitting)
+    assert one.longest == tuple(map(max, zip(*(lengths[number] for number in fitting), strict=True)))
     for number in range(2):
         shown = [example for batch in epoch(one, number) for row in batch for example in row]
         assert sorted(shown) == fitting

@@ -233,3 +233,15 @@ def refused(folder, references=None):
 
 def corpus_of(references):
     return SimpleNamespace(texts=lambda split: (["source"] * len(references), references))
+
+
+def test_what_was_never_trained_is_refused_unless_a_policy_is_named(call, tmp_path):
+    """Learned positions: a table has rows for 1,024 pieces, and no training list is half as long."""
+    folder = tmp_path / "learned"
+    call("train", SMOKE, "--config.train.steps=2", "--config.model.positions=learned", f"--workdir={folder}")
+    arguments = (f"--workdir={folder}", "--split=test_long")
+    (line,) = call("evaluate", *arguments, status=2).stderr.splitlines()[-1:]
+    assert "but model.positions='learned' was trained up to" in line
+    assert "give --overflow=clamp" in line
+    call("evaluate", *arguments, "--overflow=clamp")
+    assert json.loads((folder / "eval" / "test_long.json").read_text())["overflow"] == "clamp"

@@ -63,6 +63,24 @@ def test_padding_past_the_end_changes_nothing():
     np.testing.assert_allclose(long[:, :2], short, atol=2e-5)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_overflow_begins_where_training_ended(positions):
+    """The rows of a table between the two were never trained; nothing may read them."""
+    clamp = build(tiny_config(positions=positions, overflow="clamp"), VOCAB, trained_length=LIMIT)
+    params = init_params(clamp, 0)
+    for stack in params if positions == "learned" else ():
+        if stack != "embedding":
+            table = params[stack]["positions"]["table"]
+            params[stack]["positions"]["table"] = table.at[LIMIT:].set(jnp.nan)
+    pieces = as_int([[4, 5, 6, 7, 2]])
+    assert np.isfinite(np.asarray(clamp.apply({"params": params}, pieces, pieces))).all()
+    assert clamp.longest is None
+    error = build(tiny_config(positions=positions, overflow="error"), VOCAB, trained_length=LIMIT)
+    assert error.longest == LIMIT
+    encoded = error.apply({"params": params}, pieces, method="encode")
+    assert np.isnan(np.asarray(encoded)).any()
+
+
 def test_the_default_policies():
     default = {name: scheme(tiny_config(positions=name)).overflow for name, scheme in POSITIONS.items()}
     assert default.pop("learned") == "error"
@@ -86,6 +104,15 @@ def test_the_default_policies():
             {"positions": "alibi", "overflow": "zero"},
             "model.overflow is 'zero'; for model.positions='alibi' it must be one of: extrapolate, error",
         ),
+        (
+            {"positions": "rope", "max_distance": 16},
+            "model.max_distance is 16; model.positions='rope' has none",
+        ),
+        (
+            {"kind": "recurrent", "positions": "x"},
+            "model.positions is 'x'; it must be one of: ",
+        ),
+        ({"cell": "x"}, "model.cell is 'x'; it must be one of: gru, lstm"),
         (
             {"positions": "t5_bias", "max_distance": 16},
             "model.max_distance is 16; for model.positions='t5_bias' it must be above 16",

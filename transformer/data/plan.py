@@ -26,12 +26,12 @@ class Plan(Protocol):
 
     Attributes:
       steps_per_epoch: batches that show every pair once.
-      longest: pieces of the longest sentence that is trained on.
+      longest: pieces of the longest source and of the longest target that are trained on.
       dropped: pairs left out because a side is longer than a row.
     """
 
     steps_per_epoch: int
-    longest: int
+    longest: tuple[int, int]
     dropped: int
 
     @property
@@ -82,7 +82,7 @@ class PackedPlan:
         self._kind = kind.astype(np.int32)
         kinds = np.stack(np.divmod(codes, row_length + 1))
         totals, longest = lengths.sum(axis=1), lengths.max(axis=1)
-        self.longest = int(longest.max())
+        self.longest = tuple(longest.tolist())
         shares = np.ceil(row_length * totals / totals.max()).astype(int)
         self.source_length, self.target_length = map(int, np.maximum(shares, longest))
         rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))
@@ -155,7 +155,7 @@ class BucketedPlan:
         """Sorts and cuts; takes and raises what `PackedPlan` does."""
         examples, lengths = _fitting(source_lengths, target_lengths, row_length)
         self.dropped = len(source_lengths) - len(examples)
-        self.longest = int(lengths.max())
+        self.longest = tuple(lengths.max(axis=1).tolist())
         order = np.argsort((lengths / lengths.mean(axis=1, keepdims=True)).max(axis=0), kind="stable")
         examples, lengths = examples[order], lengths[:, order]
         pieces = np.cumsum(lengths[1])

@@ -1,13 +1,19 @@
 """Models: pieces in, next-piece logits out. They know nothing of text, losses or devices."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from transformer.config import TransformerConfig, choose
+from transformer.model.dropout import DROPOUT_SITES
 from transformer.model.embedding import EMBEDDINGS
 from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.recurrent import Recurrent, RecurrentAttention
+from transformer.model.layers import FEED_FORWARDS, NORM_PLACEMENTS, NORMS
+from transformer.model.positions import POSITIONS
+from transformer.model.recurrent import CELLS, Recurrent, RecurrentAttention
 from transformer.model.transformer import Transformer
 
 KINDS: dict[str, type[EncoderDecoder]] = {
@@ -16,17 +22,30 @@ KINDS: dict[str, type[EncoderDecoder]] = {
     "recurrent_attention": RecurrentAttention,
 }
 
+# What each field of a config chooses from.
+NAMES: dict[str, Mapping[str, Any]] = {
+    "kind": KINDS,
+    "positions": POSITIONS,
+    "norm": NORMS,
+    "norm_placement": NORM_PLACEMENTS,
+    "feed_forward": FEED_FORWARDS,
+    "dropout_sites": DROPOUT_SITES,
+    "embeddings": EMBEDDINGS,
+    "cell": CELLS,
+}
 
-def build(config: TransformerConfig, vocab_size: int) -> EncoderDecoder:
-    """Makes the model a config names.
+
+def build(config: TransformerConfig, vocab_size: int, trained_length: int | None = None) -> EncoderDecoder:
+    """Makes the model a config names; `trained_length` as in `EncoderDecoder`.
 
     Raises:
       UserError: a name that is not in its dict, or values that its scheme refuses.
     """
-    kind = choose(KINDS, config.kind, "model.kind")
-    choose(EMBEDDINGS, config.embeddings, "model.embeddings")
+    for field, known in NAMES.items():
+        choose(known, getattr(config, field), f"model.{field}")
+    kind = KINDS[config.kind]
     kind.check(config)
-    return kind(config, vocab_size)
+    return kind(config, vocab_size, trained_length)
 
 
 def init_params(model: EncoderDecoder, seed: int) -> PyTree:

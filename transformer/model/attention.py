@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from transformer.model.positions import UNORDERED, Order
+from transformer.model.order import UNORDERED, Order
 
 # Drops attention weights; the paper drops none.
 DropWeights = Callable[[Float[Array, "b h q k"]], Float[Array, "b h q k"]]

@@ -4,7 +4,6 @@ Three ways in: `__call__` for training (logits of every target piece at once), `
 halves, and `start` with `step` for searching piece by piece.
 """
 
-import abc
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -21,11 +20,14 @@ class EncoderDecoder(nn.Module):
     """Maps source and target pieces to next-piece logits.
 
     Attributes:
+      trained_length: pieces up to which it was trained, on both sides; None while it is trained. What the
+        position scheme does beyond is its `overflow`.
       packs: whether a row may hold several examples.
     """
 
     config: TransformerConfig
     vocab_size: int
+    trained_length: int | None = None
     packs: ClassVar[bool] = True
 
     def setup(self):
@@ -89,13 +91,12 @@ class EncoderDecoder(nn.Module):
         x = self.embedding.target(shift_right(target, layout.positions))
         return self.embedding.factors(self.decode_vectors(x, layout, encoded, source_layout, dropout))
 
-    @abc.abstractmethod
     def encode(
         self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
     ) -> PyTree:
         """What the decoder reads of the source."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def decode_vectors(
         self,
         x: Float[Array, "b t m"],
@@ -105,8 +106,8 @@ class EncoderDecoder(nn.Module):
         dropout: Dropout | None,
     ) -> Float[Array, "b t m"]:
         """The decoder's output for each embedded piece of its input."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[PyTree, PyTree]:
         """Encodes sentences, one a row, for a search of at most `length` pieces for each hypothesis.
 
@@ -114,8 +115,8 @@ class EncoderDecoder(nn.Module):
           memory: what the hypotheses of a sentence share.
           state: what each has of its own.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def step(
         self,
         memory: PyTree,
@@ -128,6 +129,7 @@ class EncoderDecoder(nn.Module):
 
         `parent` says which hypothesis of the step before each one continues.
         """
+        raise NotImplementedError
 
 
 def shift_right(tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Int[Array, "b t"]:

@@ -4,126 +4,16 @@ A scheme is a subclass of `Positions` that overrides some of its hooks, and an e
 and decoder hold one each; cross-attention has no order of its own and sees none.
 """
 
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from transformer.config import TransformerConfig, UserError
-
-
-class Order(NamedTuple):
-    """A scheme as one attention layer sees it, the places of its queries and keys filled in.
-
-    Attributes:
-      transform: of queries, and of keys.
-      bias: of the logits, given the queries.
-      values: of the attended values, given the weights.
-    """
-
-    transform: Callable[[Float[Array, "b t h d"]], Float[Array, "b t h d"]]
-    bias: Callable[[Float[Array, "b q h d"]], Float[Array, "#b h q k"] | None]
-    values: Callable[[Float[Array, "b h q k"]], Float[Array, "b q h e"] | None]
-
-
-UNORDERED = Order(lambda heads: heads, lambda query: None, lambda weights: None)
-
-
-class Positions(nn.Module):
-    """The places where order can enter a model. Each hook does nothing by default.
-
-    Attributes:
-      causal: whether this is a decoder's, where no query sees a later key.
-      overflows: what the scheme may do at positions from `max_positions` on, its default first: `error`
-        (refused where data is read, NaN in the model), `clamp` (to the last position), `zero` (nothing is
-        added), `extrapolate` (the scheme goes on by its own definition).
-    """
-
-    config: TransformerConfig
-    causal: bool = False
-    overflows: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
-
-    @classmethod
-    def check(cls, config: TransformerConfig) -> None:
-        """Raises a `UserError` where the scheme cannot work with a config."""
-        if config.overflow not in (None, *cls.overflows):
-            raise UserError(
-                f"model.overflow is {config.overflow!r}; for model.positions={config.positions!r} "
-                f"it must be one of: {', '.join(cls.overflows)}"
-            )
-
-    @property
-    def overflow(self) -> str:
-        """The policy, resolved."""
-        return self.config.overflow or self.overflows[0]
-
-    @property
-    def longest(self) -> int | None:
-        """Pieces of the longest sequence that is not refused, EOS included; None: any."""
-        return self.config.max_positions if self.overflow == "error" else None
-
-    def __call__(
-        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t m"]:
-        """The stack's input from the scaled embeddings: `add`, within what `overflow` allows."""
-        if self.overflow == "extrapolate":
-            return self.add(x, positions, length)
-        limit = self.config.max_positions
-        added = self.add(x, jnp.minimum(positions, limit - 1), min(length, limit))
-        if self.overflow == "clamp":
-            return added
-        beyond = x if self.overflow == "zero" else jnp.nan
-        return jnp.where((positions < limit)[..., None], added, beyond)
-
-    def order(
-        self,
-        layer: int,
-        positions: Int[Array, "b t"],
-        query: Int[Array, "q"],
-        key: Int[Array, "k"],
-        length: int,
-    ) -> Order:
-        """The hooks of one layer's self-attention, for queries and keys at these indices of a row."""
-        return Order(
-            lambda heads: self.transform(heads, positions, length),
-            lambda heads: self.bias(layer, heads, query, key),
-            lambda weights: self.values(layer, weights, query, key),
-        )
-
-    def add(
-        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t m"]:
-        """Adds to the scaled embeddings. `length` is a static bound: every position is below it."""
-        del positions, length
-        return x
-
-    def transform(
-        self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t h d"]:
-        """Transforms the queries and the keys of self-attention; `length` as for `add`."""
-        del positions, length
-        return heads
-
-    def bias(
-        self, layer: int, heads: Float[Array, "b q h d"], query: Int[Array, "q"], key: Int[Array, "k"]
-    ) -> Float[Array, "#b h q k"] | None:
-        """Adds to the logits of self-attention, which are scaled already; `heads` are the queries.
-
-        Of the indices in a row only the difference counts, since a row may hold several examples.
-        """
-        del layer, heads, query, key
-        return None
-
-    def values(
-        self, layer: int, weights: Float[Array, "b h q k"], query: Int[Array, "q"], key: Int[Array, "k"]
-    ) -> Float[Array, "b q h e"] | None:
-        """Adds to the attended values of self-attention; indices as for `bias`."""
-        del layer, weights, query, key
-        return None
+from transformer.config import UserError
+from transformer.model.order import Positions
 
 
 class Sinusoidal(Positions):
@@ -194,11 +84,7 @@ class Relative(Positions):
     Differs from the paper: relative positions, in attention, in the place of sinusoids.
     """
 
-    clip: ClassVar[int] = 16
-
-    @property
-    def distance(self) -> int:
-        return self.config.max_distance or self.clip
+    farthest = 16
 
     @nn.nowrap
     def _table(self, name: str, depth: int, width: int) -> Array:
@@ -211,20 +97,20 @@ class Relative(Positions):
         self.value_table = self._table("value_table", depth, self.config.value_width)
 
     def _one_hot(self, query, key, dtype):
-        """Which row of the tables a query and a key use: [q, k, r]."""
+        """Which row of the tables a query and a key use: [q, k, c]."""
         distance = jnp.clip(key[None, :] - query[:, None], -self.distance, self.distance)
         return jax.nn.one_hot(distance + self.distance, 2 * self.distance + 1, dtype=dtype)
 
     def bias(self, layer, heads, query, key):
         table = self.key_table[layer].astype(heads.dtype)
         products = jnp.einsum(
-            "bqhd,hrd->bhqr", heads * heads.shape[-1] ** -0.5, table, preferred_element_type=jnp.float32
+            "bqhd,hcd->bhqc", heads * heads.shape[-1] ** -0.5, table, preferred_element_type=jnp.float32
         )
-        return jnp.einsum("bhqr,qkr->bhqk", products, self._one_hot(query, key, jnp.float32))
+        return jnp.einsum("bhqc,qkc->bhqk", products, self._one_hot(query, key, jnp.float32))
 
     def values(self, layer, weights, query, key):
-        by_distance = jnp.einsum("bhqk,qkr->bhqr", weights, self._one_hot(query, key, weights.dtype))
-        return jnp.einsum("bhqr,hre->bqhe", by_distance, self.value_table[layer].astype(weights.dtype))
+        by_distance = jnp.einsum("bhqk,qkc->bhqc", weights, self._one_hot(query, key, weights.dtype))
+        return jnp.einsum("bhqc,hce->bqhe", by_distance, self.value_table[layer].astype(weights.dtype))
 
 
 class T5Bias(Positions):
@@ -237,7 +123,7 @@ class T5Bias(Positions):
     """
 
     ranges: ClassVar[int] = 32
-    last: ClassVar[int] = 128
+    farthest = 128
 
     @classmethod
     def check(cls, config):
@@ -256,7 +142,7 @@ class T5Bias(Positions):
         del layer, heads
         distance = key[None, :] - query[:, None]
         ranges = self.ranges if self.causal else self.ranges // 2
-        begins = t5_ranges(ranges, self.config.max_distance or self.last)
+        begins = t5_ranges(ranges, self.distance)
         number = jnp.searchsorted(begins, jnp.abs(distance), side="right", method="compare_all")
         if not self.causal:
             number += jnp.where(distance > 0, ranges, 0)
@@ -273,9 +159,8 @@ class Alibi(Positions):
     def bias(self, layer, heads, query, key):
         del layer, heads
         distance = jnp.abs(key[None, :] - query[:, None]).astype(jnp.float32)
-        return (-jnp.asarray(alibi_slopes(self.config.num_heads), jnp.float32)[:, None, None] * distance)[
-            None
-        ]
+        slopes = jnp.asarray(alibi_slopes(self.config.num_heads), jnp.float32)
+        return (-slopes[:, None, None] * distance)[None]
 
 
 class Rope(Positions):

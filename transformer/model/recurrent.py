@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import TransformerConfig, choose
+from transformer.config import TransformerConfig
 from transformer.model.dropout import Drop, Dropout, dropper
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.masks import Layout
@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
     summary: Float[Array, "b m"]
 
 
-class Memory(NamedTuple):
+class RecurrentMemory(NamedTuple):
     """What the decoder needs of the source; in a search, shared by a sentence's hypotheses.
 
     Attributes:
@@ -70,10 +70,6 @@ class Recurrent(EncoderDecoder):
         self.encoder = RecurrentEncoder(self.config, self.attends)
         self.decoder = RecurrentDecoder(self.config, self.attends)
 
-    @classmethod
-    def check(cls, config):
-        choose(CELLS, config.cell, "model.cell")
-
     def encode(
         self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
     ) -> Encoded:
@@ -96,7 +92,7 @@ class Recurrent(EncoderDecoder):
 
     def start(
         self, source: Int[Array, "b s"], hypotheses: int, length: int
-    ) -> tuple[Memory, tuple[Carry, ...]]:
+    ) -> tuple[RecurrentMemory, tuple[Carry, ...]]:
         """Encodes sentences, one a row; a state is as large at any length."""
         del length
         layout = Layout.of(source)
@@ -107,7 +103,7 @@ class Recurrent(EncoderDecoder):
 
     def step(
         self,
-        memory: Memory,
+        memory: RecurrentMemory,
         state: tuple[Carry, ...],
         token: Int[Array, "b n"],
         parent: Int[Array, "b n"],
@@ -189,12 +185,12 @@ class RecurrentDecoder(nn.Module):
         self.initial = [nn.Dense(config.d_model, dtype=config.dtype) for _ in range(depth * leaves)]
         self.readout = nn.Dense(2 * config.d_model, dtype=config.dtype)
 
-    def memory(self, encoded: Encoded, layout: Layout) -> Memory:
+    def memory(self, encoded: Encoded, layout: Layout) -> RecurrentMemory:
         """What the steps read."""
         if self.attends:
-            return Memory(encoded.annotations, self.keys(encoded.annotations), layout.segments != 0)
+            return RecurrentMemory(encoded.annotations, self.keys(encoded.annotations), layout.segments != 0)
         summary = encoded.summary[:, None]
-        return Memory(summary, None, jnp.ones(summary.shape[:2], bool))
+        return RecurrentMemory(summary, None, jnp.ones(summary.shape[:2], bool))
 
     def first_carries(self, summary: Float[Array, "b m"]) -> tuple[Carry, ...]:
         """Where each layer begins: tanh(V c)."""
@@ -204,7 +200,7 @@ class RecurrentDecoder(nn.Module):
         return tuple(starts)
 
     def __call__(
-        self, x: Float[Array, "r t m"], carries: tuple[Carry, ...], memory: Memory, drop: Drop
+        self, x: Float[Array, "r t m"], carries: tuple[Carry, ...], memory: RecurrentMemory, drop: Drop
     ) -> tuple[Float[Array, "r t m"], tuple[Carry, ...]]:
         """Writes on from `carries`: as many rows a source as r has more than `memory`."""
         dtype = self.config.dtype
@@ -235,7 +231,7 @@ class AttendingCell(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: Carry, x: Float[Array, "r m"], memory: Memory
+        self, carry: Carry, x: Float[Array, "r m"], memory: RecurrentMemory
     ) -> tuple[Carry, tuple[Float[Array, "r m"], Float[Array, "r a"], Float[Array, "r s"]]]:
         """One step. Returns the carry, and the state, the context and the weights alpha."""
         query = nn.Dense(self.config.d_model, use_bias=False, dtype=self.config.dtype, name="query")(

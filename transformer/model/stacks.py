@@ -8,11 +8,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import TransformerConfig
-from transformer.model.attention import MultiHeadAttention
+from transformer.model.attention import DropWeights, MultiHeadAttention
 from transformer.model.dropout import Drop
-from transformer.model.layers import NORM_PLACEMENTS, NORMS, FeedForward, Residual
+from transformer.model.layers import NORM_PLACEMENTS, NORMS, FeedForward, Map, Residual
 from transformer.model.masks import Layout, causal_mask, past_mask, segment_mask
-from transformer.model.positions import POSITIONS, Order, Positions
+from transformer.model.order import Order, Positions
+from transformer.model.positions import POSITIONS
 
 KeysValues = tuple[Float[Array, "b s h d"], Float[Array, "b s h e"]]
 
@@ -54,9 +55,10 @@ class Encoder(nn.Module):
     """Layers of self-attention and feed-forward."""
 
     config: TransformerConfig
+    trained_length: int | None = None  # as in `Positions`
 
     def setup(self):
-        self.positions = _positions(self.config, causal=False)
+        self.positions = _positions(self, causal=False)
         self.layers = [EncoderLayer(self.config) for _ in range(self.config.encoder_depth)]
         self.norm = _final_norm(self.config)
 
@@ -94,9 +96,10 @@ class Decoder(nn.Module):
     """Layers of causal self-attention, cross-attention and feed-forward."""
 
     config: TransformerConfig
+    trained_length: int | None = None  # as in `Positions`
 
     def setup(self):
-        self.positions = _positions(self.config, causal=True)
+        self.positions = _positions(self, causal=True)
         self.layers = [DecoderLayer(self.config) for _ in range(self.config.decoder_depth)]
         self.norm = _final_norm(self.config)
 
@@ -202,7 +205,9 @@ class DecoderLayer(nn.Module):
         x = self._sublayers(x, attend, attend_source, Drop())
         return x, cache
 
-    def _sublayers(self, x, attend, attend_source, drop):
+    def _sublayers(
+        self, x: Float[Array, "b t m"], attend: Map, attend_source: Map, drop: Drop
+    ) -> Float[Array, "b t m"]:
         x = self.self_attention_residual(x, attend, drop)
         x = self.cross_attention_residual(x, attend_source, drop)
         return self.feed_forward_residual(x, lambda y: self.feed_forward(y, drop), drop)
@@ -211,22 +216,23 @@ class DecoderLayer(nn.Module):
 def _write(
     cache: Float[Array, "b t n h d"], new: Float[Array, "b n h d"], index: Int[Array, ""]
 ) -> Float[Array, "b t n h d"]:
+    """Puts what each hypothesis writes at step `index` into the cache."""
     return jax.lax.dynamic_update_slice_in_dim(cache, new[:, None], index, axis=1)
 
 
-def _dropping(attention: MultiHeadAttention, drop: Drop, keys: Layout):
+def _dropping(attention: MultiHeadAttention, drop: Drop, keys: Layout) -> DropWeights:
     return lambda weights: drop.attention(weights, attention.path, keys.positions)
 
 
-def _orders(positions: Positions, layout: Layout, layers: int):
+def _orders(positions: Positions, layout: Layout, layers: int) -> list[Order]:
     """The order of each layer's self-attention over whole rows."""
     length = layout.positions.shape[1]
     index = jnp.arange(length)
     return [positions.order(layer, layout.positions, index, index, length) for layer in range(layers)]
 
 
-def _positions(config: TransformerConfig, causal: bool) -> Positions:
-    return POSITIONS[config.positions](config, causal)
+def _positions(stack: Encoder | Decoder, causal: bool) -> Positions:
+    return POSITIONS[stack.config.positions](stack.config, causal, stack.trained_length)
 
 
 def _attention(config: TransformerConfig) -> MultiHeadAttention:
@@ -235,6 +241,6 @@ def _attention(config: TransformerConfig) -> MultiHeadAttention:
     )
 
 
-def _final_norm(config: TransformerConfig):
+def _final_norm(config: TransformerConfig) -> Map:
     has_one = NORM_PLACEMENTS[config.norm_placement].final_norm
     return NORMS[config.norm](config) if has_one else lambda x: x

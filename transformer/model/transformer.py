@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer.config import choose
-from transformer.model.dropout import DROPOUT_SITES, Dropout, dropper
+from transformer.model.dropout import Dropout, dropper
 from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.layers import FEED_FORWARDS, NORM_PLACEMENTS, NORMS
 from transformer.model.masks import Layout
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Cache, Decoder, Encoder, Memory, Past
@@ -17,20 +15,17 @@ class Transformer(EncoderDecoder):
 
     def setup(self):
         super().setup()
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(self.config, self.trained_length)
+        self.decoder = Decoder(self.config, self.trained_length)
 
     @classmethod
     def check(cls, config):
-        choose(POSITIONS, config.positions, "model.positions").check(config)
-        choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
-        choose(NORMS, config.norm, "model.norm")
-        choose(FEED_FORWARDS, config.feed_forward, "model.feed_forward")
-        choose(DROPOUT_SITES, config.dropout_sites, "model.dropout_sites")
+        POSITIONS[config.positions].check(config)
 
     @property
     def longest(self):
-        return POSITIONS[self.config.positions](self.config, parent=None).longest
+        scheme = POSITIONS[self.config.positions]
+        return scheme(self.config, trained_length=self.trained_length, parent=None).longest
 
     def encode(
         self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
