@@ -9,10 +9,12 @@ import pytest
 
 from experiments.description import full_rows, parameter_shapes
 from tests.configs.test_configs import CASES, config
+from tests.model.test_invariants import VARIANTS
+from tests.tiny import VOCAB, tiny_config
 from transformer.config import ExperimentConfig, from_dict, to_dict
 from transformer.decoding.translator import make_search
 from transformer.model import KINDS, build
-from transformer.training.losses import make_loss_fn
+from transformer.training.losses import Hyper, make_loss_fn
 from transformer.training.optimizer import adam
 from transformer.training.placement import Jit
 from transformer.training.setup import make_hyper
@@ -77,3 +79,22 @@ def test_a_recurrent_kind_exports(kind):
     small = to_dict(config("number_words.py:smoke"))
     small["model"] |= {"kind": kind}
     check(from_dict(small))
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_variant_exports(changes):
+    """The gradient of its loss, with dropout, and a decoding step."""
+    model = build(tiny_config(**{"encoder_layers": 1, "decoder_layers": 1} | changes), VOCAB)
+    loss = make_loss_fn(model)
+
+    def both(params, batch, key, tokens, index):
+        gradient, _ = jax.grad(loss, has_aux=True)(params, batch, key, Hyper(1.0, 0.1, 0.1))
+        variables = {"params": params}
+        memory, state = model.apply(variables, batch.source.tokens, 2, 6, method="start")
+        return gradient, model.apply(variables, memory, state, tokens, tokens, index, method="step")[0]
+
+    key, index = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((4, 2), jnp.int32)
+    program = exported(jax.jit(both), parameter_shapes(model), full_rows(4, 5), key, tokens, index)
+    assert program.platforms == PLATFORMS
+    assert program.out_avals[-1].shape == (4, 2, VOCAB)

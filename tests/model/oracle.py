@@ -53,8 +53,9 @@ def sinusoid(length, d_model):
 class Order:
     """Self-attention that knows positions, an entry of the logits at a time. Scheme by scheme below."""
 
-    def __init__(self, params=None, layer=0, heads=1, causal=False):
+    def __init__(self, params=None, layer=0, heads=1, causal=False, max_distance=None):
         self.params, self.layer, self.heads, self.causal = params, layer, heads, causal
+        self.max_distance = max_distance
 
     def score(self, head, q, k, i, j):
         return q @ k / np.sqrt(len(q))
@@ -92,16 +93,15 @@ class T5Bias(Order):
     """Raffel et al. 2020, section 2.1: 32 numbers a head, for offsets that grow logarithmically up to 128."""
 
     def score(self, head, q, k, i, j):
-        ranges = 32 if self.causal else 16
+        ranges, last = 32 if self.causal else 16, self.max_distance or 128
         exact, distance = ranges // 2, abs(j - i)
         number = min(distance, exact)
-        # distance >= exact (128 / exact)^(n / (ranges - exact)), in whole numbers
-        while (
-            distance >= exact
-            and number + 1 < ranges
-            and distance ** (ranges - exact)
-            >= exact ** (ranges - exact) * (128 // exact) ** (number + 1 - exact)
-        ):
+
+        def reaches(n):
+            """distance >= exact (last / exact)^(n / (ranges - exact)), in whole numbers"""
+            return distance ** (ranges - exact) * exact**n >= exact ** (ranges - exact) * last**n
+
+        while distance >= exact and number + 1 < ranges and reaches(number + 1 - exact):
             number += 1
         side = ranges if not self.causal and j > i else 0
         return super().score(head, q, k, i, j) + self.params["table"][side + number, head]
@@ -179,7 +179,12 @@ SCHEMES = {
 }
 
 
-def transformer(source, target, params, heads, positions="sinusoidal"):
+def depth(params, name):
+    """How many modules are called `name`_0, `name`_1, ..."""
+    return sum(one.startswith(f"{name}_") for one in params)
+
+
+def transformer(source, target, params, heads, positions="sinusoidal", max_distance=None):
     """Logits [t, v] of one unpadded sentence pair, figure 1 as a whole."""
     table = params["embedding"]["table"]
     d_model = table.shape[1]
@@ -190,15 +195,92 @@ def transformer(source, target, params, heads, positions="sinusoidal"):
         x = table[pieces] * np.sqrt(d_model) + added(own)(len(pieces), d_model)
         causal = memory is not None
         visible = np.ones((len(x), len(x)), bool)
-        for number in range(sum(one.startswith("layers_") for one in params[name])):
+        for number in range(depth(params[name], "layers")):
             x = post_norm_layer(
                 x,
                 params[name][f"layers_{number}"],
                 heads,
                 np.tril(visible) if causal else visible,
                 memory,
-                order(own, number, heads, causal),
+                order(own, number, heads, causal, max_distance),
             )
         return x
 
     return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm(x, state, weights):
+    """Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000: c and h after a step."""
+    c, h = state
+    i, f, g, o = (
+        x @ weights[f"i{gate}"]["kernel"] + h @ weights[f"h{gate}"]["kernel"] + weights[f"h{gate}"]["bias"]
+        for gate in "ifgo"
+    )
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return c, sigmoid(o) * np.tanh(c)
+
+
+def gru(x, state, weights):
+    """Cho et al. 2014, the reset gate after the product with U: h after a step."""
+    (h,) = state
+
+    def of_input(gate):
+        return x @ weights[f"i{gate}"]["kernel"] + weights[f"i{gate}"]["bias"]
+
+    r, z = (sigmoid(of_input(gate) + h @ weights[f"h{gate}"]["kernel"]) for gate in "rz")
+    n = np.tanh(of_input("n") + r * (h @ weights["hn"]["kernel"] + weights["hn"]["bias"]))
+    return ((1 - z) * n + z * h,)
+
+
+# A step, and of how many vectors a state is, the hidden state last.
+CELLS = {"lstm": (lstm, 2), "gru": (gru, 1)}
+
+
+def recurrent(source, target, params, cell, attends, drop=lambda x, site: x):
+    """Logits [t, v] of one unpadded sentence pair: Sutskever et al. 2014 and Cho et al. 2014, or Bahdanau et al.
+
+    Dropout falls on what goes up, not on what goes from step to step (Zaremba et al. 2014, figure 2).
+    """
+    step, vectors = CELLS[cell]
+    encoder, decoder = params["encoder"], params["decoder"]
+    table = params["embedding"]["table"]
+    d_model = table.shape[1]
+    embed = table * np.sqrt(d_model)
+
+    def read(xs, weights, state):
+        states = []
+        for x in xs:
+            state = step(x, state, weights["cell"])
+            states.append(state[-1])
+        return np.array(states)
+
+    h, zeros = drop(embed[source], "encoder"), (np.zeros(d_model),) * vectors
+    for n in range(depth(encoder, "backward")):
+        backward = read(h[::-1], encoder[f"backward_{n}"], zeros)[::-1]
+        both = np.hstack([read(h, encoder[f"forward_{n}"], zeros), backward]) if attends else backward
+        h = drop(both, f"encoder/{n}")
+    summary = backward[0]  # of the whole source, read from its end
+
+    starts = [decoder[f"initial_{n}"] for n in range(depth(decoder, "initial"))]
+    starts = [np.tanh(summary @ one["kernel"] + one["bias"]) for one in starts]
+    layers = [decoder[f"layers_{n}"] for n in range(depth(decoder, "layers"))]
+    xs = drop(embed[[1, *target[:-1]]], "decoder")
+    state, states, contexts = starts[:vectors], [], []
+    for x in xs:
+        context = summary
+        if attends:
+            w_a, u_a, v_a = layers[0]["query"]["kernel"], decoder["keys"]["kernel"], layers[0]["align"]
+            context, _ = additive_attention(state[-1], h, w_a, u_a, v_a)
+        state = step(np.hstack([x, context]), state, layers[0]["cell"])
+        states.append(state[-1])
+        contexts.append(context)
+    y = np.array(states)
+    for n, weights in enumerate(layers[1:], start=1):
+        y = read(drop(y, f"decoder/{n}"), weights, starts[n * vectors : (n + 1) * vectors])
+    seen = np.hstack([drop(y, "decoder/states"), xs, contexts])
+    pairs = seen @ decoder["readout"]["kernel"] + decoder["readout"]["bias"]
+    return np.maximum(pairs[:, 0::2], pairs[:, 1::2]) @ table.T  # appendix A.2.2

@@ -7,6 +7,7 @@ import pytest
 from transformer.config import TransformerConfig
 from transformer.model import build, init_params
 from transformer.model.flops import matmul_flops
+from transformer.model.recurrent import CELLS
 
 
 def test_a_product_and_its_gradient():
@@ -49,3 +50,26 @@ def test_a_transformer():
     decoder = attention(t, t) + attention(t, s) + 2 * t * m * f
     products = b * (2 * (encoder + decoder) + t * m * 13)
     assert matmul_flops(model.apply, {"params": init_params(model, 0)}, source, target) == 2 * products
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("attends", [False, True])
+def test_a_recurrent_model(attends, cell):
+    """Cells, where layers begin, readout and output; with attention a second direction, keys, queries, scores."""
+    kind = "recurrent_attention" if attends else "recurrent"
+    model = build(TransformerConfig(kind=kind, cell=cell, encoder_layers=2, decoder_layers=3, d_model=22), 13)
+    b, s, t, m = 4, 6, 9, 22
+    a = 2 * m if attends else m  # width of an annotation
+    gates, vectors = {"lstm": (4, 2), "gru": (3, 1)}[cell]
+    source, target = jnp.ones((b, s), int), jnp.ones((b, t), int)
+
+    def step(width):
+        return gates * m * (width + m)
+
+    encoder = (a // m) * s * (step(m) + step(a))
+    starts = 3 * vectors * m * m
+    decoder = t * (step(m + a) + 2 * step(m) + (m + m + a) * 2 * m + m * 13)
+    attention = s * a * m + t * (m * m + s * m + s * a) if attends else 0
+    products = b * (encoder + starts + decoder + attention)
+    params = jax.eval_shape(lambda: init_params(model, 0))
+    assert matmul_flops(model.apply, {"params": params}, source, target) == 2 * products

@@ -10,13 +10,14 @@ import pytest
 from tests.model import oracle
 from tests.tiny import VOCAB, as_int, logits, tiny_config
 from transformer.config import TransformerConfig
-from transformer.model import build, init_params
+from transformer.model import KINDS, build, init_params
 from transformer.model.attention import MultiHeadAttention, scaled_dot_product_attention
-from transformer.model.dropout import Drop
+from transformer.model.dropout import Drop, Dropout, dropper
 from transformer.model.layers import FEED_FORWARDS, FeedForward, Residual, rms_norm
 from transformer.model.masks import Layout
-from transformer.model.positions import POSITIONS, UNORDERED, alibi_slopes, sinusoid_table, t5_ranges
-from transformer.model.recurrent import additive_attention
+from transformer.model.order import UNORDERED
+from transformer.model.positions import POSITIONS, alibi_slopes, sinusoid_table, t5_ranges
+from transformer.model.recurrent import CELLS, additive_attention
 from transformer.model.stacks import DecoderLayer
 
 
@@ -64,17 +65,46 @@ def test_multi_head_attention():
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_whole_transformer(positions):
+@pytest.mark.parametrize(
+    ("positions", "max_distance"),
+    [*((name, 3 if name == "relative" else None) for name in POSITIONS), ("t5_bias", 20)],
+)
+def test_whole_transformer(positions, max_distance):
     """Longer than `max_distance` and than the ranges of T5 that hold one distance each."""
-    distance = {"max_distance": 3} if positions == "relative" else {}
-    model = build(tiny_config(positions=positions, max_positions=32, **distance), VOCAB)
+    model = build(tiny_config(positions=positions, max_positions=32, max_distance=max_distance), VOCAB)
     params = moved(init_params(model, seed=1))
     source, target = np.random.default_rng(0).integers(4, VOCAB, (2, 29))
     ours = logits(model, params, as_int([source]), as_int([target[:23]]))
-    theirs = oracle.transformer(source, target[:23], float64(params), 3, positions)
+    theirs = oracle.transformer(source, target[:23], float64(params), 3, positions, max_distance)
     assert ours.shape == (1, 23, VOCAB)
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
+def test_whole_recurrent_model(kind, cell, pair):
+    """Two layers a side, either side padded in some row; without dropout and with."""
+    model = build(tiny_config(kind=kind, cell=cell), VOCAB)
+    shapes = jax.eval_shape(
+        lambda: init_params(model, seed=1)
+    )  # to compile it would take as long as the test
+    params = jax.tree.map(lambda x: 4 * x, moved(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)))
+    apply = jax.jit(model.apply)
+    layouts = [Layout.of(one) for one in pair]
+    for rate in (0.0, 0.4):
+        dropout = Dropout(jax.random.key(3), rate)
+        ours = apply({"params": params}, *pair, *layouts, dropout)
+        for row, (source, target) in enumerate(zip(*map(np.asarray, pair), strict=True)):
+
+            def drop(x, site, row=row, dropout=dropout):
+                layout = layouts[site.startswith("decoder")]
+                ones = jnp.ones((*layout.segments.shape, x.shape[1]))
+                return x * np.asarray(dropper(dropout, layout)(ones, tuple(site.split("/"))))[row, : len(x)]
+
+            source, target = np.trim_zeros(source), np.trim_zeros(target)
+            attends = kind == "recurrent_attention"
+            theirs = oracle.recurrent(source, target, float64(params), cell, attends, drop)
+            np.testing.assert_allclose(ours[row, : len(target)], theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_post_norm_layer_of_prime_sizes():

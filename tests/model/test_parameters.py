@@ -3,11 +3,14 @@
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tests.tiny import VOCAB, tiny_config
-from transformer.config import TransformerConfig
+from tests.tiny import VOCAB, as_int, tiny_config
+from transformer.config import BOS, TransformerConfig
 from transformer.model import build, init_params
+from transformer.model.embedding import EMBEDDINGS
 from transformer.model.layers import FEED_FORWARDS
 from transformer.model.transformer import Transformer
 
@@ -65,6 +68,23 @@ def test_names(tiny):
 )
 def test_names_of_variants(changes, extra):
     assert names(shapes(**changes)) == expected_names(layers=2) | extra
+
+
+@pytest.mark.parametrize("embeddings", EMBEDDINGS)
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+def test_each_matrix_serves_the_uses_that_name_it(kind, embeddings):
+    """The logit of one class has a gradient in the rows of the source, of the decoder's input and of the class."""
+    model = build(tiny_config(kind=kind, embeddings=embeddings, num_layers=1), VOCAB)
+
+    def logit(params):
+        return model.apply({"params": params}, as_int([[4, 5]]), as_int([[6, 7, 2]]))[..., 11].sum()
+
+    gradient = jax.jit(jax.grad(logit))(init_params(model, seed=0))["embedding"]
+    rows = {"source": {4, 5}, "target": {BOS, 6, 7}, "output": {11}}
+    served = {name: set() for name in gradient}
+    for use, name in EMBEDDINGS[embeddings]._asdict().items():
+        served[name] |= rows[use]
+    assert {name: set(np.flatnonzero(jnp.abs(one).max(axis=1))) for name, one in gradient.items()} == served
 
 
 def test_names_of_a_gated_feed_forward_layer():
