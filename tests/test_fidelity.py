@@ -84,7 +84,8 @@ OTHERS = {
     "data.tokenizer": "unigram", "data.vocab_size": 40_500, "optimizer.beta1": 0.5, "optimizer.beta2": 0.5,
     "optimizer.epsilon": 1e-8, "optimizer.warmup_steps": 8_000, "optimizer.learning_rate": 1e-3, "train.steps": 7,
     "train.batch_tokens": 4_096, "train.label_smoothing": 0.3, "train.validate_every": 1_000, "train.patience": 10,
-    "decode.beam_size": 5, "decode.length_penalty": 0.7, "decode.max_extra": 100, "decode.average_last": 10,
+    "decode.sampling": True, "decode.beam_size": 5, "decode.penalty": "length", "decode.length_penalty": 0.7,
+    "decode.max_extra": 100, "decode.max_length": 100, "decode.min_length": 2, "decode.average_last": 10,
 }  # fmt: skip
 
 

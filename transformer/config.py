@@ -201,16 +201,32 @@ class DecodeConfig(_Section):
     section: ClassVar[str] = "decode"
 
     beam_size: int = 4  # 1: greedy
-    length_penalty: float = 0.6  # alpha of Wu et al. 2016
+    penalty: str = "wu"  # a name in decoding.search.PENALTIES: how the length counts
+    length_penalty: float = 0.6  # alpha, the penalty's exponent
     max_extra: int = 50  # output pieces beyond the input's
+    max_length: int | None = None  # output pieces, EOS included; None: no further bound
+    min_length: int = 1  # output pieces, EOS included
+    sampling: bool = False  # whether outputs are drawn, not searched for
+    temperature: float = 1.0  # of the distribution that is drawn from
+    top_k: int | None = None  # most probable pieces that are drawn from; None: all
+    top_p: float | None = None  # probability that those drawn from have together, at least; None: 1
+    seed: int = 0  # of what is drawn
     average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
     batch_tokens: int = 1_024  # source pieces searched at once, padding included
     max_source: int = 1_024  # pieces of the longest source translated whole, EOS included; longer: in parts
 
     def __post_init__(self):
         self._at_least(1, "beam_size", "max_extra", "average_last", "batch_tokens")
+        self._at_least(1, "min_length", "max_length", "top_k")
         self._at_least(2, "max_source")
-        self._require("length_penalty", self.length_penalty >= 0, "at least 0")
+        self._at_least(0, "seed", "length_penalty")
+        self._require("temperature", self.temperature > 0, "above 0")
+        self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require(
+            "max_length",
+            self.max_length is None or self.max_length >= self.min_length,
+            f"at least decode.min_length ({self.min_length})",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +257,17 @@ ADDED: dict[str, dict[str, Any]] = {
         "deduplicate": False,
     },
     "train": {"patience": None},
-    "decode": {"max_source": 1_024},
+    "decode": {
+        "max_source": 1_024,
+        "penalty": "wu",
+        "max_length": None,
+        "min_length": 1,
+        "sampling": False,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "seed": 0,
+    },
     "model": {
         "kind": "transformer",
         "encoder_layers": None,

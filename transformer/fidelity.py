@@ -68,9 +68,13 @@ REPORTED: dict[str, dict[str, list[Any]]] = {
     "train.label_smoothing": {"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]},
     "train.validate_every": {"sections 5.2 and 6.1: every 10 minutes": [1_500, 600]},
     "train.patience": {"section 5.2": [Rule("no early end")]},
+    "decode.sampling": {"section 6.1": [False]},
     "decode.beam_size": {"section 6.1": [4]},
+    "decode.penalty": {"section 6.1": ["wu"]},
     "decode.length_penalty": {"section 6.1": [0.6]},
     "decode.max_extra": {"section 6.1": [50]},
+    "decode.max_length": {"section 6.1": [Rule("input length + 50")]},
+    "decode.min_length": {"section 6.1": [Rule("no least length"), 1]},
     "decode.average_last": {"section 6.1": [5, 20], "section 6.2": [1]},
 }
 
@@ -96,6 +100,10 @@ LEFT_OPEN: dict[str, str] = {
     "train.placement": "changes no result",
     "train.log_every": "changes no result",
     "train.keep_last": "what counts is decode.average_last",
+    "decode.temperature": "only sampling, which is a departure itself, reads it",
+    "decode.top_k": "only sampling, which is a departure itself, reads it",
+    "decode.top_p": "only sampling, which is a departure itself, reads it",
+    "decode.seed": "only sampling, which is a departure itself, reads it",
     "decode.batch_tokens": "changes no result",
     "decode.max_source": "the paper does not say what it does with long sources",
 }
@@ -106,7 +114,9 @@ READ_IF: dict[str, Callable[[ExperimentConfig], bool]] = {
     "model.dropout_sites": lambda config: config.model.dropout_rate > 0,
     "model.overflow": lambda config: config.model.overflow != "error",  # a refusal changes no result
     "train.validate_every": lambda config: config.decode.average_last > 1,
-    "decode.length_penalty": lambda config: config.decode.beam_size > 1,
+    "decode.beam_size": lambda config: not config.decode.sampling,
+    "decode.penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
+    "decode.length_penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
 }
 # Of `model` and `REPORTED`, what the recurrent kinds read.
 READ_BY_RECURRENT = {

@@ -28,12 +28,12 @@ from transformer.config import (
 )
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Translator
-from transformer.model import init_params
-from transformer.model.transformer import Transformer
+from transformer.model import build, init_params
 
 VOCAB, SENTENCES, PIECES = 8_000, 128, 24
 MEAN, SHORTEST, LONGEST = 15, 5, 48  # pieces of a source sentence, EOS included
-SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6)
+# Longer than it may be: no output ends.
+SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6, min_length=PIECES + 1)
 # Log-probabilities, in nats, that two outputs may differ by and count as tied: of 24 pieces in float32.
 TIED = 1e-3
 
@@ -55,18 +55,10 @@ class Numbers(Tokenizer):
         return [str(piece) for piece in pieces]
 
 
-class Endless(Transformer):
-    """The same model, but that EOS is impossible."""
-
-    def step(self, *args, **kwargs):
-        logits, state = super().step(*args, **kwargs)
-        return logits.at[..., EOS].set(-1e9), state
-
-
 class Exact(Translator):
     """Translates into `PIECES` pieces, however long the source is."""
 
-    def search(self, source):
+    def search(self, source, *_):
         limits = np.where((source != PAD).any(axis=1), PIECES, 0).astype(np.int32)
         return jax.device_get(self._search(self._params, source, limits, length=PIECES))
 
@@ -80,7 +72,7 @@ def sentences() -> list[list[int]]:
 
 def untrained(config: TransformerConfig) -> Trained:
     """A model with the weights before training, as if it came from a run."""
-    model = Endless(config, VOCAB)
+    model = build(config, VOCAB)
     described = ExperimentConfig(config, DataConfig(vocab_size=VOCAB), decode=SEARCH)
     return Trained(described, Numbers(VOCAB), model, init_params(model, seed=0), [0])
 

@@ -1,5 +1,6 @@
 """Search on hand-made tables, against enumeration of everything."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 
 from transformer.config import BOS, EOS, PAD
-from transformer.decoding.search import UNENDED, beam_search, greedy_search, length_penalty
+from transformer.decoding.pieces import top_k
+from transformer.decoding.search import (
+    PENALTIES,
+    Rules,
+    beam_search,
+    choosing_search,
+    length_penalty,
+    wu_penalty,
+)
 
 VOCAB = 5  # PAD, BOS, EOS and two words
 
@@ -33,44 +42,73 @@ def random_table(seed, rows=3):
     return jnp.float32(logits)
 
 
-def exhaustive(table, row, limit, alpha):
-    """The best ended output of at most `limit` pieces, by trying them all."""
+def penalised(total, length, alpha, name="wu"):
+    return total / (((5 + length) / 6) ** alpha if name == "wu" else length**alpha)
+
+
+def exhaustive(table, row, limit, alpha=0.0, penalty="wu", shortest=1, prefix=()):
+    """Every ended output of at most `limit` pieces and its score, best first."""
     log_probs = np.asarray(jax.nn.log_softmax(table[row]), np.float64)
-    best = (-np.inf, None)
-    for length in range(1, limit + 1):
+    outputs = []
+    for length in range(shortest, limit + 1):
         for words in itertools.product([3, 4], repeat=length - 1):
+            if words[: len(prefix)] != tuple(prefix):
+                continue
             before, last, total = 0, BOS, 0.0
             for piece in (*words, EOS):
                 total += log_probs[before, last, piece]
                 before, last = last, piece
-            best = max(best, (total / ((5 + length) / 6) ** alpha, (*words, EOS)))
-    return best
+            outputs.append((penalised(total, length, alpha, penalty), (*words, EOS)))
+    return sorted(outputs, reverse=True)
 
 
-def search(table, limits, length, beam_size, alpha=0.6):
+def search(table, limits, length, beam_size, alpha=0.6, penalty="wu", n_best=1, **rules):
+    """A beam of 0 is greedy search."""
     step, rows = table_step(table), table.shape[0]
-    limits = jnp.asarray(limits, jnp.int32)
+    rules = Rules(jnp.asarray(limits, jnp.int32), **rules)
+    penalty = functools.partial(PENALTIES[penalty], alpha=alpha)
+    state = jnp.zeros((rows, max(beam_size, 1)), jnp.int32)
     if beam_size == 0:
-        return greedy_search(step, jnp.zeros((rows, 1), jnp.int32), limits, length, alpha)
-    state = jnp.zeros((rows, beam_size), jnp.int32)
-    return jax.jit(beam_search, static_argnums=(0, 3, 4, 5))(step, state, limits, length, beam_size, alpha)
+        return choosing_search(step, state, rules, length, penalty=penalty)
+    return jax.jit(lambda state: beam_search(step, state, rules, length, beam_size, penalty, n_best))(state)
 
 
-def words(found, row):
-    tokens = list(map(int, found.tokens[row]))
+def words(found, row, place=0):
+    tokens = list(map(int, found.tokens[row, place]))
     return tuple(tokens[: tokens.index(PAD)] if PAD in tokens else tokens)
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wide_beam_equals_exhaustive_search(seed, alpha):
-    """There are 31 outputs of at most five pieces."""
+def test_a_wide_beam_equals_exhaustive_search(seed, alpha, penalty):
+    """There are 31 outputs of at most five pieces; the three best are asked for."""
     table, limits = random_table(seed), [5, 3, 1]
-    found = search(table, limits, length=5, beam_size=32, alpha=alpha)
+    found = search(table, limits, length=5, beam_size=32, alpha=alpha, penalty=penalty, n_best=3)
     for row, limit in enumerate(limits):
-        score, best = exhaustive(table, row, limit, alpha)
-        assert words(found, row) == best
-        assert float(found.score[row]) == pytest.approx(score, rel=1e-5)
+        for place, (score, best) in enumerate(exhaustive(table, row, limit, alpha, penalty)[:3]):
+            assert words(found, row, place) == best
+            assert float(found.score[row, place]) == pytest.approx(score, rel=1e-5)
+    assert found.ended.all(axis=1).tolist() == [True, True, False]
+    assert words(found, 2, 1) in [(3,), (4,)]  # of one piece only EOS has ended; what has not comes after it
+
+
+@pytest.mark.parametrize("beam_size", [0, 32])
+@pytest.mark.parametrize("shortest", [1, 4])
+def test_what_the_rules_ask_for(beam_size, shortest):
+    """A prefix and a least length, by row: without a prefix, with one, with one that the limit just holds."""
+    table, limits, prefixes = random_table(3), [5, 5, 5], [(), (4, 3), (4, 4, 4, 4)]
+    prefix = jnp.array([[*one, *[PAD] * (5 - len(one))] for one in prefixes])
+    found = search(table, limits, 5, beam_size, shortest=shortest, prefix=prefix)
+    for row, forced in enumerate(prefixes):
+        outputs = exhaustive(table, row, 5, 0.6, shortest=shortest, prefix=forced)
+        if beam_size:
+            assert words(found, row) == outputs[0][1]
+        assert words(found, row)[: len(forced)] == forced
+        if found.ended[row, 0]:
+            assert len(words(found, row)) >= shortest
+            score = {output: score for score, output in outputs}[words(found, row)]
+            assert float(found.score[row, 0]) == pytest.approx(score, rel=1e-5)
 
 
 def reference_beam(table, row, limit, beam_size, alpha):
@@ -100,7 +138,7 @@ def test_a_narrow_beam_equals_sorted_lists(seed, beam_size):
     for row, limit in enumerate(limits):
         if (best := reference_beam(table, row, limit, beam_size, 0.6)) is not None:
             assert words(found, row) == best[1]
-            assert float(found.score[row]) == pytest.approx(best[0], rel=1e-5)
+            assert float(found.score[row, 0]) == pytest.approx(best[0], rel=1e-5)
             checked += 1
     assert checked >= 3
 
@@ -121,7 +159,7 @@ def test_by_hand_a_beam_of_two_finds_what_greedy_misses():
     assert words(search(table, [4], 4, beam_size=0, alpha=0.0), 0) == (3, EOS)
     found = search(table, [4], 4, beam_size=2, alpha=0.0)
     assert words(found, 0) == (4, EOS)
-    assert float(found.score[0]) == pytest.approx(np.log(0.4), rel=1e-5)
+    assert float(found.score[0, 0]) == pytest.approx(np.log(0.4), rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -139,7 +177,7 @@ def test_neighbours_and_room_change_nothing(beam_size):
     for row, limit in enumerate(limits):
         alone = search(table[row : row + 1], [limit], 6, beam_size)
         assert words(together, row) == words(alone, 0)
-        assert float(together.score[row]) == pytest.approx(float(alone.score[0]), rel=1e-6)
+        assert float(together.score[row, 0]) == pytest.approx(float(alone.score[0, 0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("beam_size", [0, 2])
@@ -147,7 +185,8 @@ def test_what_never_ends_stops_at_its_limit(beam_size):
     table = jnp.full((2, VOCAB, VOCAB, VOCAB), -1e9).at[..., 3].set(0.0)
     found = search(table, [3, 0], 6, beam_size)
     assert words(found, 0) == (3, 3, 3)
-    assert float(found.score[0]) < UNENDED / 2
+    assert not found.ended[0, 0]
+    assert float(found.score[0, 0]) == pytest.approx(0)
     assert words(found, 1) == ()
 
 
@@ -159,10 +198,22 @@ def test_early_stopping_waits_for_a_longer_and_better_hypothesis():
         table[0, before, last, following] = 0
     found = search(jnp.float32(table), [10], 10, beam_size=2, alpha=1.0)
     assert words(found, 0) == (3, 3, 4, 4, EOS)
-    assert float(found.score[0]) == pytest.approx(np.log(0.5) / (10 / 6), rel=1e-5)
+    assert float(found.score[0, 0]) == pytest.approx(np.log(0.5) / (10 / 6), rel=1e-5)
 
 
 def test_length_penalty_is_that_of_wu_et_al():
-    assert float(length_penalty(1, 0.6)) == pytest.approx(1)
-    assert float(length_penalty(7, 0.6)) == pytest.approx(2**0.6)
-    assert float(length_penalty(7, 0.0)) == pytest.approx(1)
+    assert float(wu_penalty(1, 0.6)) == pytest.approx(1)
+    assert float(wu_penalty(7, 0.6)) == pytest.approx(2**0.6)
+    assert float(wu_penalty(7, 0.0)) == pytest.approx(1)
+    assert float(length_penalty(8, 0.5)) == pytest.approx(8**0.5)
+
+
+@pytest.mark.parametrize("pieces", [5, 64, 200, 1_000])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_the_best_pieces_are_those_of_a_full_sort(pieces, k):
+    """Of few different values, so that many are equal."""
+    logits = jnp.float32(np.random.default_rng(k).integers(0, 9, (7, 2, pieces)))
+    values, places = top_k(logits, k)
+    expected, first = jax.lax.top_k(logits, k)
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(places, first)

@@ -5,6 +5,7 @@ the number of hypotheses a sentence has. `parents` says which hypothesis of the 
 continues, so that the model reorders its state in the way that costs it least.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,62 +14,68 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from transformer.config import BOS, EOS, PAD
+from transformer.decoding.pieces import IMPOSSIBLE, log_normalizer, top_k
 
 Step = Callable[
     [Int[Array, "b n"], Int[Array, "b n"], PyTree, Int[Array, ""]], tuple[Float[Array, "b n v"], PyTree]
 ]
+# The penalty of an output of so many pieces, EOS included; it must not fall with the length.
+Penalty = Callable[[Int[Array, "*b"] | int], Float[Array, "*b"]]
 
-# Below any score, and finite, so that the order among such hypotheses is kept.
-IMPOSSIBLE = -1e9
-# Added to the score of a hypothesis that reached its limit without EOS: it counts only where none ended.
-UNENDED = -1e6
+
+class Rules(NamedTuple):
+    """What an output may be.
+
+    Attributes:
+      limits: most pieces of each sentence's output, EOS included; 0 for padding rows.
+      shortest: least pieces, EOS included.
+      prefix: pieces with which each sentence's output begins, then PAD; fewer than its limit.
+    """
+
+    limits: Int[Array, "b"]
+    shortest: int = 1
+    prefix: Int[Array, "b p"] | None = None
+
+    def allow(self, logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Float[Array, "b n v"]:
+        """The logits of piece number `index`, counted from 0, those that it may not be `IMPOSSIBLE`."""
+        pieces = jnp.arange(logits.shape[-1])
+        allowed = (pieces != PAD) & (pieces != BOS) & ((pieces != EOS) | (index + 1 >= self.shortest))
+        allowed = allowed[None, None]
+        if self.prefix is not None:
+            forced = jnp.take(self.prefix, index, axis=1, mode="fill", fill_value=PAD)[:, None, None]
+            allowed = jnp.where(forced == PAD, allowed, pieces == forced)
+        return jnp.where(allowed, logits, IMPOSSIBLE)
 
 
 class Found(NamedTuple):
-    """The best hypothesis of each sentence.
+    """Hypotheses of each sentence: the best ones, best first, or samples as they were drawn.
 
     Attributes:
-      tokens: its pieces, EOS included, then PAD.
-      score: its log-probability in nats over the length penalty; `UNENDED` lower where it never ended.
+      tokens: their pieces, EOS included, then PAD.
+      score: log-probability in nats over the length penalty; `IMPOSSIBLE` where there is none.
+      ended: whether they end in EOS; those that reached their limit without it come after all that do.
     """
 
-    tokens: Int[Array, "b t"]
-    score: Float[Array, "b"]
+    tokens: Int[Array, "b n t"]
+    score: Float[Array, "b n"]
+    ended: Bool[Array, "b n"]
 
 
-def length_penalty(length: Int[Array, "*b"] | int, alpha: float) -> Float[Array, "*b"]:
-    """((5 + length) / 6)^alpha, equation 14 of Wu et al. 2016; EOS counts."""
+def wu_penalty(length: Int[Array, "*b"] | int, alpha: float) -> Float[Array, "*b"]:
+    """((5 + length) / 6)^alpha, equation 14 of Wu et al. 2016: the paper's."""
     return ((5 + jnp.asarray(length, jnp.float32)) / 6) ** alpha
 
 
-def greedy_search(
-    step: Step, state: PyTree, limits: Int[Array, "b"], length: int, alpha: float = 0.0
-) -> Found:
-    """Takes the most probable piece each time. Arguments and result as for `beam_search`."""
-    rows = limits.shape[0]
+def length_penalty(length: Int[Array, "*b"] | int, alpha: float) -> Float[Array, "*b"]:
+    """length^alpha; with alpha 1 a score is the mean log-probability of a piece."""
+    return jnp.maximum(jnp.asarray(length, jnp.float32), 1) ** alpha
 
-    def unfinished(carry):
-        index, _, ended, *_ = carry
-        return (index < length) & ~jnp.all(ended | (index >= limits))
 
-    def extend(carry):
-        index, tokens, ended, log_prob, state = carry
-        previous = jax.lax.dynamic_slice_in_dim(tokens, index, 1, axis=1)
-        logits, state = step(previous, jnp.zeros_like(previous), state, index)
-        log_probs = _log_probs(logits)[:, 0]
-        best = log_probs.argmax(axis=-1)
-        active = ~ended & (index < limits)
-        log_prob += jnp.where(active, log_probs.max(axis=-1), 0)
-        chosen = jnp.where(active, best, PAD).astype(jnp.int32)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], index + 1, axis=1)
-        return index + 1, tokens, ended | (chosen == EOS), log_prob, state
-
-    tokens = jnp.full((rows, length + 1), PAD, jnp.int32).at[:, 0].set(BOS)
-    start = (jnp.int32(0), tokens, jnp.zeros(rows, bool), jnp.zeros(rows), state)
-    _, tokens, ended, log_prob, _ = jax.lax.while_loop(unfinished, extend, start)
-    tokens = tokens[:, 1:]
-    score = log_prob / length_penalty((tokens != PAD).sum(axis=1), alpha)
-    return Found(tokens, jnp.where(ended, score, score + UNENDED))
+PENALTIES: dict[str, Callable[[Int[Array, "*b"] | int, float], Float[Array, "*b"]]] = {
+    "wu": wu_penalty,
+    "length": length_penalty,
+}
+NO_PENALTY: Penalty = functools.partial(wu_penalty, alpha=0.0)
 
 
 class _Beam(NamedTuple):
@@ -78,9 +85,8 @@ class _Beam(NamedTuple):
       index: pieces chosen so far.
       live: hypotheses that go on, BOS first, best first.
       log_prob: their log-probabilities.
-      ended: hypotheses that ended, best first.
-      score: their scores; `IMPOSSIBLE` where there is none yet.
-      settled: sentences whose best hypothesis is certain.
+      found: hypotheses that ended or reached their limit, BOS first, as in `Found`.
+      settled: sentences whose best hypotheses are certain.
       parent: which hypothesis of the step before each live one continues.
       state: the model's.
     """
@@ -88,66 +94,68 @@ class _Beam(NamedTuple):
     index: Int[Array, ""]
     live: Int[Array, "b n t"]
     log_prob: Float[Array, "b n"]
-    ended: Int[Array, "b n t"]
-    score: Float[Array, "b n"]
+    found: Found
     settled: Bool[Array, "b"]
     parent: Int[Array, "b n"]
     state: PyTree
 
 
 def beam_search(
-    step: Step, state: PyTree, limits: Int[Array, "b"], length: int, beam_size: int, alpha: float
+    step: Step,
+    state: PyTree,
+    rules: Rules,
+    length: int,
+    beam_size: int,
+    penalty: Penalty = NO_PENALTY,
+    n_best: int = 1,
 ) -> Found:
     """Keeps the `beam_size` best hypotheses of each sentence at every step.
 
     A hypothesis that ends keeps its place in the beam, so fewer go on; with a beam of one this is greedy
     search, and with a beam that holds every output it is exhaustive.
 
-    A sentence is settled when no live hypothesis can still beat its best ended one: log-probabilities only
+    A sentence is settled when no live hypothesis can still be one of its `n_best`: log-probabilities only
     fall and the penalty only grows, so log_prob / penalty(limit) bounds what a live one can reach. A settled
     sentence no longer changes, whatever its neighbours do.
 
     Args:
       step: reads the live hypotheses' last pieces and predicts the next ones.
       state: the model's state for `beam_size` hypotheses a sentence.
-      limits: most pieces of each sentence's output, EOS included, at most `length`; 0 for padding rows.
-      length: static bound on the output.
+      rules: what an output may be.
+      length: static bound on the outputs' pieces; no limit is above it.
       beam_size: hypotheses kept.
-      alpha: exponent of the length penalty; 0 for none.
+      penalty: of the length.
+      n_best: hypotheses returned, at most `beam_size`.
     """
-    rows = limits.shape[0]
+    rows = rules.limits.shape[0]
 
     def extend(beam: _Beam) -> _Beam:
         index = beam.index
         previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
         logits, state = step(previous, beam.parent, beam.state, index)
-        totals = beam.log_prob[..., None] + _log_probs(logits)
+        # The best of each hypothesis are among the best of all.
+        best, token = top_k(rules.allow(logits, index), min(beam_size, logits.shape[-1]))
+        totals = beam.log_prob[..., None] + best - log_normalizer(logits)[..., None]
         log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), beam_size)
-        parent, token = jnp.divmod(flat, logits.shape[-1])
+        parent, token = flat // best.shape[-1], jnp.take_along_axis(token.reshape(rows, -1), flat, axis=1)
         candidates = _pick(beam.live, parent)
-        candidates = jax.lax.dynamic_update_slice_in_dim(
-            candidates, token[..., None].astype(jnp.int32), index + 1, axis=2
-        )
-        places = jnp.sum(beam.score == IMPOSSIBLE, axis=1, keepdims=True)  # not taken by ended ones
+        candidates = jax.lax.dynamic_update_slice_in_dim(candidates, token[..., None], index + 1, axis=2)
+        places = jnp.sum(beam.found.score == IMPOSSIBLE, axis=1, keepdims=True)  # not taken by ended ones
         kept = (jnp.arange(beam_size) < places) & (log_prob > IMPOSSIBLE / 2)
-        is_end, at_limit = token == EOS, (index + 1 >= limits)[:, None]
+        is_end, at_limit = token == EOS, (index + 1 >= rules.limits)[:, None]
 
-        score = log_prob / length_penalty(index + 1, alpha)
-        score = jnp.where(is_end, score, score + UNENDED)
-        ends = kept & (is_end | at_limit) & ~beam.settled[:, None]
-        pool = jnp.concatenate([beam.score, jnp.where(ends, score, IMPOSSIBLE)], axis=1)
-        score, best = jax.lax.top_k(pool, beam_size)
-        ended = _pick(jnp.concatenate([beam.ended, candidates], axis=1), best)
+        stays = kept & (is_end | at_limit) & ~beam.settled[:, None]
+        score = jnp.where(stays, log_prob / penalty(index + 1), IMPOSSIBLE)
+        found = _best(beam.found, Found(candidates, score, stays & is_end))
 
         log_prob, best = jax.lax.top_k(jnp.where(kept & ~is_end, log_prob, IMPOSSIBLE), beam_size)
-        bound = log_prob[:, 0] / length_penalty(limits, alpha)
+        bound = log_prob[:, 0] / penalty(rules.limits)
         return _Beam(
             index=index + 1,
             live=_pick(candidates, best),
             log_prob=log_prob,
-            ended=ended,
-            score=score,
-            settled=beam.settled | at_limit[:, 0] | (score[:, 0] >= bound),
+            found=found,
+            settled=beam.settled | at_limit[:, 0] | (found.score[:, n_best - 1] >= bound),
             parent=jnp.take_along_axis(parent, best, axis=1),
             state=state,
         )
@@ -157,20 +165,74 @@ def beam_search(
         index=jnp.int32(0),
         live=hypotheses.at[:, :, 0].set(BOS),
         log_prob=jnp.full((rows, beam_size), IMPOSSIBLE).at[:, 0].set(0),  # they all start alike: keep one
-        ended=hypotheses,
-        score=jnp.full((rows, beam_size), IMPOSSIBLE),
-        settled=limits <= 0,
+        found=Found(hypotheses, jnp.full((rows, beam_size), IMPOSSIBLE), jnp.zeros((rows, beam_size), bool)),
+        settled=rules.limits <= 0,
         parent=jnp.zeros((rows, beam_size), jnp.int32),
         state=state,
     )
     beam = jax.lax.while_loop(lambda beam: (beam.index < length) & ~beam.settled.all(), extend, start)
-    return Found(beam.ended[:, 0, 1:], beam.score[:, 0])
+    found = jax.tree.map(lambda x: x[:, :n_best], beam.found)
+    return found._replace(tokens=found.tokens[..., 1:])
 
 
-def _log_probs(logits: Float[Array, "b n v"]) -> Float[Array, "b n v"]:
-    """Log-probabilities of the next piece; PAD and BOS are none."""
-    pieces = jnp.arange(logits.shape[-1])
-    return jnp.where((pieces == PAD) | (pieces == BOS), IMPOSSIBLE, jax.nn.log_softmax(logits))
+def _best(one: Found, other: Found) -> Found:
+    """The best of both, as many as each has."""
+    both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), one, other)
+    order = jnp.lexsort((-both.score, ~both.ended))[:, : one.score.shape[1]]
+    return jax.tree.map(lambda x: _pick(x, order), both)
+
+
+# (logits [b, n, v], index) -> a piece each: how a search without a beam goes on.
+Choose = Callable[[Float[Array, "b n v"], Int[Array, ""]], Int[Array, "b n"]]
+
+
+def greedy(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
+    """The most probable piece."""
+    del index
+    return top_k(logits, 1)[1][..., 0]
+
+
+def choosing_search(
+    step: Step,
+    state: PyTree,
+    rules: Rules,
+    length: int,
+    hypotheses: int = 1,
+    penalty: Penalty = NO_PENALTY,
+    choose: Choose = greedy,
+) -> Found:
+    """Goes on with one piece each time: greedy search, or sampling (sampling.py).
+
+    Args:
+      hypotheses: outputs of a sentence, each chosen by itself.
+      choose: the next piece, given what `rules` allow.
+      step, state, rules, length, penalty: as for `beam_search`.
+    """
+    rows = rules.limits.shape[0]
+    own = jnp.broadcast_to(jnp.arange(hypotheses), (rows, hypotheses))
+    limits = rules.limits[:, None]
+
+    def unfinished(carry):
+        index, _, ended, *_ = carry
+        return (index < length) & ~jnp.all(ended | (index >= limits))
+
+    def extend(carry):
+        index, tokens, ended, log_prob, state = carry
+        previous = jax.lax.dynamic_index_in_dim(tokens, index, axis=2, keepdims=False)
+        logits, state = step(previous, own, state, index)
+        piece = choose(rules.allow(logits, index), index)
+        chosen = jnp.take_along_axis(logits, piece[..., None], axis=-1)[..., 0] - log_normalizer(logits)
+        active = ~ended & (index < limits)
+        piece = jnp.where(active, piece, PAD).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, piece[..., None], index + 1, axis=2)
+        return index + 1, tokens, ended | (piece == EOS), log_prob + jnp.where(active, chosen, 0), state
+
+    shape = (rows, hypotheses)
+    tokens = jnp.full((*shape, length + 1), PAD, jnp.int32).at[..., 0].set(BOS)
+    start = (jnp.int32(0), tokens, jnp.zeros(shape, bool), jnp.zeros(shape), state)
+    _, tokens, ended, log_prob, _ = jax.lax.while_loop(unfinished, extend, start)
+    tokens = tokens[..., 1:]
+    return Found(tokens, log_prob / penalty((tokens != PAD).sum(axis=-1)), ended)
 
 
 def _pick(x: Array, index: Int[Array, "b n"]) -> Array:

@@ -3,49 +3,113 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from transformer.config import EOS, DecodeConfig
-from transformer.data.plan import buckets
+from transformer.config import PAD, DecodeConfig, UserError, choose
+from transformer.data.plan import bucket
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.search import UNENDED, Found, beam_search, greedy_search
+from transformer.decoding.parts import Part, cut
+from transformer.decoding.pieces import IMPOSSIBLE
+from transformer.decoding.sampling import sampler
+from transformer.decoding.search import PENALTIES, Found, Rules, beam_search, choosing_search
 from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.ensemble import Ensemble
 
 # Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
 _LINE_ENDS = str.maketrans("\n\r", "  ")
 
 
-class Part(NamedTuple):
-    """What is translated as one sentence.
+# Batches that are searched at the same time: what one leaves idle of two cores, another uses.
+AT_ONCE = 2
+
+
+class Batch(NamedTuple):
+    """Sentences that are searched together.
 
     Attributes:
-      text: number of the text it belongs to.
-      pieces: closed by EOS.
-      before: what joins its translation to the one of the part before it.
+      members: their numbers.
+      length: to which they are padded.
+      rows: how many there are room for.
     """
 
-    text: int
-    pieces: np.ndarray
-    before: str
+    members: np.ndarray
+    length: int
+    rows: int
 
 
-def make_search(model: EncoderDecoder, config: DecodeConfig) -> Callable[..., Found]:
-    """The pure function (params, source [b, s], limits [b], length) -> the best output of each row."""
-    beam_size = config.beam_size
-    search = greedy_search if beam_size == 1 else functools.partial(beam_search, beam_size=beam_size)
+def even_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[Batch]:
+    """Batches of sentences of similar length, the longest first.
 
-    def find(params, source, limits, length):
+    Those of one padded length are equally full and have one shape, whose rows are a power of two or a
+    multiple of eight, so that few programs are compiled.
+
+    Args:
+      lengths: pieces of each sentence.
+      batch_tokens: pieces a batch may hold, padding included; one sentence is always allowed.
+    """
+    order = np.argsort(lengths, kind="stable")
+    padded = np.array([bucket(int(length)) for length in lengths], int)[order]
+    for length in np.unique(padded)[::-1].tolist():
+        members = order[padded == length]
+        most = max(1, batch_tokens // length)
+        batches = -(-len(members) // most)
+        rows = -(-len(members) // batches)
+        rows = 1 << (rows - 1).bit_length() if rows < 8 else -(-rows // 8) * 8
+        for own in np.array_split(members, batches):
+            yield Batch(own, length, min(rows, most))
+
+
+class Hypothesis(NamedTuple):
+    """A translation.
+
+    Attributes:
+      text: without a line end in it.
+      score: log-probability in nats over the length penalty; of a text in parts, the sum of theirs.
+      ended: whether it came to an end before its limit; of a text in parts, whether all of them did.
+    """
+
+    text: str
+    score: float
+    ended: bool
+
+
+def make_search(
+    model: EncoderDecoder | Ensemble, config: DecodeConfig, n_best: int = 1
+) -> Callable[..., Found]:
+    """The pure function (params, source [b, s], limits [b], length, ...) -> the best outputs of each row.
+
+    It also takes `prefix` [b, p], as in `Rules`, and `sentences` [b], as in `sampler`.
+
+    Raises:
+      UserError: a penalty that there is not, or more outputs than the beam holds.
+    """
+    penalty = choose(PENALTIES, config.penalty, "decode.penalty")
+    penalty = functools.partial(penalty, alpha=config.length_penalty)
+    hypotheses = n_best if config.sampling else config.beam_size
+    if n_best > hypotheses:
+        raise UserError(f"decode.beam_size is {hypotheses}; the {n_best} best need at least as many")
+
+    def find(params, source, limits, length, prefix=None, sentences=None):
         variables = {"params": params}
-        memory, state = model.apply(variables, source, beam_size, length, method="start")
+        memory, state = model.apply(variables, source, hypotheses, length, method="start")
+        rules = Rules(limits, config.min_length, prefix)
 
         def step(tokens, parents, state, index):
             return model.apply(variables, memory, state, tokens, parents, index, method="step")
 
-        return search(step, state, limits, length, alpha=config.length_penalty)
+        if config.sampling:
+            key = jax.random.key(config.seed)
+            draw = sampler(key, sentences, config.temperature, config.top_k, config.top_p)
+            return choosing_search(step, state, rules, length, hypotheses, penalty, draw)
+        if hypotheses == 1:
+            return choosing_search(step, state, rules, length, penalty=penalty)
+        return beam_search(step, state, rules, length, hypotheses, penalty, n_best)
 
     return find
 
@@ -53,9 +117,7 @@ def make_search(model: EncoderDecoder, config: DecodeConfig) -> Callable[..., Fo
 class Translator:
     """Translates sentences with a trained model.
 
-    A sentence longer than `max_source` is translated in parts, each by itself, as if it were a sentence. It
-    is cut before the last word that begins within reach, and the translations are joined by a space; where
-    no word begins (Chinese, or one endless word), it is cut between two pieces and joined by nothing.
+    A sentence longer than `max_source` is translated in parts (parts.py), each as if it were a sentence.
 
     Attributes:
       max_source: pieces of the longest sentence translated whole, EOS included: `decode.max_source`, or
@@ -63,15 +125,22 @@ class Translator:
     """
 
     def __init__(
-        self, model: EncoderDecoder, params: PyTree, tokenizer: Tokenizer, config: DecodeConfig | None = None
+        self,
+        model: EncoderDecoder | Ensemble,
+        params: PyTree,
+        tokenizer: Tokenizer,
+        config: DecodeConfig | None = None,
+        n_best: int = 1,
     ):
         """Uses `config`'s search; None: the paper's, beam 4 and alpha 0.6."""
         self._tokenizer = tokenizer
         self._params = jax.device_put(params)
         self._config = config or DecodeConfig()
         self._longest = model.longest
+        self._n_best = n_best
         self.max_source = min(self._config.max_source, self._longest or self._config.max_source)
-        self._search = jax.jit(make_search(model, self._config), static_argnames="length")
+        self._search = jax.jit(make_search(model, self._config, n_best), static_argnames="length")
+        self._log_probs = jax.jit(functools.partial(_log_probs, model))
 
     def __call__(
         self,
@@ -80,65 +149,170 @@ class Translator:
         in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
         at_limit: Callable[[int], None] = lambda text: None,
     ) -> list[str]:
-        """The translations, in order, none with a line end in it; a text of white space has an empty one.
+        """The best translations, in order; a text of white space has an empty one.
+
+        Args:
+          at_limit: is told of each sentence whose translation reached its limit without an end, by its
+            number.
+          texts, progress, in_parts: as for `hypotheses`.
+        """
+        best = [one[0] for one in self.hypotheses(texts, progress=progress, in_parts=in_parts)]
+        for text, hypothesis in enumerate(best):
+            if not hypothesis.ended:
+                at_limit(text)
+        return [hypothesis.text for hypothesis in best]
+
+    def hypotheses(
+        self,
+        texts: Sequence[str],
+        prefixes: Sequence[str] | None = None,
+        first: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+        in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
+    ) -> list[list[Hypothesis]]:
+        """The translations of each text, in order, the best one first, or samples as they were drawn.
 
         Args:
           texts: sentences, of any length.
+          prefixes: what each translation begins with; for a text in parts, that of its first part.
+          first: number of the first text, where texts come in blocks; what is drawn depends on it.
           progress: is told how many are done.
           in_parts: is told beforehand of each sentence that is translated in parts: its number in `texts`,
             counted from 0, its pieces, and how many parts they make.
-          at_limit: is told of each sentence whose translation reached its limit without an end, by its
-            number; of one in parts, once for each such part.
+
+        Raises:
+          UserError: a prefix leaves no room within its sentence's limit.
         """
+        parts, unfinished = self._parts(texts, in_parts)
+        forced = self._forced(parts, prefixes)
+        found: list[list[Hypothesis]] = [[]] * len(parts)
+
+        def translate(batch: Batch) -> Found:
+            # Padding must not reach past the positions either: there the model has no numbers.
+            source = np.zeros((batch.rows, min(batch.length, self._longest or batch.length)), np.int32)
+            numbers = np.zeros(batch.rows, np.int32)
+            for row, member in enumerate(batch.members):
+                source[row, : len(parts[member].pieces)] = parts[member].pieces
+                numbers[row] = first + parts[member].text
+            prefix = None if prefixes is None else [forced[member] for member in batch.members]
+            return self.search(source, prefix, numbers)
+
+        lengths = np.array([len(part.pieces) for part in parts], int)
+        batches = list(even_batches(lengths, self._config.batch_tokens))
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for batch, outputs in zip(batches, threads.map(translate, batches), strict=True):
+                for row, member in enumerate(batch.members):
+                    found[member] = self._read(jax.tree.map(lambda x, row=row: x[row], outputs))
+                    unfinished[parts[member].text] -= 1
+                progress(int((unfinished == 0).sum()))
+        translations = [[Hypothesis("", 0.0, True)] for _ in texts]
+        both = zip(parts, found, strict=True)
+        for text, own in itertools.groupby(both, key=lambda one: one[0].text):
+            befores, each = zip(*((part.before, hypotheses) for part, hypotheses in own), strict=True)
+            translations[text] = [_joined(befores, ranked) for ranked in zip(*each, strict=False)]
+        return translations
+
+    def search(
+        self,
+        source: np.ndarray,
+        prefixes: Sequence[np.ndarray] | None = None,
+        sentences: np.ndarray | None = None,
+    ) -> Found:
+        """The outputs of each padded source row; see `search.Found`.
+
+        Args:
+          source: pieces [b, s].
+          prefixes: pieces with which the outputs of the first rows begin.
+          sentences: a number for each row, which decides what is drawn for it; None: the row's.
+
+        Raises:
+          UserError: a prefix leaves no room within its row's limit.
+        """
+        config, lengths = self._config, (source != PAD).sum(axis=1)
+        length = source.shape[1] + config.max_extra
+        bounds = [bound for bound in (config.max_length, self._longest) if bound is not None]
+        length = min([max(length, config.min_length), *bounds])
+        limits = np.minimum(np.maximum(lengths + config.max_extra, config.min_length), length)
+        limits = np.where(lengths > 0, limits, 0).astype(np.int32)
+        if sentences is None:
+            sentences = np.arange(len(source), dtype=np.int32)
+        forced = None
+        if prefixes is not None:
+            forced = np.full((len(source), length), PAD, np.int32)
+            for row, prefix in enumerate(prefixes):
+                if len(prefix) >= limits[row]:
+                    raise UserError(
+                        f"a prefix has {len(prefix)} pieces; its output has at most {limits[row]}"
+                    )
+                forced[row, : len(prefix)] = prefix
+        found = self._search(self._params, source, limits, length=length, prefix=forced, sentences=sentences)
+        return jax.device_get(found)
+
+    def log_probs(self, texts: Sequence[str], targets: Sequence[str]) -> list[np.ndarray]:
+        """The log-probability, in nats, of each piece of given translations, EOS included.
+
+        Raises:
+          UserError: a side is longer than the model's positions.
+        """
+        sides = [self._tokenizer.encode_arrays(side) for side in (texts, targets)]
+        lengths = np.array([[len(one) for one in side] for side in sides], int).reshape(2, -1)
+        if self._longest is not None and lengths.max(initial=0) > self._longest:
+            text = int(lengths.max(axis=0).argmax())
+            raise UserError(
+                f"line {text + 1} has {lengths[:, text].max()} pieces; the model places {self._longest}"
+            )
+        scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for batch in even_batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
+            length = min(batch.length, self._longest or batch.length)
+            padded = np.full((2, batch.rows, length), PAD, np.int32)
+            for side, pieces in enumerate(sides):
+                for row, member in enumerate(batch.members):
+                    padded[side, row, : lengths[side, member]] = pieces[member]
+            found = jax.device_get(self._log_probs(self._params, *padded))
+            for row, member in enumerate(batch.members):
+                scores[member] = found[row, : lengths[1, member]]
+        return scores
+
+    def _parts(self, texts, in_parts) -> tuple[list[Part], np.ndarray]:
+        """What is translated, and how many parts of each text there are."""
         parts: list[Part] = []
-        unfinished = np.zeros(len(texts), int)  # parts of each text that are not translated yet
+        counts = np.zeros(len(texts), int)
         for text, pieces in enumerate(self._tokenizer.encode_all(texts)):
             if len(pieces) == 1 or texts[text].isspace():  # EOS alone, or what the vocabulary may not know
                 continue
-            cut = list(self._cut(text, np.array(pieces, np.int32)))
-            if len(cut) > 1:
-                in_parts(text, len(pieces), len(cut))
-            unfinished[text] = len(cut)
-            parts += cut
-        translated = [""] * len(parts)
-        shapes: dict[int, int] = {}  # one a bucket: few rows for few texts, full batches otherwise
-        lengths = np.array([len(part.pieces) for part in parts], int)
-        for members, length, rows in buckets(lengths, self._config.batch_tokens):
-            rows = shapes.setdefault(length, min(rows, 1 << (len(members) - 1).bit_length()))
-            # Padding must not reach past the positions either: there the model has no numbers.
-            source = np.zeros((rows, min(length, self._longest or length)), np.int32)
-            for row, member in enumerate(members):
-                source[row, : lengths[member]] = parts[member].pieces
-            found = self.search(source)
-            for row, member in enumerate(members):
-                translated[member] = self._tokenizer.decode(found.tokens[row]).translate(_LINE_ENDS)
-                unfinished[parts[member].text] -= 1
-                if found.score[row] < UNENDED / 2:
-                    at_limit(parts[member].text)
-            progress(int((unfinished == 0).sum()))
-        translations = [""] * len(texts)
-        both = zip(parts, translated, strict=True)
-        for text, own in itertools.groupby(both, key=lambda one: one[0].text):
-            translations[text] = "".join(part.before + words for part, words in own if words)
-        return translations
+            own = list(cut(text, np.array(pieces, np.int32), self.max_source, self._tokenizer.starts_word))
+            if len(own) > 1:
+                in_parts(text, len(pieces), len(own))
+            counts[text] = len(own)
+            parts += own
+        return parts, counts
 
-    def search(self, source: np.ndarray) -> Found:
-        """The best output of each padded source row; see `search.Found`."""
-        lengths = (source != 0).sum(axis=1)
-        limits = np.where(lengths > 0, lengths + self._config.max_extra, 0)
-        length = source.shape[1] + self._config.max_extra
-        if self._longest is not None:
-            length = min(length, self._longest)
-        found = self._search(self._params, source, np.minimum(limits, length).astype(np.int32), length=length)
-        return jax.device_get(found)
+    def _forced(self, parts: list[Part], prefixes: Sequence[str] | None) -> list[np.ndarray]:
+        """The pieces that each part's output begins with."""
+        if prefixes is None:
+            return []
+        pieces = [one[:-1] for one in self._tokenizer.encode_arrays(prefixes)]
+        begun = [-1, *(part.text for part in parts)]
+        return [
+            pieces[part.text] if part.text != before else pieces[part.text][:0]
+            for part, before in zip(parts, begun, strict=False)
+        ]
 
-    def _cut(self, text: int, pieces: np.ndarray) -> Iterator[Part]:
-        starts_word = self._tokenizer.starts_word[pieces]
-        begin, before = 0, ""
-        while len(pieces) - begin > self.max_source:
-            reach = begin + self.max_source - 1  # EOS closes each part
-            words = np.flatnonzero(starts_word[begin + 1 : reach + 1])
-            end = begin + 1 + int(words[-1]) if len(words) else reach
-            yield Part(text, np.append(pieces[begin:end], np.int32(EOS)), before)
-            begin, before = end, " " if starts_word[end] else ""
-        yield Part(text, pieces[begin:], before)
+    def _read(self, found: Found) -> list[Hypothesis]:
+        """The outputs of one row."""
+        return [
+            Hypothesis(self._tokenizer.decode(tokens).translate(_LINE_ENDS), float(score), bool(ended))
+            for tokens, score, ended in zip(*found, strict=True)
+            if score > IMPOSSIBLE / 2
+        ]
+
+
+def _joined(befores: Sequence[str], parts: Sequence[Hypothesis]) -> Hypothesis:
+    """The translation of a text from those of its parts."""
+    text = "".join(before + one.text for before, one in zip(befores, parts, strict=True) if one.text)
+    return Hypothesis(text, sum(one.score for one in parts), all(one.ended for one in parts))
+
+
+def _log_probs(model, params, source, target):
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, source, target))
+    return jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]

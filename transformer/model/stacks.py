@@ -22,19 +22,43 @@ class Memory(NamedTuple):
     """What the decoder needs of the source; in a search, shared by a sentence's hypotheses.
 
     Attributes:
-      cross: the cross-attention keys and values of each decoder layer.
+      cross: the cross-attention keys and values of each decoder layer; in a search as caches.
       layout: of the source.
     """
 
-    cross: tuple[KeysValues, ...]
+    cross: "tuple[KeysValues, ...] | tuple[Cache, ...]"
     layout: Layout
 
 
 class Cache(NamedTuple):
-    """The self-attention keys and values that one decoder layer has written so far, in any hypothesis."""
+    """Keys and values that steps read: of a source, or what self-attention has written in any hypothesis.
 
-    key: Float[Array, "b t n h d"]
-    value: Float[Array, "b t n h e"]
+    The pieces, or the steps and in each the hypotheses, lie next to each other: so both products of attention
+    read them without a copy, which on CPU takes longer than the products.
+    """
+
+    key: Float[Array, "b h d k"]
+    value: Float[Array, "b h e k"]
+
+    @classmethod
+    def of(cls, keys_values: KeysValues) -> "Cache":
+        """Keys and values as they are projected, stored."""
+        return cls(*(jnp.moveaxis(one, 1, -1) for one in keys_values))
+
+    @property
+    def keys_values(self) -> KeysValues:
+        """As attention takes them."""
+        return tuple(jnp.moveaxis(one, -1, 1) for one in self)
+
+    def empty(self, length: int) -> "Cache":
+        """Room for `length` pieces of such keys and values."""
+        return Cache(*(jnp.zeros((*one.shape[:-1], length), one.dtype) for one in self))
+
+    def write(self, new: KeysValues, index: Int[Array, ""]) -> "Cache":
+        """With what each hypothesis writes at step `index`."""
+        place = index * new[0].shape[1]
+        both = zip(self, Cache.of(new), strict=True)
+        return Cache(*(jax.lax.dynamic_update_slice_in_dim(old, one, place, axis=3) for old, one in both))
 
 
 class Past(NamedTuple):
@@ -185,7 +209,7 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "b n m"],
         mask: Bool[Array, "b n k"],
         order: Order,
-        cross: KeysValues,
+        cross: Cache,
         cross_mask: Bool[Array, "b 1 s"],
         cache: Cache,
         index: Int[Array, ""],
@@ -194,13 +218,11 @@ class DecoderLayer(nn.Module):
 
         def attend(y):
             nonlocal cache
-            fresh = self.self_attention.keys_values(y, order)
-            cache = Cache(*(_write(old, new, index) for old, new in zip(cache, fresh, strict=True)))
-            key, value = (old.reshape(len(old), -1, *old.shape[3:]) for old in cache)
-            return self.self_attention.attend(y, key, value, mask, order)
+            cache = cache.write(self.self_attention.keys_values(y, order), index)
+            return self.self_attention.attend(y, *cache.keys_values, mask, order)
 
         def attend_source(y):
-            return self.cross_attention.attend(y, *cross, cross_mask)
+            return self.cross_attention.attend(y, *cross.keys_values, cross_mask)
 
         x = self._sublayers(x, attend, attend_source, Drop())
         return x, cache
@@ -211,13 +233,6 @@ class DecoderLayer(nn.Module):
         x = self.self_attention_residual(x, attend, drop)
         x = self.cross_attention_residual(x, attend_source, drop)
         return self.feed_forward_residual(x, lambda y: self.feed_forward(y, drop), drop)
-
-
-def _write(
-    cache: Float[Array, "b t n h d"], new: Float[Array, "b n h d"], index: Int[Array, ""]
-) -> Float[Array, "b t n h d"]:
-    """Puts what each hypothesis writes at step `index` into the cache."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new[:, None], index, axis=1)
 
 
 def _dropping(attention: MultiHeadAttention, drop: Drop, keys: Layout) -> DropWeights:

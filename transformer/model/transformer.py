@@ -43,18 +43,15 @@ class Transformer(EncoderDecoder):
         dropout: Dropout | None,
     ) -> Float[Array, "b t m"]:
         """The decoder's output for each embedded piece of its input."""
-        return self.decoder(x, layout, self._memory(encoded, source_layout), self._drop(dropout, layout))
+        memory = Memory(self.decoder.cross_keys_values(encoded), source_layout)
+        return self.decoder(x, layout, memory, self._drop(dropout, layout))
 
     def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[Memory, Past]:
         """Encodes sentences, one a row, and makes room to search `length` pieces for each hypothesis."""
         layout = Layout.of(source)
-        memory = self._memory(self.encode(source, layout), layout)
-
-        def empty(projected):
-            rows, _, heads, width = projected.shape
-            return jnp.zeros((rows, length, hypotheses, heads, width), projected.dtype)
-
-        caches = tuple(Cache(empty(key), empty(value)) for key, value in memory.cross)
+        projected = self.decoder.cross_keys_values(self.encode(source, layout))
+        memory = Memory(tuple(map(Cache.of, projected)), layout)
+        caches = tuple(one.empty(length * hypotheses) for one in memory.cross)
         return memory, Past(caches, jnp.zeros((source.shape[0], hypotheses, length), jnp.int32))
 
     def step(
@@ -68,9 +65,6 @@ class Transformer(EncoderDecoder):
         """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one."""
         x, state = self.decoder.step(self.embedding.target(token), memory, state, parent, index)
         return self.embedding.factors(x).logits(), state
-
-    def _memory(self, encoded, layout) -> Memory:
-        return Memory(self.decoder.cross_keys_values(encoded), layout)
 
     def _drop(self, dropout, layout):
         return dropper(dropout, layout, self.config.dropout_sites)
