@@ -93,12 +93,16 @@ def _train() -> None:
 
 
 def _decode() -> None:
+    import jax
+
     from experiments.speed.decode import PEERS, benchmark
     from experiments.speed.workload import SHAPES
 
     shapes = {name: choose(SHAPES, name, "--shape") for name in SHAPE.value}
     for peer in PEER.value:
         choose(PEERS, peer, "--peer").require(f"--peer={peer}")
+    if PEER.value and (backend := jax.default_backend()) != "cpu":
+        raise UserError(f"--peer compares on a CPU, and JAX is on {backend}; set JAX_PLATFORMS=cpu")
     results = {}
     for name, shape in shapes.items():
         print(f"timing {name}: {REPEATS.value} rounds", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import json
 import logging
 import os
 import platform
@@ -10,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -39,6 +41,24 @@ def run(main: Callable[..., int | None], words: Sequence[str] = ()) -> None:
 def config_from_flag(value) -> ExperimentConfig | None:
     """The validated config of a `--config` flag; None where the flag was not given."""
     return None if value is None else from_dict(value.to_dict())
+
+
+def changes(texts: Sequence[str]) -> dict[str, Any]:
+    """The KEY=VALUE of a repeated `--set` flag; a value is read as JSON or, where it is none, as a string.
+
+    Raises:
+      UserError: one has no "=".
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set={text}: it must be KEY=VALUE")
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key] = value
+    return values
 
 
 def use_compilation_cache() -> None:

@@ -2,15 +2,18 @@
 
     python -m experiments.evaluate --workdir=runs/m30k --split=test
     python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
+    python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
 
 Writes eval/<split>.json, .hyp.txt and .ref.txt, which sacreBLEU's own command line reads. With --compare also
 eval/<split>.compare-<other>.json: how the two runs differ on this test set, and whether that is chance. The
-other run must have been evaluated; it is not decoded again.
+other run must have been evaluated; it is not decoded again. With --set the files' names say what was changed:
+eval/<split>,decode.beam_size=1.json stands beside what the run scores as it was configured.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -35,11 +38,11 @@ SPLIT = flags.DEFINE_list("split", "test", "Splits to score, separated by commas
 COMPARE = flags.DEFINE_string(
     "compare", None, "Run folder of another run, evaluated already, to compare with."
 )
-OVERFLOW = flags.DEFINE_string(
-    "overflow",
-    None,
-    "What the position scheme does past the longest sentence trained on, in the place of the run's "
-    "model.overflow: error, clamp, zero or extrapolate, where it has that.",
+SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "Changes a field of the run's config for this call, as in --set=decode.beam_size=8: "
+    "any of decode.*, model.overflow, model.dtype.",
 )
 SHOWN = {
     "exact_match": ".2f",
@@ -72,25 +75,39 @@ class Outputs(NamedTuple):
 def main() -> None:
     entry.use_compilation_cache()
     run = Run(WORKDIR.value)
-    trained = run.load(OVERFLOW.value)
+    changes, suffix = entry.changes(SET.value), _suffix(SET.value)
+    trained = run.load(changes)
     corpus = Corpus(trained.config.data, trained.tokenizer)
     for split in SPLIT.value:  # what cannot be scored is known before anything is
         check_lengths(trained.model, split, corpus.split(split).longest)
     others = {}
     if COMPARE.value is not None:
         others = {split: _comparable(Run(COMPARE.value), corpus, split) for split in SPLIT.value}
-    scores = {split: _evaluate(run, trained, corpus, split) for split in SPLIT.value}
-    files = [f"{run.folder / 'eval' / split}.json, .hyp.txt, .ref.txt" for split in SPLIT.value]
-    print(f"{run.folder}: {_origin(trained.steps)}")
+    names = {split: split + suffix for split in SPLIT.value}
+    scores = {split: _evaluate(run, trained, corpus, split, name, changes) for split, name in names.items()}
+    files = [f"{run.folder / 'eval' / name}.json, .hyp.txt, .ref.txt" for name in names.values()]
+    print(f"{run.folder}: {_origin(trained.steps)}{suffix.replace(',', ', ')}")
     _print_scores(scores)
     for split, other in others.items():
-        path, comparisons = _compare(_outputs(run, split), other, split)
-        _print_comparisons(f"{split}: {run.folder} against {other.folder}", comparisons)
+        path, comparisons = _compare(_outputs(run, names[split]), other, names[split])
+        _print_comparisons(f"{names[split]}: {run.folder} against {other.folder}", comparisons)
         files.append(str(path))
     print("\n".join(files))
 
 
-def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
+def _suffix(changes: Sequence[str]) -> str:
+    """What names the files of a changed run: each KEY=VALUE as it was given, in order; the last of a key."""
+    last = dict(text.partition("=")[::2] for text in changes)
+    suffix = "".join(f",{key}={value}" for key, value in sorted(last.items()))
+    if "/" in suffix or len(suffix.encode()) > 150:
+        raise UserError(f"--set={suffix[1:]}: it cannot be a part of a file's name")
+    return suffix
+
+
+def _evaluate(
+    run: Run, trained: Trained, corpus: Corpus, split: str, outputs: str, changes: dict[str, Any]
+) -> dict:
+    """Scores a split and writes eval/<outputs>.json, .hyp.txt, .ref.txt."""
     config = trained.config
     pieces = corpus.split(split)
     placement = Jit()
@@ -114,7 +131,7 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
     folder = run.folder / "eval"
     folder.mkdir(exist_ok=True)
     for name, lines in (("hyp", hypotheses), ("ref", references)):
-        (folder / f"{split}.{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        (folder / f"{outputs}.{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     sums = validate(trained.params)
     scores = {
         **corpus_scores(hypotheses, references),
@@ -123,11 +140,11 @@ def _evaluate(run: Run, trained: Trained, corpus: Corpus, split: str) -> dict:
         "perplexity_per_word": perplexity_per_word(float(sums.nll), references),
         "sentences": len(references),
         "by_length": by_length(pieces.source.lengths, hypotheses, references),
-        "overflow": config.model.overflow,
+        "changes": changes,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }
-    write_json(folder / f"{split}.json", scores)
+    write_json(folder / f"{outputs}.json", scores)
     return scores
 
 
@@ -138,7 +155,7 @@ def _texts(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
 
 
 def _outputs(run: Run, split: str) -> Outputs:
-    """Reads what evaluating a run has written.
+    """Reads what evaluating a run has written; of a changed run, by the name of its files.
 
     Raises:
       UserError: it is no run, it has not been evaluated, or a file is not whole.
@@ -189,23 +206,23 @@ def _comparable(run: Run, corpus: Corpus, split: str) -> Outputs:
     return other
 
 
-def _compare(one: Outputs, other: Outputs, split: str) -> tuple[Path, dict[str, Comparison]]:
-    """Compares two runs and writes what came of it."""
+def _compare(one: Outputs, other: Outputs, name: str) -> tuple[Path, dict[str, Comparison]]:
+    """Compares two runs and writes eval/<name>.compare-<other>.json."""
     texts = (one.hypotheses, other.hypotheses, one.references)
     comparisons = {}
-    with counting(len(COMPARED), f"{split}: comparing") as progress:
-        for name in COMPARED:
-            comparisons[name] = compare(name, *texts)
+    with counting(len(COMPARED), f"{name}: comparing") as progress:
+        for metric in COMPARED:
+            comparisons[metric] = compare(metric, *texts)
             progress(len(comparisons))
-    path = one.folder / "eval" / f"{split}.compare-{other.folder.resolve().name}.json"
+    path = one.folder / "eval" / f"{name}.compare-{other.folder.resolve().name}.json"
     identity = ("checkpoints", "params_sha256")
     content = {
         "scope": SCOPE,
         "sentences": len(one.references),
         "differing": sum(map(str.__ne__, one.hypotheses, other.hypotheses)),
-        "metrics": {name: comparison._asdict() for name, comparison in comparisons.items()},
-        "run": {name: one.scores[name] for name in identity},
-        "other": {"folder": str(other.folder), **{name: other.scores[name] for name in identity}},
+        "metrics": {metric: comparison._asdict() for metric, comparison in comparisons.items()},
+        "run": {fact: one.scores[fact] for fact in (*identity, "changes")},
+        "other": {"folder": str(other.folder), **{fact: other.scores[fact] for fact in identity}},
     }
     write_json(path, content)
     return path, comparisons

@@ -6,7 +6,6 @@ The same command again runs only what is missing or failed, and a run that was c
 last checkpoint. Each run's output is in its folder's log.txt.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from experiments.launcher.results import check_root, is_complete, read_study, wr
 from experiments.launcher.sweep import PlannedRun, expand, load_sweep
 from experiments.progress import clock
 from experiments.runs import Run
-from transformer.config import UserError
 
 SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, with config arguments after a colon.", required=True)
 ROOT = flags.DEFINE_string("root", None, "The study's folder.", required=True)
@@ -30,7 +28,7 @@ SET = flags.DEFINE_multi_string("set", [], "Changes a field of every run, as in 
 
 def main() -> int:
     sweep, root = load_sweep(SWEEP.value), Path(ROOT.value)
-    runs = expand(sweep, dict(map(_override, SET.value)), SEEDS.value)
+    runs = expand(sweep, entry.changes(SET.value), SEEDS.value)
     check_root(root, sweep, runs)
     root.mkdir(parents=True, exist_ok=True)
     write_study(root, sweep, runs)
@@ -74,16 +72,6 @@ def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
         ],
         log=run.folder / "log.txt",
     )
-
-
-def _override(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set={text}: it must be KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 if __name__ == "__main__":

@@ -1,49 +1,54 @@
-"""Bytes in, bytes out: a line for each line, whatever is in it."""
+"""Lines of bytes, whatever is in them: read as they come, in blocks that are worth a batch."""
 
-import functools
-import sys
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+import os
+import select
+import time
+from collections.abc import Iterator
 
-from transformer.decoding.translator import Translator
+LINES, BYTES = 1_024, 1 << 20  # a block holds no more, but for its last line
+PAUSE, PATIENCE = 0.05, 0.5  # seconds without anything new, or since the first line, that end a block
+READ = 1 << 16  # bytes asked for at once
 
-LINES, BYTES = 1_024, 1 << 20  # translated at once; what is reached first
 
+def blocks(file: int) -> Iterator[list[bytes]]:
+    """The lines of an open file, pipe or terminal, in blocks, without their ends.
 
-def translate_lines(translator: Translator, lines: Iterable[bytes], out: BinaryIO) -> None:
-    """Writes each line's translation, a block at a time.
+    A block ends after `LINES` lines or `BYTES` bytes, or earlier where nothing more is there yet, so that
+    whoever writes a line and waits is answered. Only a line feed ends a line.
 
-    Only a line feed ends a line; a carriage return before it belongs to the end, too. What is no UTF-8
-    becomes U+FFFD.
+    Args:
+      file: its descriptor.
     """
-    before = 0
-    for block in _blocks(lines):
-        texts = [
-            line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="replace") for line in block
-        ]
-        for translation in translator(texts, in_parts=functools.partial(report, translator, before)):
-            out.write(translation.encode() + b"\n")
-        out.flush()
-        before += len(block)
-
-
-def report(translator: Translator, before: int, text: int, pieces: int, parts: int) -> None:
-    """Says on standard error that a line was too long; `before`: lines before the block that `text` is in."""
-    print(
-        f"line {before + text + 1} has {pieces:,} pieces: "
-        f"translated in {parts:,} parts of at most {translator.max_source:,}",
-        file=sys.stderr,
-    )
-
-
-def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Cuts a stream of lines after `LINES` lines or `BYTES` bytes."""
-    block, size = [], 0
-    for line in lines:
-        block.append(line)
-        size += len(line)
-        if len(block) == LINES or size >= BYTES:
+    block: list[bytes] = []
+    unended: list[bytes] = []  # what there is of a line whose end has not come; joined once
+    size, since = 0, 0.0
+    while True:
+        left = max(0.0, min(PAUSE, since + PATIENCE - time.monotonic())) if block else None
+        if not select.select([file], [], [], left)[0]:
             yield block
             block, size = [], 0
+            continue
+        read = os.read(file, READ)
+        if not read:
+            break
+        *ended, rest = read.split(b"\n")
+        for end in ended:
+            if not block:
+                since = time.monotonic()
+            block.append(b"".join([*unended, end]))
+            unended.clear()
+            size += len(block[-1]) + 1
+            if len(block) == LINES or size >= BYTES:
+                yield block
+                block, size = [], 0
+        if rest:
+            unended.append(rest)
+    if unended:
+        block.append(b"".join(unended))
     if block:
         yield block
+
+
+def as_text(line: bytes) -> str:
+    """A line's text: a carriage return before its end belongs to the end; what is no UTF-8 becomes U+FFFD."""
+    return line.removesuffix(b"\r").decode("utf-8", errors="replace")

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import jax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import ExperimentConfig, UserError, flatten, from_stored, to_dict
+from transformer.config import (
+    ExperimentConfig,
+    UserError,
+    check_key,
+    flatten,
+    from_dict,
+    from_stored,
+    to_dict,
+)
 from transformer.data.tokenizer import Tokenizer
 from transformer.disk import room
 from transformer.model import build, init_params
@@ -30,6 +39,7 @@ PACKAGES = (
     "sentencepiece",
     "sacrebleu",
 )
+CHANGEABLE = ("model.overflow", "model.dtype")  # after training, besides how is searched
 
 
 class Run:
@@ -102,18 +112,16 @@ class Run:
             },
         )
 
-    def load(self, overflow: str | None = None) -> "Trained":
+    def load(self, changes: Mapping[str, Any] | None = None) -> "Trained":
         """The trained model: the mean of the last `decode.average_last` checkpoints.
 
         Args:
-          overflow: `model.overflow` in the place of the config's.
+          changes: fields of the config, such as "decode.beam_size", and what they are for this call.
 
         Raises:
-          UserError: there is no checkpoint yet, or one that cannot be read.
+          UserError: there is no checkpoint yet, or one that cannot be read; a change that is none.
         """
-        config = self.config
-        if overflow is not None:
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, overflow=overflow))
+        config = changed(self.config, changes or {})
         path = self.folder / "tokenizer.model"
         folder = self.folder / "checkpoints"
         checkpoints = Checkpoints(folder) if path.is_file() and folder.is_dir() else None
@@ -135,7 +143,8 @@ class Run:
             trees.append(params)
         checkpoints.close()
         # The first checkpoints did not store it.
-        model = model.clone(trained_length=facts.get("trained_length"))
+        trained = facts.get("trained_lengths")
+        model = model.clone(trained_lengths=None if trained is None else tuple(trained))
         return Trained(config, tokenizer, model, average(trees), steps)
 
 
@@ -168,6 +177,23 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with room(path.parent, ", then give the same command again"):
         partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         os.replace(partial, path)
+
+
+def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The config of a trained model with other values for some fields, of those that may change.
+
+    Raises:
+      UserError: a field that there is not or that may not change, or a value that it cannot have.
+    """
+    values = to_dict(config)
+    for key, value in changes.items():
+        check_key(key)
+        section, _, field = key.partition(".")
+        if section != "decode" and key not in CHANGEABLE:
+            allowed = ", ".join(["decode.*", *CHANGEABLE[:-1]])
+            raise UserError(f"{key}: only {allowed} and {CHANGEABLE[-1]} can be changed after training")
+        values[section][field] = value
+    return from_dict(values)
 
 
 def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:

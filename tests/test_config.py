@@ -85,6 +85,14 @@ def test_widths_of_heads():
         ({"decode": {"max_source": 1}}, "decode.max_source is 1; it must be at least 2"),
         ({"model": {"max_positions": 1}}, "model.max_positions is 1; it must be at least 2"),
         ({"decode": {"length_penalty": -1}}, "decode.length_penalty is -1.0; it must be at least 0"),
+        (
+            {"decode": {"min_length": 9, "max_length": 8}},
+            "decode.max_length is 8; it must be at least decode.min_length (9)",
+        ),
+        ({"decode": {"top_k": 5}}, "decode.top_k is 5; it must be left alone without decode.sampling"),
+        ({"decode": {"temperature": 0}}, "decode.temperature is 0.0; it must be above 0"),
+        ({"decode": {"top_p": 1.5}}, "decode.top_p is 1.5; it must be above 0 and at most 1"),
+        ({"decode": {"top_k": 0}}, "decode.top_k is 0; it must be at least 1"),
     ],
 )
 def test_bad_values_are_one_clear_line(values, message):

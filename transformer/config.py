@@ -212,7 +212,7 @@ class DecodeConfig(_Section):
     top_p: float | None = None  # probability that those drawn from have together, at least; None: 1
     seed: int = 0  # of what is drawn
     average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
-    batch_tokens: int = 1_024  # source pieces searched at once, padding included
+    batch_tokens: int = 1_024  # source pieces of a batch, padding included; two are searched at once
     max_source: int = 1_024  # pieces of the longest source translated whole, EOS included; longer: in parts
 
     def __post_init__(self):
@@ -222,6 +222,10 @@ class DecodeConfig(_Section):
         self._at_least(0, "seed", "length_penalty")
         self._require("temperature", self.temperature > 0, "above 0")
         self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        for field, default in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("seed", 0)):
+            self._require(
+                field, self.sampling or getattr(self, field) == default, "left alone without decode.sampling"
+            )
         self._require(
             "max_length",
             self.max_length is None or self.max_length >= self.min_length,

@@ -166,7 +166,7 @@ def departures(config: ExperimentConfig) -> list[str]:
         if is_read(field, config) and not _is_reported(field, values[field], config)
     ]
     lines = [f"{field} is {values[field]!r}; the paper's: {_text(REPORTED[field])}" for field in alone]
-    of_rows = () if {*alone} & {"model.kind", *BIG} else _of_rows(config)
+    of_rows = () if "model.kind" in alone else _of_rows(config, without={*alone})
     return [*lines, *_of_depths(config), *_of_pairs(config), *of_rows]
 
 
@@ -188,14 +188,16 @@ def _of_pairs(config: ExperimentConfig) -> Iterator[str]:
             yield f"{field} is {values[field]!r}; {pair}: {value!r} (section 5.1)"
 
 
-def _of_rows(config: ExperimentConfig) -> Iterator[str]:
-    """Values that the paper has in Table 3, but of several of its models."""
+def _of_rows(config: ExperimentConfig, without: set[str]) -> Iterator[str]:
+    """Values that the paper has in Table 3, but of several of its models; `without` fields that are named."""
     base, own = (_columns(one) for one in (ExperimentConfig(), config))
-    changed = {field for field in own if own[field] != base[field]}
+    changed = {field for field in own if own[field] != base[field] and field not in without}
     big = BIG | ({"model.dropout_rate": 0.1} if config.data.target == "fr" else {})
-    if own == big or (len(changed) < 2 and not any(own[field] == BIG[field] for field in BIG_ALONE)):
+    as_big = any(own[field] == BIG[field] for field in BIG_ALONE & changed)
+    if own == big or (len(changed) < 2 and not as_big):
         return
-    values = ", ".join(f"{field} is {own[field]!r}" for field in own if field in changed)
+    names = {"model.num_layers": "model.encoder_layers"} if config.model.encoder_layers else {}
+    values = ", ".join(f"{names.get(field, field)} is {own[field]!r}" for field in own if field in changed)
     models = "no one model of the paper's has this" if len(changed) > 1 else "the paper's with big alone"
     yield f"{values}; {models} (Table 3)"
 

@@ -20,7 +20,7 @@ LONGEST = 48  # pieces of such a sentence
 def difference(trained: Trained, form: Format, folder: Path) -> float:
     """The largest difference in log-probability between ours and the exported model, in nats a piece."""
     rng = np.random.default_rng(0)
-    vocabulary, longest = trained.model.vocab_size, min(LONGEST, rows(trained) - 1)
+    vocabulary, longest = trained.model.vocab_size, min(LONGEST, *(one - 1 for one in rows(trained)))
     sources, targets = (
         [
             rng.integers(EOS + 2, vocabulary, length).tolist()

@@ -71,10 +71,11 @@ def refuse(name: str, config: TransformerConfig, holds: Mapping[str, tuple]) -> 
             raise UserError(f"model.{field} is {value!r}; --format={name} holds: {choices}")
 
 
-def rows(trained: Trained) -> int:
-    """Positions that an exported table has: all that a translation of the run may use."""
+def rows(trained: Trained) -> tuple[int, int]:
+    """Positions that an encoder's and a decoder's table have: all that a translation of the run may use."""
     decode = trained.config.decode
-    return trained.model.longest or decode.max_source + decode.max_extra
+    source, target = trained.model.longest
+    return source or decode.max_source, target or decode.max_source + decode.max_extra
 
 
 def arrays(params: PyTree) -> PyTree:

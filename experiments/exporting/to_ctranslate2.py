@@ -12,6 +12,7 @@ from experiments.runs import Trained
 from transformer.config import BOS, EOS, UNK, TransformerConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 from transformer.model.layers import FEED_FORWARDS
+from transformer.model.order import Positions
 from transformer.model.positions import POSITIONS, T5Bias
 
 # Of our activations. It has none that does nothing, which `bilinear` would need.
@@ -29,6 +30,8 @@ HOLDS = {
     "kind": ("transformer",),
     # `relative` has a table a head here and one for all heads there; `alibi` biases decoders alone there.
     "positions": (*TABLES, "rope", "t5_bias"),
+    "norm": ("layer_norm", "rms_norm"),
+    "norm_placement": ("post", "pre"),
     "feed_forward": tuple(ACTIVATIONS),
 }
 
@@ -50,11 +53,14 @@ def write(trained: Trained, folder: Path) -> None:
     spec.encoder.embeddings[0].weight = tables[shared.source]
     spec.decoder.embeddings.weight = tables[shared.target]
     spec.decoder.projection.weight = tables[shared.output]
-    for name, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+    trained_lengths = trained.model.trained_lengths or (None, None)
+    stacks = (("encoder", spec.encoder), ("decoder", spec.decoder))
+    for (name, stack), trained_length, length in zip(stacks, trained_lengths, rows(trained), strict=True):
         _fill_stack(stack, params[name], config)
         if config.positions in TABLES:
             own = params[name].get("positions", {})
-            stack.position_encodings.encodings = position_table(config, own, rows(trained))
+            scheme = POSITIONS[config.positions](config, trained_length=trained_length)
+            stack.position_encodings.encodings = position_table(scheme, own, length)
     pieces = trained.tokenizer.names(range(trained.tokenizer.vocab_size))
     spec.register_source_vocabulary(pieces)
     spec.register_target_vocabulary(pieces)
@@ -67,11 +73,10 @@ def write(trained: Trained, folder: Path) -> None:
     spec.save(str(folder))
 
 
-def position_table(config: TransformerConfig, params: dict, length: int) -> np.ndarray:
+def position_table(scheme: Positions, params: dict, length: int) -> np.ndarray:
     """What is added at each position, as far as the scheme goes and beyond as `model.overflow` says."""
-    nothing, positions = jnp.zeros((1, length, config.d_model)), jnp.arange(length)[None]
-    found = POSITIONS[config.positions](config).apply({"params": params}, nothing, positions, length)
-    return np.array(found[0])
+    nothing, positions = jnp.zeros((1, length, scheme.config.d_model)), jnp.arange(length)[None]
+    return np.array(scheme.apply({"params": params}, nothing, positions, length)[0])
 
 
 def _specification(config: TransformerConfig):
@@ -103,7 +108,7 @@ def _fill_stack(spec, ours: dict, config: TransformerConfig) -> None:
         _fill_norm(layer.self_attention.layer_norm, own["self_attention_residual"]["norm"])
         if config.positions == "t5_bias":
             layer.self_attention.relative_attention_bias = ours["positions"]["table"]
-            last = np.int32(config.max_distance or T5Bias.last)
+            last = np.int32(config.max_distance or T5Bias.farthest)
             layer.self_attention.relative_attention_max_distance = last
         if "cross_attention" in own:
             attention = own["cross_attention"]
@@ -166,5 +171,6 @@ CTRANSLATE2 = Format(
 import ctranslate2, sentencepiece as spm
 text, model = spm.SentencePieceProcessor("{folder}/tokenizer.model"), ctranslate2.Translator("{folder}")
 print(text.decode(model.translate_batch([text.encode("...", out_type=str)])[0].hypotheses[0]))""",
-    note="its beam search divides by length^length_penalty; a hypothesis that ends makes room for another",
+    note="its defaults are a beam of 2, at most 256 output and 1,024 input pieces; its beam search divides "
+    "by length^length_penalty; a hypothesis that ends makes room for another",
 )

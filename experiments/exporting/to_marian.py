@@ -55,7 +55,7 @@ def write(trained: Trained, folder: Path) -> None:
     assert all(name.endswith(("embed_positions.weight", "logits_bias")) for name in missing), missing
     peer.generation_config = GenerationConfig(
         num_beams=trained.config.decode.beam_size,
-        max_length=min(MAX_LENGTH, rows(trained)),
+        max_length=min(MAX_LENGTH, *rows(trained)),
         suppress_tokens=[PAD, BOS],
         decoder_start_token_id=BOS,
         bos_token_id=BOS,
@@ -71,7 +71,7 @@ def _configuration(trained: Trained):
     config = trained.model.config
     return MarianConfig(
         vocab_size=trained.model.vocab_size,
-        max_position_embeddings=rows(trained),
+        max_position_embeddings=max(rows(trained)),
         d_model=config.d_model,
         encoder_layers=config.encoder_depth,
         decoder_layers=config.decoder_depth,
@@ -153,7 +153,7 @@ def write_tokenizer(trained: Trained, folder: Path) -> None:
             bos_token=names[BOS],
             eos_token=names[EOS],
             pad_token=names[PAD],
-            model_max_length=rows(trained),
+            model_max_length=rows(trained)[0],
             clean_up_tokenization_spaces=False,
         ).save_pretrained(folder)
 

@@ -5,6 +5,7 @@ import os
 
 import ctranslate2
 
+from experiments.entry import keep_memory
 from experiments.speed.peer import seconds, serve
 from transformer.config import BOS, EOS, PAD
 
@@ -15,9 +16,10 @@ BATCHES = (512, 1_024, 2_048, 8_192)
 def prepare(folder: str, sources: list[list[int]], beam_size: int, alpha: float, pieces: int):
     """Tries each way to use the cores and each size of batches once; takes the fastest one."""
     lines = [[str(piece) for piece in source if piece != EOS] for source in sources]
-    cores = os.cpu_count() or 1
+    keep_memory()  # as ours does
+    cores = len(os.sched_getaffinity(0))
     found = []
-    for workers in sorted({1, cores}):
+    for workers in (number for number in range(1, cores + 1) if cores % number == 0):
         translator = ctranslate2.Translator(
             folder, compute_type="float32", inter_threads=workers, intra_threads=cores // workers
         )
@@ -33,8 +35,7 @@ def prepare(folder: str, sources: list[list[int]], beam_size: int, alpha: float,
                 max_decoding_length=pieces,
                 suppress_sequences=[[str(PAD)], [str(BOS)]],
             )
-            if batch == BATCHES[0]:
-                translate()  # warms up
+            translate()  # warms up
             chosen = f"inter_threads={workers}, intra_threads={cores // workers}, max_batch_size={batch}"
             found.append((seconds(translate), chosen, translate))
     _, chosen, translate = min(found, key=lambda one: one[0])

@@ -115,6 +115,7 @@ def start(name: str, trained: Trained, sources: list[list[int]]) -> Iterator[Pee
             "pieces": PIECES,
         }
         with child(f"experiments.speed.{name}_decode", told) as (ask, answer):
+            assert all(len(line) == PIECES for line in answer["outputs"])
             yield Peer(ask, answer, Path(folder))
 
 
@@ -123,7 +124,7 @@ def agreement(trained: Trained, sources, own: list[list[int]], theirs: list[list
 
     Returns:
       identical: share of the outputs.
-      tied: share of those that are not identical, but that our model finds as probable.
+      tied: share of the outputs that are not identical, but that our model finds as probable.
       score_difference: how much more probable it finds theirs, in nats a sentence, on average.
     """
     texts = [source[:-1] for source in sources]

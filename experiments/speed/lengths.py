@@ -26,8 +26,9 @@ class Trainer:
             Jit(),
             adam(config.optimizer),
         )
-        if model.longest is not None and length > model.longest:
-            raise UserError(f"--lengths has {length}; the model places at most {model.longest} pieces")
+        most = model.longest.source
+        if most is not None and length > most:
+            raise UserError(f"--lengths has {length}; the model places at most {most} pieces")
         self._state = placement.replicate(initial_state(init_params(model, 0), optimizer))
         self._step = make_train_step(
             make_loss_fn(model),

@@ -39,7 +39,8 @@ def child(module: str, told: dict) -> Iterator[tuple[Callable[[int], float], dic
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(line: str):
-        print(line, file=process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: then it does not answer
+            print(line, file=process.stdin, flush=True)
         answer = process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{module} ended with status {process.wait()}")

@@ -43,7 +43,7 @@ class Translate:
 def prepare(folder: str, sources: list[list[int]], beam_size: int, alpha: float, pieces: int):
     """Tries each size of batches once; takes the fastest one."""
     keep_memory()  # as ours does: it is the frameworks that are compared
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     peer = MarianMTModel.from_pretrained(folder).eval()
     for module in peer.modules():
         if isinstance(module, torch.nn.LayerNorm):

@@ -65,7 +65,7 @@ def test_pieces_are_those_of_the_texts(number_words):
         assert list(split.source[number]) == corpus.tokenizer.encode(sources[number])
         assert list(split.target[number]) == corpus.tokenizer.encode(targets[number])
         assert split.characters[number] == len(targets[number])
-    assert split.longest == max(split.source.lengths.max(), split.target.lengths.max())
+    assert split.longest == (split.source.lengths.max(), split.target.lengths.max())
 
 
 def test_the_vocabulary_is_learned_from_the_training_split_alone(tmp_path):

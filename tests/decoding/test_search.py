@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from transformer.config import BOS, EOS, PAD
-from transformer.decoding.pieces import top_k
+from transformer.decoding.pieces import IMPOSSIBLE, top_k
 from transformer.decoding.search import (
     PENALTIES,
     Rules,
     beam_search,
     choosing_search,
     length_penalty,
+    stages,
     wu_penalty,
 )
 
@@ -180,6 +181,35 @@ def test_neighbours_and_room_change_nothing(beam_size):
         assert float(together.score[row, 0]) == pytest.approx(float(alone.score[0, 0]), rel=1e-6)
 
 
+@pytest.mark.parametrize("beam_size", [0, 3])
+def test_room_grows_on_the_way(beam_size):
+    """A state with as many places as there is room; what it says at a step was written at the first."""
+    table = random_table(7, rows=2)
+    inner = table_step(table)
+    rooms = []
+
+    def step(tokens, parents, state, index):
+        logits, before = inner(tokens, parents, state[0], index)
+        written = jax.lax.dynamic_update_slice_in_dim(state[1], jnp.ones(1), index, axis=0)
+        seen = (written * (jnp.arange(len(written)) <= index)).sum()
+        logits = jnp.where((jnp.arange(VOCAB) == EOS) & (seen < 40), -1e9, logits)
+        return logits, (before, written)
+
+    def grow(state, length):
+        rooms.append(length)
+        return state[0], jnp.pad(state[1], (0, length - len(state[1])))
+
+    state = (jnp.zeros((2, max(beam_size, 1)), jnp.int32), jnp.zeros(stages(50)[0]))
+    rules = Rules(jnp.array([50, 50]))
+    if beam_size:
+        found = beam_search(step, state, rules, 50, beam_size, grow=grow)
+    else:
+        found = choosing_search(step, state, rules, 50, grow=grow)
+    assert rooms == stages(50) == [16, 32, 50]
+    assert all(len(words(found, row)) >= 40 for row in range(2))
+    assert stages(23) == [23]
+
+
 @pytest.mark.parametrize("beam_size", [0, 2])
 def test_what_never_ends_stops_at_its_limit(beam_size):
     table = jnp.full((2, VOCAB, VOCAB, VOCAB), -1e9).at[..., 3].set(0.0)
@@ -211,8 +241,9 @@ def test_length_penalty_is_that_of_wu_et_al():
 @pytest.mark.parametrize("pieces", [5, 64, 200, 1_000])
 @pytest.mark.parametrize("k", [1, 3, 4])
 def test_the_best_pieces_are_those_of_a_full_sort(pieces, k):
-    """Of few different values, so that many are equal."""
-    logits = jnp.float32(np.random.default_rng(k).integers(0, 9, (7, 2, pieces)))
+    """Of few different values, so that many are equal, and some impossible."""
+    drawn = np.random.default_rng(k).integers(-9, 0, (7, 2, pieces))
+    logits = jnp.where(drawn < -2, IMPOSSIBLE, jnp.float32(drawn))
     values, places = top_k(logits, k)
     expected, first = jax.lax.top_k(logits, k)
     np.testing.assert_array_equal(values, expected)

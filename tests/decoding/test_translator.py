@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import tiny_config
-from transformer.config import EOS, DecodeConfig
+from tests.tiny import as_int, logits, tiny_config
+from transformer.config import EOS, DecodeConfig, UserError
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.search import Found
+from transformer.decoding.batches import batches
+from transformer.decoding.search import Found, length_penalty, wu_penalty
 from transformer.decoding.translator import Translator
 from transformer.model import build, init_params
 
@@ -28,11 +29,15 @@ def tokenizer():
     return Tokenizer.train(TEXTS * 3, "char", 24)
 
 
-def translator(tokenizer, beam_size=3, batch_tokens=64, max_source=1_024, **changes):
+def translator(tokenizer, beam_size=3, batch_tokens=64, max_source=1_024, n_best=1, decode=None, **changes):
+    """`decode`: further fields of its config; `changes`: of the model's."""
     model = build(tiny_config(**changes), tokenizer.vocab_size)
     params = jax.tree.map(lambda x: 2 * x, init_params(model, seed=3))  # far from uniform
-    config = DecodeConfig(beam_size=beam_size, max_extra=5, batch_tokens=batch_tokens, max_source=max_source)
-    return Translator(model, params, tokenizer, config)
+    config = DecodeConfig(
+        **{"beam_size": beam_size, "max_extra": 5, "batch_tokens": batch_tokens, "max_source": max_source}
+        | (decode or {})
+    )
+    return Translator(model, params, tokenizer, config, n_best)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -46,10 +51,19 @@ def test_order_and_neighbours_change_nothing(tokenizer, beam_size):
     assert [translate([text])[0] for text in TEXTS] == together
 
 
-def test_one_program_a_bucket(tokenizer):
-    translate = translator(tokenizer, batch_tokens=32)
-    translate([f"{'a man ' * words}{letter}" for words in (0, 1, 2, 3) for letter in "ahdrs"])
-    assert translate._search._cache_size() == 2  # 16 and 32 pieces
+@given(st.lists(st.integers(1, 300), max_size=200), st.sampled_from([16, 100, 1_024]))
+def test_batches_leave_nothing_out_and_have_few_shapes(lengths, batch_tokens):
+    shapes, seen = {}, []
+    for batch in batches(np.array(lengths, int), batch_tokens):
+        own = [lengths[member] for member in batch.members]
+        assert max(own) <= batch.length < max(17, 1.5 * max(own) + 1)
+        assert len(own) <= batch.rows
+        assert batch.rows * batch.length <= max(batch_tokens, batch.length)
+        shapes.setdefault(batch.length, []).append(batch.rows)
+        seen += batch.members.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+    for rows in shapes.values():
+        assert len(set(rows[:-1])) <= 1  # only the last one of all may have room for fewer
 
 
 def test_no_text_no_translation(tokenizer):
@@ -199,3 +213,139 @@ def test_what_reaches_its_limit_is_told(tokenizer, beam_size, piece, expected):
     seen = []
     translate(TEXTS, at_limit=seen.append)
     assert seen == expected
+
+
+def test_the_n_best_are_ranked_and_the_best_is_the_best(tokenizer):
+    found = translator(tokenizer, n_best=3).hypotheses(TEXTS)
+    assert [len(own) for own in found] == [3, 3, 1, 3, 3, 3]
+    assert [own[0].text for own in found] == translator(tokenizer)(TEXTS)
+    for own in found:
+        ranks = [(not one.ended, -one.score) for one in own]
+        assert ranks == sorted(ranks)
+        assert len({one.text for one in own}) == len(own)
+    with pytest.raises(UserError, match="decode.beam_size is 3; the 4 best need at least as many"):
+        translator(tokenizer, n_best=4)
+
+
+@pytest.mark.parametrize(
+    "decode", [{}, {"beam_size": 1}, {"sampling": True}], ids=["beam", "greedy", "drawn"]
+)
+def test_an_output_begins_with_its_prefix(tokenizer, decode):
+    """Each with its own; an empty one forces nothing, and a text in parts begins with it once."""
+    translate = translator(tokenizer, max_source=16, decode=decode)
+    prefixes = ["two men in", "", "red", "a hat", "nine", "seven"]
+    forced = [own[0].text for own in translate.hypotheses(TEXTS, prefixes)]
+    free = [own[0].text for own in translate.hypotheses(TEXTS)]
+    for number, (text, prefix) in enumerate(zip(forced, prefixes, strict=True)):
+        if number in (1, 2):  # no prefix; no text
+            assert text == free[number]
+        else:
+            assert text.startswith(prefix) != free[number].startswith(prefix)
+    parts = [own.text for own in list(translate._parts(TEXTS, lambda *_: None)[0]) if own.text == 0]
+    assert len(parts) == 2
+
+
+@pytest.mark.parametrize(("prefix", "fits"), [("nine red", True), ("nine reda", False)])
+def test_a_prefix_leaves_room_for_an_end(tokenizer, prefix, fits):
+    """A text of 3 pieces has an output of at most 8; of the 9 of this prefix none may be the last."""
+    translate = translator(tokenizer, max_source=8, decode={"max_extra": 7})
+    assert len(tokenizer.encode("a")) == 3
+    if fits:
+        assert translate.hypotheses(["a"], [prefix])[0][0].text.startswith(prefix)
+    else:
+        with pytest.raises(UserError, match="prefix 8 has 10 pieces; its output has at most 10,"):
+            translate.hypotheses(["a"], [prefix], first=7)
+
+
+def test_given_translations_have_the_model_s_log_probabilities(tokenizer):
+    """Of each pair by itself, without padding; then those of what a search found, and its scores."""
+    targets = ["red hat in a man", "a", "one", "", "two two two two two two two", "dogs"]
+    translate = translator(tokenizer)
+    model, params = build(tiny_config(), tokenizer.vocab_size), translate._params
+    found = translate.log_probs(TEXTS, targets)
+    for text, target, own in zip(TEXTS, targets, found, strict=True):
+        source, pieces = (as_int([tokenizer.encode(side)]) for side in (text, target))
+        full = jax.nn.log_softmax(logits(model, params, source, pieces))[0]
+        np.testing.assert_allclose(own, full[np.arange(pieces.size), pieces[0]], atol=1e-4)
+    assert translate.log_probs([], []) == []
+
+
+@pytest.mark.parametrize("penalty", ["wu", "length"])
+def test_a_score_is_the_sum_of_log_probabilities_over_the_penalty(tokenizer, penalty, monkeypatch):
+    """Whether its pieces are what the vocabulary would cut its text into or not."""
+    decode = {"penalty": penalty, "length_penalty": 0.8}
+    translate = translator(tokenizer, n_best=3, decode=decode)
+    source = np.zeros((4, 24), np.int32)
+    texts = [text for text in TEXTS if 0 < len(text) < 20]
+    for row, text in enumerate(texts):
+        source[row, : len(tokenizer.encode(text))] = tokenizer.encode(text)
+    found, penalties = translate.search(source), {"wu": wu_penalty, "length": length_penalty}
+    encode, names = tokenizer.encode_arrays, [str(row) for row in range(len(texts))]
+    for place in range(3):
+        pieces = [own[own != 0] for own in found.tokens[:, place]]
+        monkeypatch.setattr(
+            tokenizer,
+            "encode_arrays",
+            lambda sides, pieces=pieces: pieces if sides is names else encode(sides),
+        )
+        for row, own in enumerate(translate.log_probs(texts, names)):
+            score = own.sum() / penalties[penalty](len(own), 0.8)
+            assert float(found.score[row, place]) == pytest.approx(float(score), abs=1e-4)
+
+
+def test_scores_are_the_same_in_any_batch(tokenizer):
+    alone = translator(tokenizer, batch_tokens=16).hypotheses(TEXTS)
+    for batch_tokens in (64, 512):
+        together = translator(tokenizer, batch_tokens=batch_tokens).hypotheses(TEXTS)
+        for one, other in zip(alone, together, strict=True):
+            assert one[0].text == other[0].text
+            assert one[0].score == pytest.approx(other[0].score, abs=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_least_and_most_pieces(tokenizer, beam_size):
+    source = np.array([[5, 6, 2, 0], [5, 6, 7, 2]], np.int32)
+
+    def lengths(**decode):
+        return (translator(tokenizer, beam_size, decode=decode).search(source).tokens != 0).sum(axis=-1)[:, 0]
+
+    free = lengths()
+    assert (lengths(min_length=1, max_length=2) <= 2).all()
+    assert (lengths(min_length=11) >= 11).all()  # above the limits of 8 and 9, which it raises
+    assert (lengths(min_length=4, max_length=4) == 4).all()
+    np.testing.assert_array_equal(lengths(max_length=50), free)
+
+
+def test_what_positions_cannot_place_has_no_score(tokenizer):
+    translate = translator(tokenizer, positions="learned", max_positions=12, decode={"max_extra": 50})
+    with pytest.raises(UserError, match="target 9 has 20 pieces; the model places at most 12"):
+        translate.log_probs(["a", "a man"], ["a", "a man in a red hat"], first=7)
+    assert all(np.isfinite(one).all() for one in translate.log_probs(["a man", "a"], ["a", "a hat"]))
+    for own in translate.hypotheses(["a man"], ["two"]):
+        assert len(tokenizer.encode(own[0].text)) == 12 + (not own[0].ended)  # an end is a piece, too
+
+
+def test_a_model_whose_numbers_are_none_gives_an_empty_line(tokenizer):
+    translate, seen = translator(tokenizer), []
+    translate._params = jax.tree.map(lambda x: x * np.nan, translate._params)
+    assert translate(["a", "", "a man"], at_limit=seen.append) == ["", "", ""]
+    assert seen == [0, 2]
+
+
+def test_a_least_length_that_the_positions_do_not_hold_is_refused(tokenizer):
+    model = build(tiny_config(positions="learned", max_positions=12), tokenizer.vocab_size)
+    with pytest.raises(UserError, match="decode.min_length is 13; the model places at most 12 pieces"):
+        Translator(model, {}, tokenizer, DecodeConfig(min_length=13))
+
+
+def test_an_exception_in_a_batch_ends_the_others(tokenizer, monkeypatch):
+    translate, searched = translator(tokenizer, batch_tokens=16), []
+
+    def fails(source, *_):
+        searched.append(len(source))
+        raise ValueError("broken")
+
+    monkeypatch.setattr(translate, "search", fails)
+    with pytest.raises(ValueError, match="broken"):
+        translate(["a"] * 400)
+    assert len(searched) < 100

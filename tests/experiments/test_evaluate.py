@@ -242,6 +242,38 @@ def test_what_was_never_trained_is_refused_unless_a_policy_is_named(call, tmp_pa
     arguments = (f"--workdir={folder}", "--split=test_long")
     (line,) = call("evaluate", *arguments, status=2).stderr.splitlines()[-1:]
     assert "but model.positions='learned' was trained up to" in line
-    assert "give --overflow=clamp" in line
-    call("evaluate", *arguments, "--overflow=clamp")
-    assert json.loads((folder / "eval" / "test_long.json").read_text())["overflow"] == "clamp"
+    assert "--set=model.overflow=clamp, or what else it has" in line
+    call("evaluate", *arguments, "--set=model.overflow=clamp")
+    assert not (folder / "eval" / "test_long.json").exists()
+    scores = json.loads((folder / "eval" / "test_long,model.overflow=clamp.json").read_text())
+    assert scores["changes"] == {"model.overflow": "clamp"}
+
+
+def test_a_changed_run_stands_beside_the_plain_one_and_is_compared_with_it(call, first, tmp_path):
+    folder = shutil.copytree(first[0], tmp_path / "first")
+    plain = contents(folder)
+    changes = ("--set=model.dtype=bfloat16", "--set=decode.beam_size=2", "--set=decode.beam_size=1")
+    printed = call("evaluate", f"--workdir={folder}", *changes, f"--compare={folder}").stdout
+    written = contents(folder)
+    assert {name: written.pop(name) for name in plain} == plain
+    name = "test,decode.beam_size=1,model.dtype=bfloat16"
+    assert set(written) == {f"{name}.{kind}" for kind in ("json", "hyp.txt", "ref.txt", "compare-first.json")}
+    scores, comparison = (json.loads(written[f"{name}.{kind}"]) for kind in ("json", "compare-first.json"))
+    assert scores["changes"] == {"model.dtype": "bfloat16", "decode.beam_size": 1}
+    before = json.loads(plain["test.json"])
+    assert before["changes"] == {}
+    assert "overflow" not in before
+    assert scores["params_sha256"] == before["params_sha256"]
+    assert scores["perplexity"] != before["perplexity"]
+    assert comparison["run"]["changes"] == scores["changes"]
+    assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
+    assert comparison["metrics"]["chrf"]["other"] == before["chrf"]
+    assert f"{name}: {folder} against {folder}" in printed
+    assert f"{folder}: checkpoint 2, decode.beam_size=1, model.dtype=bfloat16\n" in printed
+
+
+@pytest.mark.parametrize("value", ["a/b", "x" * 200])
+def test_what_no_file_can_be_called_is_refused(value):
+    with pytest.raises(UserError, match="cannot be a part of a file's name"):
+        evaluate._suffix([f"decode.penalty={value}"])
+    assert evaluate._suffix([]) == ""

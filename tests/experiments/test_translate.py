@@ -1,20 +1,21 @@
 """translate on input that is hostile or careless: N lines in, N lines out, whatever is in them."""
 
 import dataclasses
-import io
 import itertools
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from experiments import lines as module
+from experiments import lines
 from experiments.runs import Run
 from tests.experiments.test_commands import ROOT, SMOKE, environment
-from transformer.config import UserError
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Translator
@@ -69,14 +70,14 @@ def translator(folder):
 
 def test_odd_lines_keep_the_count_and_leave_their_neighbours_alone(start, translator):
     """Odd and clean lines by turns; the last one has no line end."""
-    lines = [line for pair in zip(ODD, itertools.cycle(CLEAN), strict=False) for line in pair]
+    given = [line for pair in zip(ODD, itertools.cycle(CLEAN), strict=False) for line in pair]
     process = start()
-    out, err = process.communicate(b"\n".join(lines))
+    out, err = process.communicate(b"\n".join(given))
     assert process.returncode == 0, err
     translations = out.split(b"\n")
     assert translations.pop() == b""
-    assert len(translations) == len(lines)
-    for odd, translation in zip(lines, translations, strict=True):
+    assert len(translations) == len(given)
+    for odd, translation in zip(given, translations, strict=True):
         assert b"\r" not in translation
         assert odd.strip() or not translation
     alone = [one.encode() for one in translator([line.decode() for line in CLEAN])]
@@ -86,7 +87,7 @@ def test_odd_lines_keep_the_count_and_leave_their_neighbours_alone(start, transl
     assert translations[6] == translator(["one; two"])[0].encode()
     reports = err.decode().splitlines()
     assert [report.split(" has ")[0] for report in reports] == [
-        f"line {lines.index(line) + 1}" for line in ODD[-2:]
+        f"line {given.index(line) + 1}" for line in ODD[-2:]
     ]
     assert all(" parts of at most 64" in report for report in reports)
 
@@ -95,58 +96,196 @@ def test_ctrl_c_and_a_reader_that_leaves_end_quietly(start):
     """One after a first block of lines was printed, the other while it is."""
     interrupted, left = start(), start()
     for process in (interrupted, left):
-        process.stdin.write(b"one\n" * module.LINES)
+        process.stdin.write(b"one\n" * lines.LINES)
         process.stdin.flush()
     assert left.stdout.readline().endswith(b"\n")
     left.stdout.close()
-    for _ in range(module.LINES):
+    for _ in range(lines.LINES):
         assert interrupted.stdout.readline().endswith(b"\n")
     interrupted.send_signal(signal.SIGINT)
-    left.stdin.write(b"one\n" * module.LINES)
+    left.stdin.write(b"one\n" * lines.LINES)
     left.stdin.close()
     assert interrupted.stdout.read() == b""
     assert (interrupted.wait(60), interrupted.stderr.read()) == (130, b"")
     assert (left.wait(60), left.stderr.read()) == (0, b"")
 
 
-def shout(texts, in_parts):
-    """In a translator's place."""
-    for text, words in enumerate(texts):
-        if words == "break":
-            raise UserError("broken")
-        if len(words) > 64:
-            in_parts(text, len(words), 2)
-    return [text.upper() for text in texts]
+def test_a_line_is_answered_before_the_next_one_comes(start, translator):
+    process = start()
+    for line in (b"one", b"two; three", b"", b"six; five"):
+        process.stdin.write(line + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline().decode() == translator([line.decode()])[0] + "\n"
+    assert process.communicate() == (b"", b"")
 
 
-shout.max_source = 64
+def test_a_terminal_is_told_that_it_loads_and_nothing_is_compiled_after_the_prompt(folder, data_dir):
+    """JAX's own log of what it compiles goes to the same terminal."""
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "experiments.translate", f"--workdir={folder}", "--n_best=2"]
+    variables = environment(data_dir) | {"JAX_LOG_COMPILES": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stdin=terminal, stdout=terminal, stderr=terminal) as process:  # fmt: skip
+        os.close(terminal)
+
+        def until(end):
+            said = ""
+            while not said.endswith(end):
+                said += os.read(master, 1_000).decode()
+            return said
+
+        first = until("en> ")
+        assert first.startswith(f"loading {folder} ...\r\n")
+        assert "Compiling jit(find)" in first
+        assert first.endswith("\r\nOne sentence a line; an empty line or Ctrl-D ends.\r\nen> ")
+        os.write(master, b"one\n")
+        said = until("en> ").splitlines()
+        assert said[0] == "one"
+        assert [line.split("\t")[0] for line in said[1:]] == ["1", "1", "en> "]
+        os.write(master, b"\n")
+    os.close(master)
+    assert process.returncode == 0
 
 
-def test_no_lines_no_lines():
-    out = io.BytesIO()
-    module.translate_lines(shout, io.BytesIO(), out)
-    assert out.getvalue() == b""
+DRIVER = """
+import io, json, os, sys
+from absl.testing import flagsaver
+from experiments import entry, translate
+
+untouched, results, said = flagsaver.save_flag_values(), [], os.dup(1)
+for arguments in json.load(open(sys.argv[1])):
+    for descriptor, name in enumerate(("in", "out", "err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if descriptor else 0)), descriptor)
+    sys.argv = ["translate", *arguments]
+    try:
+        entry.run(translate.main)
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        results.append([end.code or 0, open("out").read(), open("err").read()])
+    flagsaver.restore_flag_values(untouched)
+os.write(said, json.dumps(results).encode())
+"""
 
 
-def test_lines_are_counted_over_the_whole_input(capsys):
-    lines, out = b"a\n" * module.LINES + b"b" * 1_065, io.BytesIO()
-    module.translate_lines(shout, io.BytesIO(lines), out)
-    assert out.getvalue() == lines.upper() + b"\n"
-    assert capsys.readouterr().err == "line 1025 has 1,065 pieces: translated in 2 parts of at most 64\n"
+def commands(folder, data_dir, tmp_path, *calls):
+    """What `translate` does with some flags, one call after another in one process: status, output, errors.
+
+    Each finds `INPUT` on standard input and as the file "in" of the folder that it is in.
+    """
+    (tmp_path / "in").write_text(INPUT)
+    (tmp_path / "calls").write_text(json.dumps([[f"--workdir={folder}", *call] for call in calls]))
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, "calls"],
+        cwd=tmp_path,
+        env=environment(data_dir) | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
-def test_a_block_ends_with_what_comes_first(monkeypatch):
-    monkeypatch.setattr(module, "LINES", 3)
-    monkeypatch.setattr(module, "BYTES", 10)
-    lines = [b"a\n", b"b\n", b"c\n", b"d\n", b"e" * 20, b"f\n"]
-    assert list(module._blocks(lines)) == [lines[:3], lines[3:5], lines[5:]]
+INPUT = "one\ntwo; three\n\nnine hundred\n"
 
 
-def test_what_was_translated_before_an_error_is_there():
-    out = io.BytesIO()
-    with pytest.raises(UserError):
-        module.translate_lines(shout, [b"a\n"] * module.LINES + [b"break\n"], out)
-    assert out.getvalue() == b"A\n" * module.LINES
+def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
+    (tmp_path / "begins").write_text("drei\n\n\nacht\n")
+    (tmp_path / "targets").write_text("eins\nzwei; drei\n\nneun\n")
+    calls = {
+        "plain": ["--input=in", "--output=written"],
+        "n best": ["--n_best=2"],
+        "scores": ["--scores", "--set=decode.length_penalty=0"],
+        "prefix": ["--prefix=begins"],
+        "targets": ["--targets=targets", "--input=in"],
+        "attention": ["--attention=maps.npz"],
+        "ensemble": [f"--ensemble={folder},{folder}", "--scores"],
+        "greedy": ["--set=decode.beam_size=1", "--set=model.dtype=bfloat16"],
+        "drawn": ["--set=decode.sampling=true", "--set=decode.seed=3"],
+        "again": ["--set=decode.sampling=true", "--set=decode.seed=3"],
+    }
+    results = commands(folder, data_dir, tmp_path, *calls.values())
+    assert [(status, errors) for status, _, errors in results] == [(0, "")] * len(calls)
+    out = {name: result[1] for name, result in zip(calls, results, strict=True)}
+    texts = INPUT.split("\n")[:-1]
+    best = translator(texts)
+    assert out["plain"] == ""
+    assert (tmp_path / "written").read_text() == "".join(f"{one}\n" for one in best)
+
+    ranked = [line.split("\t") for line in out["n best"].splitlines()]
+    assert [row[0] for row in ranked] == ["1", "1", "2", "2", "3", "4", "4"]
+    assert [row[2] for row in ranked[::2][:2]] == best[:2]
+    assert float(ranked[0][1]) >= float(ranked[1][1])
+
+    begins = out["prefix"].splitlines()
+    assert [begins[1], begins[2]] == best[1:3]
+    assert begins[0].startswith("drei")
+    assert begins[3].startswith("acht")
+
+    given = [json.loads(line) for line in out["targets"].splitlines()]
+    found = translator.log_probs(texts, ["eins", "zwei; drei", "", "neun"])
+    for one, own in zip(given, found, strict=True):
+        assert one["log_probs"] == pytest.approx(own, abs=1e-4)
+        assert one["log_prob"] == pytest.approx(own.sum(), abs=1e-4)
+        assert len(one["pieces"]) == len(own)
+    assert given[0]["pieces"][-1] == "</s>"
+    scores = [float(line.split("\t")[0]) for line in out["scores"].splitlines()]
+    for number, (text, line) in enumerate(zip(texts, out["scores"].splitlines(), strict=True)):
+        own = translator.log_probs([text], [line.split("\t")[1]])[0].sum() if text else 0
+        assert scores[number] == pytest.approx(float(own), abs=1e-3)  # its pieces cut anew
+    assert [line.split("\t")[1] for line in out["ensemble"].splitlines()] == best
+
+    assert out["attention"].splitlines() == best
+    with np.load(tmp_path / "maps.npz") as maps:
+        assert {name.split("/")[0] for name in maps} == {"1", "2", "4"}
+        source, target = maps["2/source"].tolist(), maps["2/target"].tolist()
+        assert "".join(source) == "\u2581two;\u2581three</s>"
+        assert "".join(target).replace("\u2581", " ").strip() == best[1] + "</s>"
+        assert maps["2/encoder"].shape == (1, 2, len(source), len(source))
+        assert maps["2/decoder"].shape == (1, 2, len(target), len(target))
+        np.testing.assert_allclose(maps["2/cross"].sum(axis=-1), np.ones((1, 2, len(target))), rtol=1e-5)
+        assert maps["2/cross"].shape[-1] == len(source)
+    assert out["drawn"] == out["again"] != (tmp_path / "written").read_text()
+    assert out["greedy"].count("\n") == 4
+
+
+def test_what_cannot_be_is_one_line(folder, data_dir, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    texts = ["one two three", "four five"] * 9
+    (other / "tokenizer.model").write_bytes(Tokenizer.train(texts, "char", 16).model)
+    (tmp_path / "short").write_text("a\nb\nc")
+    (tmp_path / "long").write_text("\n\n\n" + "drei " * 90)
+    only = "only decode.*, model.overflow and model.dtype can be changed after training"
+    cases = [
+        (["--input=nope"], "--input=nope: No such file or directory"),
+        (["--input=/"], "--input=/: Is a directory"),
+        (["--output=no/out"], "--output=no/out: No such file or directory"),
+        (["--attention=no/maps.npz"], "--attention=no/maps.npz: No such file or directory"),
+        (["--prefix=nope"], "--prefix=nope: No such file or directory"),
+        (["--prefix=short"], "--prefix has 3 lines, the input 4; each needs one for one"),
+        (["--targets=short"], "--targets has 3 lines, the input 4; each needs one for one"),
+        (["--prefix=long"], "prefix 4 has "),
+        (["--targets=in", "--n_best=2"], "--targets and --n_best exclude each other: "),
+        (["--targets=in", "--scores"], "--targets and --scores exclude each other: "),
+        (["--targets=in", "--prefix=in"], "--targets and --prefix exclude each other: "),
+        (["--targets=in", "--attention=maps"], "--targets and --attention exclude each other: "),
+        ([f"--ensemble={folder}", "--attention=maps"], "--ensemble and --attention exclude each other: "),
+        (["--input=in", "--output=./in"], "--output and --input are the same file, ./in"),
+        (["--ensemble=nope"], "nope is not a run: it has no config.json"),
+        ([f"--ensemble={other}"], f"{other}/tokenizer.model is not the one checkpoint"),
+        (["--n_best=3"], "decode.beam_size is 2; the 3 best need at least as many"),
+        (["--n_best=0"], "flag --n_best=0: "),
+        (["--set=model.d_model=3"], f"model.d_model: {only}"),
+        (["--set=train.steps=3"], f"train.steps: {only}"),
+        (["--set=decode.beam=3"], "unknown config key decode.beam; the nearest known one is decode.beam_size"),
+        (["--set=decode.beam_size"], "--set=decode.beam_size: it must be KEY=VALUE"),
+        (["--set=decode.beam_size=none"], "decode.beam_size is 'none'; it must be of type int"),
+        (["--set=decode.penalty=none"], "decode.penalty is 'none'; it must be one of: length, wu"),
+        (["--set=model.overflow=none"], "model.overflow is 'none'; for model.positions='sinusoidal' it must be"),
+    ]  # fmt: skip
+    results = commands(folder, data_dir, tmp_path, *(arguments for arguments, _ in cases))
+    for (arguments, message), (status, out, errors) in zip(cases, results, strict=True):
+        assert (status, out, errors.count("\n")) == (2, "", 1), (arguments, errors)
+        assert errors.startswith(f"error: {message}"), arguments
+    assert (tmp_path / "in").read_text() == INPUT
 
 
 def test_evaluate_says_how_many_sentences_were_in_parts(folder, data_dir, tmp_path):

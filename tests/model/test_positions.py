@@ -49,7 +49,7 @@ def test_sinusoids_extrapolate(positions):
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_a_sequence_past_an_error_is_nan_never_silence(positions):
     model = build(tiny_config(positions=positions, max_positions=LIMIT, overflow="error"), VOCAB)
-    assert model.longest == LIMIT
+    assert model.longest == (LIMIT, LIMIT)
     encoded = model.apply({"params": init_params(model, 0)}, as_int([[4, 5, 6, 7]]), method="encode")
     assert np.isnan(np.asarray(encoded)).any()
 
@@ -66,17 +66,16 @@ def test_padding_past_the_end_changes_nothing():
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_overflow_begins_where_training_ended(positions):
     """The rows of a table between the two were never trained; nothing may read them."""
-    clamp = build(tiny_config(positions=positions, overflow="clamp"), VOCAB, trained_length=LIMIT)
+    clamp = build(tiny_config(positions=positions, overflow="clamp"), VOCAB, (LIMIT, LIMIT + 1))
     params = init_params(clamp, 0)
-    for stack in params if positions == "learned" else ():
-        if stack != "embedding":
-            table = params[stack]["positions"]["table"]
-            params[stack]["positions"]["table"] = table.at[LIMIT:].set(jnp.nan)
+    for stack, end in (("encoder", LIMIT), ("decoder", LIMIT + 1)) if positions == "learned" else ():
+        table = params[stack]["positions"]["table"]
+        params[stack]["positions"]["table"] = table.at[end:].set(jnp.nan)
     pieces = as_int([[4, 5, 6, 7, 2]])
     assert np.isfinite(np.asarray(clamp.apply({"params": params}, pieces, pieces))).all()
-    assert clamp.longest is None
-    error = build(tiny_config(positions=positions, overflow="error"), VOCAB, trained_length=LIMIT)
-    assert error.longest == LIMIT
+    assert clamp.longest == (None, None)
+    error = build(tiny_config(positions=positions, overflow="error"), VOCAB, (LIMIT, LIMIT + 1))
+    assert error.longest == (LIMIT, LIMIT + 1)
     encoded = error.apply({"params": params}, pieces, method="encode")
     assert np.isnan(np.asarray(encoded)).any()
 

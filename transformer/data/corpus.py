@@ -65,9 +65,9 @@ class Split:
         return np.maximum(self.source.lengths, self.target.lengths)
 
     @property
-    def longest(self) -> int:
-        """Pieces in the longest sentence of either side."""
-        return int(self.lengths.max())
+    def longest(self) -> tuple[int, int]:
+        """Pieces in the longest source and the longest target."""
+        return int(self.source.lengths.max()), int(self.target.lengths.max())
 
 
 def load_split(folder: Path) -> Split:

@@ -25,7 +25,7 @@ def top_k(logits: Float[Array, "*b v"], n: int) -> tuple[Float[Array, "*b n"], I
     if n * CHUNK >= pieces:
         return tuple(jax.lax.top_k(logits, n))
     rows = jnp.pad(
-        logits, [(0, 0)] * len(batch) + [(0, chunks * CHUNK - pieces)], constant_values=2 * IMPOSSIBLE
+        logits, [(0, 0)] * len(batch) + [(0, chunks * CHUNK - pieces)], constant_values=-jnp.inf
     ).reshape(*batch, chunks, CHUNK)
     # In the vocabulary's order, so that among equal ones the first still comes first.
     chosen = jnp.sort(jax.lax.top_k(rows.max(axis=-1), n)[1], axis=-1)

@@ -38,7 +38,9 @@ def sampler(
     """
 
     def choose(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
-        logits = logits / temperature
+        # From the best one down, so that a low temperature makes no logit as low as an impossible one.
+        below = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+        logits = jnp.maximum(below, IMPOSSIBLE)
         logits = logits if k is None else keep_top_k(logits, k)
         logits = logits if p is None else keep_top_p(logits, p)
 

@@ -77,6 +77,33 @@ PENALTIES: dict[str, Callable[[Int[Array, "*b"] | int, float], Float[Array, "*b"
 }
 NO_PENALTY: Penalty = functools.partial(wu_penalty, alpha=0.0)
 
+# (state, length) -> the model's state with room for so many pieces a hypothesis.
+Grow = Callable[[PyTree, int], PyTree]
+
+
+def stages(length: int) -> list[int]:
+    """The rooms a search goes through, in pieces: 16, 32, ..., `length`; below 24 `length` alone.
+
+    Attention reads all the room there is. Most outputs end long before their limit, so it grows on the way.
+    """
+    rooms = [16 << doubled for doubled in range(length.bit_length())]
+    return [*(room for room in rooms if 3 * room <= 2 * length), length]
+
+
+def keep(state: PyTree, length: int) -> PyTree:
+    """The state of a model that needs no room."""
+    del length
+    return state
+
+
+def _loop(start, goes_on, extend, length: int, grow: Grow):
+    """Extends while something goes on and there is room; a carry has an `index` and the model's `state`."""
+    carry = start
+    for room in stages(length):
+        carry = carry._replace(state=grow(carry.state, room))
+        carry = jax.lax.while_loop(lambda one, room=room: (one.index < room) & goes_on(one), extend, carry)
+    return carry
+
 
 class _Beam(NamedTuple):
     """The search between two steps.
@@ -108,6 +135,7 @@ def beam_search(
     beam_size: int,
     penalty: Penalty = NO_PENALTY,
     n_best: int = 1,
+    grow: Grow = keep,
 ) -> Found:
     """Keeps the `beam_size` best hypotheses of each sentence at every step.
 
@@ -126,6 +154,7 @@ def beam_search(
       beam_size: hypotheses kept.
       penalty: of the length.
       n_best: hypotheses returned, at most `beam_size`.
+      grow: makes room in a state that has room for `stages(length)[0]` pieces at first.
     """
     rows = rules.limits.shape[0]
 
@@ -170,7 +199,7 @@ def beam_search(
         parent=jnp.zeros((rows, beam_size), jnp.int32),
         state=state,
     )
-    beam = jax.lax.while_loop(lambda beam: (beam.index < length) & ~beam.settled.all(), extend, start)
+    beam = _loop(start, lambda beam: ~beam.settled.all(), extend, length, grow)
     found = jax.tree.map(lambda x: x[:, :n_best], beam.found)
     return found._replace(tokens=found.tokens[..., 1:])
 
@@ -192,6 +221,16 @@ def greedy(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "
     return top_k(logits, 1)[1][..., 0]
 
 
+class _Choices(NamedTuple):
+    """The search between two steps; see `_Beam`."""
+
+    index: Int[Array, ""]
+    tokens: Int[Array, "b n t"]
+    ended: Bool[Array, "b n"]
+    log_prob: Float[Array, "b n"]
+    state: PyTree
+
+
 def choosing_search(
     step: Step,
     state: PyTree,
@@ -200,24 +239,21 @@ def choosing_search(
     hypotheses: int = 1,
     penalty: Penalty = NO_PENALTY,
     choose: Choose = greedy,
+    grow: Grow = keep,
 ) -> Found:
     """Goes on with one piece each time: greedy search, or sampling (sampling.py).
 
     Args:
       hypotheses: outputs of a sentence, each chosen by itself.
       choose: the next piece, given what `rules` allow.
-      step, state, rules, length, penalty: as for `beam_search`.
+      step, state, rules, length, penalty, grow: as for `beam_search`.
     """
     rows = rules.limits.shape[0]
     own = jnp.broadcast_to(jnp.arange(hypotheses), (rows, hypotheses))
     limits = rules.limits[:, None]
 
-    def unfinished(carry):
-        index, _, ended, *_ = carry
-        return (index < length) & ~jnp.all(ended | (index >= limits))
-
-    def extend(carry):
-        index, tokens, ended, log_prob, state = carry
+    def extend(one: _Choices) -> _Choices:
+        index, tokens, ended, log_prob, state = one
         previous = jax.lax.dynamic_index_in_dim(tokens, index, axis=2, keepdims=False)
         logits, state = step(previous, own, state, index)
         piece = choose(rules.allow(logits, index), index)
@@ -225,14 +261,16 @@ def choosing_search(
         active = ~ended & (index < limits)
         piece = jnp.where(active, piece, PAD).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, piece[..., None], index + 1, axis=2)
-        return index + 1, tokens, ended | (piece == EOS), log_prob + jnp.where(active, chosen, 0), state
+        log_prob += jnp.where(active, chosen, 0)
+        return _Choices(index + 1, tokens, ended | (piece == EOS), log_prob, state)
 
     shape = (rows, hypotheses)
     tokens = jnp.full((*shape, length + 1), PAD, jnp.int32).at[..., 0].set(BOS)
-    start = (jnp.int32(0), tokens, jnp.zeros(shape, bool), jnp.zeros(shape), state)
-    _, tokens, ended, log_prob, _ = jax.lax.while_loop(unfinished, extend, start)
-    tokens = tokens[..., 1:]
-    return Found(tokens, log_prob / penalty((tokens != PAD).sum(axis=-1)), ended)
+    start = _Choices(jnp.int32(0), tokens, jnp.zeros(shape, bool), jnp.zeros(shape), state)
+    end = _loop(start, lambda one: ~jnp.all(one.ended | (one.index >= limits)), extend, length, grow)
+    tokens = end.tokens[..., 1:]
+    score = end.log_prob / penalty((tokens != PAD).sum(axis=-1))
+    return Found(tokens, jnp.where(limits > 0, score, IMPOSSIBLE), end.ended)
 
 
 def _pick(x: Array, index: Int[Array, "b n"]) -> Array:

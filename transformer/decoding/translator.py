@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,57 +13,20 @@ import numpy as np
 from jaxtyping import PyTree
 
 from transformer.config import PAD, DecodeConfig, UserError, choose
-from transformer.data.plan import bucket
 from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.batches import Batch, batches
 from transformer.decoding.parts import Part, cut
 from transformer.decoding.pieces import IMPOSSIBLE
 from transformer.decoding.sampling import sampler
-from transformer.decoding.search import PENALTIES, Found, Rules, beam_search, choosing_search
+from transformer.decoding.search import PENALTIES, Found, Rules, beam_search, choosing_search, stages
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 
 # Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
 _LINE_ENDS = str.maketrans("\n\r", "  ")
 
-
-# Batches that are searched at the same time: what one leaves idle of two cores, another uses.
+# Batches searched at the same time: what one leaves idle of the cores, another uses. Measured on two cores.
 AT_ONCE = 2
-
-
-class Batch(NamedTuple):
-    """Sentences that are searched together.
-
-    Attributes:
-      members: their numbers.
-      length: to which they are padded.
-      rows: how many there are room for.
-    """
-
-    members: np.ndarray
-    length: int
-    rows: int
-
-
-def even_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[Batch]:
-    """Batches of sentences of similar length, the longest first.
-
-    Those of one padded length are equally full and have one shape, whose rows are a power of two or a
-    multiple of eight, so that few programs are compiled.
-
-    Args:
-      lengths: pieces of each sentence.
-      batch_tokens: pieces a batch may hold, padding included; one sentence is always allowed.
-    """
-    order = np.argsort(lengths, kind="stable")
-    padded = np.array([bucket(int(length)) for length in lengths], int)[order]
-    for length in np.unique(padded)[::-1].tolist():
-        members = order[padded == length]
-        most = max(1, batch_tokens // length)
-        batches = -(-len(members) // most)
-        rows = -(-len(members) // batches)
-        rows = 1 << (rows - 1).bit_length() if rows < 8 else -(-rows // 8) * 8
-        for own in np.array_split(members, batches):
-            yield Batch(own, length, min(rows, most))
 
 
 class Hypothesis(NamedTuple):
@@ -87,17 +51,24 @@ def make_search(
     It also takes `prefix` [b, p], as in `Rules`, and `sentences` [b], as in `sampler`.
 
     Raises:
-      UserError: a penalty that there is not, or more outputs than the beam holds.
+      UserError: a penalty that there is not, more outputs than the beam holds, or a least length that the
+        model's positions do not hold.
     """
     penalty = choose(PENALTIES, config.penalty, "decode.penalty")
     penalty = functools.partial(penalty, alpha=config.length_penalty)
     hypotheses = n_best if config.sampling else config.beam_size
+    if n_best < 1:
+        raise UserError(f"the {n_best} best are asked for; it must be at least 1")
     if n_best > hypotheses:
         raise UserError(f"decode.beam_size is {hypotheses}; the {n_best} best need at least as many")
+    if model.longest.target is not None and config.min_length > model.longest.target:
+        most = model.longest.target
+        raise UserError(f"decode.min_length is {config.min_length}; the model places at most {most} pieces")
 
     def find(params, source, limits, length, prefix=None, sentences=None):
         variables = {"params": params}
-        memory, state = model.apply(variables, source, hypotheses, length, method="start")
+        room = stages(length)[0]
+        memory, state = model.apply(variables, source, hypotheses, room, method="start")
         rules = Rules(limits, config.min_length, prefix)
 
         def step(tokens, parents, state, index):
@@ -105,11 +76,12 @@ def make_search(
 
         if config.sampling:
             key = jax.random.key(config.seed)
+            sentences = jnp.arange(len(source)) if sentences is None else sentences
             draw = sampler(key, sentences, config.temperature, config.top_k, config.top_p)
-            return choosing_search(step, state, rules, length, hypotheses, penalty, draw)
+            return choosing_search(step, state, rules, length, hypotheses, penalty, draw, model.grow)
         if hypotheses == 1:
-            return choosing_search(step, state, rules, length, penalty=penalty)
-        return beam_search(step, state, rules, length, hypotheses, penalty, n_best)
+            return choosing_search(step, state, rules, length, penalty=penalty, grow=model.grow)
+        return beam_search(step, state, rules, length, hypotheses, penalty, n_best, model.grow)
 
     return find
 
@@ -138,7 +110,7 @@ class Translator:
         self._config = config or DecodeConfig()
         self._longest = model.longest
         self._n_best = n_best
-        self.max_source = min(self._config.max_source, self._longest or self._config.max_source)
+        self.max_source = min(self._config.max_source, self._longest.source or self._config.max_source)
         self._search = jax.jit(make_search(model, self._config, n_best), static_argnames="length")
         self._log_probs = jax.jit(functools.partial(_log_probs, model))
 
@@ -173,8 +145,8 @@ class Translator:
         """The translations of each text, in order, the best one first, or samples as they were drawn.
 
         Args:
-          texts: sentences, of any length.
-          prefixes: what each translation begins with; for a text in parts, that of its first part.
+          texts: sentences, of any length. They are searched in threads, which see no context manager of JAX.
+          prefixes: what each translation begins with, one a text; of a text in parts, its first part.
           first: number of the first text, where texts come in blocks; what is drawn depends on it.
           progress: is told how many are done.
           in_parts: is told beforehand of each sentence that is translated in parts: its number in `texts`,
@@ -184,23 +156,27 @@ class Translator:
           UserError: a prefix leaves no room within its sentence's limit.
         """
         parts, unfinished = self._parts(texts, in_parts)
+        begins = np.cumsum(unfinished) - unfinished  # the first part of each text
         forced = self._forced(parts, prefixes)
         found: list[list[Hypothesis]] = [[]] * len(parts)
 
         def translate(batch: Batch) -> Found:
             # Padding must not reach past the positions either: there the model has no numbers.
-            source = np.zeros((batch.rows, min(batch.length, self._longest or batch.length)), np.int32)
+            length = min(batch.length, self._longest.source or batch.length)
+            source = np.zeros((batch.rows, length), np.int32)
             numbers = np.zeros(batch.rows, np.int32)
             for row, member in enumerate(batch.members):
                 source[row, : len(parts[member].pieces)] = parts[member].pieces
-                numbers[row] = first + parts[member].text
+                # The parts of one text differ, or they would share their draws.
+                own = member - begins[parts[member].text]
+                numbers[row] = (first + parts[member].text + 1_000_003 * own) % 2**31
             prefix = None if prefixes is None else [forced[member] for member in batch.members]
             return self.search(source, prefix, numbers)
 
         lengths = np.array([len(part.pieces) for part in parts], int)
-        batches = list(even_batches(lengths, self._config.batch_tokens))
+        planned = list(batches(lengths, self._config.batch_tokens))
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            for batch, outputs in zip(batches, threads.map(translate, batches), strict=True):
+            for batch, outputs in zip(planned, threads.map(translate, planned), strict=True):
                 for row, member in enumerate(batch.members):
                     found[member] = self._read(jax.tree.map(lambda x, row=row: x[row], outputs))
                     unfinished[parts[member].text] -= 1
@@ -230,44 +206,50 @@ class Translator:
         """
         config, lengths = self._config, (source != PAD).sum(axis=1)
         length = source.shape[1] + config.max_extra
-        bounds = [bound for bound in (config.max_length, self._longest) if bound is not None]
+        bounds = [bound for bound in (config.max_length, self._longest.target) if bound is not None]
         length = min([max(length, config.min_length), *bounds])
         limits = np.minimum(np.maximum(lengths + config.max_extra, config.min_length), length)
         limits = np.where(lengths > 0, limits, 0).astype(np.int32)
-        if sentences is None:
-            sentences = np.arange(len(source), dtype=np.int32)
         forced = None
         if prefixes is not None:
             forced = np.full((len(source), length), PAD, np.int32)
             for row, prefix in enumerate(prefixes):
                 if len(prefix) >= limits[row]:
+                    number = row if sentences is None else sentences[row]
                     raise UserError(
-                        f"a prefix has {len(prefix)} pieces; its output has at most {limits[row]}"
+                        f"prefix {number + 1} has {len(prefix)} pieces; "
+                        f"its output has at most {limits[row]}, an end among them"
                     )
                 forced[row, : len(prefix)] = prefix
         found = self._search(self._params, source, limits, length=length, prefix=forced, sentences=sentences)
         return jax.device_get(found)
 
-    def log_probs(self, texts: Sequence[str], targets: Sequence[str]) -> list[np.ndarray]:
+    def log_probs(self, texts: Sequence[str], targets: Sequence[str], first: int = 0) -> list[np.ndarray]:
         """The log-probability, in nats, of each piece of given translations, EOS included.
+
+        Args:
+          texts: sentences.
+          targets: a translation of each.
+          first: number of the first text, where texts come in blocks, for what is said of one.
 
         Raises:
           UserError: a side is longer than the model's positions.
         """
         sides = [self._tokenizer.encode_arrays(side) for side in (texts, targets)]
         lengths = np.array([[len(one) for one in side] for side in sides], int).reshape(2, -1)
-        if self._longest is not None and lengths.max(initial=0) > self._longest:
-            text = int(lengths.max(axis=0).argmax())
-            raise UserError(
-                f"line {text + 1} has {lengths[:, text].max()} pieces; the model places {self._longest}"
-            )
+        for side, own, most in zip(("text", "target"), lengths, self._longest, strict=True):
+            if most is not None and own.max(initial=0) > most:
+                number = first + int(own.argmax()) + 1
+                raise UserError(f"{side} {number} has {own.max()} pieces; the model places at most {most}")
         scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        for batch in even_batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
-            length = min(batch.length, self._longest or batch.length)
-            padded = np.full((2, batch.rows, length), PAD, np.int32)
-            for side, pieces in enumerate(sides):
+        for batch in batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
+            padded = [
+                np.full((batch.rows, min(batch.length, most or batch.length)), PAD, np.int32)
+                for most in self._longest
+            ]
+            for rows, own in zip(padded, sides, strict=True):
                 for row, member in enumerate(batch.members):
-                    padded[side, row, : lengths[side, member]] = pieces[member]
+                    rows[row, : len(own[member])] = own[member]
             found = jax.device_get(self._log_probs(self._params, *padded))
             for row, member in enumerate(batch.members):
                 scores[member] = found[row, : lengths[1, member]]
@@ -299,12 +281,13 @@ class Translator:
         ]
 
     def _read(self, found: Found) -> list[Hypothesis]:
-        """The outputs of one row."""
-        return [
+        """The outputs of one row; of a model whose numbers are none, an empty one."""
+        outputs = [
             Hypothesis(self._tokenizer.decode(tokens).translate(_LINE_ENDS), float(score), bool(ended))
             for tokens, score, ended in zip(*found, strict=True)
             if score > IMPOSSIBLE / 2
         ]
+        return outputs or [Hypothesis("", -math.inf, False)]
 
 
 def _joined(befores: Sequence[str], parts: Sequence[Hypothesis]) -> Hypothesis:

@@ -1,13 +1,16 @@
 """What a trained model attends to (paper, figures 3 to 5)."""
 
+import functools
+import sys
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 
-from transformer.config import UserError
+from transformer.config import PAD, UserError
+from transformer.data.plan import bucket
 
 
 class AttentionWeights(NamedTuple):
@@ -34,22 +37,33 @@ def attention_weights(
     Raises:
       UserError: the model attends to nothing.
     """
-    pair = (jnp.array([source], jnp.int32), jnp.array([target], jnp.int32))
-    _, sown = model.apply({"params": params}, *pair, mutable=["intermediates"])
+    sown = jax.device_get(
+        _sown(model, params, _padded(source, model.longest.source), _padded(target, model.longest.target))
+    )
     if not sown:
         raise UserError(f"model.kind={model.config.kind!r} has no attention to show")
-    stacks = sown["intermediates"]
+    stacks, s, t = sown["intermediates"], len(source), len(target)
     if "weights" in stacks["decoder"]:
-        return AttentionWeights(None, None, np.stack([stacks["decoder"]["weights"][0][0]]))
+        return AttentionWeights(None, None, np.stack([stacks["decoder"]["weights"][0][0][:, :t, :s]]))
 
-    def collect(stack, attention):
+    def collect(stack, attention, queries, keys):
         layers = stacks[stack]
-        return np.stack(
-            [layers[f"layers_{number}"][attention]["weights"][0][0] for number in range(len(layers))]
-        )
+        each = [layers[f"layers_{number}"][attention]["weights"][0][0] for number in range(len(layers))]
+        return np.stack(each)[..., :queries, :keys]
 
     return AttentionWeights(
-        collect("encoder", "self_attention"),
-        collect("decoder", "self_attention"),
-        collect("decoder", "cross_attention"),
+        collect("encoder", "self_attention", s, s),
+        collect("decoder", "self_attention", t, t),
+        collect("decoder", "cross_attention", t, s),
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sown(model, params, source, target):
+    return model.apply({"params": params}, source, target, mutable=["intermediates"])[1]
+
+
+def _padded(pieces: list[int], longest: int | None) -> Int[np.ndarray, "1 s"]:
+    """One row of a length that many sentences share, so that few programs are compiled."""
+    length = max(len(pieces), min(bucket(len(pieces)), longest or sys.maxsize))
+    return np.array([[*pieces, *[PAD] * (length - len(pieces))]], np.int32)

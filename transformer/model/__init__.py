@@ -35,8 +35,10 @@ NAMES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def build(config: TransformerConfig, vocab_size: int, trained_length: int | None = None) -> EncoderDecoder:
-    """Makes the model a config names; `trained_length` as in `EncoderDecoder`.
+def build(
+    config: TransformerConfig, vocab_size: int, trained_lengths: tuple[int, int] | None = None
+) -> EncoderDecoder:
+    """Makes the model a config names; `trained_lengths` as in `EncoderDecoder`.
 
     Raises:
       UserError: a name that is not in its dict, or values that its scheme refuses.
@@ -45,7 +47,7 @@ def build(config: TransformerConfig, vocab_size: int, trained_length: int | None
         choose(known, getattr(config, field), f"model.{field}")
     kind = KINDS[config.kind]
     kind.check(config)
-    return kind(config, vocab_size, trained_length)
+    return kind(config, vocab_size, trained_lengths)
 
 
 def init_params(model: EncoderDecoder, seed: int) -> PyTree:

@@ -4,7 +4,7 @@ Three ways in: `__call__` for training (logits of every target piece at once), `
 halves, and `start` with `step` for searching piece by piece.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,18 +16,25 @@ from transformer.model.embedding import EMBEDDINGS, Embedding, Factors
 from transformer.model.masks import Layout
 
 
+class Longest(NamedTuple):
+    """Pieces of the longest source and the longest target, EOS included; None: any."""
+
+    source: int | None = None
+    target: int | None = None
+
+
 class EncoderDecoder(nn.Module):
     """Maps source and target pieces to next-piece logits.
 
     Attributes:
-      trained_length: pieces up to which it was trained, on both sides; None while it is trained. What the
-        position scheme does beyond is its `overflow`.
+      trained_lengths: pieces of the longest source and the longest target that it was trained on; None while
+        it is trained. What the position scheme does beyond is its `overflow`.
       packs: whether a row may hold several examples.
     """
 
     config: TransformerConfig
     vocab_size: int
-    trained_length: int | None = None
+    trained_lengths: tuple[int, int] | None = None
     packs: ClassVar[bool] = True
 
     def setup(self):
@@ -39,9 +46,9 @@ class EncoderDecoder(nn.Module):
         """Raises a `UserError` where the model cannot be made from a config."""
 
     @property
-    def longest(self) -> int | None:
-        """Pieces of the longest sequence it can place, EOS included; None: any."""
-        return None
+    def longest(self) -> Longest:
+        """Pieces of the longest sequences it can place."""
+        return Longest()
 
     def __call__(
         self,
@@ -109,13 +116,19 @@ class EncoderDecoder(nn.Module):
         raise NotImplementedError
 
     def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[PyTree, PyTree]:
-        """Encodes sentences, one a row, for a search of at most `length` pieces for each hypothesis.
+        """Encodes sentences, one a row, for a search with room for `length` pieces a hypothesis at first.
 
         Returns:
           memory: what the hypotheses of a sentence share.
           state: what each has of its own.
         """
         raise NotImplementedError
+
+    @nn.nowrap
+    def grow(self, state: PyTree, length: int) -> PyTree:
+        """A state with room for `length` pieces for each hypothesis; here for models that need none."""
+        del length
+        return state
 
     def step(
         self,

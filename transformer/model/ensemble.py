@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.encoder_decoder import EncoderDecoder, Longest
 
 
 class Ensemble(nn.Module):
@@ -17,9 +17,10 @@ class Ensemble(nn.Module):
     models: tuple[EncoderDecoder, ...]
 
     @property
-    def longest(self) -> int | None:
-        """Pieces of the longest sequence that all of them can place; None: any."""
-        return min((one.longest for one in self.models if one.longest is not None), default=None)
+    def longest(self) -> Longest:
+        """Pieces of the longest sequences that all of them can place."""
+        sides = zip(*(one.longest for one in self.models), strict=True)
+        return Longest(*(min((one for one in side if one is not None), default=None) for side in sides))
 
     def __call__(self, source: Int[Array, "b s"], target: Int[Array, "b t"]) -> Float[Array, "b t v"]:
         """Log-probabilities of each target piece given the source and the target pieces before it."""
@@ -29,6 +30,11 @@ class Ensemble(nn.Module):
         """Memory and state of each model."""
         both = [one.start(source, hypotheses, length) for one in self.models]
         return tuple(zip(*both, strict=True))
+
+    @nn.nowrap
+    def grow(self, state: PyTree, length: int) -> PyTree:
+        """The states with room for `length` pieces for each hypothesis."""
+        return tuple(one.grow(own, length) for one, own in zip(self.models, state, strict=True))
 
     def step(
         self,

@@ -32,7 +32,7 @@ class Positions(nn.Module):
 
     Attributes:
       causal: whether this is a decoder's, where no query sees a later key.
-      trained_length: pieces up to which the model was trained; None while it is trained.
+      trained_length: pieces up to which the stack was trained; None while it is trained.
       overflows: what the scheme may do at positions from `limit` on, its default first: `error` (refused
         where data is read, NaN in the model), `clamp` (to the last position), `zero` (nothing is added),
         `extrapolate` (the scheme goes on by its own definition).

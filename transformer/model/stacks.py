@@ -54,6 +54,10 @@ class Cache(NamedTuple):
         """Room for `length` pieces of such keys and values."""
         return Cache(*(jnp.zeros((*one.shape[:-1], length), one.dtype) for one in self))
 
+    def grow(self, more: int) -> "Cache":
+        """With room for `more` pieces."""
+        return Cache(*(jnp.pad(one, ((0, 0), (0, 0), (0, 0), (0, more))) for one in self))
+
     def write(self, new: KeysValues, index: Int[Array, ""]) -> "Cache":
         """With what each hypothesis writes at step `index`."""
         place = index * new[0].shape[1]

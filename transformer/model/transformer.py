@@ -1,10 +1,11 @@
 """The encoder-decoder Transformer (paper, section 3.1 and figure 1); its stacks are in stacks.py."""
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from transformer.model.dropout import Dropout, dropper
-from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.encoder_decoder import EncoderDecoder, Longest
 from transformer.model.masks import Layout
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Cache, Decoder, Encoder, Memory, Past
@@ -15,8 +16,9 @@ class Transformer(EncoderDecoder):
 
     def setup(self):
         super().setup()
-        self.encoder = Encoder(self.config, self.trained_length)
-        self.decoder = Decoder(self.config, self.trained_length)
+        source, target = self.trained_lengths or (None, None)
+        self.encoder = Encoder(self.config, source)
+        self.decoder = Decoder(self.config, target)
 
     @classmethod
     def check(cls, config):
@@ -25,7 +27,8 @@ class Transformer(EncoderDecoder):
     @property
     def longest(self):
         scheme = POSITIONS[self.config.positions]
-        return scheme(self.config, trained_length=self.trained_length, parent=None).longest
+        trained = self.trained_lengths or (None, None)
+        return Longest(*(scheme(self.config, trained_length=one, parent=None).longest for one in trained))
 
     def encode(
         self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
@@ -47,12 +50,19 @@ class Transformer(EncoderDecoder):
         return self.decoder(x, layout, memory, self._drop(dropout, layout))
 
     def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[Memory, Past]:
-        """Encodes sentences, one a row, and makes room to search `length` pieces for each hypothesis."""
+        """Encodes sentences, one a row, and makes room for `length` pieces a hypothesis at first."""
         layout = Layout.of(source)
         projected = self.decoder.cross_keys_values(self.encode(source, layout))
         memory = Memory(tuple(map(Cache.of, projected)), layout)
         caches = tuple(one.empty(length * hypotheses) for one in memory.cross)
         return memory, Past(caches, jnp.zeros((source.shape[0], hypotheses, length), jnp.int32))
+
+    @nn.nowrap
+    def grow(self, state: Past, length: int) -> Past:
+        """A state with room for `length` pieces for each hypothesis."""
+        more = length - state.ancestors.shape[2]
+        caches = tuple(one.grow(more * state.ancestors.shape[1]) for one in state.caches)
+        return Past(caches, jnp.pad(state.ancestors, ((0, 0), (0, 0), (0, more))))
 
     def step(
         self,

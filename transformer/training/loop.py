@@ -143,7 +143,7 @@ def train(
                 facts = {
                     "tokenizer_sha256": task.tokenizer.sha256,
                     "data": task.data,
-                    "trained_length": min(task.plan.longest),
+                    "trained_lengths": list(task.plan.longest),
                     "tokens_seen": meter.tokens_seen,
                     "validation": validation,
                     "patience": [patience.best, patience.stale],

@@ -64,7 +64,7 @@ def set_up(config: ExperimentConfig, folder: Path) -> Task:
     training, validation = corpus.split("train"), corpus.split("validation")
     plan = _plan(config, training, PackedPlan if packs else BucketedPlan)
     model = build(config.model, corpus.tokenizer.vocab_size)
-    check_lengths(model, "train", max(plan.longest))
+    check_lengths(model, "train", plan.longest)
     check_lengths(model, "validation", validation.longest)
     params = init_params(model, config.train.seed)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(params)):,}")
@@ -108,16 +108,21 @@ def open_corpus(config: ExperimentConfig, folder: Path) -> Corpus:
     return corpus
 
 
-def check_lengths(model: EncoderDecoder, split: str, longest: int) -> None:
-    """Refuses a split with an example that the model cannot place: nothing is clipped in silence."""
-    if model.longest is None or longest <= model.longest:
-        return
-    scheme = f"model.positions={model.config.positions!r}"
-    if model.longest == model.trained_length:
-        end = f"{scheme} was trained up to {model.longest}; give --overflow=clamp, or what else it has"
-    else:
-        end = f"{scheme} ends at {model.longest}; raise model.max_positions"
-    raise UserError(f"split {split!r} has a sentence of {longest} pieces, but {end}")
+def check_lengths(model: EncoderDecoder, split: str, longest: tuple[int, int]) -> None:
+    """Refuses a split with an example that the model cannot place: nothing is clipped in silence.
+
+    Args:
+      longest: pieces of the longest source and the longest target in the split.
+    """
+    for side, own, most in zip(("source", "target"), longest, model.longest, strict=True):
+        if most is None or own <= most:
+            continue
+        scheme = f"model.positions={model.config.positions!r}"
+        if most in (model.trained_lengths or ()):
+            end = f"{scheme} was trained up to {most}; give --set=model.overflow=clamp, or what else it has"
+        else:
+            end = f"{scheme} ends at {most}; raise model.max_positions"
+        raise UserError(f"split {split!r} has a {side} of {own} pieces, but {end}")
 
 
 def make_validation(
