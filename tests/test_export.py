@@ -60,7 +60,7 @@ def check(config: ExperimentConfig):
     source, limits = jax.ShapeDtypeStruct((8, 16), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.int32)
     decoding = exported(jax.jit(search), params, source, limits)
     assert decoding.platforms == PLATFORMS
-    assert decoding.out_avals[0].shape == (8, 24)
+    assert decoding.out_avals[0].shape == (8, 1, 24)  # sentences, hypotheses, pieces
 
 
 @pytest.mark.parametrize("case", cases(smoke=True))

@@ -148,7 +148,7 @@ def test_a_vocabulary_that_the_text_cannot_fill(text):
 def test_an_example_longer_than_the_position_table(text):
     longer = "--config.model.positions=learned", "--config.model.max_positions=3"
     line = refused(train(text, "--config.data.train=pairs.tsv", *longer))
-    assert line.startswith("split 'train' has a sentence of ")
+    assert line.startswith("split 'train' has a source of ")
     assert line.endswith(" pieces, but model.positions='learned' ends at 3; raise model.max_positions")
 
 

@@ -215,7 +215,7 @@ def test_divergence_is_one_clear_line(config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_positions": 20}, r"split 'train' has a sentence of \d+ pieces, but .*'learned' ends at 20"),
+        ({"max_positions": 20}, r"split 'train' has a source of \d+ pieces, but .*'learned' ends at 20"),
         ({"positions": "x"}, "model.positions is 'x'"),
     ],
 )
@@ -236,7 +236,7 @@ def test_an_evaluation_sentence_past_the_table_is_refused(config, tmp_path):
     model = dataclasses.replace(config.model, positions="learned", max_positions=20)
     data = dataclasses.replace(config.data, row_length=20)
     with pytest.raises(
-        UserError, match=r"split 'validation' has a sentence of \d+ pieces, but .* ends at 20"
+        UserError, match=r"split 'validation' has a source of \d+ pieces, but .* ends at 20"
     ):
         run(dataclasses.replace(config, model=model, data=data), tmp_path)
 
