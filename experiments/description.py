@@ -61,8 +61,12 @@ def describe(config: ExperimentConfig) -> dict:
         "activations": passes.kept_bytes,
     }
     base, own = (flatten(to_dict(one)) for one in (ExperimentConfig(), config))
+    difference = {field: [base[field], own[field]] for field in own if own[field] != base[field]}
     departing = departures(config)
     of_table_3 = not any(line.startswith(("model.", "data.name")) for line in departing)
+    unread = [field for field in difference if not is_read(field, config)]
+    notes = [VOCABULARIES] if of_table_3 else []
+    notes += [f"without effect here: {', '.join(unread)}"] if unread else []
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "parameters_by_module": parameters_by_module(params),
@@ -75,9 +79,9 @@ def describe(config: ExperimentConfig) -> dict:
         },
         "flops_per_step": parts * passes.flops,
         "memory_bytes": memory | {"total": sum(memory.values())},
-        "difference": {field: [base[field], own[field]] for field in own if own[field] != base[field]},
+        "difference": difference,
         "departures": departing,
-        "notes": [VOCABULARIES] if of_table_3 else [],
+        "notes": notes,
     }
 
 

@@ -20,6 +20,7 @@ from transformer.config import ExperimentConfig, UserError, check_key, from_dict
 from transformer.disk import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
+_AS_JSON = {"True": "true", "False": "false", "None": "null"}
 
 
 def run(main: Callable[..., int | None], words: Sequence[str] = ()) -> None:
@@ -43,8 +44,20 @@ def config_from_flag(value) -> ExperimentConfig | None:
     return None if value is None else from_dict(value.to_dict())
 
 
+def define_changes() -> flags.FlagHolder:
+    """The repeated `--set` flag of what uses a trained model; see `changes` and `runs.changed`."""
+    return flags.DEFINE_multi_string(
+        "set",
+        [],
+        "Changes a field of the run's config for this call, as in --set=decode.beam_size=8: any of decode.*, "
+        "model.overflow and model.dtype; may be given several times",
+    )
+
+
 def changes(texts: Sequence[str]) -> dict[str, Any]:
-    """The KEY=VALUE of a repeated `--set` flag; a value is read as JSON or, where it is none, as a string.
+    """The KEY=VALUE of a repeated `--set` flag.
+
+    A value is read as JSON, or as Python's True, False or None; what is neither is a string.
 
     Raises:
       UserError: one has no "=".
@@ -55,7 +68,7 @@ def changes(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set={text}: it must be KEY=VALUE")
         try:
-            values[key] = json.loads(value)
+            values[key] = json.loads(_AS_JSON.get(value, value))
         except json.JSONDecodeError:
             values[key] = value
     return values

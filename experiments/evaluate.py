@@ -4,10 +4,11 @@
     python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
 
-Writes eval/<split>.json, .hyp.txt and .ref.txt, which sacreBLEU's own command line reads. With --compare also
-eval/<split>.compare-<other>.json: how the two runs differ on this test set, and whether that is chance. The
-other run must have been evaluated; it is not decoded again. With --set the files' names say what was changed:
-eval/<split>,decode.beam_size=1.json stands beside what the run scores as it was configured.
+Writes eval/<split>.json, .hyp.txt and .ref.txt, which sacreBLEU's own command line reads. With --set the
+files' names say what was changed: eval/<split>,decode.beam_size=1.json stands beside what the run scores as
+it was configured. With --compare also eval/<split>.compare-<other>.json: how the two runs differ on this test
+set, and whether that is chance. The other run must have been evaluated, for it is not decoded again; what it
+scored with --set is named as its files are: --compare=runs/other,decode.beam_size=1.
 """
 
 import time
@@ -36,14 +37,11 @@ from transformer.training.step import make_validation_step
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
 SPLIT = flags.DEFINE_list("split", "test", "Splits to score, separated by commas.")
 COMPARE = flags.DEFINE_string(
-    "compare", None, "Run folder of another run, evaluated already, to compare with."
+    "compare",
+    None,
+    "Run folder of another run, evaluated already, to compare with; RUN,KEY=VALUE: as it was with --set.",
 )
-SET = flags.DEFINE_multi_string(
-    "set",
-    [],
-    "Changes a field of the run's config for this call, as in --set=decode.beam_size=8: "
-    "any of decode.*, model.overflow, model.dtype.",
-)
+SET = entry.define_changes()
 SHOWN = {
     "exact_match": ".2f",
     "bleu": ".2f",
@@ -66,7 +64,7 @@ LINE_ENDS = str.maketrans("\n\r", "  ")  # a file of lines cannot hold them; the
 class Outputs(NamedTuple):
     """What eval/ holds of a run and a split."""
 
-    folder: Path  # of the run
+    name: str  # the run's folder, and after commas what was changed, as for --compare
     scores: dict
     hypotheses: list[str]
     references: list[str]
@@ -75,32 +73,33 @@ class Outputs(NamedTuple):
 def main() -> None:
     entry.use_compilation_cache()
     run = Run(WORKDIR.value)
-    changes, suffix = entry.changes(SET.value), _suffix(SET.value)
+    changes, suffix = entry.changes(SET.value), _suffix("--set=", SET.value)
     trained = run.load(changes)
     corpus = Corpus(trained.config.data, trained.tokenizer)
     for split in SPLIT.value:  # what cannot be scored is known before anything is
         check_lengths(trained.model, split, corpus.split(split).longest)
     others = {}
     if COMPARE.value is not None:
-        others = {split: _comparable(Run(COMPARE.value), corpus, split) for split in SPLIT.value}
+        others = {split: _comparable(COMPARE.value, corpus, split) for split in SPLIT.value}
     names = {split: split + suffix for split in SPLIT.value}
     scores = {split: _evaluate(run, trained, corpus, split, name, changes) for split, name in names.items()}
     files = [f"{run.folder / 'eval' / name}.json, .hyp.txt, .ref.txt" for name in names.values()]
-    print(f"{run.folder}: {_origin(trained.steps)}{suffix.replace(',', ', ')}")
+    print(f"{run.folder}: {_origin(trained)}{suffix.replace(',', ', ')}")
     _print_scores(scores)
     for split, other in others.items():
-        path, comparisons = _compare(_outputs(run, names[split]), other, names[split])
-        _print_comparisons(f"{names[split]}: {run.folder} against {other.folder}", comparisons)
+        one = _outputs(run, split, suffix)
+        path, comparisons = _compare(run.folder / "eval" / names[split], one, other)
+        _print_comparisons(f"{split}: {one.name} against {other.name}", comparisons)
         files.append(str(path))
     print("\n".join(files))
 
 
-def _suffix(changes: Sequence[str]) -> str:
+def _suffix(flag: str, changes: Sequence[str]) -> str:
     """What names the files of a changed run: each KEY=VALUE as it was given, in order; the last of a key."""
     last = dict(text.partition("=")[::2] for text in changes)
     suffix = "".join(f",{key}={value}" for key, value in sorted(last.items()))
     if "/" in suffix or len(suffix.encode()) > 150:
-        raise UserError(f"--set={suffix[1:]}: it cannot be a part of a file's name")
+        raise UserError(f"{flag}{suffix[1:]}: it cannot be a part of a file's name")
     return suffix
 
 
@@ -154,23 +153,28 @@ def _texts(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     return sources, [reference.translate(LINE_ENDS) for reference in references]
 
 
-def _outputs(run: Run, split: str) -> Outputs:
-    """Reads what evaluating a run has written; of a changed run, by the name of its files.
+def _outputs(run: Run, split: str, suffix: str) -> Outputs:
+    """Reads what evaluating a run has written; `suffix` names what was changed.
 
     Raises:
       UserError: it is no run, it has not been evaluated, or a file is not whole.
     """
     scores, hypotheses, references = (
-        run.folder / "eval" / f"{split}.{kind}" for kind in ("json", "hyp.txt", "ref.txt")
+        run.folder / "eval" / f"{split}{suffix}.{kind}" for kind in ("json", "hyp.txt", "ref.txt")
     )
+    again = _again(run, split, suffix)
     for path in (scores, hypotheses, references):
         if not path.is_file():
             run.begin(None)  # no run at all is refused as such
-            raise UserError(f"{path} is missing; {_again(run, split)} writes it")
-    outputs = Outputs(run.folder, read_json(scores), _lines(hypotheses), _lines(references))
+            there = sorted(one.stem.removeprefix(split) for one in path.parent.glob(f"{split},*=*.json"))
+            others = "".join(
+                f"; there is --compare={run.folder}{one}" for one in there if ".compare-" not in one
+            )
+            raise UserError(f"{path} is missing; {again} writes it{others}")
+    outputs = Outputs(f"{run.folder}{suffix}", read_json(scores), _lines(hypotheses), _lines(references))
     if len(outputs.hypotheses) != len(outputs.references):
         counts = f"{hypotheses} has {len(outputs.hypotheses)} lines, {references} {len(outputs.references)}"
-        raise UserError(f"{counts}; {_again(run, split)} writes both anew")
+        raise UserError(f"{counts}; {again} writes both anew")
     return outputs
 
 
@@ -180,18 +184,24 @@ def _lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _again(run: Run, split: str) -> str:
-    return f"python -m experiments.evaluate --workdir={run.folder} --split={split}"
+def _again(run: Run, split: str, suffix: str) -> str:
+    command = f"python -m experiments.evaluate --workdir={run.folder} --split={split}"
+    return command + suffix.replace(",", " --set=")
 
 
-def _comparable(run: Run, corpus: Corpus, split: str) -> Outputs:
+def _comparable(name: str, corpus: Corpus, split: str) -> Outputs:
     """The outputs of a run that was scored on the same references in the same way as we score.
+
+    Args:
+      name: its folder, and after commas what was changed.
 
     Raises:
       UserError: it was not.
     """
-    other, (_, references) = _outputs(run, split), _texts(corpus, split)
-    path = run.folder / "eval" / f"{split}.ref.txt"
+    folder, *changes = name.split(",")
+    run, suffix = Run(folder), _suffix("--compare=", changes)
+    other, (_, references) = _outputs(run, split, suffix), _texts(corpus, split)
+    path = run.folder / "eval" / f"{split}{suffix}.ref.txt"
     if len(other.references) != len(references):
         counts = f"it has {len(other.references)} lines, split {split!r} here {len(references)}"
         raise UserError(f"{path} is another test set: {counts}")
@@ -202,27 +212,27 @@ def _comparable(run: Run, corpus: Corpus, split: str) -> Outputs:
     for name in COMPARED:
         if name in own and stored[name] != own[name]:
             differ = f"the signature of {name} is {stored[name]} in {run.folder}, {own[name]} here"
-            raise UserError(f"{differ}; {_again(run, split)} scores it anew")
+            raise UserError(f"{differ}; {_again(run, split, suffix)} scores it anew")
     return other
 
 
-def _compare(one: Outputs, other: Outputs, name: str) -> tuple[Path, dict[str, Comparison]]:
-    """Compares two runs and writes eval/<name>.compare-<other>.json."""
+def _compare(scored: Path, one: Outputs, other: Outputs) -> tuple[Path, dict[str, Comparison]]:
+    """Compares two runs and writes <scored>.compare-<other>.json."""
     texts = (one.hypotheses, other.hypotheses, one.references)
     comparisons = {}
-    with counting(len(COMPARED), f"{name}: comparing") as progress:
+    with counting(len(COMPARED), f"{scored.name}: comparing") as progress:
         for metric in COMPARED:
             comparisons[metric] = compare(metric, *texts)
             progress(len(comparisons))
-    path = one.folder / "eval" / f"{name}.compare-{other.folder.resolve().name}.json"
-    identity = ("checkpoints", "params_sha256")
+    path = scored.with_name(f"{scored.name}.compare-{Path(other.name).resolve().name}.json")
+    identity = ("checkpoints", "params_sha256", "changes")
     content = {
         "scope": SCOPE,
         "sentences": len(one.references),
         "differing": sum(map(str.__ne__, one.hypotheses, other.hypotheses)),
         "metrics": {metric: comparison._asdict() for metric, comparison in comparisons.items()},
-        "run": {fact: one.scores[fact] for fact in (*identity, "changes")},
-        "other": {"folder": str(other.folder), **{fact: other.scores[fact] for fact in identity}},
+        "run": {fact: one.scores[fact] for fact in identity},
+        "other": {"folder": other.name, **{fact: other.scores.get(fact) for fact in identity}},
     }
     write_json(path, content)
     return path, comparisons
@@ -262,10 +272,11 @@ def _p_value(p: float | None) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
-def _origin(steps: list[int]) -> str:
-    if len(steps) == 1:
-        return f"checkpoint {steps[0]}"
-    return f"mean of {len(steps)} checkpoints, {steps[0]} to {steps[-1]}"
+def _origin(trained: Trained) -> str:
+    steps, asked = trained.steps, trained.config.decode.average_last
+    mean = f"mean of {len(steps)} checkpoints, {steps[0]} to {steps[-1]}"
+    fewer = f" (decode.average_last is {asked}; there are no more)" if len(steps) < asked else ""
+    return (f"checkpoint {steps[0]}" if len(steps) == 1 else mean) + fewer
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ class Run:
         """What config.json says."""
         path = self.folder / "config.json"
         if not path.is_file():
-            raise UserError(f"{self.folder} is not a run: it has no config.json; start one with --config")
+            raise UserError(
+                f"{self.folder} is not a run: it has no config.json; train --config=FILE makes one"
+            )
         return from_stored(read_json(path))
 
     @property

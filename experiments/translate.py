@@ -27,19 +27,14 @@ from transformer.decoding.translator import Translator
 from transformer.model.ensemble import ensemble
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
-SET = flags.DEFINE_multi_string(
-    "set",
-    [],
-    "Changes a field of the run's config for this call, as in --set=decode.beam_size=8: "
-    "any of decode.*, model.overflow, model.dtype.",
-)
+SET = entry.define_changes()
 INPUT = flags.DEFINE_string("input", None, "File of lines to translate; standard input by default.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write; standard output by default.")
 N_BEST = flags.DEFINE_integer(
     "n_best",
     1,
     "Most translations of a line. With more than one, each is written as line number, score and "
-    "translation, with tabs between them, the best one first.",
+    "translation, with tabs between them, the best one first; with decode.sampling, so many are drawn.",
     lower_bound=1,
 )
 SCORES = flags.DEFINE_bool("scores", False, "Writes a translation's score and a tab before it.")

@@ -108,19 +108,24 @@ LEFT_OPEN: dict[str, str] = {
     "decode.max_source": "the paper does not say what it does with long sources",
 }
 
-# Fields that are read on a condition only: without it a value of theirs departs from nothing.
+# Fields that are read on a condition only.
 READ_IF: dict[str, Callable[[ExperimentConfig], bool]] = {
     "model.num_layers": lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
     "model.dropout_sites": lambda config: config.model.dropout_rate > 0,
-    "model.overflow": lambda config: config.model.overflow != "error",  # a refusal changes no result
-    "train.validate_every": lambda config: config.decode.average_last > 1,
+    "model.cell": lambda config: config.model.kind != "transformer",
     "decode.beam_size": lambda config: not config.decode.sampling,
     "decode.penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
     "decode.length_penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
 }
-# Of `model` and `REPORTED`, what the recurrent kinds read.
+# Fields whose effect departs from the paper on a condition only.
+DEPARTS_IF: dict[str, Callable[[ExperimentConfig], bool]] = {
+    "model.overflow": lambda config: config.model.overflow != "error",  # a refusal changes no result
+    "train.validate_every": lambda config: config.decode.average_last > 1,
+}
+# Of `model`, what the recurrent kinds read.
 READ_BY_RECURRENT = {
     "kind",
+    "cell",
     "num_layers",
     "encoder_layers",
     "decoder_layers",
@@ -150,7 +155,7 @@ BIG_ALONE = {"model.dropout_rate", "train.steps"}  # whose values there no row h
 
 
 def is_read(field: str, config: ExperimentConfig) -> bool:
-    """Whether a field of `REPORTED` has an effect in a config."""
+    """Whether a field has an effect in a config."""
     section, _, name = field.partition(".")
     if section == "model" and config.model.kind != "transformer" and name not in READ_BY_RECURRENT:
         return False
@@ -163,7 +168,9 @@ def departures(config: ExperimentConfig) -> list[str]:
     alone = [
         field
         for field in REPORTED
-        if is_read(field, config) and not _is_reported(field, values[field], config)
+        if is_read(field, config)
+        and DEPARTS_IF.get(field, lambda config: True)(config)
+        and not _is_reported(field, values[field], config)
     ]
     lines = [f"{field} is {values[field]!r}; the paper's: {_text(REPORTED[field])}" for field in alone]
     of_rows = () if "model.kind" in alone else _of_rows(config, without={*alone})

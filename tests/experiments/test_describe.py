@@ -20,7 +20,14 @@ from experiments.description import (
     parameters_by_module,
 )
 from experiments.launcher.sweep import load_module
-from transformer.config import DataConfig, ExperimentConfig, TrainConfig, TransformerConfig, from_dict
+from transformer.config import (
+    DataConfig,
+    ExperimentConfig,
+    TrainConfig,
+    TransformerConfig,
+    from_dict,
+    to_dict,
+)
 from transformer.model import KINDS, build, init_params
 from transformer.model.flops import matmul_flops
 from transformer.training.losses import make_loss_fn
@@ -206,6 +213,13 @@ def test_a_description_is_json_and_has_its_keys():
     assert found["step"] == {"vocab_size": 13, "rows": 4, "row_length": 12, "parts": 1}
     assert found["difference"]["model.d_v"] == [None, 7]
     assert found["notes"] == []
+
+
+def test_what_differs_without_effect_is_noted():
+    values = to_dict(small()) | {"model": {"kind": "recurrent", "num_heads": 3, "d_model": 12, "cell": "gru"}}
+    assert describe(from_dict(values))["notes"] == ["without effect here: model.num_heads"]
+    values["model"] = {"cell": "gru", "d_model": 8}
+    assert "without effect here: model.cell" in describe(from_dict(values))["notes"]
 
 
 def run(*arguments, status=0):

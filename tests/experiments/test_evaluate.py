@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -136,8 +137,8 @@ def test_again_is_the_same_bytes_and_compares(call, first, second):
     path = first[0] / "eval" / "test.compare-second.json"
     before = path.read_bytes()
     path.unlink()
-    outputs = [evaluate._outputs(Run(folder), "test") for folder in (first[0], second)]
-    assert evaluate._compare(*outputs, "test")[0] == path
+    outputs = [evaluate._outputs(Run(folder), "test", "") for folder in (first[0], second)]
+    assert evaluate._compare(first[0] / "eval" / "test", *outputs)[0] == path
     assert path.read_bytes() == before
 
 
@@ -164,7 +165,7 @@ def test_a_line_too_few_is_one_line(copy):
 def test_another_test_set_is_refused(copy):
     path = copy / "eval" / "test.ref.txt"
     right = lines_of(path)
-    assert evaluate._comparable(Run(copy), corpus_of(right), "test").references == right
+    assert evaluate._comparable(str(copy), corpus_of(right), "test").references == right
     changed = [*right[:16], "another", *right[17:]]
     line = refused(copy, changed)
     assert line == f"{path} is another test set: line 17 is {right[16]!r} there, 'another' here"
@@ -186,7 +187,7 @@ def test_an_older_evaluation_compares_if_what_is_compared_is_the_same(copy):
     scores = json.loads(path.read_text())
     scores["signatures"] = {name: scores["signatures"][name] for name in evaluate.COMPARED[1:]}
     path.write_text(json.dumps(scores))
-    evaluate._comparable(Run(copy), corpus_of(lines_of(copy / "eval" / "test.ref.txt")), "test")
+    evaluate._comparable(str(copy), corpus_of(lines_of(copy / "eval" / "test.ref.txt")), "test")
 
 
 def test_what_is_no_run_is_refused_as_such(tmp_path):
@@ -226,7 +227,7 @@ def refused(folder, references=None):
     if references is None:
         references = lines_of(path) if path.exists() else []
     with pytest.raises(UserError) as caught:
-        evaluate._comparable(Run(folder), corpus_of(references), "test")
+        evaluate._comparable(str(folder), corpus_of(references), "test")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -242,7 +243,7 @@ def test_what_was_never_trained_is_refused_unless_a_policy_is_named(call, tmp_pa
     arguments = (f"--workdir={folder}", "--split=test_long")
     (line,) = call("evaluate", *arguments, status=2).stderr.splitlines()[-1:]
     assert "but model.positions='learned' was trained up to" in line
-    assert "--set=model.overflow=clamp, or what else it has" in line
+    assert "model.overflow can be clamp or zero" in line
     call("evaluate", *arguments, "--set=model.overflow=clamp")
     assert not (folder / "eval" / "test_long.json").exists()
     scores = json.loads((folder / "eval" / "test_long,model.overflow=clamp.json").read_text())
@@ -268,12 +269,28 @@ def test_a_changed_run_stands_beside_the_plain_one_and_is_compared_with_it(call,
     assert comparison["run"]["changes"] == scores["changes"]
     assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
     assert comparison["metrics"]["chrf"]["other"] == before["chrf"]
-    assert f"{name}: {folder} against {folder}" in printed
+    assert f"test: {folder},{name.partition(',')[2]} against {folder}\n" in printed
     assert f"{folder}: checkpoint 2, decode.beam_size=1, model.dtype=bfloat16\n" in printed
 
 
 @pytest.mark.parametrize("value", ["a/b", "x" * 200])
 def test_what_no_file_can_be_called_is_refused(value):
-    with pytest.raises(UserError, match="cannot be a part of a file's name"):
-        evaluate._suffix([f"decode.penalty={value}"])
-    assert evaluate._suffix([]) == ""
+    with pytest.raises(UserError, match="--set=decode.penalty=.* cannot be a part of a file's name"):
+        evaluate._suffix("--set=", [f"decode.penalty={value}"])
+    assert evaluate._suffix("--set=", []) == ""
+
+
+def test_a_changed_run_is_what_another_is_compared_with(copy):
+    """Where it was never scored as it was configured, it is named."""
+    changes = ("model.overflow=clamp", "decode.beam_size=1")
+    for path in (copy / "eval").iterdir():
+        path.rename(path.with_name(path.name.replace("test", f"test,{changes[1]},{changes[0]}")))
+    named = ",".join([str(copy), *changes])
+    references = lines_of(copy / "eval" / f"test,{changes[1]},{changes[0]}.ref.txt")
+    other = evaluate._comparable(named, corpus_of(references), "test")
+    assert other.references == references
+    assert other.name == f"{copy},{changes[1]},{changes[0]}"
+    assert refused(copy).endswith(f" --split=test writes it; there is --compare={other.name}")
+    again = f"python -m experiments.evaluate --workdir={copy} --split=test --set={changes[0]} writes it"
+    with pytest.raises(UserError, match=f"{re.escape(again)}; there is"):
+        evaluate._comparable(f"{copy},{changes[0]}", corpus_of(references), "test")

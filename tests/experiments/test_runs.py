@@ -22,7 +22,7 @@ def test_a_run_from_before_a_field_was_there_does_what_it_did(tmp_path, monkeypa
 def test_what_may_change_after_training():
     config = ExperimentConfig(train=TrainConfig(keep_last=3))
     given = ["decode.beam_size=1", "model.dtype=bfloat16", "model.overflow=null", "decode.beam_size=2"]
-    changes = entry.changes([*given, "decode.length_penalty=1", "decode.sampling=true"])
+    changes = entry.changes([*given, "decode.length_penalty=1", "decode.sampling=True"])
     assert changes == {
         "decode.beam_size": 2,
         "model.dtype": "bfloat16",

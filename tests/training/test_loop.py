@@ -235,9 +235,7 @@ def test_a_table_need_not_reach_the_end_of_a_row(config, tmp_path):
 def test_an_evaluation_sentence_past_the_table_is_refused(config, tmp_path):
     model = dataclasses.replace(config.model, positions="learned", max_positions=20)
     data = dataclasses.replace(config.data, row_length=20)
-    with pytest.raises(
-        UserError, match=r"split 'validation' has a source of \d+ pieces, but .* ends at 20"
-    ):
+    with pytest.raises(UserError, match=r"split 'validation' has a source of \d+ pieces, but .* ends at 20"):
         run(dataclasses.replace(config, model=model, data=data), tmp_path)
 
 

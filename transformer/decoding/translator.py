@@ -240,7 +240,8 @@ class Translator:
         for side, own, most in zip(("text", "target"), lengths, self._longest, strict=True):
             if most is not None and own.max(initial=0) > most:
                 number = first + int(own.argmax()) + 1
-                raise UserError(f"{side} {number} has {own.max()} pieces; the model places at most {most}")
+                told = f"{side} {number} has {own.max()} pieces; the model places at most {most}"
+                raise UserError(f"{told}: see model.overflow")
         scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
         for batch in batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
             padded = [

@@ -15,6 +15,7 @@ from transformer.data.plan import BucketedPlan, PackedPlan, Plan
 from transformer.data.tokenizer import Tokenizer
 from transformer.model import build, init_params
 from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.positions import POSITIONS
 from transformer.training.losses import Hyper, Sums, make_loss_fn
 from transformer.training.optimizer import adam, peak_learning_rate
 from transformer.training.placement import Placement, place
@@ -119,7 +120,9 @@ def check_lengths(model: EncoderDecoder, split: str, longest: tuple[int, int]) -
             continue
         scheme = f"model.positions={model.config.positions!r}"
         if most in (model.trained_lengths or ()):
-            end = f"{scheme} was trained up to {most}; give --set=model.overflow=clamp, or what else it has"
+            policies = POSITIONS[model.config.positions].overflows
+            others = " or ".join(policy for policy in policies if policy != "error")
+            end = f"{scheme} was trained up to {most}; model.overflow can be {others}"
         else:
             end = f"{scheme} ends at {most}; raise model.max_positions"
         raise UserError(f"split {split!r} has a {side} of {own} pieces, but {end}")
