@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 
 # Most of the suite's time is compilation: no optimisation and, as long as XLA has them, the older emitters,
 # which compile in half the time.
@@ -24,6 +25,8 @@ from transformer.config import DataConfig
 from transformer.model import build, init_params
 
 flags.FLAGS.mark_as_parsed()  # Grain asks absl
+# A script's background jobs ignore Ctrl-C, and so would the processes that tests start there and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
