@@ -20,7 +20,7 @@ from transformer.config import ExperimentConfig, UserError, check_key, from_dict
 from transformer.disk import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
-_AS_JSON = {"True": "true", "False": "false", "None": "null"}
+_AS_JSON = {"True": "true", "False": "false", "None": "null"}  # as config flags have them
 
 
 def run(main: Callable[..., int | None], words: Sequence[str] = ()) -> None:
@@ -54,8 +54,8 @@ def define_changes() -> flags.FlagHolder:
     )
 
 
-def changes(texts: Sequence[str]) -> dict[str, Any]:
-    """The KEY=VALUE of a repeated `--set` flag.
+def changes(texts: Sequence[str], flag: str = "set") -> dict[str, Any]:
+    """The KEY=VALUE of a flag; of a key that comes twice, the last one.
 
     A value is read as JSON, or as Python's True, False or None; what is neither is a string.
 
@@ -66,7 +66,7 @@ def changes(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set={text}: it must be KEY=VALUE")
+            raise UserError(f"--{flag}={text}: it must be KEY=VALUE")
         try:
             values[key] = json.loads(_AS_JSON.get(value, value))
         except json.JSONDecodeError:

@@ -11,23 +11,22 @@ set, and whether that is chance. The other run must have been evaluated, for it 
 scored with --set is named as its files are: --compare=runs/other,decode.beam_size=1.
 """
 
+import re
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments import entry
+from experiments.evaluations import SCOPE, Evaluation, Outputs
 from experiments.progress import counting
-from experiments.runs import Run, Trained, read_json, write_json
+from experiments.runs import Run, Trained, converted
 from transformer.config import UserError
 from transformer.data.corpus import Corpus
 from transformer.decoding.translator import Translator
 from transformer.evaluation.scores import by_length, corpus_scores, perplexity_per_word, signatures
-from transformer.evaluation.significance import Comparison, compare
+from transformer.evaluation.significance import Comparison
 from transformer.training.losses import make_loss_fn
 from transformer.training.metrics import summary
 from transformer.training.placement import Jit
@@ -56,58 +55,47 @@ SHOWN = {
     "perplexity_per_character": ".4f",
     "sentences": "d",
 }
-COMPARED = ("exact_match", "bleu", "bleu_lc", "bleu_tok", "chrf")
-SCOPE = "this test set only: says nothing about other seeds"
 LINE_ENDS = str.maketrans("\n\r", "  ")  # a file of lines cannot hold them; the translator writes none
-
-
-class Outputs(NamedTuple):
-    """What eval/ holds of a run and a split."""
-
-    name: str  # the run's folder, and after commas what was changed, as for --compare
-    scores: dict
-    hypotheses: list[str]
-    references: list[str]
 
 
 def main() -> None:
     entry.use_compilation_cache()
+    if not SPLIT.value:
+        raise UserError("--split names no split")
     run = Run(WORKDIR.value)
-    changes, suffix = entry.changes(SET.value), _suffix("--set=", SET.value)
+    changes = converted(run.config, entry.changes(SET.value))
     trained = run.load(changes)
     corpus = Corpus(trained.config.data, trained.tokenizer)
     for split in SPLIT.value:  # what cannot be scored is known before anything is
         check_lengths(trained.model, split, corpus.split(split).longest)
-    others = {}
-    if COMPARE.value is not None:
-        others = {split: _comparable(COMPARE.value, corpus, split) for split in SPLIT.value}
-    names = {split: split + suffix for split in SPLIT.value}
-    scores = {split: _evaluate(run, trained, corpus, split, name, changes) for split, name in names.items()}
-    files = [f"{run.folder / 'eval' / name}.json, .hyp.txt, .ref.txt" for name in names.values()]
-    print(f"{run.folder}: {_origin(trained)}{suffix.replace(',', ', ')}")
-    _print_scores(scores)
-    for split, other in others.items():
-        one = _outputs(run, split, suffix)
-        path, comparisons = _compare(run.folder / "eval" / names[split], one, other)
-        _print_comparisons(f"{split}: {one.name} against {other.name}", comparisons)
-        files.append(str(path))
+    evaluations = [Evaluation(run, split, changes) for split in SPLIT.value]
+    files = [str(one.path(".json, .hyp.txt, .ref.txt")) for one in evaluations]
+    others = [_other(one, corpus) for one in evaluations] if COMPARE.value is not None else []
+    outputs = [_evaluate(one, trained, corpus) for one in evaluations]
+    print(f"{run.folder}: {_origin(trained)}{evaluations[0].suffix.replace(',', ', ')}")
+    _print_scores({one.split: own.scores for one, own in zip(evaluations, outputs, strict=True)})
+    for one, own, (other, theirs) in zip(evaluations, outputs, others, strict=False):
+        _print_comparisons(f"{one.split}: {one.name} against {other.name}", one.compare(own, other, theirs))
+        files.append(str(one.comparison(other)))
     print("\n".join(files))
 
 
-def _suffix(flag: str, changes: Sequence[str]) -> str:
-    """What names the files of a changed run: each KEY=VALUE as it was given, in order; the last of a key."""
-    last = dict(text.partition("=")[::2] for text in changes)
-    suffix = "".join(f",{key}={value}" for key, value in sorted(last.items()))
-    if "/" in suffix or len(suffix.encode()) > 150:
-        raise UserError(f"{flag}{suffix[1:]}: it cannot be a part of a file's name")
-    return suffix
+def _other(one: Evaluation, corpus: Corpus) -> tuple[Evaluation, Outputs]:
+    """What an evaluation is to be compared with.
+
+    Raises:
+      UserError: nothing that it can be.
+    """
+    folder, *texts = re.split(r",(?=(?:decode|model)\.)", COMPARE.value)
+    run = Run(folder)
+    other = Evaluation(run, one.split, converted(run.config, entry.changes(texts, "compare")))
+    one.comparison(other)  # has a name
+    return other, other.comparable(_texts(corpus, one.split)[1])
 
 
-def _evaluate(
-    run: Run, trained: Trained, corpus: Corpus, split: str, outputs: str, changes: dict[str, Any]
-) -> dict:
-    """Scores a split and writes eval/<outputs>.json, .hyp.txt, .ref.txt."""
-    config = trained.config
+def _evaluate(one: Evaluation, trained: Trained, corpus: Corpus) -> Outputs:
+    """Scores a split and writes it down."""
+    split, config = one.split, trained.config
     pieces = corpus.split(split)
     placement = Jit()
     validate = make_validation(
@@ -122,15 +110,11 @@ def _evaluate(
     in_parts, at_limit = [], set()
     started = time.perf_counter()
     with counting(len(sources), split) as progress:
-        hypotheses = translator(sources, progress, lambda *one: in_parts.append(one), at_limit.add)
+        hypotheses = translator(sources, progress, lambda *text: in_parts.append(text), at_limit.add)
     seconds = time.perf_counter() - started
     print(f"{split}: {len(sources)} sentences in {seconds:.1f} s, compilation included")
     if in_parts:
         print(f"{split}: {len(in_parts)} of more than {translator.max_source} pieces, translated in parts")
-    folder = run.folder / "eval"
-    folder.mkdir(exist_ok=True)
-    for name, lines in (("hyp", hypotheses), ("ref", references)):
-        (folder / f"{outputs}.{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     sums = validate(trained.params)
     scores = {
         **corpus_scores(hypotheses, references),
@@ -139,103 +123,19 @@ def _evaluate(
         "perplexity_per_word": perplexity_per_word(float(sums.nll), references),
         "sentences": len(references),
         "by_length": by_length(pieces.source.lengths, hypotheses, references),
-        "changes": changes,
+        "changes": one.changes,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }
-    write_json(folder / f"{outputs}.json", scores)
-    return scores
+    outputs = Outputs(scores, hypotheses, references)
+    one.write(outputs)
+    return outputs
 
 
 def _texts(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     """The raw sentences of a split, each reference in one line: as it is written it is scored."""
     sources, references = corpus.texts(split)
     return sources, [reference.translate(LINE_ENDS) for reference in references]
-
-
-def _outputs(run: Run, split: str, suffix: str) -> Outputs:
-    """Reads what evaluating a run has written; `suffix` names what was changed.
-
-    Raises:
-      UserError: it is no run, it has not been evaluated, or a file is not whole.
-    """
-    scores, hypotheses, references = (
-        run.folder / "eval" / f"{split}{suffix}.{kind}" for kind in ("json", "hyp.txt", "ref.txt")
-    )
-    again = _again(run, split, suffix)
-    for path in (scores, hypotheses, references):
-        if not path.is_file():
-            run.begin(None)  # no run at all is refused as such
-            there = sorted(one.stem.removeprefix(split) for one in path.parent.glob(f"{split},*=*.json"))
-            others = "".join(
-                f"; there is --compare={run.folder}{one}" for one in there if ".compare-" not in one
-            )
-            raise UserError(f"{path} is missing; {again} writes it{others}")
-    outputs = Outputs(f"{run.folder}{suffix}", read_json(scores), _lines(hypotheses), _lines(references))
-    if len(outputs.hypotheses) != len(outputs.references):
-        counts = f"{hypotheses} has {len(outputs.hypotheses)} lines, {references} {len(outputs.references)}"
-        raise UserError(f"{counts}; {again} writes both anew")
-    return outputs
-
-
-def _lines(path: Path) -> list[str]:
-    """Only a line feed ends a line; `read_text` would know of other ends."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _again(run: Run, split: str, suffix: str) -> str:
-    command = f"python -m experiments.evaluate --workdir={run.folder} --split={split}"
-    return command + suffix.replace(",", " --set=")
-
-
-def _comparable(name: str, corpus: Corpus, split: str) -> Outputs:
-    """The outputs of a run that was scored on the same references in the same way as we score.
-
-    Args:
-      name: its folder, and after commas what was changed.
-
-    Raises:
-      UserError: it was not.
-    """
-    folder, *changes = name.split(",")
-    run, suffix = Run(folder), _suffix("--compare=", changes)
-    other, (_, references) = _outputs(run, split, suffix), _texts(corpus, split)
-    path = run.folder / "eval" / f"{split}{suffix}.ref.txt"
-    if len(other.references) != len(references):
-        counts = f"it has {len(other.references)} lines, split {split!r} here {len(references)}"
-        raise UserError(f"{path} is another test set: {counts}")
-    for number, (theirs, ours) in enumerate(zip(other.references, references, strict=True), start=1):
-        if theirs != ours:
-            raise UserError(f"{path} is another test set: line {number} is {theirs!r} there, {ours!r} here")
-    stored, own = other.scores["signatures"], signatures()
-    for name in COMPARED:
-        if name in own and stored[name] != own[name]:
-            differ = f"the signature of {name} is {stored[name]} in {run.folder}, {own[name]} here"
-            raise UserError(f"{differ}; {_again(run, split, suffix)} scores it anew")
-    return other
-
-
-def _compare(scored: Path, one: Outputs, other: Outputs) -> tuple[Path, dict[str, Comparison]]:
-    """Compares two runs and writes <scored>.compare-<other>.json."""
-    texts = (one.hypotheses, other.hypotheses, one.references)
-    comparisons = {}
-    with counting(len(COMPARED), f"{scored.name}: comparing") as progress:
-        for metric in COMPARED:
-            comparisons[metric] = compare(metric, *texts)
-            progress(len(comparisons))
-    path = scored.with_name(f"{scored.name}.compare-{Path(other.name).resolve().name}.json")
-    identity = ("checkpoints", "params_sha256", "changes")
-    content = {
-        "scope": SCOPE,
-        "sentences": len(one.references),
-        "differing": sum(map(str.__ne__, one.hypotheses, other.hypotheses)),
-        "metrics": {metric: comparison._asdict() for metric, comparison in comparisons.items()},
-        "run": {fact: one.scores[fact] for fact in identity},
-        "other": {"folder": other.name, **{fact: other.scores.get(fact) for fact in identity}},
-    }
-    write_json(path, content)
-    return path, comparisons
 
 
 def _print_scores(scores: dict[str, dict]) -> None:

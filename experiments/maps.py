@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.runs import Trained
+from transformer.config import EOS
 from transformer.evaluation.attention import attention_weights
 
 
@@ -18,15 +19,19 @@ class AttentionFile:
     """
 
     def __init__(self, path: str | Path, trained: Trained):
+        """Opens the file.
+
+        Raises:
+          UserError: the model attends to nothing.
+          OSError: the file cannot be opened.
+        """
+        # A model that attends to nothing is refused before anything is translated.
+        attention_weights(trained.model, trained.params, [EOS], [EOS])
         self._trained = trained
         self._file = zipfile.ZipFile(path, "w")
 
     def add(self, number: int, text: str, translation: str) -> None:
-        """Writes the weights with which `translation` is read after `text`; nothing for a blank line.
-
-        Raises:
-          UserError: the model attends to nothing.
-        """
+        """Writes the weights with which `translation` is read after `text`; nothing for a blank line."""
         trained, tokenizer = self._trained, self._trained.tokenizer
         source, target = tokenizer.encode_all([text, translation])
         if len(source) == 1 or text.isspace():

@@ -175,9 +175,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a file whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with room(path.parent, ", then give the same command again"):
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        partial.write_text(text, "utf-8")
         os.replace(partial, path)
 
 
@@ -196,6 +201,12 @@ def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentC
             raise UserError(f"{key}: only {allowed} and {CHANGEABLE[-1]} can be changed after training")
         values[section][field] = value
     return from_dict(values)
+
+
+def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes with the values that the config makes of them; errors as of `changed`."""
+    values = flatten(to_dict(changed(config, changes)))
+    return {key: values[key] for key in changes}
 
 
 def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:

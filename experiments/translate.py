@@ -34,7 +34,8 @@ N_BEST = flags.DEFINE_integer(
     "n_best",
     1,
     "Most translations of a line. With more than one, each is written as line number, score and "
-    "translation, with tabs between them, the best one first; with decode.sampling, so many are drawn.",
+    "translation, with tabs between them, the best one first: at most decode.beam_size of them. With "
+    "decode.sampling so many are drawn.",
     lower_bound=1,
 )
 SCORES = flags.DEFINE_bool("scores", False, "Writes a translation's score and a tab before it.")
@@ -52,7 +53,7 @@ ENSEMBLE = flags.DEFINE_list(
     "Run folders of the same vocabulary, separated by commas: their models predict together with the run's, "
     "by the mean of the probabilities.",
 )
-# What gives no sense together, and why.
+# What makes no sense together, and why.
 EXCLUDED = (
     ("targets", "n_best", "given translations are scored, none is searched for"),
     ("targets", "scores", "the scores of given translations are written anyway"),

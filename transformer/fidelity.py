@@ -113,14 +113,16 @@ READ_IF: dict[str, Callable[[ExperimentConfig], bool]] = {
     "model.num_layers": lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
     "model.dropout_sites": lambda config: config.model.dropout_rate > 0,
     "model.cell": lambda config: config.model.kind != "transformer",
+    "model.equal_parameters": lambda config: config.model.feed_forward not in ("relu", "gelu"),
     "decode.beam_size": lambda config: not config.decode.sampling,
-    "decode.penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
-    "decode.length_penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
 }
 # Fields whose effect departs from the paper on a condition only.
 DEPARTS_IF: dict[str, Callable[[ExperimentConfig], bool]] = {
     "model.overflow": lambda config: config.model.overflow != "error",  # a refusal changes no result
     "train.validate_every": lambda config: config.decode.average_last > 1,
+    # Without a beam only scores are divided by it, and no output is another.
+    "decode.penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
+    "decode.length_penalty": lambda config: config.decode.beam_size > 1 and not config.decode.sampling,
 }
 # Of `model`, what the recurrent kinds read.
 READ_BY_RECURRENT = {
@@ -155,11 +157,15 @@ BIG_ALONE = {"model.dropout_rate", "train.steps"}  # whose values there no row h
 
 
 def is_read(field: str, config: ExperimentConfig) -> bool:
-    """Whether a field has an effect in a config."""
+    """Whether a field of `model` or `decode` has an effect in a config, as far as it depends on others."""
     section, _, name = field.partition(".")
     if section == "model" and config.model.kind != "transformer" and name not in READ_BY_RECURRENT:
         return False
-    return READ_IF.get(field, lambda config: True)(config)
+    return _holds(READ_IF, field, config)
+
+
+def _holds(conditions: dict[str, Callable[[ExperimentConfig], bool]], field: str, config) -> bool:
+    return field not in conditions or conditions[field](config)
 
 
 def departures(config: ExperimentConfig) -> list[str]:
@@ -169,7 +175,7 @@ def departures(config: ExperimentConfig) -> list[str]:
         field
         for field in REPORTED
         if is_read(field, config)
-        and DEPARTS_IF.get(field, lambda config: True)(config)
+        and _holds(DEPARTS_IF, field, config)
         and not _is_reported(field, values[field], config)
     ]
     lines = [f"{field} is {values[field]!r}; the paper's: {_text(REPORTED[field])}" for field in alone]

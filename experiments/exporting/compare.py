@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.exporting.format import Format, rows
 from experiments.runs import Trained
-from experiments.speed.workload import padded
 from transformer.config import EOS
+from transformer.decoding.batches import padded
 
 SENTENCES = 8  # that both are asked about
 LONGEST = 48  # pieces of such a sentence
@@ -38,7 +38,7 @@ def scores(
 ) -> list[np.ndarray]:
     """Our log-probabilities of each target's pieces and then of EOS, in float32."""
     model = trained.model.clone(config=dataclasses.replace(trained.model.config, dtype="float32"))
-    source, target = (padded([np.array([*line, EOS]) for line in lines]) for lines in (sources, targets))
+    source, target = (padded([[*line, EOS] for line in lines]) for lines in (sources, targets))
     logits = jax.jit(model.apply)({"params": trained.params}, source, target)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
     return [np.array(row[: len(line) + 1]) for row, line in zip(log_probs, targets, strict=True)]

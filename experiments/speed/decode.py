@@ -18,6 +18,7 @@ from experiments.exporting import FORMATS, Format
 from experiments.exporting.compare import difference, scores
 from experiments.runs import Trained
 from experiments.speed.peer import child, seconds
+from experiments.speed.workload import log_normal
 from transformer.config import (
     EOS,
     PAD,
@@ -64,9 +65,9 @@ class Exact(Translator):
 
 
 def sentences() -> list[list[int]]:
-    """Random sentences with log-normal lengths (sigma 0.5), each closed by EOS."""
+    """Random sentences, each closed by EOS."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(MEAN * rng.lognormal(-0.125, 0.5, SENTENCES), SHORTEST, LONGEST).astype(int)
+    lengths = np.clip(log_normal(rng, MEAN, SENTENCES), SHORTEST, LONGEST).astype(int)
     return [[*rng.integers(EOS + 2, VOCAB, length - 1).tolist(), EOS] for length in lengths]
 
 

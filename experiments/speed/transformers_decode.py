@@ -9,9 +9,9 @@ from transformers import MarianMTModel
 
 from experiments.entry import keep_memory
 from experiments.speed.peer import seconds, serve
-from experiments.speed.workload import padded
 from transformer.config import PAD
 from transformer.data.plan import buckets
+from transformer.decoding.batches import padded
 
 # Pieces of a batch, padding included: as ours, or all sentences at once.
 BATCHES = (1_024, 8_192)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer.config import EOS, TransformerConfig
+from transformer.decoding.batches import padded
 
 VOCAB = 10_000
 
@@ -36,11 +37,10 @@ SHAPES: dict[str, Shape] = {
 def sentences(shape: Shape, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Random sentence pairs, each closed by EOS.
 
-    Lengths are log-normal with sigma 0.5, as those of real corpora nearly are; a target's length differs
-    from its source's by some 15 per cent. None is longer than a row.
+    A target's length differs from its source's by some 15 per cent. None is longer than a row.
     """
     rng = np.random.default_rng(0)
-    source = shape.mean_length * rng.lognormal(-0.125, 0.5, count)
+    source = log_normal(rng, shape.mean_length, count)
     target = source * rng.lognormal(0, 0.15, count)
     return tuple(
         [np.append(rng.integers(EOS + 2, VOCAB, length - 1), EOS).astype(np.int32) for length in lengths]
@@ -59,9 +59,6 @@ def bucketed(shape: Shape, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         yield padded([source[i] for i in members]), padded([target[i] for i in members])
 
 
-def padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different lengths as one array, filled up with PAD."""
-    array = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for row, pieces in zip(array, rows, strict=True):
-        row[: len(pieces)] = pieces
-    return array
+def log_normal(rng: np.random.Generator, mean: float, count: int) -> np.ndarray:
+    """Lengths of sentences: log-normal with sigma 0.5, as those of real corpora nearly are."""
+    return mean * rng.lognormal(-0.125, 0.5, count)

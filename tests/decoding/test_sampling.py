@@ -142,6 +142,23 @@ def test_a_seed_decides_the_draws_and_neighbours_do_not(tokenizer):
     assert sampling(tokenizer, batch_tokens=512)(TEXTS) == together
 
 
+def test_parts_of_a_text_that_are_alike_are_drawn_by_themselves(tokenizer, monkeypatch):
+    translate, drawn = sampling(tokenizer, max_source=8), []
+    search = translate.search
+
+    def watched(source, *rest):
+        found = search(source, *rest)
+        drawn.extend(found.tokens[source.any(axis=1), 0].tolist())
+        return found
+
+    monkeypatch.setattr(translate, "search", watched)
+    text = "a man a man"
+    together = translate([text])
+    assert len(drawn) == 2
+    assert drawn[0] != drawn[1]
+    assert sampling(tokenizer, max_source=8, batch_tokens=16)([text]) == together
+
+
 def test_samples_of_a_text_differ(tokenizer):
     found = sampling(tokenizer, n_best=4).hypotheses(TEXTS)
     assert [len({one.text for one in own}) for own in found] == [4, 4, 1, 4, 4, 4]

@@ -1,5 +1,7 @@
 """Strings in, strings out: order, neighbours, limits."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -318,9 +320,11 @@ def test_least_and_most_pieces(tokenizer, beam_size):
 
 def test_what_positions_cannot_place_has_no_score(tokenizer):
     translate = translator(tokenizer, positions="learned", max_positions=12, decode={"max_extra": 50})
-    with pytest.raises(UserError, match="target 9 has 20 pieces; the model places at most 12"):
+    with pytest.raises(UserError, match="target 9 has 20 pieces; at most 12 are scored: see decode.max_s"):
         translate.log_probs(["a", "a man"], ["a", "a man in a red hat"], first=7)
     assert all(np.isfinite(one).all() for one in translate.log_probs(["a man", "a"], ["a", "a hat"]))
+    with pytest.raises(UserError, match="text 1 has 20 pieces; at most 19 are scored"):
+        translator(tokenizer, max_source=19).log_probs(["a man in a red hat"], ["a"])
     for own in translate.hypotheses(["a man"], ["two"]):
         assert len(tokenizer.encode(own[0].text)) == 12 + (not own[0].ended)  # an end is a piece, too
 
@@ -343,6 +347,7 @@ def test_an_exception_in_a_batch_ends_the_others(tokenizer, monkeypatch):
 
     def fails(source, *_):
         searched.append(len(source))
+        time.sleep(0.01)
         raise ValueError("broken")
 
     monkeypatch.setattr(translate, "search", fails)

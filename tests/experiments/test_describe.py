@@ -218,8 +218,10 @@ def test_a_description_is_json_and_has_its_keys():
 def test_what_differs_without_effect_is_noted():
     values = to_dict(small()) | {"model": {"kind": "recurrent", "num_heads": 3, "d_model": 12, "cell": "gru"}}
     assert describe(from_dict(values))["notes"] == ["without effect here: model.num_heads"]
-    values["model"] = {"cell": "gru", "d_model": 8}
-    assert "without effect here: model.cell" in describe(from_dict(values))["notes"]
+    values["model"] = {"cell": "gru", "d_model": 8, "equal_parameters": True}
+    values["decode"] = {"sampling": True, "beam_size": 3, "length_penalty": 0.7}
+    unread = "model.equal_parameters, model.cell, decode.beam_size"
+    assert f"without effect here: {unread}" in describe(from_dict(values))["notes"]
 
 
 def run(*arguments, status=0):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import evaluate
+from experiments.evaluations import COMPARED, Evaluation, lines_of
 from experiments.runs import Run
 from tests.experiments.test_commands import ROOT, SMOKE, environment
 from transformer.config import UserError
@@ -64,10 +64,6 @@ def second(first):
 def copy(second, tmp_path):
     """One to break."""
     return shutil.copytree(second, tmp_path / "copy")
-
-
-def lines_of(path):
-    return path.read_text().split("\n")[:-1]
 
 
 def test_what_is_written_and_printed(first):
@@ -127,7 +123,7 @@ def test_again_is_the_same_bytes_and_compares(call, first, second):
     assert written == own
     assert contents(second) == other
     assert comparison["differing"] == 100
-    assert list(comparison["metrics"]) == list(evaluate.COMPARED)
+    assert list(comparison["metrics"]) == list(COMPARED)
     exact = comparison["metrics"]["exact_match"]
     assert (exact["score"], exact["other"], exact["difference"]) == (0, 50, -50)
     assert comparison["metrics"]["bleu"]["p_bootstrap"] < 0.01
@@ -137,8 +133,8 @@ def test_again_is_the_same_bytes_and_compares(call, first, second):
     path = first[0] / "eval" / "test.compare-second.json"
     before = path.read_bytes()
     path.unlink()
-    outputs = [evaluate._outputs(Run(folder), "test", "") for folder in (first[0], second)]
-    assert evaluate._compare(first[0] / "eval" / "test", *outputs)[0] == path
+    one, other = (Evaluation(Run(folder), "test", {}) for folder in (first[0], second))
+    one.compare(one.read(), other, other.read())
     assert path.read_bytes() == before
 
 
@@ -165,7 +161,7 @@ def test_a_line_too_few_is_one_line(copy):
 def test_another_test_set_is_refused(copy):
     path = copy / "eval" / "test.ref.txt"
     right = lines_of(path)
-    assert evaluate._comparable(str(copy), corpus_of(right), "test").references == right
+    assert Evaluation(Run(copy), "test", {}).comparable(right).references == right
     changed = [*right[:16], "another", *right[17:]]
     line = refused(copy, changed)
     assert line == f"{path} is another test set: line 17 is {right[16]!r} there, 'another' here"
@@ -185,13 +181,13 @@ def test_another_signature_is_refused(copy):
 def test_an_older_evaluation_compares_if_what_is_compared_is_the_same(copy):
     path = copy / "eval" / "test.json"
     scores = json.loads(path.read_text())
-    scores["signatures"] = {name: scores["signatures"][name] for name in evaluate.COMPARED[1:]}
+    scores["signatures"] = {name: scores["signatures"][name] for name in COMPARED[1:]}
     path.write_text(json.dumps(scores))
-    evaluate._comparable(str(copy), corpus_of(lines_of(copy / "eval" / "test.ref.txt")), "test")
-
-
-def test_what_is_no_run_is_refused_as_such(tmp_path):
-    assert refused(tmp_path, []).startswith(f"{tmp_path} is not a run: it has no config.json")
+    references = lines_of(copy / "eval" / "test.ref.txt")
+    Evaluation(Run(copy), "test", {}).comparable(references)
+    scores["signatures"].pop("chrf")
+    path.write_text(json.dumps(scores))
+    assert refused(copy).startswith("the signature of chrf is None in ")
 
 
 def test_a_refusal_comes_before_anything_is_scored(call, first, copy):
@@ -218,7 +214,7 @@ def test_a_line_end_within_a_reference_is_a_space():
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
     (tmp_path / "lines").write_bytes("one\u2028\rtwo\x85\n\nthree\n".encode())
-    assert evaluate._lines(tmp_path / "lines") == ["one\u2028\rtwo\x85", "", "three"]
+    assert lines_of(tmp_path / "lines") == ["one\u2028\rtwo\x85", "", "three"]
 
 
 def refused(folder, references=None):
@@ -227,7 +223,7 @@ def refused(folder, references=None):
     if references is None:
         references = lines_of(path) if path.exists() else []
     with pytest.raises(UserError) as caught:
-        evaluate._comparable(str(folder), corpus_of(references), "test")
+        Evaluation(Run(folder), "test", {}).comparable(references)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -243,7 +239,7 @@ def test_what_was_never_trained_is_refused_unless_a_policy_is_named(call, tmp_pa
     arguments = (f"--workdir={folder}", "--split=test_long")
     (line,) = call("evaluate", *arguments, status=2).stderr.splitlines()[-1:]
     assert "but model.positions='learned' was trained up to" in line
-    assert "model.overflow can be clamp or zero" in line
+    assert "--set=model.overflow=clamp or zero" in line
     call("evaluate", *arguments, "--set=model.overflow=clamp")
     assert not (folder / "eval" / "test_long.json").exists()
     scores = json.loads((folder / "eval" / "test_long,model.overflow=clamp.json").read_text())
@@ -269,28 +265,61 @@ def test_a_changed_run_stands_beside_the_plain_one_and_is_compared_with_it(call,
     assert comparison["run"]["changes"] == scores["changes"]
     assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
     assert comparison["metrics"]["chrf"]["other"] == before["chrf"]
-    assert f"test: {folder},{name.partition(',')[2]} against {folder}\n" in printed
+    assert f"test: {folder}{name.removeprefix('test')} against {folder}\n" in printed
     assert f"{folder}: checkpoint 2, decode.beam_size=1, model.dtype=bfloat16\n" in printed
 
 
-@pytest.mark.parametrize("value", ["a/b", "x" * 200])
-def test_what_no_file_can_be_called_is_refused(value):
-    with pytest.raises(UserError, match="--set=decode.penalty=.* cannot be a part of a file's name"):
-        evaluate._suffix("--set=", [f"decode.penalty={value}"])
-    assert evaluate._suffix("--set=", []) == ""
+def test_what_a_run_scored_with_changes_is_compared_with(call, first, second):
+    """Each value by what the config makes of it, however it was written."""
+    folder = shutil.copytree(second, second.parent / "with, a comma")
+    changed = "test,decode.length_penalty=1.0,decode.sampling=True"
+    for path in (folder / "eval").iterdir():
+        path.rename(path.with_name(path.name.replace("test", changed)))
+    missing = call("evaluate", f"--workdir={first[0]}", f"--compare={folder}", status=2).stderr
+    named = f"--compare={folder},decode.length_penalty=1.0,decode.sampling=True"
+    assert missing.endswith(f" --split=test writes it; there is {named}\n")
+    written = f"--compare={folder},decode.sampling=true,decode.length_penalty=1"
+    printed = call("evaluate", f"--workdir={first[0]}", written).stdout
+    assert f"test: {first[0]} against {named.removeprefix('--compare=')}\n" in printed
+    path = first[0] / "eval" / f"test.compare-{changed.replace('test', 'with, a comma')}.json"
+    comparison = json.loads(path.read_text())
+    path.unlink()
+    assert comparison["other"] == {
+        "folder": str(folder),
+        **{fact: json.loads((folder / "eval" / f"{changed}.json").read_text())[fact] for fact in IDENTITY},
+    }
+    assert comparison["metrics"]["exact_match"]["difference"] == -50
 
 
-def test_a_changed_run_is_what_another_is_compared_with(copy):
-    """Where it was never scored as it was configured, it is named."""
-    changes = ("model.overflow=clamp", "decode.beam_size=1")
-    for path in (copy / "eval").iterdir():
-        path.rename(path.with_name(path.name.replace("test", f"test,{changes[1]},{changes[0]}")))
-    named = ",".join([str(copy), *changes])
-    references = lines_of(copy / "eval" / f"test,{changes[1]},{changes[0]}.ref.txt")
-    other = evaluate._comparable(named, corpus_of(references), "test")
-    assert other.references == references
-    assert other.name == f"{copy},{changes[1]},{changes[0]}"
-    assert refused(copy).endswith(f" --split=test writes it; there is --compare={other.name}")
-    again = f"python -m experiments.evaluate --workdir={copy} --split=test --set={changes[0]} writes it"
-    with pytest.raises(UserError, match=f"{re.escape(again)}; there is"):
-        evaluate._comparable(f"{copy},{changes[0]}", corpus_of(references), "test")
+IDENTITY = ("checkpoints", "params_sha256", "changes")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("{first},{second}", "{first},{second} is not a run: it has no config.json"),
+        ("{second},decode.beam", "--compare=decode.beam: it must be KEY=VALUE"),
+        ("{second},decode.beam=1", "unknown config key decode.beam; the nearest known one is"),
+        ("{second},model.d_model=1", "model.d_model: only decode.*, model.overflow and model.dtype can be"),
+        ("nowhere", "nowhere is not a run: it has no config.json"),
+        ("{first}/config.json", "{first}/config.json is not a folder"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_one_line(first, second, other, message, monkeypatch):
+    own = Evaluation(Run(first[0]), "test", {})
+    names = {"first": first[0], "second": second}
+    monkeypatch.setattr(evaluate, "COMPARE", SimpleNamespace(value=other.format(**names)))
+    with pytest.raises(UserError) as caught:
+        evaluate._other(own, corpus_of([]))
+    assert str(caught.value).startswith(message.format(**names))
+
+
+def test_what_no_file_can_be_called_is_refused(second):
+    one = Evaluation(Run(second), "test", {"decode.penalty": "x" * 200})
+    other = Evaluation(Run(second), "test", {"decode.penalty": "y" * 30})
+    for changes in ({"decode.penalty": "a/b"}, {"decode.penalty": "x" * 250}):
+        with pytest.raises(UserError, match="no file can be called 'test,decode.penalty="):
+            Evaluation(Run(second), "test", changes).path(".json")
+    assert len(one.path(".json").name) == 225
+    with pytest.raises(UserError, match=r"no file can be called 'test,.*\.compare-second,"):
+        one.comparison(other)

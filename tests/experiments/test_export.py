@@ -15,7 +15,6 @@ from experiments.exporting.compare import difference, scores
 from experiments.exporting.format import export
 from experiments.exporting.to_ctranslate2 import vocabulary
 from experiments.runs import Trained
-from experiments.speed.workload import padded
 from tests.experiments.test_commands import ROOT, SMOKE, environment
 from transformer.config import (
     BOS,
@@ -28,6 +27,7 @@ from transformer.config import (
     UserError,
 )
 from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.batches import padded
 from transformer.decoding.translator import make_search
 from transformer.model import build, init_params
 from transformer.model.positions import POSITIONS

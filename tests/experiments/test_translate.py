@@ -199,7 +199,22 @@ def commands(folder, data_dir, tmp_path, *calls):
 INPUT = "one\ntwo; three\n\nnine hundred\n"
 
 
-def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
+@pytest.fixture(scope="module")
+def other_seed(folder, data_dir):
+    """A run of the same vocabulary with other weights."""
+    other = folder.with_name("other_seed")
+    command = [sys.executable, "-m", "experiments.train", SMOKE, f"--workdir={other}"]
+    command += ["--config.train.steps=1", "--config.train.seed=1"]
+    subprocess.run(command, cwd=ROOT, env=environment(data_dir), capture_output=True, check=True)
+    return other
+
+
+def of_run(folder, **changes):
+    trained = Run(folder).load({f"decode.{field}": value for field, value in changes.items()})
+    return Translator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
+
+
+def test_what_the_flags_do(folder, other_seed, data_dir, tmp_path, translator):
     (tmp_path / "begins").write_text("drei\n\n\nacht\n")
     (tmp_path / "targets").write_text("eins\nzwei; drei\n\nneun\n")
     calls = {
@@ -209,8 +224,8 @@ def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
         "prefix": ["--prefix=begins"],
         "targets": ["--targets=targets", "--input=in"],
         "attention": ["--attention=maps.npz"],
-        "ensemble": [f"--ensemble={folder},{folder}", "--scores"],
-        "greedy": ["--set=decode.beam_size=1", "--set=model.dtype=bfloat16"],
+        "ensemble": [f"--ensemble={other_seed}", "--targets=targets"],
+        "greedy": ["--set=decode.beam_size=1", "--set=decode.max_length=2", "--set=model.dtype=bfloat16"],
         "drawn": ["--set=decode.sampling=true", "--set=decode.seed=3"],
         "again": ["--set=decode.sampling=true", "--set=decode.seed=3"],
     }
@@ -233,7 +248,8 @@ def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
     assert begins[3].startswith("acht")
 
     given = [json.loads(line) for line in out["targets"].splitlines()]
-    found = translator.log_probs(texts, ["eins", "zwei; drei", "", "neun"])
+    targets = ["eins", "zwei; drei", "", "neun"]
+    found = translator.log_probs(texts, targets)
     for one, own in zip(given, found, strict=True):
         assert one["log_probs"] == pytest.approx(own, abs=1e-4)
         assert one["log_prob"] == pytest.approx(own.sum(), abs=1e-4)
@@ -241,7 +257,10 @@ def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
     assert given[0]["pieces"][-1] == "</s>"
     score, text = out["scores"].splitlines()[0].split("\t")  # what its pieces are is beyond doubt
     assert float(score) == pytest.approx(float(translator.log_probs(["one"], [text])[0].sum()), abs=1e-3)
-    assert [line.split("\t")[1] for line in out["ensemble"].splitlines()] == best
+    both = [found, of_run(other_seed).log_probs(texts, targets)]
+    for line, *each in zip(out["ensemble"].splitlines(), *both, strict=True):
+        mean = np.log(np.mean(np.exp(np.float64(each)), axis=0))
+        assert json.loads(line)["log_probs"] == pytest.approx(mean, abs=1e-4)
 
     assert out["attention"].splitlines() == best
     with np.load(tmp_path / "maps.npz") as maps:
@@ -254,7 +273,8 @@ def test_what_the_flags_do(folder, data_dir, tmp_path, translator):
         np.testing.assert_allclose(maps["2/cross"].sum(axis=-1), np.ones((1, 2, len(target))), rtol=1e-5)
         assert maps["2/cross"].shape[-1] == len(source)
     assert out["drawn"] == out["again"] != (tmp_path / "written").read_text()
-    assert out["greedy"].count("\n") == 4
+    short = of_run(folder, beam_size=1, max_length=2)(texts)
+    assert out["greedy"].splitlines() == short != best
 
 
 def test_what_cannot_be_is_one_line(folder, data_dir, tmp_path):

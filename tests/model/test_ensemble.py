@@ -23,9 +23,13 @@ def probabilities(model, params, pair):
     return np.exp(found) / np.exp(found).sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("kinds", [("transformer",) * 3, ("transformer", "recurrent_attention")])
-def test_the_mean_of_the_probabilities(pair, kinds):
+def test_the_mean_of_the_probabilities(pair, kinds, same):
+    """Also where models of one kind are one module, with weights of several seeds."""
     models, params = members(*kinds)
+    if same:
+        models = [models[kinds.index(kind)] for kind in kinds]
     each = [probabilities(*one, pair) for one in zip(models, params, strict=True)]
     assert np.abs(each[0] - each[1]).max() > 0.01
     found = logits(*ensemble(models, params), *pair)

@@ -1,11 +1,12 @@
-"""Which sentences are searched together."""
+"""Which sentences are searched together, and as what."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from transformer.config import PAD
 from transformer.data.plan import bucket
 
 
@@ -35,7 +36,7 @@ def batches(lengths: Int[np.ndarray, "n"], batch_tokens: int) -> Iterator[Batch]
     """
     order = np.argsort(-lengths, kind="stable")
     while len(order):
-        length = _padded(int(lengths[order[0]]))
+        length = _rounded(int(lengths[order[0]]))
         rows = max(1, batch_tokens // length)
         rows = rows // 8 * 8 or rows
         left = -(-len(order) // 8) * 8 if len(order) > 8 else 1 << (len(order) - 1).bit_length()
@@ -43,7 +44,18 @@ def batches(lengths: Int[np.ndarray, "n"], batch_tokens: int) -> Iterator[Batch]
         order = order[rows:]
 
 
-def _padded(length: int) -> int:
+def padded(
+    lists: Sequence[Sequence[int] | Int[np.ndarray, "_"]], length: int | None = None, rows: int | None = None
+) -> Int[np.ndarray, "b s"]:
+    """Lists of pieces as rows of `length` (None: of the longest), and rows of padding up to `rows`."""
+    shape = rows or len(lists), length or max(map(len, lists))
+    array = np.full(shape, PAD, np.int32)
+    for row, pieces in zip(array, lists, strict=False):
+        row[: len(pieces)] = pieces
+    return array
+
+
+def _rounded(length: int) -> int:
     """A power of two, or three quarters of one: each padded length is compiled once."""
     power = bucket(length)
     return power * 3 // 4 if length <= power * 3 // 4 and power > bucket(1) else power

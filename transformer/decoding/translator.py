@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from transformer.config import PAD, DecodeConfig, UserError, choose
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.batches import Batch, batches
+from transformer.decoding.batches import Batch, batches, padded
 from transformer.decoding.parts import Part, cut
 from transformer.decoding.pieces import IMPOSSIBLE
 from transformer.decoding.sampling import sampler
@@ -163,10 +163,9 @@ class Translator:
         def translate(batch: Batch) -> Found:
             # Padding must not reach past the positions either: there the model has no numbers.
             length = min(batch.length, self._longest.source or batch.length)
-            source = np.zeros((batch.rows, length), np.int32)
+            source = padded([parts[member].pieces for member in batch.members], length, batch.rows)
             numbers = np.zeros(batch.rows, np.int32)
             for row, member in enumerate(batch.members):
-                source[row, : len(parts[member].pieces)] = parts[member].pieces
                 # The parts of one text differ, or they would share their draws.
                 own = member - begins[parts[member].text]
                 numbers[row] = (first + parts[member].text + 1_000_003 * own) % 2**31
@@ -212,15 +211,14 @@ class Translator:
         limits = np.where(lengths > 0, limits, 0).astype(np.int32)
         forced = None
         if prefixes is not None:
-            forced = np.full((len(source), length), PAD, np.int32)
             for row, prefix in enumerate(prefixes):
                 if len(prefix) >= limits[row]:
                     number = row if sentences is None else sentences[row]
                     raise UserError(
                         f"prefix {number + 1} has {len(prefix)} pieces; "
-                        f"its output has at most {limits[row]}, an end among them"
+                        f"its output has at most {limits[row]}, an end among them: see decode.max_extra"
                     )
-                forced[row, : len(prefix)] = prefix
+            forced = padded(prefixes, length, len(source))
         found = self._search(self._params, source, limits, length=length, prefix=forced, sentences=sentences)
         return jax.device_get(found)
 
@@ -233,25 +231,27 @@ class Translator:
           first: number of the first text, where texts come in blocks, for what is said of one.
 
         Raises:
-          UserError: a side is longer than the model's positions.
+          UserError: a side is longer than the model's positions, or than `decode.max_source`.
         """
         sides = [self._tokenizer.encode_arrays(side) for side in (texts, targets)]
         lengths = np.array([[len(one) for one in side] for side in sides], int).reshape(2, -1)
-        for side, own, most in zip(("text", "target"), lengths, self._longest, strict=True):
-            if most is not None and own.max(initial=0) > most:
+        for side, own, placed in zip(("text", "target"), lengths, self._longest, strict=True):
+            most = min(self._config.max_source, placed or self._config.max_source)
+            if own.max(initial=0) > most:
                 number = first + int(own.argmax()) + 1
-                told = f"{side} {number} has {own.max()} pieces; the model places at most {most}"
-                raise UserError(f"{told}: see model.overflow")
+                told = f"{side} {number} has {own.max():,} pieces; at most {most:,} are scored"
+                raise UserError(f"{told}: see decode.max_source and model.overflow")
         scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
         for batch in batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
-            padded = [
-                np.full((batch.rows, min(batch.length, most or batch.length)), PAD, np.int32)
-                for most in self._longest
+            pair = [
+                padded(
+                    [own[member] for member in batch.members],
+                    min(batch.length, most or batch.length),
+                    batch.rows,
+                )
+                for own, most in zip(sides, self._longest, strict=True)
             ]
-            for rows, own in zip(padded, sides, strict=True):
-                for row, member in enumerate(batch.members):
-                    rows[row, : len(own[member])] = own[member]
-            found = jax.device_get(self._log_probs(self._params, *padded))
+            found = jax.device_get(self._log_probs(self._params, *pair))
             for row, member in enumerate(batch.members):
                 scores[member] = found[row, : lengths[1, member]]
         return scores

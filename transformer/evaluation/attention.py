@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int, PyTree
 
-from transformer.config import PAD, UserError
+from transformer.config import UserError
 from transformer.data.plan import bucket
+from transformer.decoding.batches import padded
 
 
 class AttentionWeights(NamedTuple):
@@ -66,4 +67,4 @@ def _sown(model, params, source, target):
 def _padded(pieces: list[int], longest: int | None) -> Int[np.ndarray, "1 s"]:
     """One row of a length that many sentences share, so that few programs are compiled."""
     length = max(len(pieces), min(bucket(len(pieces)), longest or sys.maxsize))
-    return np.array([[*pieces, *[PAD] * (length - len(pieces))]], np.int32)
+    return padded([pieces], length)

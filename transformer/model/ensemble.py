@@ -52,7 +52,10 @@ class Ensemble(nn.Module):
 
 def ensemble(models: list[EncoderDecoder], params: list[PyTree]) -> tuple[Ensemble, PyTree]:
     """The models as one, and its parameters."""
-    return Ensemble(tuple(models)), {f"models_{number}": one for number, one in enumerate(params)}
+    # Flax would take a module that comes twice for one whose weights are shared.
+    return Ensemble(tuple(one.clone() for one in models)), {
+        f"models_{number}": one for number, one in enumerate(params)
+    }
 
 
 def _mean(logits) -> Float[Array, "*b v"]:

@@ -122,7 +122,7 @@ def check_lengths(model: EncoderDecoder, split: str, longest: tuple[int, int]) -
         if most in (model.trained_lengths or ()):
             policies = POSITIONS[model.config.positions].overflows
             others = " or ".join(policy for policy in policies if policy != "error")
-            end = f"{scheme} was trained up to {most}; model.overflow can be {others}"
+            end = f"{scheme} was trained up to {most}; give --set=model.overflow={others}"
         else:
             end = f"{scheme} ends at {most}; raise model.max_positions"
         raise UserError(f"split {split!r} has a {side} of {own} pieces, but {end}")
