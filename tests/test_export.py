@@ -12,7 +12,7 @@ from tests.configs.test_configs import CASES, config
 from tests.model.test_invariants import VARIANTS
 from tests.tiny import VOCAB, tiny_config
 from transformer.config import ExperimentConfig, from_dict, to_dict
-from transformer.decoding.translator import make_search
+from transformer.decoding.shrinking import ModelSearch
 from transformer.model import KINDS, build
 from transformer.training.losses import Hyper, make_loss_fn
 from transformer.training.optimizer import adam
@@ -56,7 +56,7 @@ def check(config: ExperimentConfig):
     key = jax.eval_shape(lambda: jax.random.key(0))
     training = exported(step, state, full_rows(rows, config.data.row_length), key, make_hyper(config))
     assert training.platforms == PLATFORMS
-    search = functools.partial(make_search(model, config.decode), length=24)
+    search = functools.partial(ModelSearch(model, config.decode), length=24)
     source, limits = jax.ShapeDtypeStruct((8, 16), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.int32)
     decoding = exported(jax.jit(search), params, source, limits)
     assert decoding.platforms == PLATFORMS

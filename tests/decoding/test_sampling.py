@@ -11,7 +11,7 @@ from transformer.config import EOS, DecodeConfig
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.pieces import IMPOSSIBLE
 from transformer.decoding.sampling import keep_top_k, keep_top_p, sampler
-from transformer.decoding.search import Rules, choosing_search
+from transformer.decoding.search import ChoosingSearch, Rules, run
 from transformer.decoding.translator import Translator
 from transformer.model import build, init_params
 
@@ -93,7 +93,7 @@ def test_what_leaves_one_piece_is_greedy(options):
     rules = Rules(jnp.array([6, 5, 4, 6, 1]))
 
     def search(**choice):
-        return choosing_search(table_step(table), jnp.zeros((5, 1), jnp.int32), rules, 6, **choice)
+        return run(ChoosingSearch(**choice), table_step(table), jnp.zeros((5, 1), jnp.int32), rules, 6)
 
     drawn, greedy = search(choose=sampler(jax.random.key(0), jnp.arange(5), **options)), search()
     np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
@@ -106,7 +106,7 @@ def test_the_score_of_a_draw_is_its_log_probability():
     log_probs = np.asarray(jax.nn.log_softmax(table), np.float64)
     choose = sampler(jax.random.key(1), jnp.arange(2), temperature=3.0)
     step, state = table_step(table), jnp.zeros((2, 3), jnp.int32)
-    found = choosing_search(step, state, Rules(jnp.array([6, 4])), 6, hypotheses=3, choose=choose)
+    found = run(ChoosingSearch(3, choose=choose), step, state, Rules(jnp.array([6, 4])), 6)
     for row in range(2):
         for place in range(3):
             before, last, total = 0, 1, 0.0

@@ -12,10 +12,11 @@ from transformer.config import BOS, EOS, PAD
 from transformer.decoding.pieces import IMPOSSIBLE, top_k
 from transformer.decoding.search import (
     PENALTIES,
+    BeamSearch,
+    ChoosingSearch,
     Rules,
-    beam_search,
-    choosing_search,
     length_penalty,
+    run,
     stages,
     wu_penalty,
 )
@@ -70,8 +71,9 @@ def search(table, limits, length, beam_size, alpha=0.6, penalty="wu", n_best=1, 
     penalty = functools.partial(PENALTIES[penalty], alpha=alpha)
     state = jnp.zeros((rows, max(beam_size, 1)), jnp.int32)
     if beam_size == 0:
-        return choosing_search(step, state, rules, length, penalty=penalty)
-    return jax.jit(lambda state: beam_search(step, state, rules, length, beam_size, penalty, n_best))(state)
+        return run(ChoosingSearch(penalty=penalty), step, state, rules, length)
+    beam = BeamSearch(beam_size, penalty, n_best)
+    return jax.jit(lambda state: run(beam, step, state, rules, length))(state)
 
 
 def words(found, row, place=0):
@@ -201,10 +203,7 @@ def test_room_grows_on_the_way(beam_size):
 
     state = (jnp.zeros((2, max(beam_size, 1)), jnp.int32), jnp.zeros(stages(50)[0]))
     rules = Rules(jnp.array([50, 50]))
-    if beam_size:
-        found = beam_search(step, state, rules, 50, beam_size, grow=grow)
-    else:
-        found = choosing_search(step, state, rules, 50, grow=grow)
+    found = run(BeamSearch(beam_size) if beam_size else ChoosingSearch(), step, state, rules, 50, grow)
     assert rooms == stages(50) == [16, 32, 50]
     assert all(len(words(found, row)) >= 40 for row in range(2))
     assert stages(23) == [23]

@@ -28,7 +28,7 @@ from transformer.config import (
 )
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.batches import padded
-from transformer.decoding.translator import make_search
+from transformer.decoding.shrinking import ModelSearch
 from transformer.model import build, init_params
 from transformer.model.positions import POSITIONS
 
@@ -68,7 +68,7 @@ def weights(model):
 def found(trained, length, **changes):
     """Our outputs for `SOURCES`, EOS included, and their log-probabilities."""
     decode = dataclasses.replace(trained.config.decode, length_penalty=0.0, **changes)
-    search = jax.jit(make_search(trained.model, decode), static_argnames="length")
+    search = jax.jit(ModelSearch(trained.model, decode), static_argnames="length")
     source = padded([np.array([*pieces, EOS]) for pieces in SOURCES])
     best = search(trained.params, source, np.full(len(source), length, np.int32), length=length)
     tokens = [[int(piece) for piece in row if piece != PAD] for row in best.tokens[:, 0]]
@@ -224,7 +224,7 @@ def test_marian_says_what_ours_says(transformers, tmp_path, changes):
         theirs = peer(input_ids=source, attention_mask=source != PAD, decoder_input_ids=inputs).logits
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
     generated = peer.generate(source, attention_mask=source != PAD, num_beams=1, max_new_tokens=20)
-    search = make_search(trained.model, DecodeConfig(beam_size=1))
+    search = ModelSearch(trained.model, DecodeConfig(beam_size=1))
     best = search(trained.params, jnp.array(source), jnp.array([20, 20], jnp.int32), 20)
     for row, own in zip(generated, best.tokens[:, 0], strict=True):
         assert [piece for piece in row[1:].tolist() if piece != PAD] == own[own != PAD].tolist()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import VOCAB, logits, tiny_config
 from transformer.config import DecodeConfig
-from transformer.decoding.translator import make_search
+from transformer.decoding.shrinking import ModelSearch
 from transformer.model import build, init_params
 from transformer.model.ensemble import ensemble
 
@@ -63,7 +63,7 @@ def test_a_model_twice_is_itself(pair, beam_size):
     config = DecodeConfig(beam_size=beam_size)
     limits = jnp.array([7, 6], jnp.int32)
     alone, together = (
-        jax.jit(make_search(one, config, beam_size), static_argnums=3)(weights, pair[0], limits, 7)
+        jax.jit(ModelSearch(one, config, beam_size), static_argnums=3)(weights, pair[0], limits, 7)
         for one, weights in ((model, params), (twice, both))
     )
     np.testing.assert_array_equal(alone.tokens, together.tokens)

@@ -226,7 +226,8 @@ def test_learns_to_copy(variant):
         tokens[np.arange(7) == lengths] = EOS
         return as_int(np.where(np.arange(7) > lengths, PAD, tokens))
 
-    optimizer = optax.adam(3e-3)
+    steps = 3_000
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     @jax.jit
     def update(params, moments, tokens):
@@ -239,7 +240,7 @@ def test_learns_to_copy(variant):
         return optax.apply_updates(params, updates), moments
 
     params, moments = variant.params, optimizer.init(variant.params)
-    for _ in range(3_000):
+    for _ in range(steps):
         params, moments = update(params, moments, sentences(64))
     tokens = sentences(256)
     predicted = jax.jit(variant.apply)(params, tokens, tokens).argmax(axis=-1)

@@ -7,7 +7,7 @@ import pytest
 from tests.model.test_invariants import Variant, train
 from tests.tiny import VOCAB, as_int, tiny_config
 from transformer.config import EOS, UserError
-from transformer.decoding.search import Rules, choosing_search
+from transformer.decoding.search import ChoosingSearch, Rules, run
 from transformer.model import build, init_params
 from transformer.model.positions import POSITIONS, Positions
 
@@ -150,5 +150,5 @@ def test_a_new_scheme_trains_and_decodes(monkeypatch):
     def step(tokens, parents, state, index):
         return model.apply(variables, memory, state, tokens, parents, index, method="step")
 
-    found = choosing_search(step, state, Rules(jnp.full(32, 8)), 8)
+    found = run(ChoosingSearch(), step, state, Rules(jnp.full(32, 8)), 8)
     assert (found.tokens[:, 0, :6] == target).mean() > 0.95

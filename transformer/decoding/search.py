@@ -5,6 +5,7 @@ the number of hypotheses a sentence has. `parents` says which hypothesis of the 
 continues, so that the model reorders its state in the way that costs it least.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -96,17 +97,8 @@ def keep(state: PyTree, length: int) -> PyTree:
     return state
 
 
-def _loop(start, goes_on, extend, length: int, grow: Grow):
-    """Extends while something goes on and there is room; a carry has an `index` and the model's `state`."""
-    carry = start
-    for room in stages(length):
-        carry = carry._replace(state=grow(carry.state, room))
-        carry = jax.lax.while_loop(lambda one, room=room: (one.index < room) & goes_on(one), extend, carry)
-    return carry
-
-
 class _Beam(NamedTuple):
-    """The search between two steps.
+    """A beam search between two steps.
 
     Attributes:
       index: pieces chosen so far.
@@ -127,16 +119,8 @@ class _Beam(NamedTuple):
     state: PyTree
 
 
-def beam_search(
-    step: Step,
-    state: PyTree,
-    rules: Rules,
-    length: int,
-    beam_size: int,
-    penalty: Penalty = NO_PENALTY,
-    n_best: int = 1,
-    grow: Grow = keep,
-) -> Found:
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
     """Keeps the `beam_size` best hypotheses of each sentence at every step.
 
     A hypothesis that ends keeps its place in the beam, so fewer go on; with a beam of one this is greedy
@@ -146,62 +130,73 @@ def beam_search(
     fall and the penalty only grows, so log_prob / penalty(limit) bounds what a live one can reach. A settled
     sentence no longer changes, whatever its neighbours do.
 
-    Args:
-      step: reads the live hypotheses' last pieces and predicts the next ones.
-      state: the model's state for `beam_size` hypotheses a sentence.
-      rules: what an output may be.
-      length: static bound on the outputs' pieces; no limit is above it.
+    Attributes:
       beam_size: hypotheses kept.
       penalty: of the length.
-      n_best: hypotheses returned, at most `beam_size`.
-      grow: makes room in a state that has room for `stages(length)[0]` pieces at first.
+      n_best: hypotheses found, at most `beam_size`.
     """
-    rows = rules.limits.shape[0]
 
-    def extend(beam: _Beam) -> _Beam:
-        index = beam.index
+    beam_size: int
+    penalty: Penalty = NO_PENALTY
+    n_best: int = 1
+
+    def begin(self, state: PyTree, rules: Rules, length: int) -> _Beam:
+        """Before the first step; see `run`."""
+        rows = rules.limits.shape[0]
+        hypotheses = jnp.full((rows, self.beam_size, length + 1), PAD, jnp.int32)
+        none = jnp.full((rows, self.beam_size), IMPOSSIBLE)
+        return _Beam(
+            index=jnp.int32(0),
+            live=hypotheses.at[:, :, 0].set(BOS),
+            log_prob=none.at[:, 0].set(0),  # they all start alike: keep one
+            found=Found(hypotheses, none, jnp.zeros(none.shape, bool)),
+            settled=rules.limits <= 0,
+            parent=jnp.zeros(none.shape, jnp.int32),
+            state=state,
+        )
+
+    def extend(self, step: Step, rules: Rules, beam: _Beam) -> _Beam:
+        """One more piece for each live hypothesis."""
+        index, (rows, size) = beam.index, beam.log_prob.shape
         previous = jax.lax.dynamic_index_in_dim(beam.live, index, axis=2, keepdims=False)
         logits, state = step(previous, beam.parent, beam.state, index)
         # The best of each hypothesis are among the best of all.
-        best, token = top_k(rules.allow(logits, index), min(beam_size, logits.shape[-1]))
+        best, token = top_k(rules.allow(logits, index), min(size, logits.shape[-1]))
         totals = beam.log_prob[..., None] + best - log_normalizer(logits)[..., None]
-        log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), beam_size)
+        log_prob, flat = jax.lax.top_k(totals.reshape(rows, -1), size)
         parent, token = flat // best.shape[-1], jnp.take_along_axis(token.reshape(rows, -1), flat, axis=1)
         candidates = _pick(beam.live, parent)
         candidates = jax.lax.dynamic_update_slice_in_dim(candidates, token[..., None], index + 1, axis=2)
         places = jnp.sum(beam.found.score == IMPOSSIBLE, axis=1, keepdims=True)  # not taken by ended ones
-        kept = (jnp.arange(beam_size) < places) & (log_prob > IMPOSSIBLE / 2)
+        kept = (jnp.arange(size) < places) & (log_prob > IMPOSSIBLE / 2)
         is_end, at_limit = token == EOS, (index + 1 >= rules.limits)[:, None]
 
         stays = kept & (is_end | at_limit) & ~beam.settled[:, None]
-        score = jnp.where(stays, log_prob / penalty(index + 1), IMPOSSIBLE)
+        score = jnp.where(stays, log_prob / self.penalty(index + 1), IMPOSSIBLE)
         found = _best(beam.found, Found(candidates, score, stays & is_end))
 
-        log_prob, best = jax.lax.top_k(jnp.where(kept & ~is_end, log_prob, IMPOSSIBLE), beam_size)
-        bound = log_prob[:, 0] / penalty(rules.limits)
+        log_prob, best = jax.lax.top_k(jnp.where(kept & ~is_end, log_prob, IMPOSSIBLE), size)
+        bound = log_prob[:, 0] / self.penalty(rules.limits)
         return _Beam(
             index=index + 1,
             live=_pick(candidates, best),
             log_prob=log_prob,
             found=found,
-            settled=beam.settled | at_limit[:, 0] | (found.score[:, n_best - 1] >= bound),
+            settled=beam.settled | at_limit[:, 0] | (found.score[:, self.n_best - 1] >= bound),
             parent=jnp.take_along_axis(parent, best, axis=1),
             state=state,
         )
 
-    hypotheses = jnp.full((rows, beam_size, length + 1), PAD, jnp.int32)
-    start = _Beam(
-        index=jnp.int32(0),
-        live=hypotheses.at[:, :, 0].set(BOS),
-        log_prob=jnp.full((rows, beam_size), IMPOSSIBLE).at[:, 0].set(0),  # they all start alike: keep one
-        found=Found(hypotheses, jnp.full((rows, beam_size), IMPOSSIBLE), jnp.zeros((rows, beam_size), bool)),
-        settled=rules.limits <= 0,
-        parent=jnp.zeros((rows, beam_size), jnp.int32),
-        state=state,
-    )
-    beam = _loop(start, lambda beam: ~beam.settled.all(), extend, length, grow)
-    found = jax.tree.map(lambda x: x[:, :n_best], beam.found)
-    return found._replace(tokens=found.tokens[..., 1:])
+    def settled(self, rules: Rules, beam: _Beam) -> Bool[Array, "b"]:
+        """Which sentences no longer change."""
+        del rules
+        return beam.settled
+
+    def end(self, rules: Rules, beam: _Beam) -> Found:
+        """What was found so far; of settled sentences, what they have."""
+        del rules
+        found = jax.tree.map(lambda x: x[:, : self.n_best], beam.found)
+        return found._replace(tokens=found.tokens[..., 1:])
 
 
 def _best(one: Found, other: Found) -> Found:
@@ -222,7 +217,7 @@ def greedy(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "
 
 
 class _Choices(NamedTuple):
-    """The search between two steps; see `_Beam`."""
+    """A search without a beam between two steps; see `_Beam`."""
 
     index: Int[Array, ""]
     tokens: Int[Array, "b n t"]
@@ -231,46 +226,79 @@ class _Choices(NamedTuple):
     state: PyTree
 
 
-def choosing_search(
-    step: Step,
-    state: PyTree,
-    rules: Rules,
-    length: int,
-    hypotheses: int = 1,
-    penalty: Penalty = NO_PENALTY,
-    choose: Choose = greedy,
-    grow: Grow = keep,
-) -> Found:
+@dataclasses.dataclass(frozen=True)
+class ChoosingSearch:
     """Goes on with one piece each time: greedy search, or sampling (sampling.py).
 
-    Args:
+    Attributes:
       hypotheses: outputs of a sentence, each chosen by itself.
-      choose: the next piece, given what `rules` allow.
-      step, state, rules, length, penalty, grow: as for `beam_search`.
+      penalty: of the length, in the score.
+      choose: the next piece, given what the rules allow.
     """
-    rows = rules.limits.shape[0]
-    own = jnp.broadcast_to(jnp.arange(hypotheses), (rows, hypotheses))
-    limits = rules.limits[:, None]
 
-    def extend(one: _Choices) -> _Choices:
+    hypotheses: int = 1
+    penalty: Penalty = NO_PENALTY
+    choose: Choose = greedy
+
+    def begin(self, state: PyTree, rules: Rules, length: int) -> _Choices:
+        """Before the first step; see `run`."""
+        shape = (*rules.limits.shape, self.hypotheses)
+        tokens = jnp.full((*shape, length + 1), PAD, jnp.int32).at[..., 0].set(BOS)
+        return _Choices(jnp.int32(0), tokens, jnp.zeros(shape, bool), jnp.zeros(shape), state)
+
+    def extend(self, step: Step, rules: Rules, one: _Choices) -> _Choices:
+        """One more piece for each output that has no end."""
         index, tokens, ended, log_prob, state = one
         previous = jax.lax.dynamic_index_in_dim(tokens, index, axis=2, keepdims=False)
+        own = jnp.broadcast_to(jnp.arange(self.hypotheses), ended.shape)
         logits, state = step(previous, own, state, index)
-        piece = choose(rules.allow(logits, index), index)
+        piece = self.choose(rules.allow(logits, index), index)
         chosen = jnp.take_along_axis(logits, piece[..., None], axis=-1)[..., 0] - log_normalizer(logits)
-        active = ~ended & (index < limits)
+        active = ~ended & (index < rules.limits[:, None])
         piece = jnp.where(active, piece, PAD).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, piece[..., None], index + 1, axis=2)
         log_prob += jnp.where(active, chosen, 0)
         return _Choices(index + 1, tokens, ended | (piece == EOS), log_prob, state)
 
-    shape = (rows, hypotheses)
-    tokens = jnp.full((*shape, length + 1), PAD, jnp.int32).at[..., 0].set(BOS)
-    start = _Choices(jnp.int32(0), tokens, jnp.zeros(shape, bool), jnp.zeros(shape), state)
-    end = _loop(start, lambda one: ~jnp.all(one.ended | (one.index >= limits)), extend, length, grow)
-    tokens = end.tokens[..., 1:]
-    score = end.log_prob / penalty((tokens != PAD).sum(axis=-1))
-    return Found(tokens, jnp.where(limits > 0, score, IMPOSSIBLE), end.ended)
+    def settled(self, rules: Rules, one: _Choices) -> Bool[Array, "b"]:
+        """Which sentences no longer change."""
+        return one.ended.all(axis=1) | (one.index >= rules.limits)
+
+    def end(self, rules: Rules, one: _Choices) -> Found:
+        """What was chosen so far; of settled sentences, all that is."""
+        tokens = one.tokens[..., 1:]
+        score = one.log_prob / self.penalty((tokens != PAD).sum(axis=-1))
+        return Found(tokens, jnp.where(rules.limits[:, None] > 0, score, IMPOSSIBLE), one.ended)
+
+
+Search = BeamSearch | ChoosingSearch
+
+
+def go_on(search: Search, step: Step, rules: Rules, carry: PyTree, room: int, fewest: int = 0) -> PyTree:
+    """Extends up to `room` pieces, as long as more than `fewest` sentences are not settled."""
+
+    def goes_on(carry):
+        return (carry.index < room) & (jnp.sum(~search.settled(rules, carry)) > fewest)
+
+    return jax.lax.while_loop(goes_on, functools.partial(search.extend, step, rules), carry)
+
+
+def run(search: Search, step: Step, state: PyTree, rules: Rules, length: int, grow: Grow = keep) -> Found:
+    """Searches until every sentence is settled.
+
+    Args:
+      search: how.
+      step: reads the hypotheses' last pieces and predicts the next ones.
+      state: the model's state for the hypotheses of each sentence.
+      rules: what an output may be.
+      length: static bound on the outputs' pieces; no limit is above it.
+      grow: makes room in a state that has room for `stages(length)[0]` pieces at first.
+    """
+    carry = search.begin(state, rules, length)
+    for room in stages(length):
+        carry = carry._replace(state=grow(carry.state, room))
+        carry = go_on(search, step, rules, carry, room)
+    return search.end(rules, carry)
 
 
 def _pick(x: Array, index: Int[Array, "b n"]) -> Array:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from transformer.config import PAD, DecodeConfig, UserError, choose
+from transformer.config import PAD, DecodeConfig, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.batches import Batch, batches, padded
 from transformer.decoding.parts import Part, cut
 from transformer.decoding.pieces import IMPOSSIBLE
-from transformer.decoding.sampling import sampler
-from transformer.decoding.search import PENALTIES, Found, Rules, beam_search, choosing_search, stages
+from transformer.decoding.search import Found
+from transformer.decoding.shrinking import ShrinkingSearch
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 
@@ -41,49 +41,6 @@ class Hypothesis(NamedTuple):
     text: str
     score: float
     ended: bool
-
-
-def make_search(
-    model: EncoderDecoder | Ensemble, config: DecodeConfig, n_best: int = 1
-) -> Callable[..., Found]:
-    """The pure function (params, source [b, s], limits [b], length, ...) -> the best outputs of each row.
-
-    It also takes `prefix` [b, p], as in `Rules`, and `sentences` [b], as in `sampler`.
-
-    Raises:
-      UserError: a penalty that there is not, more outputs than the beam holds, or a least length that the
-        model's positions do not hold.
-    """
-    penalty = choose(PENALTIES, config.penalty, "decode.penalty")
-    penalty = functools.partial(penalty, alpha=config.length_penalty)
-    hypotheses = n_best if config.sampling else config.beam_size
-    if n_best < 1:
-        raise UserError(f"the {n_best} best are asked for; it must be at least 1")
-    if n_best > hypotheses:
-        raise UserError(f"decode.beam_size is {hypotheses}; the {n_best} best need at least as many")
-    if model.longest.target is not None and config.min_length > model.longest.target:
-        most = model.longest.target
-        raise UserError(f"decode.min_length is {config.min_length}; the model places at most {most} pieces")
-
-    def find(params, source, limits, length, prefix=None, sentences=None):
-        variables = {"params": params}
-        room = stages(length)[0]
-        memory, state = model.apply(variables, source, hypotheses, room, method="start")
-        rules = Rules(limits, config.min_length, prefix)
-
-        def step(tokens, parents, state, index):
-            return model.apply(variables, memory, state, tokens, parents, index, method="step")
-
-        if config.sampling:
-            key = jax.random.key(config.seed)
-            sentences = jnp.arange(len(source)) if sentences is None else sentences
-            draw = sampler(key, sentences, config.temperature, config.top_k, config.top_p)
-            return choosing_search(step, state, rules, length, hypotheses, penalty, draw, model.grow)
-        if hypotheses == 1:
-            return choosing_search(step, state, rules, length, penalty=penalty, grow=model.grow)
-        return beam_search(step, state, rules, length, hypotheses, penalty, n_best, model.grow)
-
-    return find
 
 
 class Translator:
@@ -111,7 +68,7 @@ class Translator:
         self._longest = model.longest
         self._n_best = n_best
         self.max_source = min(self._config.max_source, self._longest.source or self._config.max_source)
-        self._search = jax.jit(make_search(model, self._config, n_best), static_argnames="length")
+        self._search = ShrinkingSearch(model, self._config, n_best)
         self._log_probs = jax.jit(functools.partial(_log_probs, model))
 
     def __call__(
@@ -219,8 +176,7 @@ class Translator:
                         f"its output has at most {limits[row]}, an end among them: see decode.max_extra"
                     )
             forced = padded(prefixes, length, len(source))
-        found = self._search(self._params, source, limits, length=length, prefix=forced, sentences=sentences)
-        return jax.device_get(found)
+        return self._search(self._params, source, limits, length, forced, sentences)
 
     def log_probs(self, texts: Sequence[str], targets: Sequence[str], first: int = 0) -> list[np.ndarray]:
         """The log-probability, in nats, of each piece of given translations, EOS included.
