@@ -1,10 +1,11 @@
-"""From a study's scores to report/: a table in Markdown, the same as CSV, every seed as CSV, and a plot."""
+"""From a study's scores to report/: table in Markdown, the same with t-intervals and every seed as CSV, plot."""
 
 import csv
 from pathlib import Path
 
 from experiments import plots
-from experiments.launcher.results import Study, mean_and_deviation
+from experiments.launcher.results import Study
+from transformer.evaluation.significance import interval
 
 
 def write_report(root: Path, study: Study) -> Path:
@@ -15,9 +16,9 @@ def write_report(root: Path, study: Study) -> Path:
     (folder / "table.md").write_text(markdown(study))
     _write_csv(
         folder / "table.csv",
-        ["variant", "split", "metric", "seeds", "mean", "standard_deviation"],
+        ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"],
         (
-            [variant, split, metric, len(values), *mean_and_deviation(values)]
+            [variant, split, metric, len(values), *interval(values)]
             for variant, split, metric, values in _cells(study)
         ),
     )
@@ -85,7 +86,7 @@ def _table(lines: list[list[str]]) -> str:
 def _cell(values: list[float]) -> str:
     if not values:
         return "missing"
-    mean, deviation = mean_and_deviation(values)
+    mean, deviation, *_ = interval(values)
     return f"{mean:.2f} ± {deviation:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,9 +97,3 @@ def read_study(root: Path) -> Study:
         if found:
             scores[variant][int(name.partition("-")[0])] = found
     return Study(sweep, scores)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN where there are too few values."""
-    mean = statistics.fmean(values) if values else math.nan
-    return mean, statistics.stdev(values) if len(values) > 1 else math.nan

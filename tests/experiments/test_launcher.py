@@ -1,5 +1,6 @@
 """Sweeps, the queue and the report, without training anything."""
 
+import csv
 import dataclasses
 import json
 import sys
@@ -158,9 +159,11 @@ def test_report(study):
     assert table == markdown(read_study(study))
     assert "| base | 2 | 92.00 ± 2.83 | 46.00 ± 1.41 | 92.00 ± 2.83 | 46.00 ± 1.41 |" in table
     assert "| deep | 1 | 80.00 | 40.00 | 80.00 | 40.00 |" in table
-    assert (folder / "table.csv").read_text().split("\n")[
-        1
-    ] == "base,test,exact_match,2,92.0,2.8284271247461903"
+    header, base = list(csv.reader((folder / "table.csv").open()))[:2]
+    assert base[:4] == ["base", "test", "exact_match", "2"]
+    assert header[4:] == ["mean", "standard_deviation", "low_95", "high_95"]
+    # Student's t with one degree of freedom: 12.7062 standard errors.
+    assert list(map(float, base[4:])) == pytest.approx([92, 8**0.5, 92 - 25.4124, 92 + 25.4124])
     assert "base,1,test,94.0,47.0" in (folder / "runs.csv").read_text()
     by_length = (folder / "by_length.md").read_text()
     assert "| exact_match by source pieces, up to | 8 | 16 |" in by_length
