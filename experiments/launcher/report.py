@@ -1,4 +1,4 @@
-"""From a study's scores to report/: table in Markdown, the same with t-intervals and every seed as CSV, plot."""
+"""From a study's scores to report/: table in Markdown, as CSV with t-intervals, all seeds as CSV, plots."""
 
 import csv
 from pathlib import Path
