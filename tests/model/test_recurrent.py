@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.tiny import VOCAB, as_int, tiny_config
+from transformer.config import TransformerConfig
 from transformer.model import build, init_params
+from transformer.model.encoder_decoder import EncoderDecoder
 
 
 @pytest.fixture(params=["recurrent", "recurrent_attention"])
@@ -52,3 +54,12 @@ def test_attention_weights_are_sown(pair):
     assert weights.shape == (2, 1, 4, 5)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     assert np.all(weights[1, :, :, 3:] == 0)
+
+
+def test_a_kind_that_lacks_a_part_cannot_be_made():
+    class Half(EncoderDecoder):
+        def encode(self, source, layout=None, dropout=None):
+            return source
+
+    with pytest.raises(TypeError, match="abstract methods? decode_vectors, start, step|'decode_vectors'"):
+        Half(TransformerConfig(), 9)

@@ -4,6 +4,7 @@ Three ways in: `__call__` for training (logits of every target piece at once), `
 halves, and `start` with `step` for searching piece by piece.
 """
 
+import abc
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ class Longest(NamedTuple):
     target: int | None = None
 
 
-class EncoderDecoder(nn.Module):
-    """Maps source and target pieces to next-piece logits.
+class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
+    """Maps source and target pieces to next-piece logits; a kind defines the abstract methods.
 
     Attributes:
       trained_lengths: pieces of the longest source and the longest target that it was trained on; None while
@@ -98,12 +99,13 @@ class EncoderDecoder(nn.Module):
         x = self.embedding.target(shift_right(target, layout.positions))
         return self.embedding.factors(self.decode_vectors(x, layout, encoded, source_layout, dropout))
 
+    @abc.abstractmethod
     def encode(
         self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
     ) -> PyTree:
         """What the decoder reads of the source."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode_vectors(
         self,
         x: Float[Array, "b t m"],
@@ -113,8 +115,8 @@ class EncoderDecoder(nn.Module):
         dropout: Dropout | None,
     ) -> Float[Array, "b t m"]:
         """The decoder's output for each embedded piece of its input."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[PyTree, PyTree]:
         """Encodes sentences, one a row, for a search with room for `length` pieces a hypothesis at first.
 
@@ -122,7 +124,6 @@ class EncoderDecoder(nn.Module):
           memory: what the hypotheses of a sentence share.
           state: what each has of its own.
         """
-        raise NotImplementedError
 
     @nn.nowrap
     def grow(self, state: PyTree, length: int) -> PyTree:
@@ -130,6 +131,7 @@ class EncoderDecoder(nn.Module):
         del length
         return state
 
+    @abc.abstractmethod
     def step(
         self,
         memory: PyTree,
@@ -142,7 +144,6 @@ class EncoderDecoder(nn.Module):
 
         `parent` says which hypothesis of the step before each one continues.
         """
-        raise NotImplementedError
 
 
 def shift_right(tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
