@@ -1,206 +1,235 @@
-"""What departs from the paper is named, and nothing else is."""
+"""Departures from the paper are named, and nothing else is."""
 
+import importlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.launcher.sweep import load_module
-from transformer.config import ExperimentConfig, TransformerConfig, flatten, from_dict, to_dict
-from transformer.fidelity import LEFT_OPEN, READ_BY_RECURRENT, REPORTED, departures
-from transformer.model import build
+from configs import table3
+from transformer.batch import TokenBatch
+from transformer.config import ExperimentConfig, ModelConfig, declarations, flatten, from_dict, to_dict
+from transformer.data.builders import options_type
+from transformer.fidelity import departures, is_read
+from transformer.model import build_model
+from transformer.tasks import resolve
 
 ROOT = Path(__file__).parent.parent
-ROWS = load_module(str(ROOT / "configs/table3.py"), "config").ROWS
 
 
-def config(case, **changes):
-    """A config file's config; `changes` are fields, with __ for the dot."""
+def config(case, changes=None):
+    """The resolved config of a config file, such as "wmt14.py:big"; `changes` are dotted keys."""
     name, _, argument = case.partition(":")
-    values = to_dict(
-        from_dict(load_module(str(ROOT / "configs" / name), "config").get_config(argument).to_dict())
-    )
-    for key, value in changes.items():
-        section, field = key.split("__")
-        values[section][field] = value
+    module = importlib.import_module(f"configs.{name.removesuffix('.py')}")
+    values = to_dict(resolve(from_dict(module.get_config(argument).to_dict())))
+    for key, value in (changes or {}).items():
+        *sections, field = key.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[field] = value
     return from_dict(values)
 
 
-def departing(config):
+def lines(config):
+    return departures(config, options_type(config.data.name))
+
+
+def fields(config):
     """The fields that are named; each departure begins with its field."""
-    return [line.split()[0] for line in departures(config)]
-
-
-def test_every_field_is_classified_once():
-    """A field that is added has to be: has the paper a value for it, or does it leave it open?"""
-    assert sorted([*REPORTED, *LEFT_OPEN]) == sorted(flatten(to_dict(ExperimentConfig())))
-    assert all(reason for reason in LEFT_OPEN.values())
-    assert all(values for sources in REPORTED.values() for values in sources.values())
+    return [line.split()[0] for line in lines(config)]
 
 
 @pytest.mark.parametrize(
-    "case", ["base.py", "big.py", "wmt14.py", "wmt14.py:big", *(f"table3.py:{row}" for row in ROWS)]
+    "case", ["base.py", "big.py", "wmt14.py", "wmt14.py:big", *(f"table3.py:{row}" for row in table3.ROWS)]
 )
-def test_the_papers_configs_depart_in_nothing(case):
-    assert departures(config(case)) == []
+def test_the_configs_of_the_paper_have_no_departure(case):
+    assert lines(config(case)) == []
 
 
 @pytest.mark.parametrize("case", ["wmt14.py:en-fr", "wmt14.py:en-fr,big"])
-def test_french_departs_in_its_pieces_alone(case):
-    assert departures(config(case)) == [
-        "data.tokenizer is 'bpe'; the paper's with wmt14_translate/fr-en: 'word piece' (section 5.1)"
+def test_french_departs_in_its_vocabulary_only(case):
+    assert lines(config(case)) == [
+        "data.tokenizer is 'bpe'; the paper's with wmt14_translate/fr-en: 'word pieces' (section 5.1)"
     ]
 
 
-def test_t2t_departs_in_exactly_what_it_sets():
+def test_t2t_departs_in_exactly_the_fields_that_it_sets():
     t2t, base = (flatten(to_dict(config(case))) for case in ("t2t.py", "base.py"))
-    assert departing(config("t2t.py")) == [key for key in t2t if t2t[key] != base[key]]
-    assert departures(config("t2t.py")) == [
-        "model.dropout_sites is 'all'; the paper's: 'paper' (section 5.4)",
-        "model.positions is 'sinusoidal_concat'; the paper's: 'sinusoidal' (section 3.5), 'learned' (Table 3, row E)",
-        "model.norm_placement is 'pre'; the paper's: 'post' (section 3.1)",
-        "optimizer.beta2 is 0.997; the paper's: 0.98 (section 5.3)",
-        "optimizer.warmup_steps is 8000; the paper's: 4000 (section 5.3)",
-        f"optimizer.learning_rate is {2 * (512 * 8_000) ** -0.5!r}; the paper's: (d_model * warmup_steps)^-0.5 (equation 3)",
-    ]
+    assert sorted(fields(config("t2t.py"))) == sorted(key for key in t2t if t2t[key] != base[key])
+    assert sorted(lines(config("t2t.py"))) == sorted(
+        [
+            "model.dropout_sites is 'all'; the paper's: 'paper' (section 5.4)",
+            "model.positions is 'sinusoidal_concat'; the paper's: 'sinusoidal' (section 3.5), "
+            "'learned' (Table 3, row E)",
+            "model.residual is 'pre_norm'; the paper's: 'post_norm' (section 3.1)",
+            "optimizer.beta2 is 0.997; the paper's: 0.98 (section 5.3)",
+            "optimizer.warmup_steps is 8000; the paper's: 4000 (section 5.3)",
+            f"optimizer.learning_rate is {2 * (512 * 8_000) ** -0.5!r}; the paper's: "
+            "(d_model * warmup_steps)^-0.5 (equation 3)",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     "case",
     ["base.py:smoke", "big.py:smoke", "multi30k.py", "number_words.py", "text.py", "table3.py:multi30k"],
 )
-def test_what_is_not_the_papers_says_so(case):
-    assert departures(config(case))
+def test_other_configs_have_departures(case):
+    name, _, argument = case.partition(":")
+    module = importlib.import_module(f"configs.{name.removesuffix('.py')}")
+    assert departures(from_dict(module.get_config(argument).to_dict()))
 
 
-OTHERS = {
-    "model.kind": "recurrent", "model.num_layers": 3, "model.encoder_layers": 3, "model.decoder_layers": 3,
-    "model.d_model": 768, "model.d_ff": 512, "model.num_heads": 2, "model.d_k": 65, "model.d_v": 32,
-    "model.dropout_rate": 0.4, "model.dropout_sites": "all", "model.positions": "rope", "model.overflow": "clamp",
-    "model.norm": "rms_norm", "model.norm_placement": "pre", "model.feed_forward": "swiglu",
-    "model.embeddings": "untied", "model.dtype": "bfloat16", "data.name": "multi30k", "data.source": "fr",
-    "data.target": "fr", "data.train": "train[:99%]", "data.validation": "x.tsv", "data.test": "x.tsv",
-    "data.tokenizer": "unigram", "data.vocab_size": 40_500, "optimizer.beta1": 0.5, "optimizer.beta2": 0.5,
-    "optimizer.epsilon": 1e-8, "optimizer.warmup_steps": 8_000, "optimizer.learning_rate": 1e-3, "train.steps": 7,
-    "train.batch_tokens": 4_096, "train.label_smoothing": 0.3, "train.validate_every": 1_000, "train.patience": 10,
-    "decode.sampling": True, "decode.beam_size": 5, "decode.penalty": "length", "decode.length_penalty": 0.7,
-    "decode.max_extra": 100, "decode.max_length": 100, "decode.min_length": 2, "decode.average_last": 10,
+# For each field that the paper reports, a value that it does not report.
+OTHER_VALUES = {
+    "task": "x", "model.kind": "recurrent", "model.num_layers": 3, "model.encoder_layers": 3,
+    "model.decoder_layers": 3, "model.d_model": 768, "model.d_ff": 512, "model.num_heads": 2, "model.d_k": 65,
+    "model.d_v": 32, "model.dropout_rate": 0.4, "model.dropout_sites": "all", "model.positions": "rope",
+    "model.overflow": "clamp", "model.norm": "rms_norm", "model.residual": "pre_norm",
+    "model.feed_forward": "swiglu", "model.embeddings": "untied", "model.dtype": "bfloat16",
+    "data.name": "wmt16_translate/de-en", "data.source": "fr", "data.target": "fr", "data.tokenizer": "unigram",
+    "data.vocab_size": 40_500, "optimizer.name": "adamw", "optimizer.schedule": "cosine",
+    "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 8_000, "optimizer.beta1": 0.5,
+    "optimizer.beta2": 0.5, "optimizer.epsilon": 1e-8, "optimizer.clip_norm": 1.0, "train.steps": 7,
+    "train.batch_tokens": 4_096, "train.label_smoothing": 0.3, "train.validate_every": 1_000,
+    "train.patience": 10, "decode.beam_size": 5, "decode.penalty": "length", "decode.length_penalty": 0.7,
+    "decode.max_extra_length": 100, "decode.max_output_length": 100, "decode.min_output_length": 2,
+    "decode.sampling": True, "decode.average_last": 10,
+    "data.options.train": "train[:99%]", "data.options.validation": "train[99%:]", "data.options.test": "x",
 }  # fmt: skip
 
 
-def test_every_field_has_another_value():
-    assert list(OTHERS) == list(REPORTED)
+def test_every_reported_field_has_another_value():
+    declared = declarations(ExperimentConfig) | declarations(
+        options_type("wmt14_translate/de-en"), "data.options."
+    )
+    reported = {field for field, declaration in declared.items() if declaration.paper}
+    assert {*OTHER_VALUES} == reported - {"optimizer.weight_decay"}  # 0 unless the optimizer is another
 
 
-@pytest.mark.parametrize("field", OTHERS)
-def test_another_value_is_named_and_nothing_else(field):
-    """Of wmt14.py, which averages checkpoints, so that every field is read."""
-    changed = config("wmt14.py", **{field.replace(".", "__"): OTHERS[field]})
-    stacks = {"model.encoder_layers", "model.decoder_layers"} & {field}  # a stack alone also unbalances them
-    assert departing(changed) == [field, *(["model.encoder_layers"] if stacks else [])]
-    if field != "data.target":  # fr: of the other pair
-        assert departures(changed)[0].startswith(f"{field} is {OTHERS[field]!r}; the paper's: ")
+@pytest.mark.parametrize("field", OTHER_VALUES)
+def test_a_value_that_the_paper_does_not_report_is_named_and_nothing_else(field):
+    """On wmt14.py, which averages checkpoints, so that every field is read."""
+    changed = config("wmt14.py", {field: OTHER_VALUES[field]})
+    unbalanced = {"model.encoder_layers", "model.decoder_layers"} & {field}
+    assert fields(changed) == [field, *(["model.encoder_layers"] if unbalanced else [])]
+    if field != "data.target":  # fr is a value of the paper, for its other pair of languages
+        assert lines(changed)[0].startswith(f"{field} is {OTHER_VALUES[field]!r}; the paper's: ")
 
 
-def test_what_belongs_to_the_other_pair_of_languages_is_named():
-    assert departures(config("base.py", data__target="fr", data__vocab_size=32_000)) == [
+def test_weight_decay_is_named():
+    changed = config("base.py", {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
+    assert fields(changed) == ["optimizer.name", "optimizer.weight_decay"]
+
+
+def test_values_of_the_other_pair_of_languages_are_named():
+    assert lines(config("base.py", {"data.target": "fr", "data.vocab_size": 32_000})) == [
         "data.target is 'fr'; the paper's with wmt14_translate/de-en: 'de' (section 5.1)",
         "data.vocab_size is 32000; the paper's with wmt14_translate/de-en: 37000 (section 5.1)",
     ]
-    reverse = config("base.py", data__source="de", data__target="en")
-    assert departing(reverse) == ["data.source", "data.target"]
+    reverse = config("base.py", {"data.source": "de", "data.target": "en"})
+    assert fields(reverse) == ["data.source", "data.target"]
 
 
-def test_depths_that_differ_are_named():
-    """12 and 2 are named twice over: 12 alone, too, is nobody's."""
-    assert departures(config("base.py", model__encoder_layers=8, model__decoder_layers=4)) == [
-        "model.encoder_layers is 8 and model.decoder_layers 4; the paper's: equally many (section 3.1)"
+def test_unequal_depths_are_named():
+    assert lines(config("base.py", {"model.encoder_layers": 8, "model.decoder_layers": 4})) == [
+        "model.encoder_layers is 8 and model.decoder_layers 4; the paper's: equal numbers (section 3.1)"
     ]
-    assert departures(config("base.py", model__decoder_layers=2)) == [
-        "model.encoder_layers is 6 and model.decoder_layers 2; the paper's: equally many (section 3.1)"
+    assert lines(config("base.py", {"model.decoder_layers": 2})) == [
+        "model.encoder_layers is 6 and model.decoder_layers 2; the paper's: equal numbers (section 3.1)"
     ]
-    assert len(departures(config("base.py", model__encoder_layers=12, model__decoder_layers=2))) == 2
+    # 12 is a departure besides: no model of the paper has it.
+    assert len(lines(config("base.py", {"model.encoder_layers": 12, "model.decoder_layers": 2}))) == 2
 
 
-def test_what_no_one_model_has_is_named():
-    assert departures(config("base.py", model__num_layers=2, model__num_heads=16)) == [
-        "model.num_layers is 2, model.num_heads is 16; no one model of the paper's has this (Table 3)"
+def test_values_of_different_models_are_named():
+    assert lines(config("base.py", {"model.num_layers": 2, "model.num_heads": 16})) == [
+        "model.num_layers is 2, model.num_heads is 16; no single model of the paper has this (Table 3)"
     ]
-    assert departures(config("base.py", model__dropout_rate=0.3)) == [
-        "model.dropout_rate is 0.3; the paper's with big alone (Table 3)"
+    assert lines(config("base.py", {"model.dropout_rate": 0.3})) == [
+        "model.dropout_rate is 0.3; the paper's with big only (Table 3)"
     ]
-    assert departing(config("base.py", train__steps=300_000)) == ["train.steps"]
-    assert departing(config("big.py", model__dropout_rate=0.1)) == ["model.d_model"]
-    assert departing(config("big.py", model__d_k=64, model__d_v=64)) == []
+    assert fields(config("base.py", {"train.steps": 300_000})) == ["train.steps"]
+    assert fields(config("big.py", {"model.dropout_rate": 0.1})) == ["model.d_model"]
+    assert fields(config("big.py", {"model.d_k": 64, "model.d_v": 64})) == []
 
 
-def test_a_version_of_the_data_is_the_same_data():
-    assert departures(config("base.py", data__name="wmt14_translate/de-en:1.0.0")) == []
-    assert departing(config("base.py", data__name="wmt14_translate/de-en:1.0.0", data__target="fr")) == [
-        "data.target"
-    ]
+def test_a_version_of_the_data_set_is_the_same_data_set():
+    name = {"data.name": "wmt14_translate/de-en:1.0.0"}
+    assert lines(config("base.py", name)) == []
+    assert fields(config("base.py", {**name, "data.target": "fr"})) == ["data.target"]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model__d_k": 64, "model__d_v": 64},  # what None stands for
-        {"model__encoder_layers": 6},
-        {"model__encoder_layers": 4, "model__decoder_layers": 4, "model__num_layers": 17},
-        {"model__cell": "gru"},
-        {"model__equal_parameters": True},
-        {"model__dropout_rate": 0.0, "model__dropout_sites": "all"},
-        {"model__overflow": "extrapolate"},
-        {"model__overflow": "error"},  # a refusal changes no result
-        {"train__validate_every": 77},  # no checkpoints are averaged
-        {"train__seed": 3, "train__accumulation": 4, "data__workers": 2},
+        {"model.d_k": 64, "model.d_v": 64},  # the numbers that None stands for
+        {"model.encoder_layers": 6},
+        {"model.encoder_layers": 4, "model.decoder_layers": 4, "model.num_layers": 17},
+        {"model.cell": "gru"},
+        {"model.equal_parameters": True},
+        {"model.dropout_rate": 0.0, "model.dropout_sites": "all"},
+        {"model.overflow": "extrapolate"},
+        {"model.overflow": "error"},  # a refusal changes no result
+        {"optimizer.decay_steps": 7},
+        {"train.validate_every": 77},  # no checkpoints are averaged
+        {"train.seed": 3, "train.accumulation": 4, "data.workers": 2},
+        {"decode.temperature": 1.0},
     ],
     ids=str,
 )
-def test_what_has_no_effect_is_not_named(changes):
-    assert departures(config("base.py", **changes)) == []
-
-
-MODEL = {key.removeprefix("model."): value for key, value in OTHERS.items() if key.startswith("model.")}
-UNREAD = {key: value for key, value in MODEL.items() if key not in READ_BY_RECURRENT}
-
-
-@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
-def test_a_recurrent_model_departs_in_what_it_reads(kind):
-    unread = {f"model__{key}": value for key, value in UNREAD.items()}
-    assert departing(config("base.py", model__kind=kind, **unread)) == ["model.kind"]
-
-
-def computation(**changes):
-    """A model's operations, weights included, as text."""
-    sizes = {"num_layers": 1, "d_model": 12, "d_ff": 8, "num_heads": 2} | changes
-    model = build(TransformerConfig(**sizes), 11)
-    return str(jax.make_jaxpr(model.init)(jax.random.key(0), *[jnp.ones((1, 3), int)] * 2))
-
-
-@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
-def test_a_recurrent_model_reads_what_it_is_said_to_read(kind):
-    plain = computation(kind=kind)
-    assert computation(kind=kind, **UNREAD) == plain
-    for field in READ_BY_RECURRENT - {"kind", "dropout_rate"}:  # the rate comes with the step
-        assert computation(kind=kind, **{field: (MODEL | {"cell": "gru"})[field]}) != plain, field
-
-
-def test_a_transformer_computes_the_same_whatever_is_left_open():
-    """Of the fields that its own schemes do not read."""
-    unread = {"cell": "gru", "equal_parameters": True, "max_positions": 17}
-    assert computation(**unread) == computation()
+def test_a_value_without_effect_is_not_named(changes):
+    assert lines(config("base.py", changes)) == []
 
 
 def test_greedy_search_has_no_length_penalty():
-    assert departing(config("base.py", decode__beam_size=1, decode__length_penalty=0.9)) == [
-        "decode.beam_size"
-    ]
+    changes = {"decode.beam_size": 1, "decode.length_penalty": 0.9}
+    assert fields(config("base.py", changes)) == ["decode.beam_size"]
+
+
+MODEL_FIELDS = [field for field in declarations(ExperimentConfig) if field.startswith("model.")]
+RECURRENT = ExperimentConfig(model=ModelConfig(kind="recurrent"))
+READ = [field for field in MODEL_FIELDS if is_read(field, RECURRENT)]
+UNREAD = {
+    field: OTHER_VALUES.get(field, {"max_positions": 17, "max_distance": 5, "equal_parameters": True}.get(
+        field.removeprefix("model.")
+    ))
+    for field in MODEL_FIELDS
+    if field not in READ
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
+def test_a_recurrent_model_departs_in_the_fields_that_it_reads(kind):
+    assert fields(config("base.py", {"model.kind": kind, **UNREAD})) == ["model.kind"]
+
+
+def computation(**changes):
+    """The operations of a model, initialization included, as text."""
+    sizes = {"num_layers": 1, "d_model": 12, "d_ff": 8, "num_heads": 2} | changes
+    model = build_model(ModelConfig(**sizes), 11)
+    tokens = TokenBatch.from_tokens(jnp.ones((1, 3), int))
+    return str(jax.make_jaxpr(model.init)(jax.random.key(0), tokens, tokens))
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
+def test_a_recurrent_model_reads_the_fields_that_declare_it(kind):
+    plain = computation(kind=kind)
+    unread = {field.removeprefix("model."): value for field, value in UNREAD.items()}
+    assert computation(kind=kind, **unread) == plain
+    for field in {*READ} - {"model.kind", "model.dropout_rate"}:  # the rate is an argument of the step
+        value = "gru" if field == "model.cell" else OTHER_VALUES[field]
+        assert computation(kind=kind, **{field.removeprefix("model."): value}) != plain, field
+
+
+def test_a_transformer_does_not_read_the_fields_of_other_models():
+    assert computation(cell="gru", equal_parameters=True, max_positions=17) == computation()
 
 
 def test_a_departure_is_one_line():
-    named = departures(config("multi30k.py:smoke", model__positions="rope", model__encoder_layers=3))
+    named = lines(config("multi30k.py:smoke", {"model.positions": "rope", "model.encoder_layers": 3}))
     assert all("\n" not in line for line in named)
     assert (
         "model.positions is 'rope'; the paper's: 'sinusoidal' (section 3.5), 'learned' (Table 3, row E)"

@@ -1,91 +1,193 @@
-"""What a run is: frozen dataclasses whose defaults are the paper's base model.
+"""Experiment configuration. Defaults are the paper's base model.
 
-A default stands here and nowhere else. Values that are wrong by themselves are refused here, when the
-dataclass is made; names (a data set, a position scheme) by whoever looks them up.
+A field is declared once, by `option`: its default, the values that the paper reports for it, whether it
+affects the result, and when it is read. `fidelity`, the run's hash and the commands derive the rest from
+these declarations. Values that are wrong for any use are refused here; names (a data set, a position
+scheme) are checked by the dict they select from.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
+import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-# The special pieces of every vocabulary, shared by the tokenizer, the model and the search.
+from transformer.config_fields import (
+    Declaration,
+    Rule,
+    Section,
+    UserError,
+    build_section,
+    choose,
+    declarations,
+    from_text,
+    option,
+    unknown_key,
+)
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "UNK",
+    "DataConfig",
+    "Declaration",
+    "DecodeConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Rule",
+    "Section",
+    "TrainConfig",
+    "UserError",
+    "build_section",
+    "check_key",
+    "choose",
+    "declarations",
+    "difference",
+    "flatten",
+    "from_dict",
+    "from_text",
+    "option",
+    "paper_peak",
+    "result_hash",
+    "to_dict",
+    "unknown_key",
+]
+
+# Special tokens of every vocabulary, shared by the tokenizer, the model and the search.
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 
-class UserError(ValueError):
-    """What a user caused and can mend. The message is one line that says how."""
+def _has_attention_layers(config: "ExperimentConfig") -> bool:
+    return not config.model.kind.startswith("recurrent")
 
 
-def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """Looks `name` up in a visible dict; an unknown name is a `UserError` that lists the known ones."""
-    if name not in table:
-        raise UserError(f"{field} is {name!r}; it must be one of: {', '.join(sorted(table))}")
-    return table[name]
+def _samples(config: "ExperimentConfig") -> bool:
+    return config.decode.sampling
 
 
-class _Section:
-    """Shared checks; `section` is the prefix under which a user knows the fields."""
+def _has_beam(config: "ExperimentConfig") -> bool:
+    return config.decode.beam_size > 1 and not config.decode.sampling
 
-    section: ClassVar[str]
 
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise UserError(f"{self.section}.{field} is {getattr(self, field)!r}; it must be {allowed}")
+_AS_DEEP = Rule("num_layers", lambda config: config.model.num_layers)
+_AS_WIDE = Rule("d_model / num_heads", lambda config: config.model.d_model / config.model.num_heads)
+_PEAK = Rule("(d_model * warmup_steps)^-0.5", lambda config: paper_peak(config))
+_CHANGES_NOTHING = "changes no result"
+_READ_BY_DEPARTURES = "only read by settings that are departures themselves"
 
-    def _at_least(self, least: int, *fields: str) -> None:
-        for field in fields:
-            value = getattr(self, field)
-            self._require(field, value is None or value >= least, f"at least {least}")
 
-    def _fraction(self, *fields: str) -> None:
-        for field in fields:
-            self._require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
+def paper_peak(config: "ExperimentConfig") -> float:
+    """Learning rate at the end of the warm-up by equation 3: (d_model * warmup_steps)^-0.5."""
+    return (config.model.d_model * config.optimizer.warmup_steps) ** -0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig(_Section):
-    """The model (paper, section 3; symbols as in Table 3).
-
-    Recurrent kinds read the numbers of layers, d_model, dropout_rate, embeddings, cell and dtype alone.
-    """
+class ModelConfig(Section):
+    """The model (paper, section 3; symbols as in Table 3)."""
 
     section: ClassVar[str] = "model"
 
-    kind: str = "transformer"  # a name in model.KINDS
-    num_layers: int = 6  # N, in the encoder and in the decoder
-    encoder_layers: int | None = None  # None: num_layers
-    decoder_layers: int | None = None  # None: num_layers
-    d_model: int = 512
-    d_ff: int = 2048
-    num_heads: int = 8  # h
-    d_k: int | None = None  # width of a head's queries and keys; None: d_model / num_heads
-    d_v: int | None = None  # width of a head's values; None: d_model / num_heads
-    dropout_rate: float = 0.1  # P_drop
-    dropout_sites: str = "paper"  # a name in model.dropout.DROPOUT_SITES
-    positions: str = "sinusoidal"  # a name in model.positions.POSITIONS
-    max_positions: int = 1024  # rows of a learned position table; `overflow` begins there at the latest
-    # Past the longest sentence trained on: error, clamp, zero or extrapolate; None: the scheme's own.
-    overflow: str | None = None
-    max_distance: int | None = None  # relative, t5_bias: distances told apart; None: the scheme's
-    norm: str = "layer_norm"  # a name in model.layers.NORMS
-    norm_placement: str = "post"  # a name in model.layers.NORM_PLACEMENTS
-    feed_forward: str = "relu"  # a name in model.layers.FEED_FORWARDS
-    equal_parameters: bool = False  # whether a gated feed-forward layer has 2/3 of d_ff, to cost the same
-    embeddings: str = "three_way"  # a name in model.embedding.EMBEDDINGS: which matrices are one
-    cell: str = "lstm"  # a name in model.recurrent.CELLS, of the recurrent kinds
-    dtype: str = "float32"  # of activations; parameters, softmax and norm statistics stay float32
+    # A name in model.KINDS.
+    kind: str = option("transformer", paper={"section 3.1": ["transformer"]})
+    # N, layers of the encoder and of the decoder.
+    num_layers: int = option(
+        6,
+        paper={"section 3.1": [6], "Table 3, row C": [2, 4, 8]},
+        read_if=lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
+    )
+    # None: num_layers.
+    encoder_layers: int | None = option(
+        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
+    )
+    decoder_layers: int | None = option(
+        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
+    )
+    d_model: int = option(
+        512, paper={"section 3.1": [512], "Table 3, row C": [256], "Table 3, row C and big": [1_024]}
+    )
+    d_ff: int = option(
+        2_048,
+        paper={"section 3.3": [2_048], "Table 3, row C": [1_024], "Table 3, row C and big": [4_096]},
+        read_if=_has_attention_layers,
+    )
+    # h.
+    num_heads: int = option(
+        8, paper={"section 3.2.2": [8], "Table 3, row A": [1, 4, 16, 32]}, read_if=_has_attention_layers
+    )
+    # Width of the queries and keys of a head; None: d_model / num_heads.
+    d_k: int | None = option(
+        None,
+        paper={"section 3.2.2": [_AS_WIDE], "Table 3, row B": [16, 32]},
+        read_if=_has_attention_layers,
+    )
+    # Width of the values of a head; None: d_model / num_heads.
+    d_v: int | None = option(None, paper={"section 3.2.2": [_AS_WIDE]}, read_if=_has_attention_layers)
+    # P_drop.
+    dropout_rate: float = option(
+        0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2], "Table 3, big": [0.3]}
+    )
+    # A name in model.dropout.DROPOUT_SITES.
+    dropout_sites: str = option(
+        "paper",
+        paper={"section 5.4": ["paper"]},
+        read_if=(_has_attention_layers, lambda config: config.model.dropout_rate > 0),
+    )
+    # A name in model.positions.POSITIONS.
+    positions: str = option(
+        "sinusoidal",
+        paper={"section 3.5": ["sinusoidal"], "Table 3, row E": ["learned"]},
+        read_if=_has_attention_layers,
+    )
+    # Rows of a learned position table; `overflow` begins there at the latest.
+    max_positions: int = option(
+        1_024,
+        not_in_paper="the paper does not say how many positions it learns; sinusoids have no end",
+        read_if=_has_attention_layers,
+    )
+    # Beyond the longest sequence trained on: error, clamp, zero or extrapolate; None: the scheme's default.
+    overflow: str | None = option(
+        None,
+        paper={"section 3.5": [Rule("sinusoids continue"), "extrapolate"]},
+        changeable=True,
+        read_if=_has_attention_layers,
+        departs_if=lambda config: config.model.overflow != "error",  # a refusal changes no result
+    )
+    # relative, t5_bias: distances told apart; None: the scheme's default.
+    max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
+    # A name in model.layers.NORMS.
+    norm: str = option("layer_norm", paper={"section 3.1": ["layer_norm"]}, read_if=_has_attention_layers)
+    # A name in model.residual.RESIDUALS.
+    residual: str = option("post_norm", paper={"section 3.1": ["post_norm"]}, read_if=_has_attention_layers)
+    # A name in model.layers.FEED_FORWARDS.
+    feed_forward: str = option("relu", paper={"section 3.3": ["relu"]}, read_if=_has_attention_layers)
+    # Whether a gated feed-forward layer has 2/3 of d_ff, so that it has as many parameters.
+    equal_parameters: bool = option(
+        False,
+        not_in_paper=_READ_BY_DEPARTURES,
+        read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
+    )
+    # A name in model.embedding.EMBEDDINGS: which of the three matrices are shared.
+    embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
+    # Recurrent kinds: a name in model.recurrent.CELLS.
+    cell: str = option(
+        "lstm",
+        not_in_paper=_READ_BY_DEPARTURES,
+        read_if=lambda config: not _has_attention_layers(config),
+    )
+    # Of activations; parameters, softmax and norm statistics stay float32.
+    dtype: str = option("float32", paper={"section 6.1: single precision": ["float32"]}, changeable=True)
 
     def __post_init__(self):
         self._at_least(1, "num_layers", "encoder_layers", "decoder_layers", "d_model", "d_ff", "num_heads")
         self._at_least(1, "d_k", "d_v", "max_distance")
-        self._at_least(2, "max_positions")  # a piece and EOS
+        self._at_least(2, "max_positions")  # a token and EOS
         self._fraction("dropout_rate")
         self._require(
             "d_model",
-            self.kind != "transformer"
+            self.kind.startswith("recurrent")
             or self.d_model % self.num_heads == 0
             or None not in (self.d_k, self.d_v),
             f"a multiple of model.num_heads ({self.num_heads}) unless d_k and d_v are given",
@@ -114,78 +216,117 @@ class TransformerConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Section):
-    """Which text, in which pieces (paper, section 5.1)."""
+class DataConfig(Section):
+    """The text and its tokens (paper, section 5.1)."""
 
     section: ClassVar[str] = "data"
 
-    name: str = "wmt14_translate/de-en"  # a name in data.builders.BUILDERS, or any TFDS translation set
-    source: str = "en"  # language translated from
-    target: str = "de"  # language translated to
-    data_dir: str | None = None  # where prepared data lives; None: TFDS's own place
-    manual_dir: str | None = None  # multi30k: folder that already holds its files
-    text: str = "raw"  # multi30k: raw or lc.norm.tok (lower-cased, normalised, tokenised)
-    # parallel_text: "pairs.tsv" or "source.txt,target.txt", each maybe .gz. A TFDS set: a split or a part of
-    # one, such as "train[:99%]"; None: the split of that name.
-    train: str | None = None
-    validation: str | None = None  # as train
-    test: str | None = None  # as train
-    held_out: int = 0  # parallel_text: pairs held out of train as validation, and as test, where not given
-    min_characters: int = 0  # parallel_text: training pairs with a shorter side are dropped
-    max_characters: int | None = None  # parallel_text: training pairs with a longer side are dropped
-    max_ratio: float | None = None  # parallel_text: of a training pair's sides in characters
-    deduplicate: bool = False  # parallel_text: whether a training pair that came before is dropped
-    lists: int = 50_000  # number_words: lists to train on
-    tokenizer: str = "bpe"  # SentencePiece model type: bpe, unigram or char
-    vocab_size: int = 37_000  # pieces, shared by both languages, special ones included
-    row_length: int = 256  # pieces in a packed row; longer training pairs are dropped and counted
-    workers: int = 0  # processes that assemble batches; 0: a thread of the trainer
+    # A name in data.builders.BUILDERS, or any translation set of TFDS.
+    name: str = option(
+        "wmt14_translate/de-en",
+        paper={"section 5.1": ["wmt14_translate/de-en", "wmt14_translate/fr-en"]},
+    )
+    source: str = option("en", paper={"section 5.1": ["en"]})  # language translated from
+    target: str = option("de", paper={"section 5.1": ["de", "fr"]})  # language translated to
+    # Where prepared data is stored; None: the default folder of TFDS.
+    data_dir: str | None = option(None, not_in_paper="a path", affects_result=False)
+    # Options of this data set, checked against the dataclass of its builder.
+    options: Mapping[str, Any] = option(
+        default_factory=dict, not_in_paper="declared by each builder for itself"
+    )
+    # SentencePiece model type: bpe, unigram or char.
+    tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
+    # Tokens, shared by both languages, special ones included.
+    vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
+    # Tokens in a packed row; longer training pairs are dropped and counted.
+    row_length: int = option(256, not_in_paper="the paper does not say which pairs are too long to train on")
+    # Processes that assemble batches; 0: a thread of the trainer.
+    workers: int = option(0, not_in_paper=_CHANGES_NOTHING, affects_result=False)
 
     def __post_init__(self):
         self._at_least(8, "vocab_size")
-        self._at_least(1, "lists", "max_characters", "max_ratio")
         self._at_least(2, "row_length")
-        self._at_least(0, "workers", "held_out", "min_characters")
+        self._at_least(0, "workers")
         self._require("tokenizer", self.tokenizer in ("bpe", "unigram", "char"), "bpe, unigram or char")
-        self._require("text", self.text in ("raw", "lc.norm.tok"), "raw or lc.norm.tok")
-        self._require("target", self.source != self.target, "another language than data.source")
+        self._require("target", self.source != self.target, "a different language from data.source")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Section):
-    """Adam and the learning rate (paper, section 5.3)."""
+class OptimizerConfig(Section):
+    """The optimizer and its learning rate (paper, section 5.3)."""
 
     section: ClassVar[str] = "optimizer"
 
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-9
-    warmup_steps: int = 4_000
-    learning_rate: float | None = None  # at the peak; None: the paper's (d_model * warmup_steps)^-0.5
+    # A name in training.optimizers.OPTIMIZERS.
+    name: str = option("adam", paper={"section 5.3": ["adam"]})
+    # A name in training.optimizers.SCHEDULES.
+    schedule: str = option("paper", paper={"equation 3": ["paper"]})
+    # At the peak; None: (d_model * warmup_steps)^-0.5.
+    learning_rate: float | None = option(None, paper={"equation 3": [_PEAK]})
+    warmup_steps: int = option(4_000, paper={"section 5.3": [4_000]})
+    # wsd: steps of the final decay; None: a tenth of train.steps.
+    decay_steps: int | None = option(
+        None,
+        not_in_paper=_READ_BY_DEPARTURES,
+        read_if=lambda config: config.optimizer.schedule == "wsd",
+    )
+    beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # sgd: momentum
+    beta2: float = option(
+        0.98, paper={"section 5.3": [0.98]}, read_if=lambda config: config.optimizer.name != "sgd"
+    )
+    epsilon: float = option(
+        1e-9, paper={"section 5.3": [1e-9]}, read_if=lambda config: config.optimizer.name != "sgd"
+    )
+    # Decoupled, of matrices only (Loshchilov and Hutter 2019): adamw, muon.
+    weight_decay: float = option(
+        0.0,
+        paper={"section 5.3": [0.0]},
+        read_if=lambda config: config.optimizer.name in ("adamw", "muon"),
+    )
+    # Largest global norm of the gradient of the mean loss; None: no clipping.
+    clip_norm: float | None = option(None, paper={"section 5.3": [Rule("no clipping")]})
 
     def __post_init__(self):
-        self._at_least(1, "warmup_steps")
+        self._at_least(1, "warmup_steps", "decay_steps")
         self._fraction("beta1", "beta2")
-        self._require("epsilon", self.epsilon > 0, "above 0")
-        self._require("learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0")
+        for field in ("epsilon", "learning_rate", "clip_norm"):
+            value = getattr(self, field)
+            self._require(field, value is None or value > 0, "above 0")
+        self._require("weight_decay", self.weight_decay >= 0, "at least 0")
+        self._require(
+            "weight_decay",
+            self.weight_decay == 0 or self.name not in ("adam", "sgd"),
+            f"0 with optimizer.name={self.name}; adamw and muon decay weights",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(_Section):
-    """How long, how much at once, and what is written down on the way (paper, sections 5.1, 5.2, 5.4)."""
+class TrainConfig(Section):
+    """Length of training, batches and records (paper, sections 5.1, 5.2 and 5.4)."""
 
     section: ClassVar[str] = "train"
 
-    seed: int = 0
-    steps: int = 100_000
-    batch_tokens: int = 25_000  # target pieces a step, on average, padding not counted
-    accumulation: int = 1  # parts into which a step's rows are cut to save memory
-    label_smoothing: float = 0.1  # eps_ls
-    placement: str = "auto"  # jit, pmap; auto: pmap where there are several devices
-    log_every: int = 100  # steps
-    validate_every: int = 1_000  # steps between validations; each writes a checkpoint
-    patience: int | None = None  # validations in a row without a lower plain loss that end training early
-    keep_last: int = 10  # checkpoints, besides the best
+    seed: int = option(0, not_in_paper="the paper does not say")
+    steps: int = option(100_000, paper={"section 5.2": [100_000, 300_000]})
+    # Target tokens per step, on average, padding not counted.
+    batch_tokens: int = option(25_000, paper={"section 5.1": [25_000]})
+    # Parts into which the rows of a step are cut to save memory.
+    accumulation: int = option(1, not_in_paper=_CHANGES_NOTHING)
+    # eps_ls.
+    label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
+    # A name in training.parallelism.PARALLELISMS.
+    parallelism: str = option("auto", not_in_paper=_CHANGES_NOTHING, affects_result=False)
+    log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # steps
+    # Steps between validations; each writes a checkpoint.
+    validate_every: int = option(
+        1_000,
+        paper={"sections 5.2 and 6.1: every 10 minutes": [1_500, 600]},
+        departs_if=lambda config: config.decode.average_last > 1,
+    )
+    # Validations in a row without a lower plain loss that end training early; None: no early end.
+    patience: int | None = option(None, paper={"section 5.2": [Rule("no early end")]})
+    # Checkpoints kept besides the best.
+    keep_last: int = option(10, not_in_paper="decode.average_last is what counts")
 
     def __post_init__(self):
         self._at_least(0, "seed")
@@ -194,50 +335,74 @@ class TrainConfig(_Section):
         self._fraction("label_smoothing")
 
 
+# A trained run may be searched with other values.
+search_option = functools.partial(option, changeable=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig(_Section):
-    """How translations are searched for (paper, section 6.1)."""
+class DecodeConfig(Section):
+    """The search for translations (paper, section 6.1). Lengths are in tokens."""
 
     section: ClassVar[str] = "decode"
 
-    beam_size: int = 4  # 1: greedy
-    penalty: str = "wu"  # a name in decoding.search.PENALTIES: how the length counts
-    length_penalty: float = 0.6  # alpha, the penalty's exponent
-    max_extra: int = 50  # output pieces beyond the input's
-    max_length: int | None = None  # output pieces, EOS included; None: no further bound
-    min_length: int = 1  # output pieces, EOS included
-    sampling: bool = False  # whether outputs are drawn, not searched for
-    temperature: float = 1.0  # of the distribution that is drawn from
-    top_k: int | None = None  # most probable pieces that are drawn from; None: all
-    top_p: float | None = None  # probability that those drawn from have together, at least; None: 1
-    seed: int = 0  # of what is drawn
-    average_last: int = 1  # checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big)
-    batch_tokens: int = 1_024  # source pieces of a batch, padding included; two are searched at once
-    max_source: int = 1_024  # pieces of the longest source translated whole, EOS included; longer: in parts
+    # 1: greedy.
+    beam_size: int = search_option(
+        4, paper={"section 6.1": [4]}, read_if=lambda config: not config.decode.sampling
+    )
+    # A name in decoding.length_penalty.PENALTIES.
+    penalty: str = search_option("wu", paper={"section 6.1": ["wu"]}, departs_if=_has_beam)
+    # alpha, the exponent of the penalty.
+    length_penalty: float = search_option(0.6, paper={"section 6.1": [0.6]}, departs_if=_has_beam)
+    # Output tokens beyond those of the input.
+    max_extra_length: int = search_option(50, paper={"section 6.1": [50]})
+    # Output tokens, EOS included; None: no further limit.
+    max_output_length: int | None = search_option(None, paper={"section 6.1": [Rule("input length + 50")]})
+    # Output tokens, EOS included.
+    min_output_length: int = search_option(1, paper={"section 6.1": [Rule("no minimum"), 1]})
+    # Whether outputs are sampled, not searched for.
+    sampling: bool = search_option(False, paper={"section 6.1": [False]})
+    temperature: float = search_option(1.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
+    # Number of most probable tokens to sample from; None: all.
+    top_k: int | None = search_option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
+    # Probability mass to sample from (nucleus); None: 1.
+    top_p: float | None = search_option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
+    seed: int = search_option(0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
+    # Checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
+    average_last: int = search_option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]})
+    # Source tokens per batch, padding included; two batches are searched at once.
+    batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_NOTHING)
+    # Longest source translated in one go, EOS included; a longer one is translated in parts.
+    max_source_length: int = search_option(
+        1_024, not_in_paper="the paper does not say what it does with long sources"
+    )
 
     def __post_init__(self):
-        self._at_least(1, "beam_size", "max_extra", "average_last", "batch_tokens")
-        self._at_least(1, "min_length", "max_length", "top_k")
-        self._at_least(2, "max_source")
+        self._at_least(1, "beam_size", "max_extra_length", "average_last", "batch_tokens")
+        self._at_least(1, "min_output_length", "max_output_length", "top_k")
+        self._at_least(2, "max_source_length")
         self._at_least(0, "seed", "length_penalty")
         self._require("temperature", self.temperature > 0, "above 0")
         self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         for field, default in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("seed", 0)):
             self._require(
-                field, self.sampling or getattr(self, field) == default, "left alone without decode.sampling"
+                field,
+                self.sampling or getattr(self, field) == default,
+                f"{default!r} unless decode.sampling is true",
             )
         self._require(
-            "max_length",
-            self.max_length is None or self.max_length >= self.min_length,
-            f"at least decode.min_length ({self.min_length})",
+            "max_output_length",
+            self.max_output_length is None or self.max_output_length >= self.min_output_length,
+            f"at least decode.min_output_length ({self.min_output_length})",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides a run's result."""
+    """Everything that decides the result of a run."""
 
-    model: TransformerConfig = TransformerConfig()
+    # A name in tasks.TASKS.
+    task: str = option("translation", paper={"section 6.1": ["translation"]})
+    model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -251,43 +416,6 @@ class ExperimentConfig:
             )
 
 
-# Fields that came later, which a stored config.json may lack, and the values that do what was done before.
-ADDED: dict[str, dict[str, Any]] = {
-    "data": {
-        "held_out": 0,
-        "min_characters": 0,
-        "max_characters": None,
-        "max_ratio": None,
-        "deduplicate": False,
-    },
-    "train": {"patience": None},
-    "decode": {
-        "max_source": 1_024,
-        "penalty": "wu",
-        "max_length": None,
-        "min_length": 1,
-        "sampling": False,
-        "temperature": 1.0,
-        "top_k": None,
-        "top_p": None,
-        "seed": 0,
-    },
-    "model": {
-        "kind": "transformer",
-        "encoder_layers": None,
-        "decoder_layers": None,
-        "dropout_sites": "paper",
-        "overflow": None,
-        "max_distance": None,
-        "norm": "layer_norm",
-        "feed_forward": "relu",
-        "equal_parameters": False,
-        "embeddings": "three_way",
-        "cell": "lstm",
-    },
-}
-
-
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """The config as plain nested dicts, for JSON."""
     return dataclasses.asdict(config)
@@ -297,31 +425,13 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """Builds and validates a config; missing keys take their defaults.
 
     Raises:
-      UserError: an unknown key (its nearest known one is named) or a value of the wrong type or range.
+      UserError: an unknown key, or a value of the wrong type or range.
     """
-    return _build(ExperimentConfig, values, "")
-
-
-def from_stored(values: Mapping[str, Any]) -> ExperimentConfig:
-    """As `from_dict`, of a config that was stored, maybe before some fields were there: those of `ADDED`."""
-    values = dict(values)
-    for section, fields in ADDED.items():
-        if isinstance(stored := values.setdefault(section, {}), Mapping):
-            values[section] = {**fields, **stored}
-    return from_dict(values)
-
-
-def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in known:
-            check_key(prefix + key)
-    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+    return build_section(ExperimentConfig, values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
+    """Nested dicts as one dict with dotted keys; an empty dict has no key."""
     flat = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -329,26 +439,46 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_key(key: str) -> None:
-    """Refuses a dotted key that no config has.
+    """Checks that a dotted key names a config field; options of a data set are checked by its builder.
 
     Raises:
-      UserError: names the nearest known key.
+      UserError: no config has the key.
     """
-    known = list(flatten(to_dict(ExperimentConfig())))
-    if key not in known:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown config key {key}; the nearest known one is {nearest[0]}")
+    if key.startswith("data.options."):
+        return
+    known = [*declarations(ExperimentConfig), "data.options.NAME"]
+    known.remove("data.options")
+    if key in known:
+        return
+    if members := [name for name in known if name.startswith(f"{key}.")]:
+        raise UserError(f"{key} is a group of fields; write one of them, such as {members[0]}")
+    raise unknown_key(key, known)
 
 
-def _convert(kind: Any, value: Any, field: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{field} is {value!r}; it must be a group of fields")
-        return _build(kind, value, field + ".")
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
-        names = " or ".join("None" if one is types.NoneType else one.__name__ for one in allowed)
-        raise UserError(f"{field} is {value!r}; it must be of type {names}")
-    return value
+def result_hash(config: ExperimentConfig, options_type: type | None = None) -> str:
+    """Eight hexadecimal digits over all fields that affect the result; other fields change nothing.
+
+    Args:
+      config: with resolved `data.options`.
+      options_type: the dataclass that declares these options; None: all of them affect the result.
+    """
+    declared = declarations(ExperimentConfig)
+    if options_type is not None:
+        declared |= declarations(options_type, "data.options.")
+    relevant = {
+        key: value
+        for key, value in flatten(to_dict(config)).items()
+        if key not in declared or declared[key].affects_result
+    }
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
+    """Describes the fields in which two configs differ: the first three, and how many more."""
+    old, new = flatten(to_dict(stored)), flatten(to_dict(given))
+    fields = [
+        f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+    return "; ".join(fields[:3]) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")

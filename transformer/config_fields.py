@@ -1,0 +1,188 @@
+"""Declaration of config fields, and the checks that every group of fields shares."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+
+class UserError(ValueError):
+    """An error that a user can cause and mend. The message is one line that says how."""
+
+
+def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
+    """Looks `name` up in a visible dict.
+
+    Raises:
+      UserError: an unknown name; the message lists the known ones.
+    """
+    if name not in table:
+        raise UserError(f"{field} is {name!r}; it must be one of: {', '.join(sorted(table))}")
+    return table[name]
+
+
+# A condition on an `ExperimentConfig`.
+Condition = Callable[[Any], bool]
+
+
+class Rule(NamedTuple):
+    """A value that the paper states in words.
+
+    Attributes:
+      text: the paper's words.
+      value: the number these words give for a config; None where there is no number.
+    """
+
+    text: str
+    value: Callable[[Any], Any] = lambda config: None
+
+
+class Declaration(NamedTuple):
+    """Metadata of a config field.
+
+    Attributes:
+      paper: the values that the paper reports, by the place where it reports them.
+      not_in_paper: the reason why no value departs from the paper, where it reports none.
+      affects_result: whether another value trains or evaluates another model.
+      changeable: whether a trained run may be used with another value.
+      read_if: conditions under which the field has an effect; all must hold.
+      departs_if: condition under which a value that the paper does not report is a departure.
+    """
+
+    paper: Mapping[str, Sequence[Any]]
+    not_in_paper: str
+    affects_result: bool
+    changeable: bool
+    read_if: tuple[Condition, ...]
+    departs_if: Condition
+
+
+def option(
+    default: Any = None,
+    *,
+    paper: Mapping[str, Sequence[Any]] | None = None,
+    not_in_paper: str = "",
+    affects_result: bool = True,
+    changeable: bool = False,
+    read_if: Condition | tuple[Condition, ...] = (),
+    departs_if: Condition = lambda config: True,
+    default_factory: Callable[[], Any] | None = None,
+) -> Any:
+    """Declares a config field; see `Declaration`. Exactly one of `paper` and `not_in_paper` is given."""
+    if bool(paper) == bool(not_in_paper):
+        raise TypeError("give either the paper's values or the reason why it has none")
+    conditions = read_if if isinstance(read_if, tuple) else (read_if,)
+    metadata = {
+        "declaration": Declaration(
+            paper or {}, not_in_paper, affects_result, changeable, conditions, departs_if
+        )
+    }
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """Checks shared by the groups of fields; `section` is the prefix under which a user knows the fields."""
+
+    section: ClassVar[str]
+
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise UserError(f"{self.section}.{field} is {getattr(self, field)!r}; it must be {allowed}")
+
+    def _at_least(self, least: int, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            self._require(field, value is None or value >= least, f"at least {least}")
+
+    def _fraction(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
+
+
+def declarations(cls: type, prefix: str = "") -> dict[str, Declaration]:
+    """The declaration of every field, by dotted key; `cls` is a config or the options of a data set."""
+    found: dict[str, Declaration] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            found |= declarations(field.type, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = field.metadata["declaration"]
+    return found
+
+
+def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Builds a dataclass of options from values, whose types are checked.
+
+    Args:
+      cls: the dataclass.
+      values: field name to value.
+      prefix: of the dotted keys in messages, such as "model.".
+
+    Raises:
+      UserError: an unknown key, or a value of the wrong type or range.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise unknown_key(prefix + key, [prefix + name for name in known])
+    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def unknown_key(key: str, known: Sequence[str]) -> UserError:
+    """The error for a key that does not exist; it names a known key only where one is near."""
+    names = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.7)
+    return UserError(f"unknown config key {key}" + (f"; did you mean {names[near[0]]}?" if near else ""))
+
+
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def from_text(kind: Any, text: str, field: str) -> Any:
+    """Reads a value of a field's type from the text of a flag.
+
+    Raises:
+      UserError: the text is no value of this type.
+    """
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if text in ("None", "null") and types.NoneType in allowed:
+        return None
+    if bool in allowed and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        if number in allowed:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    if str in allowed:
+        return text
+    raise _wrong_type(allowed, text, field)
+
+
+def _convert(kind: Any, value: Any, field: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{field} is {value!r}; it must be a group of fields")
+        return build_section(kind, value, field + ".")
+    if typing.get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{field} is {value!r}; it must map option names to values")
+        return dict(value)
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        raise _wrong_type(allowed, value, field)
+    return value
+
+
+def _wrong_type(allowed: Sequence[type], value: Any, field: str) -> UserError:
+    names = [_KIND_NAMES[kind] for kind in allowed if kind is not types.NoneType]
+    names += ["None"] if types.NoneType in allowed else []
+    return UserError(f"{field} is {value!r}; it must be {' or '.join(names)}")
