@@ -1,10 +1,10 @@
-"""Measures preparing a text, and what stands between a prepared text and the first batch.
+"""Measures the preparation of a text, and the start of training until the first batches.
 
     python -m tests.data.synthesise /tmp/large 4500000
     python -m tests.data.measure /tmp/large
 
-Reads train.en, train.de, valid.en and valid.de in the folder; prepares in its `data`, which may not exist yet.
-Prints, a line a stage, seconds and the peak memory of the process (of each process, with workers).
+Reads train.en, train.de, valid.en and valid.de in the folder, and prepares them in its subfolder `data`, which
+must not exist. Prints one line per stage: seconds, and the peak memory of each process.
 """
 
 import os
@@ -15,28 +15,30 @@ import sys
 import time
 from pathlib import Path
 
-VOCABULARY, ROW_LENGTH, BATCH_TOKENS = 37_000, 256, 25_000
+VOCAB_SIZE, ROW_LENGTH, BATCH_TOKENS = 37_000, 256, 25_000
 
 
-def fields(folder: Path) -> dict[str, object]:
-    """Of `DataConfig`."""
-    files = {name: f"{folder / name}.en,{folder / name}.de" for name in ("train", "valid")}
+def options(folder: Path) -> dict[str, str]:
+    """The values of `data.options`."""
     return {
-        "name": "parallel_text",
-        "train": files["train"],
-        "validation": files["valid"],
-        "vocab_size": VOCABULARY,
-        "data_dir": str(folder / "data"),
-        "row_length": ROW_LENGTH,
+        split: f"{folder / name}.en,{folder / name}.de"
+        for split, name in (("train", "train"), ("validation", "valid"))
     }
 
 
 def prepare(folder: Path) -> tuple[float, float, str]:
-    """Runs `experiments.prepare`: its seconds, its peak memory in MB, what it said."""
+    """Runs `experiments.prepare`; returns its seconds, its peak memory in MB, and its output."""
+    values = {
+        "name": "parallel_text",
+        "vocab_size": VOCAB_SIZE,
+        "data_dir": folder / "data",
+        "row_length": ROW_LENGTH,
+        **{f"options.{name}": value for name, value in options(folder).items()},
+    }
     command = [sys.executable, "-m", "experiments.prepare", "--config=configs/text.py"]
     began = time.perf_counter()
     done = subprocess.run(
-        command + [f"--config.data.{name}={value}" for name, value in fields(folder).items()],
+        command + [f"--config.data.{name}={value}" for name, value in values.items()],
         text=True,
         check=True,
         stdout=subprocess.PIPE,
@@ -46,45 +48,62 @@ def prepare(folder: Path) -> tuple[float, float, str]:
     return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, done.stdout
 
 
+class Stopwatch:
+    """Prints the time between its calls, and the peak memory of processes."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+
+    def __call__(self, stage: str, processes: tuple[str, ...] = ("self",)) -> None:
+        memory = ", ".join(f"{peak_memory(process):,.0f} MB" for process in processes)
+        print(f"{stage}: {time.perf_counter() - self._began:.1f} s, {memory}", flush=True)
+        self._began = time.perf_counter()
+
+
 def start(folder: str, workers: str) -> None:
-    """What training does before its first step, model aside."""
+    """Does what training does before its first step, without the model."""
+    stopwatch = Stopwatch()
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
     from transformer.config import DataConfig
     from transformer.data.corpus import Corpus
+    from transformer.data.packing import PackedPlan
     from transformer.data.pipeline import TrainingBatches, serve
-    from transformer.data.plan import PackedPlan
 
-    began = time.perf_counter()
-
-    def told(what, processes=("self",)):
-        nonlocal began
-        memory = ", ".join(f"{_peak(one):,.0f} MB" for one in processes)
-        print(f"{what}: {time.perf_counter() - began:.1f} s, {memory}", flush=True)
-        began = time.perf_counter()
-
-    told("imports")
-    split = Corpus(DataConfig(**fields(Path(folder)))).split("train")
-    told("opening: digests of the text files, memory maps")
+    stopwatch("imports")
+    data = DataConfig(
+        name="parallel_text",
+        vocab_size=VOCAB_SIZE,
+        data_dir=f"{folder}/data",
+        row_length=ROW_LENGTH,
+        options=options(Path(folder)),
+    )
+    split = Corpus(data).split("train")
+    stopwatch("opening: digests of the text files, memory maps")
     plan = PackedPlan(split.source.lengths, split.target.lengths, ROW_LENGTH, BATCH_TOKENS, seed=0)
-    told(f"plan of {len(split):,} pairs, {plan.steps_per_epoch:,} steps an epoch, {plan.dropped:,} dropped")
-    served = serve(TrainingBatches(split, plan, steps=100), 0, int(workers))
+    stopwatch(
+        f"plan of {len(split):,} pairs, {plan.steps_per_epoch:,} steps per epoch, {plan.dropped:,} dropped"
+    )
+    served = serve(TrainingBatches(split, plan, num_steps=100), 0, int(workers))
     next(served)
-    told(f"first batch, {workers} workers", ["self", *_children()])
+    stopwatch(f"first batch, {workers} workers", ("self", *children()))
     for _ in range(50):
         next(served)
-    told(f"50 more batches, {workers} workers", ["self", *_children()])
+    stopwatch(f"50 more batches, {workers} workers", ("self", *children()))
     plan.rows(plan.steps_per_epoch)
-    told("another epoch's order")
+    stopwatch("order of another epoch")
 
 
-def _children() -> list[str]:
-    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
-    return [one for one in found.stdout.split() if Path(f"/proc/{one}/status").exists() and _peak(one) > 20]
+def children() -> list[str]:
+    """The ids of the worker processes."""
+    listed = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
+    running = [process for process in listed.stdout.split() if Path(f"/proc/{process}/status").exists()]
+    return [process for process in running if peak_memory(process) > 20]
 
 
-def _peak(process: str) -> float:
+def peak_memory(process: str) -> float:
+    """The peak memory of a process, in MB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
 
@@ -93,8 +112,8 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         start(*sys.argv[1:])
     else:
-        seconds, megabytes, said = prepare(Path(sys.argv[1]))
-        print(f"{said}prepare: {seconds:.1f} s, {megabytes:,.0f} MB", flush=True)
+        seconds, megabytes, output = prepare(Path(sys.argv[1]))
+        print(f"{output}prepare: {seconds:.1f} s, {megabytes:,.0f} MB", flush=True)
         for workers in "02":
             command = [sys.executable, "-m", "tests.data.measure", sys.argv[1], workers]
             subprocess.run(command, check=True)

@@ -1,9 +1,10 @@
-"""Writes parallel text of any size whose words are as frequent as a language's: for measuring, not for learning.
+"""Writes synthetic parallel text of any size, for measurements. Its words are as frequent as in a language.
 
     python -m tests.data.synthesise FOLDER PAIRS [VALIDATION_PAIRS]
 
-About 25 words a side, lengths log-normal and alike on both sides; word k of 500,000 occurs in proportion to
-1 / (k + 2.7) (Zipf and Mandelbrot), frequent words are shorter. Writes train.en, train.de, valid.en, valid.de.
+A side has about 25 words. The lengths are log-normal and similar on both sides. Word k of 500,000 has a
+frequency proportional to 1 / (k + 2.7) (Zipf and Mandelbrot), and frequent words are shorter. Writes train.en,
+train.de, valid.en and valid.de.
 """
 
 import sys
@@ -16,14 +17,14 @@ SYLLABLES = [onset + vowel for onset in [*"bdfghklmnprstwz", "sch", "st"] for vo
 
 
 def vocabulary(rng: np.random.Generator) -> np.ndarray:
-    """Words, the most frequent first."""
+    """Makes the words, the most frequent first."""
     lengths = np.clip(1 + rng.poisson(np.log10(np.arange(1, WORDS + 1)) * 0.35), 1, 7)
     parts = rng.choice(SYLLABLES, (WORDS, 7))
     return np.array(["".join(part[:length]) for part, length in zip(parts, lengths, strict=True)], object)
 
 
 def write(folder: Path, name: str, pairs: int, seed: int) -> None:
-    """Writes `name`.en and `name`.de, a hundred thousand lines at a time."""
+    """Writes `name`.en and `name`.de in blocks of 100,000 lines."""
     rng = np.random.default_rng(seed)
     words = {
         language: vocabulary(np.random.default_rng(number)) for number, language in enumerate(("en", "de"))
@@ -34,9 +35,9 @@ def write(folder: Path, name: str, pairs: int, seed: int) -> None:
             count = min(100_000, pairs - first)
             lengths = np.clip(rng.lognormal(3.05, 0.6, count), 1, 150).astype(int)
             for file, language in ((english, "en"), (german, "de")):
-                own = np.maximum(1, lengths + rng.integers(-3, 4, count))
-                drawn = np.searchsorted(cumulative, rng.random(own.sum()) * cumulative[-1])
-                texts = np.split(words[language][drawn], np.cumsum(own)[:-1])
+                num_words = np.maximum(1, lengths + rng.integers(-3, 4, count))
+                drawn = np.searchsorted(cumulative, rng.random(num_words.sum()) * cumulative[-1])
+                texts = np.split(words[language][drawn], np.cumsum(num_words)[:-1])
                 file.writelines(" ".join(text) + ".\n" for text in texts)
 
 

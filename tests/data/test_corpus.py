@@ -1,46 +1,88 @@
-"""Large corpora: written as a stream, whole or not at all, and mapped, not read."""
+"""Corpora: tokens of the texts, prepared once, whole or not at all, in constant memory."""
 
-import os
+import multiprocessing
 import pickle
-import subprocess
-import sys
-import textwrap
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data import synthesise
-from transformer.config import DataConfig
+from tests.support.text_files import ENGLISH, GERMAN, PAIRS, parallel_text, write_pairs
+from transformer.config import EOS, DataConfig, UserError
 from transformer.data import corpus as corpora
 from transformer.data import progress as progresses
 from transformer.data import records
-from transformer.data.corpus import Corpus, GrowingArray
+from transformer.data.corpus import Corpus
 from transformer.data.progress import LogLines
+from transformer.data.splits import GrowingArray, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
 
-PAIRS = [(f"a man and {number} dogs", f"ein Mann und {number} Hunde") for number in range(100)]
+
+def text_config(folder, pairs=PAIRS, **options):
+    train = write_pairs(folder / "train.tsv", pairs)
+    return parallel_text(folder, **{"train": train, "validation": train, **options})
 
 
 @pytest.fixture
 def text(tmp_path):
-    return text_config(tmp_path, PAIRS)
+    return text_config(tmp_path)
 
 
-def text_config(folder, pairs):
-    (folder / "train.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in pairs))
-    files = {"train": str(folder / "train.tsv"), "validation": str(folder / "train.tsv")}
-    return DataConfig(name="parallel_text", data_dir=str(folder / "data"), vocab_size=60, **files)
+def test_tokens_are_those_of_the_texts(number_words):
+    corpus = Corpus(number_words)
+    split = corpus.split("test")
+    sources, targets = corpus.texts("test")
+    assert len(split) == len(sources)
+    for number in (0, 1, 150, 299):
+        assert list(split.source[number]) == corpus.tokenizer.encode(sources[number])
+        assert list(split.target[number]) == corpus.tokenizer.encode(targets[number])
+        assert split.characters[number] == len(targets[number])
+    assert split.max_lengths == (split.source.lengths.max(), split.target.lengths.max())
+    assert list(split.lengths) == list(np.maximum(split.source.lengths, split.target.lengths))
+
+
+def test_the_vocabulary_is_learned_from_the_training_split_alone(tmp_path):
+    unseen = write_pairs(tmp_path / "unseen.tsv", [(source, f"{target} QQQQ") for source, target in PAIRS])
+    corpus = Corpus(text_config(tmp_path, validation=unseen, test=unseen))
+    assert "Q" not in "".join(corpus.tokenizer.names(range(corpus.tokenizer.vocab_size)))
+    assert corpus.tokenizer.decode(corpus.split("validation").target[0]).endswith("\u2047 ")
+
+
+def test_an_unknown_split_is_refused(number_words):
+    with pytest.raises(UserError, match="number_words has no split 'tets'; it has .*test_long"):
+        Corpus(number_words).texts("tets")
+
+
+def test_two_at_once_prepare_once(text):
+    """The second waits for the first and finds everything prepared."""
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(Corpus, [text, text])
+    assert first.texts("train") == second.texts("train") == (ENGLISH, GERMAN)
+    assert first.tokenizer.sha256 == second.tokenizer.sha256
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64])
 def test_a_growing_array_is_the_file_that_numpy_writes(tmp_path, dtype):
-    array = GrowingArray(tmp_path / "ours.npy", dtype)
+    array = GrowingArray(tmp_path / "grown.npy", dtype)
     for values in ([], [1, 2, 3], range(1_000)):
         array.append(list(values))
     assert len(array) == 1_003
     array.close()
-    np.save(tmp_path / "theirs.npy", np.array([1, 2, 3, *range(1_000)], dtype))
-    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+    np.save(tmp_path / "saved.npy", np.array([1, 2, 3, *range(1_000)], dtype))
+    assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
+
+
+def test_arrays_hold_large_vocabularies_and_large_splits(tmp_path, monkeypatch):
+    tokenizer = Tokenizer.train(["a b"] * 3, "char", 7)
+    monkeypatch.setattr(tokenizer, "vocab_size", 2**16 + 1)
+    monkeypatch.setattr(tokenizer, "encode_arrays", lambda texts: [np.array([2**16, EOS]) for _ in texts])
+    write_split(tmp_path, [PAIRS], tokenizer)
+    split = load_split(tmp_path)
+    assert list(split.source[3]) == list(split.target[3]) == [2**16, EOS]
+    assert split.source.offsets.dtype == split.target.offsets.dtype == np.int64
 
 
 def test_several_files_keep_the_order(text, monkeypatch):
@@ -57,90 +99,86 @@ def test_several_files_keep_the_order(text, monkeypatch):
         assert split.characters[number] == len(PAIRS[number][1])
 
 
-def test_a_split_travels_to_a_worker_by_its_name(tmp_path):
-    split = Corpus(text_config(tmp_path, PAIRS * 100)).split("train")
+def test_a_split_is_pickled_as_the_name_of_its_folder(number_words):
+    split = Corpus(number_words).split("train")
     pickled = pickle.dumps(split)
-    assert len(pickled) < 1_000
-    assert isinstance(pickle.loads(pickled).source.pieces, np.memmap)
+    assert len(pickled) < 1_000 < split.source.tokens.nbytes
+    assert isinstance(pickle.loads(pickled).source.tokens, np.memmap)
     assert list(pickle.loads(pickled).target[70]) == list(split.target[70])
 
 
-def test_a_large_set_teaches_the_vocabulary_by_a_sample(text, monkeypatch, caplog):
+def test_the_vocabulary_of_a_large_set_is_learned_from_a_sample(text, monkeypatch, caplog):
     monkeypatch.setattr(corpora, "VOCABULARY_PAIRS", 50)
     with caplog.at_level("INFO"):
         corpus = Corpus(text)
-    assert "learning 60 bpe pieces from 50 of 100 pairs, drawn at random" in caplog.text
+    assert "learning 60 bpe tokens from 50 of 100 pairs, drawn at random" in caplog.text
     drawn = np.sort(np.random.default_rng(0).choice(100, 50, replace=False))
     texts = [text for number in drawn for text in PAIRS[number]]
     assert corpus.tokenizer.sha256 == Tokenizer.train(texts, "bpe", 60).sha256
 
 
-def test_what_breaks_off_is_done_again(text, monkeypatch):
-    monkeypatch.setattr(records, "CHUNK", 10)
-    corpus, encode = Corpus(text), Tokenizer.encode_arrays
+def test_tokenizing_that_fails_is_done_again(text, monkeypatch):
+    encode = Tokenizer.encode_arrays
 
-    def fail(self, texts):
-        if any("55" in one for one in texts):
-            raise OSError("no space left")
+    def fail_late(self, texts):
+        if any("55" in text for text in texts):
+            raise OSError("broken")
         return encode(self, texts)
 
-    monkeypatch.setattr(Tokenizer, "encode_arrays", fail)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(records, "CHUNK", 10)
+    corpus = Corpus(text)
+    monkeypatch.setattr(Tokenizer, "encode_arrays", fail_late)
+    with pytest.raises(OSError, match="broken"):
         corpus.split("train")
     monkeypatch.setattr(Tokenizer, "encode_arrays", encode)
     assert len(corpus.split("train")) == 100
 
 
-def test_lines_come_with_long_work_alone(caplog, monkeypatch):
+def test_long_work_is_logged_and_short_work_is_not(caplog, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progresses.time, "monotonic", lambda: now[0])
     with caplog.at_level("INFO"):
         lines = LogLines(seconds=10.0)
         for done, seconds in [(0, 0), (100, 4), (200, 11), (300, 12), (400, 13)]:
             now[0] = 100.0 + seconds
-            lines("tokenising train", done, 400)
+            lines("tokenizing train", done, 400)
         for done in (0, 10, 20):
-            lines("tokenising test", done, 20)
+            lines("tokenizing test", done, 20)
         lines("writing train", 0, None)
         now[0] += 20
         lines("writing train", 5_000, None)
     assert caplog.messages == [
-        "tokenising train: 200 of 400 pairs, 18 a second",
-        "tokenising train: 400 of 400 pairs, 31 a second",
-        "writing train: 5,000 pairs, 250 a second",
+        "tokenizing train: 200 of 400 pairs, 18 per second",
+        "tokenizing train: 400 of 400 pairs, 31 per second",
+        "writing train: 5,000 pairs, 250 per second",
     ]
 
 
+def prepare_and_measure(folder):
+    """Prepares the text in a folder; returns its training pairs and the peak memory of this process, in MB."""
+    corpora.VOCABULARY_PAIRS = 10_000  # the sample is bounded; here it is the same for all sizes
+    train, validation = (f"{folder}/{name}.en,{folder}/{name}.de" for name in ("train", "valid"))
+    options = {"train": train, "validation": validation}
+    data = DataConfig(name="parallel_text", data_dir=f"{folder}/data", vocab_size=2_000, options=options)
+    num_pairs = len(Corpus(data).split("train"))
+    # Not getrusage: its peak includes the process that this one was forked from.
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+    return num_pairs, int(peak) / 1024
+
+
 @pytest.mark.slow
-def test_preparing_takes_as_much_memory_for_five_times_the_text(tmp_path):
-    """The vocabulary's sample has its own bound; here it is the same for both."""
-    code = """
-        import re, sys
-        from pathlib import Path
-        from transformer.config import DataConfig
-        from transformer.data import corpus
-        corpus.VOCABULARY_PAIRS = 10_000
-        folder = sys.argv[1]
-        data = DataConfig(
-            name="parallel_text", data_dir=f"{folder}/data", vocab_size=2_000,
-            train=f"{folder}/train.en,{folder}/train.de", validation=f"{folder}/valid.en,{folder}/valid.de",
-        )
-        print(len(corpus.Corpus(data).split("train")))
-        # Not getrusage: its peak begins with that of the process this one was forked from.
-        print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
-    """
+def test_preparing_five_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
+    # glibc gives each new thread an arena, up to a limit that this test does not reach.
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     peaks = []
-    for pairs in (50_000, 250_000):
-        folder = tmp_path / str(pairs)
+    for num_pairs in (50_000, 250_000):
+        folder = tmp_path / str(num_pairs)
         folder.mkdir()
-        synthesise.write(folder, "train", pairs, seed=1)
+        synthesise.write(folder, "train", num_pairs, seed=1)
         synthesise.write(folder, "valid", 10, seed=2)
-        command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
-        # glibc gives each new thread an arena, up to a bound: growth that ends, but not within this test.
-        environment = os.environ | {"MALLOC_ARENA_MAX": "2"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        prepared, peak = done.stdout.split()
-        assert int(prepared) == pairs
-        peaks.append(int(peak) / 1024)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            prepared, peak = pool.apply(prepare_and_measure, (str(folder),))
+        assert prepared == num_pairs
+        peaks.append(peak)
     # MB. The additional text is 60 MB; as Python's strings and lists it was 250.
     assert peaks[1] - peaks[0] < 30, peaks

@@ -1,4 +1,4 @@
-"""Pieces and back."""
+"""Text to tokens and back."""
 
 import re
 
@@ -17,79 +17,78 @@ def tokenizer():
     return Tokenizer.train(TEXTS, "bpe", 90)
 
 
-def test_round_trip(tokenizer):
+def test_decoding_inverts_encoding(tokenizer):
     for text in TEXTS:
-        pieces = tokenizer.encode(text)
-        assert pieces[-1] == EOS
-        assert tokenizer.decode(pieces) == text
-        assert tokenizer.decode([*pieces, PAD, PAD, 7]) == text
+        tokens = tokenizer.encode(text)
+        assert tokens[-1] == EOS
+        assert tokenizer.decode(tokens) == text
+        assert tokenizer.decode([*tokens, PAD, PAD, 7]) == text
 
 
-def test_special_pieces(tokenizer):
+def test_special_tokens(tokenizer):
     assert tokenizer.names([PAD, BOS, EOS, UNK]) == ["<pad>", "<s>", "</s>", "<unk>"]
     assert tokenizer.encode("") == [EOS]
     assert UNK in tokenizer.encode("\u4eba")
     assert UNK in tokenizer.encode("a lone surrogate \ud800")
 
 
-def test_the_text_is_not_normalised(tokenizer):
+def test_text_is_not_normalized():
     tokenizer = Tokenizer.train(["\ufb01n \u00bd x"] * 3, "char", 11)
     assert tokenizer.decode(tokenizer.encode("\ufb01n \u00bd")) == "\ufb01n \u00bd"
 
 
-def test_same_text_same_vocabulary(tokenizer):
+def test_equal_texts_give_equal_vocabularies(tokenizer):
     again = Tokenizer.train(TEXTS, "bpe", 90)
     assert again.sha256 == tokenizer.sha256
     assert Tokenizer(tokenizer.model).encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
-def test_a_vocabulary_that_the_text_cannot_fill_is_refused():
-    """The size that the message names is the largest that works, or the smallest."""
-    for kind in ("bpe", "unigram"):
-        with pytest.raises(
-            UserError, match=r"data.vocab_size is 5000; the training text fills at most \d+: "
-        ) as most:
-            Tokenizer.train(TEXTS, kind, 5_000)
-        (size,) = re.findall(r"at most (\d+)", str(most.value))
-        assert Tokenizer.train(TEXTS, kind, int(size)).vocab_size == int(size)
-        with pytest.raises(
-            UserError, match=f"data.vocab_size is {int(size) + 1}; the .* fills at most {size}: "
-        ):
-            Tokenizer.train(TEXTS, kind, int(size) + 1)
-        with pytest.raises(
-            UserError, match=r"data.vocab_size is 9; .* characters need at least \d+"
-        ) as least:
-            Tokenizer.train(TEXTS, kind, 9)
-        (size,) = re.findall(r"at least (\d+)", str(least.value))
-        assert Tokenizer.train(TEXTS, kind, int(size)).vocab_size == int(size)
-    for texts in ([], [""], [" "]):
-        with pytest.raises(UserError, match="data.vocab_size is 50; the training text is empty"):
-            Tokenizer.train(texts, "bpe", 50)
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("vocab_size", "message"),
+    [
+        (5_000, r"data.vocab_size is 5000; the training text fills at most (\d+): set that or less"),
+        (9, r"data.vocab_size is 9; .* characters of the training text need at least (\d+)"),
+    ],
+)
+def test_a_size_that_the_text_does_not_allow_is_refused_and_the_nearest_size_named(kind, vocab_size, message):
+    with pytest.raises(UserError, match=message) as raised:
+        Tokenizer.train(TEXTS, kind, vocab_size)
+    nearest = int(re.match(message, str(raised.value))[1])
+    assert Tokenizer.train(TEXTS, kind, nearest).vocab_size == nearest
+    with pytest.raises(UserError, match=f" {nearest}: set that"):
+        Tokenizer.train(TEXTS, kind, nearest + (1 if vocab_size > nearest else -1))
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" "]], ids=repr)
+def test_a_vocabulary_of_an_empty_text_is_refused(texts):
+    with pytest.raises(UserError, match="data.vocab_size is 50; the training text is empty"):
+        Tokenizer.train(texts, "bpe", 50)
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # all of Unicode, surrogates too
 
 
-def check_any_text(tokenizer, texts):
+def check_tokens_of(texts, tokenizer):
     encoded = tokenizer.encode_all(texts)
     assert encoded == [tokenizer.encode(text) for text in texts]
-    for pieces in encoded:
-        assert pieces.index(EOS) == len(pieces) - 1
-        assert not {PAD, BOS} & set(pieces)
-        tokenizer.decode(pieces).encode("utf-8")
+    for tokens in encoded:
+        assert tokens.index(EOS) == len(tokens) - 1
+        assert not {PAD, BOS} & set(tokens)
+        tokenizer.decode(tokens).encode("utf-8")
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(ANY_TEXT, max_size=5))
-def test_any_text_has_pieces(tokenizer, texts):
-    check_any_text(tokenizer, texts)
+def test_any_text_has_tokens(tokenizer, texts):
+    check_tokens_of(texts, tokenizer)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1_000)
 @given(st.lists(ANY_TEXT, max_size=5))
-def test_any_text_has_pieces_many(tokenizer, texts):
-    check_any_text(tokenizer, texts)
+def test_any_text_has_tokens_in_many_examples(tokenizer, texts):
+    check_tokens_of(texts, tokenizer)
 
 
 def test_a_megabyte_without_a_space_comes_back(tokenizer):
@@ -97,9 +96,8 @@ def test_a_megabyte_without_a_space_comes_back(tokenizer):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_where_words_start(tokenizer):
-    pieces = tokenizer.encode("zwei Hut")
-    text = "".join(" " * bool(tokenizer.starts_word[one]) + "." for one in pieces)
-    assert text.startswith(" .")
-    assert text.count(" ") == 2
+def test_starts_word_marks_the_first_token_of_each_word(tokenizer):
+    starts = tokenizer.starts_word[tokenizer.encode("zwei Hut")]
+    assert starts[0]
+    assert starts.sum() == 2
     assert not tokenizer.starts_word[[PAD, BOS, EOS, UNK]].any()

@@ -1,4 +1,4 @@
-"""Who is told how far long work has come."""
+"""Progress of long work, such as preparing a data set."""
 
 import logging
 import time
@@ -12,38 +12,44 @@ Chunk = TypeVar("Chunk", bound=list)
 
 @runtime_checkable
 class Progress(Protocol):
-    """Shows preparation to whoever waits for it."""
+    """Receiver of progress reports."""
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        """`done` of `total` pairs (None: nobody knows) are through `what`; 0 when it begins."""
+    def __call__(self, activity: str, done: int, total: int | None) -> None:
+        """Reports that `activity` has handled `done` of `total` pairs.
+
+        Args:
+          activity: such as "tokenizing train".
+          done: 0 when the activity begins.
+          total: None if the number of pairs is unknown.
+        """
 
 
 class LogLines:
-    """Logs a line every few seconds; work that is done sooner is not worth one."""
+    """Logs a line every few seconds, and none for an activity that ends sooner."""
 
     def __init__(self, seconds: float = 10.0):
+        """Sets the time between two lines, in seconds."""
         self._seconds = seconds
         self._began = self._last = 0.0
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
+    def __call__(self, activity: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if done == 0:
             self._began = self._last = now
         elif now - self._last >= self._seconds or (done == total and self._last > self._began):
             self._last = now
-            rate = done / (now - self._began)
-            of = "" if total is None else f" of {total:,}"
-            log.info("%s: %s%s pairs, %s a second", what, f"{done:,}", of, f"{rate:,.0f}")
+            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            log.info("%s: %s pairs, %s per second", activity, count, f"{done / (now - self._began):,.0f}")
 
 
 def watched(
-    chunks: Iterable[Chunk], progress: Progress, what: str, total: int | None = None
+    chunks: Iterable[Chunk], progress: Progress, activity: str, total: int | None = None
 ) -> Iterator[Chunk]:
-    """The chunks, each reported when the next one is asked for; at the end the total is known."""
+    """Yields the chunks and reports each when the next one is requested; at the end the total is known."""
     done = 0
-    progress(what, done, total)
+    progress(activity, done, total)
     for chunk in chunks:
         yield chunk
         done += len(chunk)
-        progress(what, done, total)
-    progress(what, done, done)
+        progress(activity, done, total)
+    progress(activity, done, done)

@@ -1,4 +1,4 @@
-"""SentencePiece: text to pieces and back (Kudo and Richardson 2018; the paper, section 5.1, uses BPE)."""
+"""Tokenizer: text to tokens and back, by SentencePiece (Kudo and Richardson 2018; the paper, section 5.1)."""
 
 import functools
 import hashlib
@@ -9,22 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from jaxtyping import Bool, Integer
 
 from transformer.config import BOS, EOS, PAD, UNK, UserError
 
-WORD_START = "\u2581"  # how SentencePiece writes the space before a word
+WORD_START = "\u2581"  # stands for the space before a word in the name of a token
 
 
 class Tokenizer:
     """A trained SentencePiece model.
 
     Attributes:
-      model: the model file's bytes.
-      sha256: their digest, which ties checkpoints to the vocabulary they were trained with.
-      vocab_size: pieces, the special ones included.
+      model: contents of the model file.
+      sha256: their digest, which ties checkpoints to the vocabulary that they were trained with.
+      vocab_size: number of tokens, special ones included.
     """
 
     def __init__(self, model: bytes):
+        """Opens a model, given as the contents of its file."""
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -37,21 +39,21 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: str, vocab_size: int) -> "Tokenizer":
-        """Learns a vocabulary. The text is taken as it is: no Unicode normalisation.
+        """Learns a vocabulary. The text is not normalized.
 
         Args:
           texts: sentences of both languages.
-          kind: SentencePiece's model type: bpe, unigram or char.
-          vocab_size: pieces, the special ones included.
+          kind: the model type of SentencePiece: bpe, unigram or char.
+          vocab_size: number of tokens, special ones included.
 
         Raises:
-          UserError: the text cannot fill the vocabulary, or is empty.
+          UserError: a vocabulary of this size cannot be learned from the texts.
         """
-        written = io.BytesIO()
+        model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
-                model_writer=written,
+                model_writer=model,
                 model_type=kind,
                 vocab_size=vocab_size,
                 normalization_rule_name="identity",
@@ -63,43 +65,44 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(_reason(str(error), vocab_size)) from None
-        return cls(written.getvalue())
+            raise UserError(_explain(str(error), vocab_size)) from None
+        return cls(model.getvalue())
 
     def encode(self, text: str) -> list[int]:
-        """The pieces of a text, closed by EOS."""
+        """Returns the tokens of a text, followed by EOS."""
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The pieces of each text, closed by EOS. A lone surrogate, which is no text, becomes "?"."""
-        return [one.tolist() for one in self.encode_arrays(texts)]
+        """Returns the tokens of each text, followed by EOS. A lone surrogate is read as "?"."""
+        return [tokens.tolist() for tokens in self.encode_arrays(texts)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode_all`, for text in bulk. SentencePiece uses all the cores there are."""
+        """Returns what `encode_all` does as arrays, for large numbers of texts. Uses all cores."""
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         return self._processor.encode(texts, add_eos=True, return_type="numpy")
 
-    def decode(self, pieces: Sequence[int] | np.ndarray) -> str:
-        """The text of pieces up to the first EOS."""
-        pieces = list(map(int, pieces))
-        return self._processor.decode(pieces[: pieces.index(EOS)] if EOS in pieces else pieces)
+    def decode(self, tokens: Sequence[int] | Integer[np.ndarray, "_"]) -> str:
+        """Returns the text of the tokens before the first EOS."""
+        tokens = list(map(int, tokens))
+        return self._processor.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
 
     @functools.cached_property
-    def starts_word(self) -> np.ndarray:
-        """Whether each piece of the vocabulary begins a word."""
+    def starts_word(self) -> Bool[np.ndarray, "v"]:
+        """Marks the tokens of the vocabulary that begin a word."""
         return np.array([name.startswith(WORD_START) for name in self.names(range(self.vocab_size))])
 
-    def names(self, pieces: Sequence[int] | np.ndarray) -> list[str]:
-        """How each piece is written, for figures; a word's first piece begins with U+2581."""
-        return [self._processor.id_to_piece(int(piece)) for piece in pieces]
+    def names(self, tokens: Sequence[int] | Integer[np.ndarray, "_"]) -> list[str]:
+        """Returns tokens as strings, for figures; U+2581 begins the first token of a word."""
+        return [self._processor.id_to_piece(int(token)) for token in tokens]
 
 
-def _reason(said: str, vocab_size: int) -> str:
-    """What SentencePiece says when it cannot learn a vocabulary, in one line that says what to set."""
-    if most := re.search(r"too high.*<= (\d+)", said):
-        return f"data.vocab_size is {vocab_size}; the training text fills at most {most[1]}: set that or less"
-    if least := re.search(r"required_chars. \d+ vs (\d+)", said):
-        return f"data.vocab_size is {vocab_size}; the training text's characters need at least {least[1]}"
-    if "sentences_.empty" in said or "all_chars_count" in said:
-        return f"data.vocab_size is {vocab_size}; the training text is empty: it fills none"
-    return f"data.vocab_size is {vocab_size}; SentencePiece says: {said.rsplit('] ', 1)[-1]}"
+def _explain(message: str, vocab_size: int) -> str:
+    """Rewrites the error message of SentencePiece's trainer as one line that says what to set."""
+    field = f"data.vocab_size is {vocab_size}"
+    if most := re.search(r"too high.*<= (\d+)", message):
+        return f"{field}; the training text fills at most {most[1]}: set that or less"
+    if least := re.search(r"required_chars. \d+ vs (\d+)", message):
+        return f"{field}; the characters of the training text need at least {least[1]}: set that or more"
+    if "sentences_.empty" in message or "all_chars_count" in message:
+        return f"{field}; the training text is empty: give text to learn a vocabulary from"
+    return f"{field}; SentencePiece says: {message.rsplit('] ', 1)[-1]}"

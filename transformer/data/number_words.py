@@ -1,0 +1,79 @@
+"""number_words: lists of numbers, written as words in two languages."""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+from transformer.config import UserError, option
+from transformer.data.options import ONLY_A_DEPARTURE, Options
+from transformer.data.pair_builder import PairBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberWordsOptions(Options):
+    """Options of `number_words`."""
+
+    lists: int = option(50_000, not_in_paper=ONLY_A_DEPARTURE)  # pairs in the training split
+
+    def __post_init__(self):
+        self._at_least(1, "lists")
+
+
+class NumberWords(PairBuilder):
+    """Lists of numbers as words, by num2words: "twelve; ninety-one" and "zwölf; einundneunzig".
+
+    A list has 1 to 4 numbers, in `test_long` 5 to 10. Each number is drawn uniformly below 10, 100, ... or
+    100,000, and the lengths and bounds are drawn uniformly, too. No list is in two splits. A small model
+    learns the task in minutes, but must learn every number, the order of its parts (German puts ones before
+    tens) and the order of the list.
+    """
+
+    options_type: ClassVar = NumberWordsOptions
+    # (fewest, most) numbers per list. These splits have 1,000 lists each, or as many as the training split.
+    HELD_OUT: ClassVar = {"test": (1, 4), "validation": (1, 4), "test_long": (5, 10)}
+
+    def variant(self) -> str:
+        return f"{self.data.source}-{self.data.target}.{self.options.lists}"
+
+    def pairs(self, dl_manager):
+        to_source, to_target = _number_names(self.data.source), _number_names(self.data.target)
+        sampler = _ListSampler()
+        # Held-out lists are drawn first, so that the number of training lists does not change them from
+        # 1,000 on.
+        size = min(1_000, self.options.lists)
+        lists = {split: list(sampler.draw(size, *bounds)) for split, bounds in self.HELD_OUT.items()}
+        lists["train"] = sampler.draw(self.options.lists, 1, 4)
+        return {
+            split: (("; ".join(map(to_source, row)), "; ".join(map(to_target, row))) for row in rows)
+            for split, rows in lists.items()
+        }
+
+
+class _ListSampler:
+    """Source of random lists of numbers, none of which repeats."""
+
+    def __init__(self):
+        self._rng = random.Random(2017)
+        self._drawn: set[tuple[int, ...]] = set()
+
+    def draw(self, count: int, min_length: int, max_length: int) -> Iterator[tuple[int, ...]]:
+        """Yields `count` new lists of `min_length` to `max_length` numbers."""
+        while count:
+            length = self._rng.randint(min_length, max_length)
+            numbers = tuple(self._rng.randrange(10 ** self._rng.randint(1, 5)) for _ in range(length))
+            if numbers not in self._drawn:
+                self._drawn.add(numbers)
+                count -= 1
+                yield numbers
+
+
+def _number_names(language: str) -> Callable[[int], str]:
+    """Returns the function that writes a number in words."""
+    import num2words
+
+    if language not in num2words.CONVERTER_CLASSES:
+        known = ", ".join(sorted(num2words.CONVERTER_CLASSES))
+        raise UserError(f"number_words: language {language!r} is unknown to num2words; it has: {known}")
+    return functools.cache(functools.partial(num2words.num2words, lang=language))

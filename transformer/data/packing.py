@@ -1,0 +1,174 @@
+"""Packing: several pairs share a row, so that batches have little padding."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from transformer.data.plan import select_fitting
+
+
+class PackedPlan:
+    """Training batches of packed rows, a `Plan`.
+
+    The packing depends on the lengths of the pairs only: it is computed once, on the histogram of lengths
+    (after Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). Each epoch assigns
+    the pairs of equal lengths to the places for these lengths at random, and shuffles the rows.
+
+    Attributes, besides those of `Plan`:
+      source_length: tokens per source row.
+      target_length: tokens per target row. The language that needs fewer tokens has shorter rows.
+      num_rows: rows per batch. The last few may be empty, since the rows of an epoch are spread evenly.
+    """
+
+    def __init__(
+        self,
+        source_lengths: Int[np.ndarray, "pairs"],
+        target_lengths: Int[np.ndarray, "pairs"],
+        row_length: int,
+        batch_tokens: int,
+        seed: int,
+    ):
+        """Computes the packing.
+
+        Args:
+          source_lengths: tokens of the source of each pair, EOS included.
+          target_lengths: tokens of the target of each pair, EOS included.
+          row_length: tokens per row of the language that needs more.
+          batch_tokens: target tokens per batch, on average.
+          seed: seed of the order of each epoch.
+
+        Raises:
+          ValueError: no pair fits into a row.
+        """
+        self._pairs, lengths = select_fitting(source_lengths, target_lengths, row_length)
+        self.dropped = len(source_lengths) - len(self._pairs)
+        # Pairs of equal lengths are of one kind. A code for both lengths sorts faster than two numbers.
+        codes = lengths[0] * (row_length + 1) + lengths[1]
+        codes, kind_of_pair, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        self._kind_of_pair = kind_of_pair.astype(np.int32)
+        kinds = np.stack(np.divmod(codes, row_length + 1))
+        totals, longest = lengths.sum(axis=1), lengths.max(axis=1)
+        self.max_lengths = tuple(longest.tolist())
+        scaled_lengths = np.ceil(row_length * totals / totals.max()).astype(int)
+        self.source_length, self.target_length = map(int, np.maximum(scaled_lengths, longest))
+        rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))
+        # Place i of an epoch is for a pair of kind places[i]; row r has the places starts[r]:starts[r + 1].
+        places = np.concatenate([np.tile(row.kinds, row.count) for row in rows])
+        sizes = np.concatenate([np.full(row.count, len(row.kinds)) for row in rows])
+        self._places_by_kind = np.argsort(places, kind="stable")
+        self._starts = np.cumsum([0, *sizes])
+        tokens_per_row = totals[1] / len(sizes)
+        self.num_rows = max(1, min(len(sizes), round(batch_tokens / tokens_per_row)))
+        self.steps_per_epoch = -(-len(sizes) // self.num_rows)
+        self._seed = seed
+        self._last_epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def summary(self) -> str:
+        return f"{self.num_rows} rows of {self.source_length} and {self.target_length} tokens per step"
+
+    def shape(self, step: int) -> tuple[int, int, int]:
+        return self.num_rows, self.source_length, self.target_length
+
+    def rows(self, step: int) -> list[np.ndarray]:
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        pairs, order = self._shuffle(epoch)
+        first, last = (len(order) * number // self.steps_per_epoch for number in (batch, batch + 1))
+        return [pairs[self._starts[row] : self._starts[row + 1]] for row in order[first:last]]
+
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the pair in each place of an epoch, and the order of the rows. Caches one epoch."""
+        if self._last_epoch is None or self._last_epoch[0] != epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            by_kind = np.lexsort((rng.random(len(self._kind_of_pair)), self._kind_of_pair))
+            pairs = np.empty_like(self._pairs)
+            pairs[self._places_by_kind] = self._pairs[by_kind]
+            self._last_epoch = epoch, pairs, rng.permutation(len(self._starts) - 1)
+        return self._last_epoch[1:]
+
+
+class PackedRow(NamedTuple):
+    """Equal rows.
+
+    Attributes:
+      kinds: the kind of each pair in a row.
+      count: number of rows.
+    """
+
+    kinds: list[int]
+    count: int
+
+
+class OpenRows:
+    """Rows during packing, by the space (free tokens) that is left on the source and the target side."""
+
+    def __init__(self, capacity: tuple[int, int]):
+        """Begins without rows; `capacity` is the number of tokens per source row and per target row."""
+        self._groups: dict[tuple[int, int], list[PackedRow]] = {}
+        self._count = np.zeros(np.array(capacity) + 1, np.int64)
+        # Space left, relative to the capacity, summed over both sides.
+        self._leftover = np.add.outer(*(np.arange(size + 1) / size for size in capacity))
+        self._nowhere = self._leftover.max() + 1
+
+    def add(self, rows: PackedRow, source_space: int, target_space: int) -> None:
+        """Adds rows with this much space."""
+        self._groups.setdefault((source_space, target_space), []).append(rows)
+        self._count[source_space, target_space] += rows.count
+
+    def pop_best(self, source: int, target: int) -> tuple[PackedRow, int, int] | None:
+        """Removes equal rows into which a pair fits best, so that it leaves the least space.
+
+        Args:
+          source: source length of the pair.
+          target: target length of the pair.
+
+        Returns:
+          The rows and the space that the pair will leave on each side, or None if it fits nowhere.
+        """
+        leftover, is_open = self._leftover[source:, target:], self._count[source:, target:] > 0
+        candidates = np.where(is_open, leftover, self._nowhere)
+        best = int(candidates.argmin())
+        if candidates.flat[best] == self._nowhere:
+            return None
+        source_space, target_space = divmod(best, candidates.shape[1])
+        rows = self._groups[source + source_space, target + target_space].pop()
+        self._count[source + source_space, target + target_space] -= rows.count
+        return rows, source_space, target_space
+
+    def rows(self) -> list[PackedRow]:
+        """Returns all rows."""
+        return [rows for group in self._groups.values() for rows in group]
+
+
+def pack_histogram(
+    source: Int[np.ndarray, "kinds"],
+    target: Int[np.ndarray, "kinds"],
+    counts: Int[np.ndarray, "kinds"],
+    capacity: tuple[int, int],
+) -> list[PackedRow]:
+    """Packs pairs by best-fit decreasing in two dimensions, whole groups of equal rows at once.
+
+    Args:
+      source: source length of each kind of pair.
+      target: target length of each kind of pair. Neither length exceeds its capacity.
+      counts: number of pairs of each kind.
+      capacity: tokens per source row and per target row.
+    """
+    open_rows = OpenRows(capacity)
+    shares = np.stack([source, target]) / np.array(capacity)[:, None]
+    for kind in map(int, np.lexsort((-shares.sum(axis=0), -shares.max(axis=0)))):
+        s, t, remaining = int(source[kind]), int(target[kind]), int(counts[kind])
+        while remaining and (best := open_rows.pop_best(s, t)):
+            rows, source_space, target_space = best
+            filled = min(remaining, rows.count)
+            if filled < rows.count:
+                unfilled = PackedRow(rows.kinds, rows.count - filled)
+                open_rows.add(unfilled, source_space + s, target_space + t)
+            open_rows.add(PackedRow([*rows.kinds, kind], filled), source_space, target_space)
+            remaining -= filled
+        per_row = min(capacity[0] // s, capacity[1] // t)  # pairs of this kind that fit into a new row
+        for size, count in ((per_row, remaining // per_row), (remaining % per_row, 1)):
+            if size and count:
+                open_rows.add(PackedRow([kind] * size, count), capacity[0] - size * s, capacity[1] - size * t)
+    return open_rows.rows()

@@ -1,0 +1,72 @@
+"""Base class of the data sets that this library prepares: TFDS builders that need no TensorFlow."""
+
+import abc
+from collections.abc import Iterable
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from transformer.config import DataConfig, UserError
+from transformer.data.options import Options, read_options
+from transformer.data.progress import LogLines, Progress
+from transformer.data.records import Pair, write_split
+
+Pairs = Iterable[Pair]
+
+
+class PairBuilder(FileReaderBuilder, skip_registration=True):
+    """TFDS builder of sentence pairs, stored as array_record in the order in which `pairs` yields them.
+
+    A subclass implements `variant` and `pairs`, and is registered in `builders.BUILDERS`. It names the
+    dataclass of its options, a subclass of `Options`, as `options_type`.
+
+    Attributes:
+      data: the config of the data set.
+      options: an instance of `options_type`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    options_type: ClassVar[type[Options]] = Options
+
+    def __init__(self, data: DataConfig, progress: Progress | None = None):
+        """Makes the builder; prepares nothing.
+
+        Args:
+          data: the config of the data set.
+          progress: receives progress reports; None: the log does.
+
+        Raises:
+          UserError: an option that cannot be used.
+        """
+        self.data = data
+        self.options = read_options(self.options_type, data, self.name)
+        self._progress = progress or LogLines()
+        super().__init__(
+            data_dir=data.data_dir,
+            config=tfds.core.BuilderConfig(name=self.variant()),
+            file_format="array_record",
+        )
+
+    @abc.abstractmethod
+    def variant(self) -> str:
+        """Name of the prepared content. Different contents must have different names."""
+
+    @abc.abstractmethod
+    def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Pairs]:
+        """Returns the (source, target) sentences of each split."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.Translation(languages=(self.data.source, self.data.target))
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True, metadata=tfds.core.MetadataDict()
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        languages = (self.data.source, self.data.target)
+        splits = []
+        for name, pairs in self.pairs(dl_manager).items():
+            splits.append(write_split(self, name, languages, pairs, self._progress))
+            if not splits[-1].num_examples:
+                raise UserError(f"split {name!r} of {self.name} is empty; give it at least one pair")
+        self.info.set_splits(tfds.core.SplitDict(splits))

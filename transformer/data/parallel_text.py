@@ -1,0 +1,213 @@
+"""parallel_text: text files of the user, cleaned by rules, with held-out validation and test pairs.
+
+Memory grows by about 60 bytes per pair, for any length of sentence: hashes, their order, and a fate.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import itertools
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Bool, UInt
+
+from transformer.config import UserError, option
+from transformer.data.options import ONLY_A_DEPARTURE, Options
+from transformer.data.pair_builder import PairBuilder
+from transformer.data.text import existing_file, fingerprint, read_pairs
+
+FORMS = "pairs.tsv or source.txt,target.txt"
+RULES = ("min_characters", "max_characters", "max_ratio", "deduplicate", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelTextOptions(Options):
+    """Options of `parallel_text`.
+
+    A text is one file of tab-separated pairs, "pairs.tsv", or two files with one sentence per line,
+    "source.txt,target.txt". Each may be compressed (.gz).
+    """
+
+    train: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
+    validation: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # None: held out of train
+    test: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # None: held out of train
+    # Pairs held out of train for validation, and as many for test, where these are not given.
+    held_out: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
+    # Training pairs with a shorter side are dropped.
+    min_characters: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
+    # Training pairs with a longer side are dropped.
+    max_characters: int | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
+    # Training pairs with a greater ratio of their sides, in characters, are dropped.
+    max_ratio: float | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
+    # Whether a training pair that repeats an earlier one is dropped.
+    deduplicate: bool = option(False, not_in_paper=ONLY_A_DEPARTURE)
+
+    def __post_init__(self):
+        self._at_least(0, "held_out", "min_characters")
+        self._at_least(1, "max_characters", "max_ratio")
+
+
+class Fate(enum.IntEnum):
+    """Use of a pair of the training text: a split, or the rule that drops it."""
+
+    TRAIN = 0
+    SHORT = 1
+    LONG = 2
+    UNEVEN = 3
+    DUPLICATE = 4
+    SHARED = 5  # has a sentence of a held-out pair
+    VALIDATION = 6
+    TEST = 7
+
+
+class ParallelText(PairBuilder):
+    """Pairs of text files.
+
+    Validation and test pairs that are not given are held out of the training text. Training pairs are
+    dropped by the rules of the options (see `decide_fates`); given validation and test pairs are not.
+    """
+
+    options_type: ClassVar = ParallelTextOptions
+    SPLITS: ClassVar = {"train": Fate.TRAIN, "validation": Fate.VALIDATION, "test": Fate.TEST}
+
+    def variant(self) -> str:
+        files = self._files()
+        paths = [path for split in files.values() for path in split]
+        rules = {rule: value for rule in RULES if (value := getattr(self.options, rule))}
+        suffix = json.dumps([rules, {split: len(paths) for split, paths in files.items()}]) if rules else ""
+        return f"{self.data.source}-{self.data.target}.{fingerprint(paths, suffix)}"
+
+    def pairs(self, dl_manager):
+        files = self._files()
+        for split, paths in files.items():
+            if next(read_pairs(*paths), None) is None:
+                names = ",".join(map(str, paths))
+                raise UserError(f"data.options.{split}: {names} has no pairs; give a file that has some")
+        train = files.pop("train")
+        held_out = [fate for split, fate in self.SPLITS.items() if split not in ("train", *files)]
+        fates = decide_fates(read_pairs(*train), self.options, held_out)
+        summary = summarize(fates, self.options)
+        for fate in (Fate.TRAIN, *held_out) if self.options.held_out else (Fate.TRAIN,):
+            if not np.any(fates == fate):
+                raise UserError(
+                    f"data.options.train: no pair is left for {fate.name.lower()}: {summary}; "
+                    "give more text or relax the rules"
+                )
+        self.info.metadata["report"] = f"{','.join(map(str, train))}: {summary}"
+        splits = {split: read_pairs(*paths) for split, paths in files.items()}
+        for split, fate in self.SPLITS.items():
+            if fate in fates:
+                splits[split] = itertools.compress(read_pairs(*train), fates == fate)
+        return splits
+
+    def _files(self) -> dict[str, list[Path]]:
+        """Returns the files of each given split."""
+        if self.options.train is None:
+            raise UserError(f"data.options.train is not set; give {FORMS}")
+        if self.options.validation is None and not self.options.held_out:
+            raise UserError(f"data.options.validation is not set; give {FORMS}, or set data.options.held_out")
+        files = {}
+        for split in self.SPLITS:
+            text = getattr(self.options, split)
+            if text is None:
+                continue
+            names, field = text.split(","), f"data.options.{split}"
+            if len(names) > 2:
+                raise UserError(f"{field} is {text!r}; it must be {FORMS}")
+            files[split] = [existing_file(Path(name.strip()), field) for name in names]
+        return files
+
+
+def decide_fates(
+    pairs: Iterable[tuple[str, str]], options: ParallelTextOptions, held_out: Sequence[Fate]
+) -> UInt[np.ndarray, "pairs"]:
+    """Decides the fate of each pair of a training text.
+
+    Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less: the pairs
+    with the smallest hashes, which are the same in both directions of translation. No sentence of either
+    language is in two splits: a pair with a sentence of an earlier pair is not held out, and a pair with a
+    sentence of a held-out pair is dropped.
+
+    Args:
+      pairs: all pairs of the text.
+      options: the rules.
+      held_out: VALIDATION, TEST or both: the splits for which there is no text.
+    """
+    codes, sources, targets = bytearray(), array("Q"), array("Q")
+    for source, target in pairs:
+        codes.append(_apply_length_rules(source, target, options))
+        sources.append(_hash(source))
+        targets.append(_hash(target))
+    fates = np.frombuffer(codes, np.uint8)
+    source, target = np.frombuffer(sources, np.uint64), np.frombuffer(targets, np.uint64)
+    if options.deduplicate:
+        _set_fate(fates, _is_repeated(source + 3 * target, fates), Fate.DUPLICATE)
+    if options.held_out and held_out:
+        remaining = np.flatnonzero(fates == Fate.TRAIN)
+        candidates = remaining[~(_is_repeated(source, fates) | _is_repeated(target, fates))[remaining]]
+        size = min(options.held_out, max(1, len(remaining) // 20))
+        order = np.argsort((source + target)[candidates], kind="stable")
+        chosen = candidates[order][: size * len(held_out)]
+        shares_sentence = np.isin(source, source[chosen]) | np.isin(target, target[chosen])
+        _set_fate(fates, shares_sentence, Fate.SHARED)
+        for number, fate in enumerate(held_out):
+            fates[chosen[number * size : (number + 1) * size]] = fate
+    return fates
+
+
+def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) -> str:
+    """Counts of pairs by fate, as one line."""
+    count = dict(zip(Fate, np.bincount(fates, minlength=len(Fate)), strict=True))
+    below = "empty" if options.min_characters == 1 else "below {:,} characters"
+    reasons = [
+        (options.min_characters, Fate.SHORT, below),
+        (options.max_characters, Fate.LONG, "longer than {:,} characters"),
+        (options.max_ratio, Fate.UNEVEN, "with a ratio above {:g}"),
+        (options.deduplicate, Fate.DUPLICATE, "duplicates"),
+        (count[Fate.SHARED], Fate.SHARED, "with a sentence of a held-out pair"),
+    ]
+    parts = [f"{len(fates):,} pairs read"]
+    if dropped := [f"{count[fate]:,} {text.format(rule)}" for rule, fate, text in reasons if rule]:
+        parts.append("dropped " + ", ".join(dropped))
+    held_out = [fate for fate in (Fate.VALIDATION, Fate.TEST) if count[fate]]
+    if held_out:
+        parts.append("held out " + ", ".join(f"{count[fate]:,} for {fate.name.lower()}" for fate in held_out))
+    return "; ".join([*parts, f"{count[Fate.TRAIN]:,} to train on"])
+
+
+def _apply_length_rules(source: str, target: str, options: ParallelTextOptions) -> Fate:
+    """Counts characters, since some languages have no spaces; space around a sentence does not count."""
+    shorter, longer = sorted((len(source.strip()), len(target.strip())))
+    if shorter < options.min_characters:
+        return Fate.SHORT
+    if options.max_characters and longer > options.max_characters:
+        return Fate.LONG
+    if options.max_ratio and longer > options.max_ratio * shorter:
+        return Fate.UNEVEN
+    return Fate.TRAIN
+
+
+def _is_repeated(
+    keys: UInt[np.ndarray, "pairs"], fates: UInt[np.ndarray, "pairs"]
+) -> Bool[np.ndarray, "pairs"]:
+    """Marks the pairs whose key an earlier pair has; only pairs with fate TRAIN are considered."""
+    remaining = np.flatnonzero(fates == Fate.TRAIN)
+    _, first = np.unique(keys[remaining], return_index=True)
+    repeated = np.zeros(len(keys), bool)
+    repeated[remaining] = True
+    repeated[remaining[first]] = False
+    return repeated
+
+
+def _set_fate(fates: UInt[np.ndarray, "pairs"], selected: Bool[np.ndarray, "pairs"], fate: Fate) -> None:
+    """Changes the fate of the selected pairs, in place, if it is TRAIN."""
+    fates[selected & (fates == Fate.TRAIN)] = fate
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
