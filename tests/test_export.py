@@ -1,4 +1,4 @@
-"""Every config's training and decoding step lowers for CPU, CUDA and TPU: evidence without the hardware."""
+"""Every config's training step and search lower for CPU, CUDA and TPU: evidence without the hardware."""
 
 import functools
 import json
@@ -7,94 +7,103 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.description import full_rows, parameter_shapes
-from tests.configs.test_configs import CASES, config
+from tests.configs.test_configs import ARGUMENTS, FILES, load
 from tests.model.test_invariants import VARIANTS
-from tests.tiny import VOCAB, tiny_config
+from tests.support.tiny import VOCAB, tiny_config, token_shapes
+from transformer.batch import Batch
 from transformer.config import ExperimentConfig, from_dict, to_dict
-from transformer.decoding.shrinking import ModelSearch
-from transformer.model import KINDS, build
-from transformer.training.losses import Hyper, make_loss_fn
-from transformer.training.optimizer import adam
-from transformer.training.placement import Jit
-from transformer.training.setup import make_hyper
-from transformer.training.step import initial_state, make_train_step
+from transformer.decoding.model_search import ModelSearch
+from transformer.model import KINDS, build_model, parameter_shapes
+from transformer.tasks.translation import make_loss_fn
+from transformer.training.parallelism import Single
+from transformer.training.train_step import init_state, make_train_step
+from transformer.training.trainable import Hyperparameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-TRACED = {"learning_rate", "label_smoothing", "dropout_rate", "seed", "steps"}  # change no program
+# Fields that a program reads as arguments, or not at all.
+NOT_COMPILED = {"learning_rate", "label_smoothing", "dropout_rate", "seed", "steps"}
 
 
-def program(config: ExperimentConfig) -> str:
-    """What of a config decides the programs."""
-    sections = {name: to_dict(config)[name] for name in ("model", "optimizer", "train", "decode")}
-    kept = {key: value for one in sections.values() for key, value in one.items() if key not in TRACED}
-    return json.dumps(kept | {"vocab": config.data.vocab_size, "row": config.data.row_length})
+def batch_shapes(num_rows, length) -> Batch:
+    side = token_shapes(num_rows, length)
+    return Batch(side, side, jax.ShapeDtypeStruct((num_rows,), jnp.int32))
 
 
-def cases(smoke: bool):
-    """A config for each program; the small ones of every file, or all that are as large as they come."""
-    found = {}
-    for case in CASES:
-        if ("smoke" in case) == smoke:
-            found.setdefault(program(config(case)), case)
-    return list(found.values())
+def compiled_fields(config: ExperimentConfig, sizes: bool) -> str:
+    """The part of a config that decides its programs, or their structure alone."""
+    sections = [to_dict(config)[name] for name in ("model", "optimizer", "train", "decode")]
+    fields = {key: value for section in sections for key, value in section.items() if key not in NOT_COMPILED}
+    fields |= {"vocab": config.data.vocab_size, "row": config.data.row_length}
+    return json.dumps({key: value for key, value in fields.items() if sizes or type(value) is not int})
 
 
-def exported(function, *shapes):
-    return jax.export.export(function, platforms=PLATFORMS)(*shapes)
+def cases(smoke: bool) -> list[str]:
+    """The configs of full size, one per program; or the small ones, one per structure."""
+    distinct = {}
+    for path in FILES:
+        for argument in ["", "smoke", *ARGUMENTS.get(path.stem, [])]:
+            if ("smoke" in argument) == smoke:
+                case = f"{path.name}:{argument}"
+                distinct.setdefault(compiled_fields(load(case), sizes=not smoke), case)
+    return list(distinct.values())
 
 
-def check(config: ExperimentConfig):
-    model = build(config.model, config.data.vocab_size)
+def export(function, *shapes):
+    exported = jax.export.export(function, platforms=PLATFORMS)(*shapes)
+    assert exported.platforms == PLATFORMS
+    return exported
+
+
+def check_export(config: ExperimentConfig):
+    model = build_model(config.model, config.data.vocab_size)
     params = parameter_shapes(model)
-    optimizer = adam(config.optimizer)
-    step = make_train_step(
-        make_loss_fn(model), optimizer, config.optimizer.warmup_steps, Jit(), config.train.accumulation
-    )
-    state = jax.eval_shape(lambda params: initial_state(params, optimizer), params)
-    rows = -(-config.train.batch_tokens // config.data.row_length)
+    state = jax.eval_shape(lambda params: init_state(params, config), params)
+    num_rows = -(-config.train.batch_tokens // config.data.row_length)
+    batch = batch_shapes(num_rows, config.data.row_length)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    training = exported(step, state, full_rows(rows, config.data.row_length), key, make_hyper(config))
-    assert training.platforms == PLATFORMS
+
+    train_step = make_train_step(make_loss_fn(model), config, Single())
+    export(train_step, state, batch, key, Hyperparameters.from_config(config))
+
     search = functools.partial(ModelSearch(model, config.decode), length=24)
     source, limits = jax.ShapeDtypeStruct((8, 16), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.int32)
-    decoding = exported(jax.jit(search), params, source, limits)
-    assert decoding.platforms == PLATFORMS
-    assert decoding.out_avals[0].shape == (8, 1, 24)  # sentences, hypotheses, pieces
+    exported = export(jax.jit(search), params, source, limits)
+    assert exported.out_avals[0].shape == (8, 1, 24)  # sentences, hypotheses, tokens
 
 
 @pytest.mark.parametrize("case", cases(smoke=True))
 def test_a_small_config_exports(case):
-    check(config(case))
+    check_export(load(case))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases(smoke=False))
 def test_a_config_exports(case):
-    check(config(case))
+    check_export(load(case))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
-def test_a_recurrent_kind_exports(kind):
-    small = to_dict(config("number_words.py:smoke"))
-    small["model"] |= {"kind": kind}
-    check(from_dict(small))
+def test_a_recurrent_config_exports(kind):
+    values = to_dict(load("number_words.py:smoke"))
+    values["model"] |= {"kind": kind}
+    check_export(from_dict(values))
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_variant_exports(changes):
-    """The gradient of its loss, with dropout, and a decoding step."""
-    model = build(tiny_config(**{"encoder_layers": 1, "decoder_layers": 1} | changes), VOCAB)
-    loss = make_loss_fn(model)
+    """The gradient of its loss, with dropout, and a decoding step, in one program."""
+    model = build_model(tiny_config(**{"num_layers": 1} | changes), VOCAB)
+    loss_fn = make_loss_fn(model)
 
-    def both(params, batch, key, tokens, index):
-        gradient, _ = jax.grad(loss, has_aux=True)(params, batch, key, Hyper(1.0, 0.1, 0.1))
-        variables = {"params": params}
-        memory, state = model.apply(variables, batch.source.tokens, 2, 6, method="start")
-        return gradient, model.apply(variables, memory, state, tokens, tokens, index, method="step")[0]
+    def gradient_and_step(params, batch, key, tokens, index):
+        gradient, _ = jax.grad(loss_fn, has_aux=True)(params, batch, key, Hyperparameters(1.0, 0.1, 0.1))
+        apply = functools.partial(model.apply, {"params": params})
+        encoder_cache, state = apply(batch.source.tokens, 2, 6, method="start_decoding")
+        return gradient, apply(encoder_cache, state, tokens, tokens, index, method="decode_step")[0]
 
     key, index = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     tokens = jax.ShapeDtypeStruct((4, 2), jnp.int32)
-    program = exported(jax.jit(both), parameter_shapes(model), full_rows(4, 5), key, tokens, index)
-    assert program.platforms == PLATFORMS
-    assert program.out_avals[-1].shape == (4, 2, VOCAB)
+    exported = export(
+        jax.jit(gradient_and_step), parameter_shapes(model), batch_shapes(4, 5), key, tokens, index
+    )
+    assert exported.out_avals[-1].shape == (4, 2, VOCAB)

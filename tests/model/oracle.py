@@ -16,13 +16,18 @@ def attention(q, k, v, visible):
     return softmax(np.where(visible, scores, -np.inf)) @ v
 
 
-def multi_head(x, memory, weights, heads, visible, order=None):
-    """Section 3.2.2: head i reads its own columns of W^Q, W^K and W^V."""
-    w_q, w_k, w_v = (np.split(weights[name]["kernel"], heads, axis=1) for name in ("query", "key", "value"))
+def multi_head(x, memory, weights, num_heads, visible, positions=None):
+    """Section 3.2.2: head i reads its columns of W^Q, W^K and W^V."""
+    w_q, w_k, w_v = (
+        np.split(weights[name]["kernel"], num_heads, axis=1) for name in ("query", "key", "value")
+    )
     concat = []
-    for i in range(heads):
+    for i in range(num_heads):
         q, k, v = x @ w_q[i], memory @ w_k[i], memory @ w_v[i]
-        concat.append(attention(q, k, v, visible) if order is None else order.attend(i, q, k, v, visible))
+        if positions is None:
+            concat.append(attention(q, k, v, visible))
+        else:
+            concat.append(positions.attend(i, q, k, v, visible))
     return np.concatenate(concat, axis=1) @ weights["output"]["kernel"]
 
 
@@ -35,9 +40,8 @@ def feed_forward(x, weights):
 def layer_norm(x, weights, eps=1e-6):
     """Ba et al. 2016, with the biased variance."""
     centred = x - x.mean(axis=1, keepdims=True)
-    return (
-        centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
-    )
+    deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
+    return centred / deviation * weights["scale"] + weights["bias"]
 
 
 def sinusoid(length, d_model):
@@ -50,11 +54,21 @@ def sinusoid(length, d_model):
     return table
 
 
-class Order:
-    """Self-attention that knows positions, an entry of the logits at a time. Scheme by scheme below."""
+def sinusoid_concat(length, d_model):
+    """tensor2tensor's: sines of geometric wavelengths from 2 pi to 10,000 times that, then cosines."""
+    table = np.zeros((length, d_model))
+    for pos in range(length):
+        for i in range(d_model // 2):
+            angle = pos * math.exp(-i * math.log(10_000) / (d_model // 2 - 1))
+            table[pos, i], table[pos, d_model // 2 + i] = math.sin(angle), math.cos(angle)
+    return table
 
-    def __init__(self, params=None, layer=0, heads=1, causal=False, max_distance=None):
-        self.params, self.layer, self.heads, self.causal = params, layer, heads, causal
+
+class PlainAttention:
+    """Self-attention computed one logit at a time; the subclasses are position schemes in attention."""
+
+    def __init__(self, params=None, layer=0, num_heads=1, causal=False, max_distance=None):
+        self.params, self.layer, self.num_heads, self.causal = params, layer, num_heads, causal
         self.max_distance = max_distance
 
     def score(self, head, q, k, i, j):
@@ -75,7 +89,7 @@ class Order:
         )
 
 
-class Relative(Order):
+class Relative(PlainAttention):
     """Shaw et al. 2018, equations 3 and 4."""
 
     def row(self, table, head, i, j):
@@ -89,8 +103,8 @@ class Relative(Order):
         return v + self.row(self.params["value_table"], head, i, j)
 
 
-class T5Bias(Order):
-    """Raffel et al. 2020, section 2.1: 32 numbers a head, for offsets that grow logarithmically up to 128."""
+class T5Bias(PlainAttention):
+    """Raffel et al. 2020, section 2.1: 32 numbers per head, for offsets that grow logarithmically up to 128."""
 
     def score(self, head, q, k, i, j):
         ranges, last = 32 if self.causal else 16, self.max_distance or 128
@@ -107,15 +121,15 @@ class T5Bias(Order):
         return super().score(head, q, k, i, j) + self.params["table"][side + number, head]
 
 
-class Alibi(Order):
+class Alibi(PlainAttention):
     """Press et al. 2022, section 3: for 8 heads 1/2, 1/4, ..., 1/256; here for 3: of 2, and the first of 4."""
 
     def score(self, head, q, k, i, j):
-        slopes = {3: [2**-4, 2**-8, 2**-2], 8: [2.0**-n for n in range(1, 9)]}[self.heads]
+        slopes = {3: [2**-4, 2**-8, 2**-2], 8: [2.0**-n for n in range(1, 9)]}[self.num_heads]
         return super().score(head, q, k, i, j) - slopes[head] * abs(i - j)
 
 
-class Rope(Order):
+class Rope(PlainAttention):
     """Su et al. 2021, equation 15: a block-diagonal matrix of rotations by m theta_i."""
 
     @staticmethod
@@ -131,14 +145,63 @@ class Rope(Order):
         return super().score(head, self.rotation(i, len(q)) @ q, self.rotation(j, len(k)) @ k, i, j)
 
 
-def sinusoid_concat(length, d_model):
-    """tensor2tensor's: sines of geometric wavelengths from 2 pi to 10,000 times that, then cosines."""
-    table = np.zeros((length, d_model))
-    for pos in range(length):
-        for i in range(d_model // 2):
-            angle = pos * math.exp(-i * math.log(10_000) / (d_model // 2 - 1))
-            table[pos, i], table[pos, d_model // 2 + i] = math.sin(angle), math.cos(angle)
-    return table
+def zeros(length, d_model):
+    return np.zeros((length, d_model))
+
+
+# For each scheme: the table added to the embeddings, if it has no parameters, and its self-attention.
+SCHEMES = {
+    "sinusoidal": (sinusoid, PlainAttention),
+    "sinusoidal_concat": (sinusoid_concat, PlainAttention),
+    "learned": (None, PlainAttention),
+    "none": (zeros, PlainAttention),
+    "relative": (zeros, Relative),
+    "t5_bias": (zeros, T5Bias),
+    "alibi": (zeros, Alibi),
+    "rope": (zeros, Rope),
+}
+
+
+def post_norm_layer(x, weights, num_heads, visible, memory=None, positions=None):
+    """An encoder layer or, with `memory`, a decoder layer: LayerNorm(x + Sublayer(x)), section 3.1."""
+
+    def add_and_norm(name, y):
+        return layer_norm(x + y, weights[f"{name}_residual"]["norm"])
+
+    self_attended = multi_head(x, x, weights["self_attention"], num_heads, visible, positions)
+    x = add_and_norm("self_attention", self_attended)
+    if memory is not None:
+        everything = np.ones((len(x), len(memory)), bool)
+        cross = multi_head(x, memory, weights["cross_attention"], num_heads, everything)
+        x = add_and_norm("cross_attention", cross)
+    return add_and_norm("feed_forward", feed_forward(x, weights["feed_forward"]))
+
+
+def count_modules(params, name):
+    """The number of modules called `name`_0, `name`_1, ..."""
+    return sum(key.startswith(f"{name}_") for key in params)
+
+
+def transformer(source, target, params, num_heads, positions="sinusoidal", max_distance=None):
+    """Logits [t, v] of one unpadded sentence pair, figure 1 as a whole."""
+    table = params["embedding"]["table"]
+    d_model = table.shape[1]
+    added, scheme = SCHEMES[positions]
+
+    def stack(name, tokens, memory=None):
+        trained = params[name].get("positions")
+        x = table[tokens] * np.sqrt(d_model)
+        x += trained["table"][: len(x)] if added is None else added(len(x), d_model)
+        causal = memory is not None
+        visible = np.ones((len(x), len(x)), bool)
+        visible = np.tril(visible) if causal else visible
+        for number in range(count_modules(params[name], "layers")):
+            attention_positions = scheme(trained, number, num_heads, causal, max_distance)
+            weights = params[name][f"layers_{number}"]
+            x = post_norm_layer(x, weights, num_heads, visible, memory, attention_positions)
+        return x
+
+    return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T
 
 
 def additive_attention(s, h, w_a, u_a, v_a):
@@ -146,67 +209,6 @@ def additive_attention(s, h, w_a, u_a, v_a):
     energies = np.array([v_a @ np.tanh(s @ w_a + h_j @ u_a) for h_j in h])
     weights = softmax(energies)
     return sum(a * h_j for a, h_j in zip(weights, h, strict=True)), weights
-
-
-def post_norm_layer(x, weights, heads, visible, memory=None, order=None):
-    """An encoder layer, or with `memory` a decoder layer: LayerNorm(x + Sublayer(x)), section 3.1."""
-
-    def add_and_norm(name, y):
-        return layer_norm(x + y, weights[f"{name}_residual"]["norm"])
-
-    x = add_and_norm("self_attention", multi_head(x, x, weights["self_attention"], heads, visible, order))
-    if memory is not None:
-        everything = np.ones((len(x), len(memory)), bool)
-        cross = multi_head(x, memory, weights["cross_attention"], heads, everything)
-        x = add_and_norm("cross_attention", cross)
-    return add_and_norm("feed_forward", feed_forward(x, weights["feed_forward"]))
-
-
-def no_table(length, d_model):
-    return np.zeros((length, d_model))
-
-
-# What is added to the embeddings (given the stack's own parameters), and what attention knows.
-SCHEMES = {
-    "sinusoidal": (lambda own: sinusoid, Order),
-    "sinusoidal_concat": (lambda own: sinusoid_concat, Order),
-    "learned": (lambda own: lambda length, d_model: own["table"][:length], Order),
-    "none": (lambda own: no_table, Order),
-    "relative": (lambda own: no_table, Relative),
-    "t5_bias": (lambda own: no_table, T5Bias),
-    "alibi": (lambda own: no_table, Alibi),
-    "rope": (lambda own: no_table, Rope),
-}
-
-
-def depth(params, name):
-    """How many modules are called `name`_0, `name`_1, ..."""
-    return sum(one.startswith(f"{name}_") for one in params)
-
-
-def transformer(source, target, params, heads, positions="sinusoidal", max_distance=None):
-    """Logits [t, v] of one unpadded sentence pair, figure 1 as a whole."""
-    table = params["embedding"]["table"]
-    d_model = table.shape[1]
-    added, order = SCHEMES[positions]
-
-    def stack(name, pieces, memory=None):
-        own = params[name].get("positions")
-        x = table[pieces] * np.sqrt(d_model) + added(own)(len(pieces), d_model)
-        causal = memory is not None
-        visible = np.ones((len(x), len(x)), bool)
-        for number in range(depth(params[name], "layers")):
-            x = post_norm_layer(
-                x,
-                params[name][f"layers_{number}"],
-                heads,
-                np.tril(visible) if causal else visible,
-                memory,
-                order(own, number, heads, causal, max_distance),
-            )
-        return x
-
-    return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T
 
 
 def sigmoid(x):
@@ -228,24 +230,29 @@ def gru(x, state, weights):
     """Cho et al. 2014, the reset gate after the product with U: h after a step."""
     (h,) = state
 
-    def of_input(gate):
+    def from_input(gate):
         return x @ weights[f"i{gate}"]["kernel"] + weights[f"i{gate}"]["bias"]
 
-    r, z = (sigmoid(of_input(gate) + h @ weights[f"h{gate}"]["kernel"]) for gate in "rz")
-    n = np.tanh(of_input("n") + r * (h @ weights["hn"]["kernel"] + weights["hn"]["bias"]))
+    r, z = (sigmoid(from_input(gate) + h @ weights[f"h{gate}"]["kernel"]) for gate in "rz")
+    n = np.tanh(from_input("n") + r * (h @ weights["hn"]["kernel"] + weights["hn"]["bias"]))
     return ((1 - z) * n + z * h,)
 
 
-# A step, and of how many vectors a state is, the hidden state last.
+# The step of a cell, and the number of vectors in its state, of which the hidden state is the last.
 CELLS = {"lstm": (lstm, 2), "gru": (gru, 1)}
 
 
-def recurrent(source, target, params, cell, attends, drop=lambda x, site: x):
-    """Logits [t, v] of one unpadded sentence pair: Sutskever et al. 2014 and Cho et al. 2014, or Bahdanau et al.
+def no_dropout(x, site):
+    return x
 
-    Dropout falls on what goes up, not on what goes from step to step (Zaremba et al. 2014, figure 2).
+
+def recurrent(source, target, params, cell, attends, dropout=no_dropout):
+    """Logits [t, v] of one unpadded sentence pair.
+
+    Sutskever et al. 2014 and Cho et al. 2014, or Bahdanau et al. 2015. Dropout acts between layers, not
+    between steps (Zaremba et al. 2014, figure 2).
     """
-    step, vectors = CELLS[cell]
+    step, num_vectors = CELLS[cell]
     encoder, decoder = params["encoder"], params["decoder"]
     table = params["embedding"]["table"]
     d_model = table.shape[1]
@@ -258,18 +265,18 @@ def recurrent(source, target, params, cell, attends, drop=lambda x, site: x):
             states.append(state[-1])
         return np.array(states)
 
-    h, zeros = drop(embed[source], "encoder"), (np.zeros(d_model),) * vectors
-    for n in range(depth(encoder, "backward")):
-        backward = read(h[::-1], encoder[f"backward_{n}"], zeros)[::-1]
-        both = np.hstack([read(h, encoder[f"forward_{n}"], zeros), backward]) if attends else backward
-        h = drop(both, f"encoder/{n}")
+    h, initial = dropout(embed[source], "encoder"), (np.zeros(d_model),) * num_vectors
+    for n in range(count_modules(encoder, "backward")):
+        backward = read(h[::-1], encoder[f"backward_{n}"], initial)[::-1]
+        states = np.hstack([read(h, encoder[f"forward_{n}"], initial), backward]) if attends else backward
+        h = dropout(states, f"encoder/{n}")
     summary = backward[0]  # of the whole source, read from its end
 
-    starts = [decoder[f"initial_{n}"] for n in range(depth(decoder, "initial"))]
-    starts = [np.tanh(summary @ one["kernel"] + one["bias"]) for one in starts]
-    layers = [decoder[f"layers_{n}"] for n in range(depth(decoder, "layers"))]
-    xs = drop(embed[[1, *target[:-1]]], "decoder")
-    state, states, contexts = starts[:vectors], [], []
+    starts = [decoder[f"initial_{n}"] for n in range(count_modules(decoder, "initial"))]
+    starts = [np.tanh(summary @ dense["kernel"] + dense["bias"]) for dense in starts]
+    layers = [decoder[f"layers_{n}"] for n in range(count_modules(decoder, "layers"))]
+    xs = dropout(embed[[1, *target[:-1]]], "decoder")
+    state, states, contexts = starts[:num_vectors], [], []
     for x in xs:
         context = summary
         if attends:
@@ -280,7 +287,7 @@ def recurrent(source, target, params, cell, attends, drop=lambda x, site: x):
         contexts.append(context)
     y = np.array(states)
     for n, weights in enumerate(layers[1:], start=1):
-        y = read(drop(y, f"decoder/{n}"), weights, starts[n * vectors : (n + 1) * vectors])
-    seen = np.hstack([drop(y, "decoder/states"), xs, contexts])
-    pairs = seen @ decoder["readout"]["kernel"] + decoder["readout"]["bias"]
+        y = read(dropout(y, f"decoder/{n}"), weights, starts[n * num_vectors : (n + 1) * num_vectors])
+    features = np.hstack([dropout(y, "decoder/states"), xs, contexts])
+    pairs = features @ decoder["readout"]["kernel"] + decoder["readout"]["bias"]
     return np.maximum(pairs[:, 0::2], pairs[:, 1::2]) @ table.T  # appendix A.2.2

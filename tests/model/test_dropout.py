@@ -1,5 +1,6 @@
-"""Hashed masks: their quality, and that they depend on the example and not on its place."""
+"""Hashed dropout masks: their quality, and that they depend on the example and not on its place."""
 
+import functools
 import itertools
 
 import jax
@@ -7,118 +8,163 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import as_int
-from transformer.model.dropout import Dropout, dropper, mask_bits
-from transformer.model.masks import Layout
+from tests.support.tiny import VOCAB, packed_batch, tiny_config, token_batch
+from transformer.batch import TokenBatch
+from transformer.model import build_model, parameter_shapes
+from transformer.model.dropout import Dropout, bind_dropout, hash_bits
 
-LAYOUT = Layout(
-    segments=jnp.tile(jnp.arange(1, 65)[:, None], (1, 64)), positions=jnp.tile(jnp.arange(64), (64, 1))
+SIZE = 64  # examples, positions and channels
+NUM_HEADS = 8
+EXAMPLES = TokenBatch(
+    tokens=jnp.ones((SIZE, SIZE), jnp.int32),
+    segment_ids=jnp.tile(jnp.arange(1, SIZE + 1)[:, None], (1, SIZE)),
+    positions=jnp.tile(jnp.arange(SIZE), (SIZE, 1)),
 )
-CHANNELS = 64
-HEADS = 8
-AXES = {"outputs": 3, "feed_forward": 3, "attention": 4}  # of what each kind of site drops
+# For each kind of site the axes of its mask: example, position, channel; or example, head, query, key.
+NUM_AXES = {"outputs": 3, "feed_forward": 3, "attention": 4}
 
 
-def mask(rate=0.5, key=0, site=("a",), layout=LAYOUT, sites="outputs"):
-    """What is kept: [example, position, channel], or of attention weights [example, head, query, key]."""
-    drop = dropper(Dropout(jax.random.key(key), rate), layout, "all")
-    rows, length = layout.segments.shape
-    if sites == "attention":
-        return (
-            np.asarray(drop.attention(jnp.ones((rows, HEADS, length, length)), site, layout.positions)) != 0
-        )
-    x = jnp.ones((rows, length, CHANNELS))
-    return np.asarray(drop(x, site) if sites == "outputs" else drop.feed_forward(x, site)) != 0
+@functools.partial(jax.jit, static_argnames=("kind", "site"))
+def factors(kind, seed, rate, site, batch):
+    """The factors by which dropout multiplies the activations of a site."""
+    dropout = bind_dropout(Dropout(jax.random.key(seed), rate), batch, "all")
+    if kind == "attention":
+        return dropout.weights_mask(site, NUM_HEADS)
+    ones = jnp.ones((*batch.tokens.shape, SIZE))
+    return dropout(ones, site) if kind == "outputs" else dropout.hidden(ones, site)
 
 
-@pytest.mark.parametrize("sites", AXES)
+@functools.cache
+def kept(kind="outputs", rate=0.5, seed=0, site=("a",)) -> np.ndarray:
+    """The mask of a site for `EXAMPLES`: True where an activation is kept."""
+    return np.asarray(factors(kind, seed, rate, site, EXAMPLES)) != 0
+
+
+@pytest.mark.parametrize("kind", NUM_AXES)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
-def test_rate_is_met_overall_and_along_every_axis(rate, sites):
-    kept = mask(rate, sites=sites)
+def test_the_rate_is_met_overall_and_along_every_axis(rate, kind):
+    mask = kept(kind, rate)
     deviation = np.sqrt(rate * (1 - rate))
-    assert abs(kept.mean() - (1 - rate)) <= 4 * deviation / np.sqrt(kept.size)
-    for axis, size in enumerate(kept.shape):
-        shares = np.moveaxis(kept, axis, 0).reshape(size, -1).mean(axis=1)
-        assert np.abs(shares - (1 - rate)).max() <= 5 * deviation / np.sqrt(kept.size / size)
+    assert abs(mask.mean() - (1 - rate)) <= 4 * deviation / np.sqrt(mask.size)
+    for axis, size in enumerate(mask.shape):
+        shares = np.moveaxis(mask, axis, 0).reshape(size, -1).mean(axis=1)
+        assert np.abs(shares - (1 - rate)).max() <= 5 * deviation / np.sqrt(mask.size / size)
 
 
-def test_kept_values_are_scaled_so_that_the_mean_stays():
-    drop = dropper(Dropout(jax.random.key(0), 0.25), LAYOUT)
-    out = np.asarray(drop(jnp.ones((64, 64, CHANNELS)), ("a",)))
-    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.75], rtol=1e-6)
+def test_kept_activations_are_scaled_so_that_the_mean_stays():
+    np.testing.assert_allclose(
+        np.unique(factors("outputs", 0, 0.25, ("a",), EXAMPLES)), [0, 1 / 0.75], rtol=1e-6
+    )
 
 
 def correlation(a, b):
-    """Of two masks of equal shape; about N(0, 1 / size) where they are independent."""
+    """Correlation of two masks of one shape in standard deviations: about N(0, 1) if they are independent."""
     return np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size)
 
 
-@pytest.mark.parametrize("sites", AXES)
-def test_independent_across_modules_and_steps(sites):
-    first = mask(sites=sites)
-    assert abs(correlation(first, mask(sites=sites, site=("b",)))) < 4
-    assert abs(correlation(first, mask(sites=sites, key=1))) < 4
+@pytest.mark.parametrize("kind", NUM_AXES)
+def test_masks_of_modules_and_steps_are_independent(kind):
+    mask = kept(kind)
+    assert abs(correlation(mask, kept(kind, site=("b",)))) < 4
+    assert abs(correlation(mask, kept(kind, seed=1))) < 4
 
 
-def test_independent_across_the_sites_of_a_module():
-    """Its outputs', the hidden activations' and, as far as there are channels, each head's weights."""
-    outputs, hidden, weights = (mask(sites=sites) for sites in AXES)
+def test_masks_of_one_module_are_independent():
+    """Those of its outputs, its hidden activations and each head's weights."""
+    outputs, hidden, weights = map(kept, NUM_AXES)
     assert abs(correlation(outputs, hidden)) < 4
-    for head in range(HEADS):
+    for head in range(NUM_HEADS):
         assert abs(correlation(outputs, weights[:, head])) < 4
         assert abs(correlation(hidden, weights[:, head])) < 4
 
 
-@pytest.mark.parametrize(("sites", "axis"), [(sites, axis) for sites in AXES for axis in range(AXES[sites])])
-def test_independent_along_an_axis(sites, axis):
-    kept = np.moveaxis(mask(sites=sites), axis, 0)
+@pytest.mark.parametrize(
+    ("kind", "axis"), [(kind, axis) for kind in NUM_AXES for axis in range(NUM_AXES[kind])]
+)
+def test_neighbours_along_an_axis_are_independent(kind, axis):
+    mask = np.moveaxis(kept(kind), axis, 0)
     for lag in (1, 2, 3, 7, 16, 32):
-        if lag < len(kept):
-            assert abs(correlation(kept[:-lag], kept[lag:])) < 4
+        if lag < len(mask):
+            assert abs(correlation(mask[:-lag], mask[lag:])) < 4
 
 
 @pytest.mark.parametrize(
-    ("sites", "axes"),
-    [(sites, axes) for sites in AXES for axes in itertools.combinations(range(AXES[sites]), 2)],
+    ("kind", "axes"),
+    [(kind, axes) for kind in NUM_AXES for axes in itertools.combinations(range(NUM_AXES[kind]), 2)],
 )
-def test_independent_if_two_axes_change_places(sites, axes):
-    """Such as query 3 and key 5, and query 5 and key 3."""
-    kept = np.moveaxis(mask(sites=sites), axes, (0, 1))
-    above = np.triu_indices(min(kept.shape[:2]), 1)
-    assert abs(correlation(kept[above], kept.swapaxes(0, 1)[above])) < 4
-
-
-def test_the_paper_drops_outputs_alone():
-    drop, x = dropper(Dropout(jax.random.key(0), 0.5), LAYOUT, "paper"), jnp.ones((64, 64, 64))
-    assert drop.feed_forward(x, ("a",)) is x
-    weights = x[:, None]
-    assert drop.attention(weights, ("a",), LAYOUT.positions) is weights
+def test_transposed_places_are_independent(kind, axes):
+    """Such as query 3 with key 5 and query 5 with key 3."""
+    mask = np.moveaxis(kept(kind), axes, (0, 1))
+    above = np.triu_indices(min(mask.shape[:2]), 1)
+    assert abs(correlation(mask[above], mask.swapaxes(0, 1)[above])) < 4
 
 
 def test_every_bit_of_the_hash_is_fair():
-    bits = np.asarray(mask_bits(jnp.uint32(5), ("a",), LAYOUT, CHANNELS))
+    bits = np.asarray(hash_bits(jnp.uint32(5), ("a",), EXAMPLES, SIZE))
     shares = np.array([(bits >> np.uint32(place) & 1).mean() for place in range(32)])
     assert np.abs(shares - 0.5).max() <= 4.5 * 0.5 / np.sqrt(bits.size)
 
 
-def test_an_example_keeps_its_mask_wherever_it_lies():
-    alone = Layout(as_int([[3, 3, 3, 0, 0]]), as_int([[0, 1, 2, 0, 0]]))
-    packed = Layout(as_int([[9, 9, 9, 9, 9], [5, 5, 3, 3, 3]]), as_int([[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]]))
-    np.testing.assert_array_equal(mask(layout=alone)[0, :3], mask(layout=packed)[1, 2:])
+def test_an_example_has_one_mask_in_every_row():
+    alone = packed_batch([{3: [4] * 3}], length=5)
+    packed = packed_batch([{9: [4] * 5}, {5: [4] * 2, 3: [4] * 3}])
+    masks = [factors("outputs", 0, 0.5, ("a",), batch) for batch in (alone, packed)]
+    np.testing.assert_array_equal(masks[0][0, :3], masks[1][1, 2:])
 
 
-def test_traced_rate_needs_no_recompilation():
-    calls = []
+def test_the_paper_drops_outputs_alone():
+    dropout, x = (
+        bind_dropout(Dropout(jax.random.key(0), 0.5), EXAMPLES, "paper"),
+        jnp.ones((SIZE, SIZE, SIZE)),
+    )
+    assert dropout.hidden(x, ("a",)) is x
+    assert dropout.weights_mask(("a",), NUM_HEADS) is None
+
+
+@pytest.mark.parametrize("sites", ["paper", "all"])
+def test_sites_of_a_transformer(sites, monkeypatch):
+    """The masks depend on the names of the sites: another name gives another run."""
+    dropped = set()
+
+    def record(site):
+        dropped.add(site.decode())
+        return 0
+
+    monkeypatch.setattr("transformer.model.dropout.zlib.crc32", record)
+    model = build_model(tiny_config(num_layers=1, dropout_sites=sites), VOCAB)
+    dropout = Dropout(jax.random.key(0), 0.1)
+    batch = token_batch([[4, 2]])
+    jax.eval_shape(
+        lambda params: model.apply({"params": params}, batch, batch, dropout), parameter_shapes(model)
+    )
+
+    expected = {"encoder", "decoder"}
+    for stack, attentions in (("encoder", ["self"]), ("decoder", ["self", "cross"])):
+        layer = f"{stack}/layers_0"
+        expected |= {f"{layer}/{name}_attention_residual" for name in attentions}
+        expected |= {f"{layer}/feed_forward_residual"}
+        if sites == "all":
+            expected |= {f"{layer}/{name}_attention/weights" for name in attentions}
+            expected |= {f"{layer}/feed_forward/hidden"}
+    assert dropped == expected
+
+
+def test_without_a_request_nothing_is_dropped():
+    dropout, x = bind_dropout(None, EXAMPLES, "all"), jnp.ones((SIZE, SIZE, SIZE))
+    assert dropout(x, ("a",)) is x
+    assert dropout.hidden(x, ("a",)) is x
+    assert dropout.weights_mask(("a",), NUM_HEADS) is None
+
+
+def test_rates_share_one_program():
+    traced = []
 
     @jax.jit
-    def kept(rate):
-        calls.append(rate)
-        return dropper(Dropout(jax.random.key(0), rate), LAYOUT)(jnp.ones((64, 64, 8)), ("a",)).mean()
+    def mean(rate):
+        traced.append(rate)
+        return bind_dropout(Dropout(jax.random.key(0), rate), EXAMPLES)(
+            jnp.ones((SIZE, SIZE, 8)), ("a",)
+        ).mean()
 
-    assert [float(kept(rate)) for rate in (0.0, 0.5)] == pytest.approx([1, 1], abs=0.05)
-    assert len(calls) == 1
-
-
-def test_no_dropout_is_the_identity():
-    x = jnp.ones((64, 64, 8))
-    assert dropper(None, LAYOUT)(x, ("a",)) is x
+    assert [float(mean(rate)) for rate in (0.0, 0.5)] == pytest.approx([1, 1], abs=0.05)
+    assert len(traced) == 1

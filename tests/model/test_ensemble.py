@@ -1,76 +1,63 @@
-"""Several models as one, by hand and in search."""
+"""Ensembles: the mean of the models' probabilities, at once and step by step."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import VOCAB, logits, tiny_config
-from transformer.config import DecodeConfig
-from transformer.decoding.shrinking import ModelSearch
-from transformer.model import build, init_params
+from tests.support.tiny import VOCAB, cached_logits, random_params, sentence_pairs, tiny_config
+from transformer.config import BOS
+from transformer.model import build_model
 from transformer.model.ensemble import ensemble
 
 
 def members(*kinds):
-    """Models and weights; those of one kind differ in their weights."""
-    models = [build(tiny_config(kind=kind), VOCAB) for kind in kinds]
-    return models, [init_params(model, seed=number) for number, model in enumerate(models)]
+    """Models and parameters; those of one kind share the module and differ in their parameters."""
+    models = {kind: build_model(tiny_config(kind=kind, num_layers=1), VOCAB) for kind in kinds}
+    models = [models[kind] for kind in kinds]
+    return models, [random_params(model, seed) for seed, model in enumerate(models)]
 
 
-def probabilities(model, params, pair):
-    found = np.float64(logits(model, params, *pair))
-    return np.exp(found) / np.exp(found).sum(axis=-1, keepdims=True)
+def logits(model, params):
+    return np.float64(model.apply({"params": params}, *sentence_pairs()))
 
 
-@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("kinds", [("transformer",) * 3, ("transformer", "recurrent_attention")])
-def test_the_mean_of_the_probabilities(pair, kinds, same):
-    """Also where models of one kind are one module, with weights of several seeds."""
+def test_probabilities_are_the_mean_of_the_models_probabilities(kinds):
     models, params = members(*kinds)
-    if same:
-        models = [models[kinds.index(kind)] for kind in kinds]
-    each = [probabilities(*one, pair) for one in zip(models, params, strict=True)]
-    assert np.abs(each[0] - each[1]).max() > 0.01
-    found = logits(*ensemble(models, params), *pair)
-    np.testing.assert_allclose(found, np.log(np.mean(each, axis=0)), atol=1e-5)
-    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1, rtol=1e-5)
+    probabilities = [jax.nn.softmax(logits(*member)) for member in zip(models, params, strict=True)]
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 0.01
+
+    log_probs = logits(*ensemble(models, params))
+
+    np.testing.assert_allclose(log_probs, np.log(np.mean(probabilities, axis=0)), atol=1e-5)
+    np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_piece_by_piece_is_all_at_once(pair):
-    """Two hypotheses of a sentence that continue one another by turns; no model keeps what another one did."""
-    model, params = ensemble(*members("transformer", "recurrent"))
-    source, target = pair
-    full = logits(model, params, *pair)
-    apply = jax.jit(model.apply, static_argnames=("method", "hypotheses", "length"))
-    variables = {"params": params}
-    memory, state = apply(variables, source, hypotheses=2, length=target.shape[1], method="start")
-    previous = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=1)
-    for index in range(target.shape[1]):
-        own = index % 2  # which of the two reads the target; it continues the other one
-        wrong = jnp.full_like(previous[:, index], 5)
-        token = jnp.stack([previous[:, index], wrong][:: 1 if own == 0 else -1], axis=1)
-        parent = jnp.full_like(token, 1 - own if index else 0)
-        found, state = apply(variables, memory, state, token, parent, jnp.int32(index), method="step")
-        there = target[:, index] != 0
-        np.testing.assert_allclose(found[there, own], full[there, index], atol=1e-4)
-
-
-@pytest.mark.parametrize("beam_size", [1, 3])
-def test_a_model_twice_is_itself(pair, beam_size):
+def test_two_copies_of_a_model_predict_what_it_predicts():
     (model,), (params,) = members("transformer")
-    twice, both = ensemble([model, model], [params, params])
-    config = DecodeConfig(beam_size=beam_size)
-    limits = jnp.array([7, 6], jnp.int32)
-    alone, together = (
-        jax.jit(ModelSearch(one, config, beam_size), static_argnums=3)(weights, pair[0], limits, 7)
-        for one, weights in ((model, params), (twice, both))
-    )
-    np.testing.assert_array_equal(alone.tokens, together.tokens)
-    np.testing.assert_allclose(alone.score, together.score, atol=1e-4)  # a sum of 7 rounded logarithms
+    twice = ensemble([model, model], [params, params])
+    np.testing.assert_allclose(logits(*twice), jax.nn.log_softmax(logits(model, params)), atol=1e-5)
 
 
-def test_it_goes_as_far_as_its_shortest_member():
-    lengths = [build(tiny_config(positions="learned", max_positions=most), VOCAB) for most in (9, 7, 11)]
-    assert ensemble([*lengths, *members("recurrent")[0]], [{}] * 4)[0].longest == (7, 7)
-    assert ensemble(members("recurrent")[0], [{}])[0].longest == (None, None)
+def test_cached_decoding_equals_full_decoding():
+    """Two hypotheses per sentence, the target and a wrong one, swap places at each step."""
+    model, params = ensemble(*members("transformer", "recurrent"))
+    source, target = sentence_pairs()
+    inputs = np.insert(np.asarray(target.tokens)[:, :-1], 0, BOS, axis=1)
+    tokens = np.full((4, 2, 2), 5)
+    for t in range(4):
+        tokens[t, :, t % 2] = inputs[:, t]
+
+    cached = cached_logits(model, params, source.tokens, tokens, np.tile([1, 0], (4, 2, 1)), cache_length=4)
+
+    cached = np.stack([cached[t, :, t % 2] for t in range(4)], axis=1)
+    is_token = np.asarray(target.segment_ids) != 0
+    np.testing.assert_allclose(cached[is_token], logits(model, params)[is_token], atol=1e-4)
+
+
+def test_an_ensemble_accepts_what_all_of_its_models_accept():
+    limits = (9, 7, 11)
+    models = [build_model(tiny_config(positions="learned", max_positions=limit), VOCAB) for limit in limits]
+    (recurrent,), _ = members("recurrent")
+    assert ensemble([*models, recurrent], [{}] * 4)[0].max_lengths == (7, 7)
+    assert ensemble([recurrent], [{}])[0].max_lengths == (None, None)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer.config import TransformerConfig
-from transformer.model import build, init_params
+from transformer.batch import TokenBatch
+from transformer.config import ModelConfig
+from transformer.model import build_model, parameter_shapes
 from transformer.model.flops import matmul_flops
 from transformer.model.recurrent import CELLS
 
@@ -21,7 +22,7 @@ def test_a_batched_product():
     assert matmul_flops(lambda x, y: jnp.einsum("bik,bjk->bij", x, y), x, y) == 2 * 7 * 2 * 3 * 5
 
 
-def test_a_scan_counts_each_iteration_and_a_branch_its_longest():
+def test_a_scan_counts_each_iteration_and_a_conditional_its_longest_branch():
     w = jnp.ones((3, 3))
 
     def step(x, _):
@@ -36,32 +37,39 @@ def test_a_while_loop_is_refused():
         matmul_flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), w)
 
 
+ROWS, SOURCE_LENGTH, TARGET_LENGTH = 4, 6, 9
+
+
+def forward_flops(config: ModelConfig) -> int:
+    model = build_model(config, 13)
+    lengths = (SOURCE_LENGTH, TARGET_LENGTH)
+    batches = (TokenBatch.from_tokens(jnp.ones((ROWS, length), int)) for length in lengths)
+    return matmul_flops(model.apply, {"params": parameter_shapes(model)}, *batches)
+
+
 def test_a_transformer():
     """Projections, logits of attention and attended values of each layer, feed-forward, output."""
-    config = TransformerConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
-    model = build(config, 13)
-    b, s, t, m, f, d, e = 4, 6, 9, 22, 11, 15, 21  # d and e over all heads
-    source, target = jnp.ones((b, s), int), jnp.ones((b, t), int)
+    config = ModelConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
+    s, t, m, f, d, e = SOURCE_LENGTH, TARGET_LENGTH, 22, 11, 15, 21  # d and e over all heads
 
-    def attention(query, key):
-        return query * m * (d + e) + key * m * (d + e) + query * key * (d + e)
+    def attention(queries, keys):
+        return queries * m * (d + e) + keys * m * (d + e) + queries * keys * (d + e)
 
     encoder = attention(s, s) + 2 * s * m * f
     decoder = attention(t, t) + attention(t, s) + 2 * t * m * f
-    products = b * (2 * (encoder + decoder) + t * m * 13)
-    assert matmul_flops(model.apply, {"params": init_params(model, 0)}, source, target) == 2 * products
+    products = ROWS * (2 * (encoder + decoder) + t * m * 13)
+    assert forward_flops(config) == 2 * products
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("attends", [False, True])
 def test_a_recurrent_model(attends, cell):
-    """Cells, where layers begin, readout and output; with attention a second direction, keys, queries, scores."""
+    """Cells, initial states, readout and output; with attention a second direction, keys, queries, logits."""
     kind = "recurrent_attention" if attends else "recurrent"
-    model = build(TransformerConfig(kind=kind, cell=cell, encoder_layers=2, decoder_layers=3, d_model=22), 13)
-    b, s, t, m = 4, 6, 9, 22
+    config = ModelConfig(kind=kind, cell=cell, encoder_layers=2, decoder_layers=3, d_model=22)
+    s, t, m = SOURCE_LENGTH, TARGET_LENGTH, 22
     a = 2 * m if attends else m  # width of an annotation
     gates, vectors = {"lstm": (4, 2), "gru": (3, 1)}[cell]
-    source, target = jnp.ones((b, s), int), jnp.ones((b, t), int)
 
     def step(width):
         return gates * m * (width + m)
@@ -70,6 +78,4 @@ def test_a_recurrent_model(attends, cell):
     starts = 3 * vectors * m * m
     decoder = t * (step(m + a) + 2 * step(m) + (m + m + a) * 2 * m + m * 13)
     attention = s * a * m + t * (m * m + s * m + s * a) if attends else 0
-    products = b * (encoder + starts + decoder + attention)
-    params = jax.eval_shape(lambda: init_params(model, 0))
-    assert matmul_flops(model.apply, {"params": params}, source, target) == 2 * products
+    assert forward_flops(config) == 2 * ROWS * (encoder + starts + decoder + attention)

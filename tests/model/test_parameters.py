@@ -1,4 +1,4 @@
-"""Parameter names are a checkpoint's API; their number is the paper's."""
+"""Parameter names, which initial weights and checkpoints depend on, and the parameter counts of the paper."""
 
 import re
 
@@ -7,141 +7,168 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import VOCAB, as_int, tiny_config
-from transformer.config import BOS, TransformerConfig
-from transformer.model import build, init_params
-from transformer.model.embedding import EMBEDDINGS
+from tests.support.tiny import VOCAB, random_params, tiny_config, token_batch
+from transformer.config import BOS, ModelConfig
+from transformer.model import build_model, init_params, parameter_shapes
+from transformer.model.embedding import EMBEDDINGS, Embedding
 from transformer.model.layers import FEED_FORWARDS
-from transformer.model.transformer import Transformer
 
 PROJECTIONS = [f"{name}/kernel" for name in ("query", "key", "value", "output")]
 FEED_FORWARD = [f"{name}/{leaf}" for name in ("inner", "outer") for leaf in ("bias", "kernel")]
 
 
-def expected_names(layers, feed_forward=FEED_FORWARD):
+def expected_names(num_layers=2, feed_forward=FEED_FORWARD, norm=("bias", "scale")) -> set[str]:
     names = {"embedding/table"}
     for stack, attentions in (("encoder", ["self"]), ("decoder", ["self", "cross"])):
-        for number in range(layers):
+        for number in range(num_layers):
             layer = f"{stack}/layers_{number}"
             names |= {f"{layer}/feed_forward/{leaf}" for leaf in feed_forward}
-            for name in ["feed_forward", *(f"{one}_attention" for one in attentions)]:
-                names |= {f"{layer}/{name}_residual/norm/{leaf}" for leaf in ("bias", "scale")}
-            for one in attentions:
-                names |= {f"{layer}/{one}_attention/{leaf}" for leaf in PROJECTIONS}
+            for name in ["feed_forward", *(f"{attention}_attention" for attention in attentions)]:
+                names |= {f"{layer}/{name}_residual/norm/{leaf}" for leaf in norm}
+            for attention in attentions:
+                names |= {f"{layer}/{attention}_attention/{leaf}" for leaf in PROJECTIONS}
     return names
 
 
-def names(params):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree.leaves_with_path(params)
-    }
+def parameter_names(vocab_size=VOCAB, **changes) -> set[str]:
+    shapes = parameter_shapes(build_model(tiny_config(**changes), vocab_size))
+    paths = (path for path, _ in jax.tree.leaves_with_path(shapes))
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
 
-def test_names(tiny):
-    assert names(tiny[1]) == expected_names(layers=2)
+def in_both_stacks(*names) -> set[str]:
+    return {f"{stack}/{name}" for stack in ("encoder", "decoder") for name in names}
 
 
 @pytest.mark.parametrize(
-    ("changes", "extra"),
+    ("changes", "expected"),
     [
-        ({"positions": "learned"}, {"encoder/positions/table", "decoder/positions/table"}),
-        (
-            {"norm_placement": "pre"},
-            {f"{stack}/norm/{leaf}" for stack in ("encoder", "decoder") for leaf in ("bias", "scale")},
-        ),
+        ({}, expected_names()),
+        ({"positions": "learned"}, expected_names() | in_both_stacks("positions/table")),
+        ({"positions": "t5_bias"}, expected_names() | in_both_stacks("positions/table")),
         (
             {"positions": "relative"},
-            {
-                f"{stack}/positions/{name}_table"
-                for stack in ("encoder", "decoder")
-                for name in ("key", "value")
-            },
+            expected_names() | in_both_stacks("positions/key_table", "positions/value_table"),
         ),
-        ({"positions": "t5_bias"}, {"encoder/positions/table", "decoder/positions/table"}),
-        ({"positions": "rope"}, set()),
-        ({"positions": "alibi"}, set()),
-        ({"embeddings": "two_way"}, {"embedding/source_table"}),
-        ({"embeddings": "untied"}, {"embedding/source_table", "embedding/output_table"}),
+        ({"positions": "rope"}, expected_names()),
+        ({"positions": "alibi"}, expected_names()),
+        ({"residual": "pre_norm"}, expected_names() | in_both_stacks("norm/bias", "norm/scale")),
+        ({"norm": "rms_norm"}, expected_names(norm=["scale"])),
+        (
+            {"feed_forward": "swiglu"},
+            expected_names(feed_forward=["inner/kernel", "gate/kernel", "outer/kernel"]),
+        ),
+        ({"embeddings": "two_way"}, expected_names() | {"embedding/source_table"}),
+        (
+            {"embeddings": "untied"},
+            expected_names() | {"embedding/source_table", "embedding/output_table"},
+        ),
     ],
-    ids=["learned", "pre", "relative", "t5_bias", "rope", "alibi", "two_way", "untied"],
+    ids=lambda value: "-".join(value.values()) or "paper" if isinstance(value, dict) else "",
 )
-def test_names_of_variants(changes, extra):
-    assert names(shapes(**changes)) == expected_names(layers=2) | extra
-
-
-@pytest.mark.parametrize("embeddings", EMBEDDINGS)
-@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
-def test_each_matrix_serves_the_uses_that_name_it(kind, embeddings):
-    """The logit of one class has a gradient in the rows of the source, of the decoder's input and of the class."""
-    model = build(tiny_config(kind=kind, embeddings=embeddings, num_layers=1), VOCAB)
-
-    def logit(params):
-        return model.apply({"params": params}, as_int([[4, 5]]), as_int([[6, 7, 2]]))[..., 11].sum()
-
-    gradient = jax.jit(jax.grad(logit))(init_params(model, seed=0))["embedding"]
-    rows = {"source": {4, 5}, "target": {BOS, 6, 7}, "output": {11}}
-    served = {name: set() for name in gradient}
-    for use, name in EMBEDDINGS[embeddings]._asdict().items():
-        served[name] |= rows[use]
-    assert {name: set(np.flatnonzero(jnp.abs(one).max(axis=1))) for name, one in gradient.items()} == served
-
-
-def test_names_of_a_gated_feed_forward_layer():
-    gated = [f"{name}/kernel" for name in ("inner", "gate", "outer")]
-    assert names(shapes(feed_forward="swiglu")) == expected_names(2, gated)
-
-
-def test_rms_norm_has_no_bias():
-    without = {name for name in expected_names(2) if not name.endswith("norm/bias")}
-    assert names(shapes(norm="rms_norm")) == without
+def test_names(changes, expected):
+    assert parameter_names(**changes) == expected
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_names_of_recurrent_modules(cell):
-    """Up to the cell, whose weights are Flax's own."""
+    """Names up to the cell, whose weights are Flax's."""
 
     def modules(kind):
-        return {
-            re.sub(r"/cell/.*", "/cell", name) for name in names(shapes(kind=kind, cell=cell, num_layers=2))
-        }
+        return {re.sub(r"/cell/.*", "/cell", name) for name in parameter_names(kind=kind, cell=cell)}
 
-    starts = range(4 if cell == "lstm" else 2)
+    num_starts = 4 if cell == "lstm" else 2
     fixed = {
         "embedding/table",
         *(f"{layer}_{n}/cell" for layer in ("encoder/backward", "decoder/layers") for n in range(2)),
-        *(f"decoder/initial_{n}/{leaf}" for n in starts for leaf in ("kernel", "bias")),
+        *(f"decoder/initial_{n}/{leaf}" for n in range(num_starts) for leaf in ("kernel", "bias")),
         *(f"decoder/readout/{leaf}" for leaf in ("kernel", "bias")),
     }
-    assert modules("recurrent") == fixed
     attention = {"decoder/keys/kernel", "decoder/layers_0/query/kernel", "decoder/layers_0/align"}
     forward = {f"encoder/forward_{n}/cell" for n in range(2)}
+
+    assert modules("recurrent") == fixed
     assert modules("recurrent_attention") == fixed | attention | forward
 
 
-def shapes(**changes):
-    model = build(tiny_config(**changes), VOCAB)
-    return jax.eval_shape(lambda: init_params(model, seed=0))
+def test_initial_parameters_depend_on_the_seed_alone():
+    model = build_model(tiny_config(num_layers=1), VOCAB)
+
+    first, again, other_seed = (init_params(model, seed) for seed in (0, 0, 1))
+
+    assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, parameter_shapes(model))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first["embedding"]["table"] != other_seed["embedding"]["table"]).all()
 
 
-@pytest.mark.parametrize("gated", [name for name, one in FEED_FORWARDS.items() if one.gated])
-def test_a_gated_layer_may_cost_what_a_plain_one_does(gated):
-    plain, equal = count(37_000), count(37_000, feed_forward=gated, equal_parameters=True)
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_each_use_reads_the_matrix_that_it_names(name):
+    tables = EMBEDDINGS[name]
+    embedding = Embedding(VOCAB, 22, tables)
+    tokens = jnp.array([[4, 5]])
+
+    def read(embedding):
+        return (
+            embedding.source(tokens),
+            embedding.target(tokens),
+            embedding.logit_factors(jnp.ones((1, 2, 22))),
+        )
+
+    (source, target, factors), variables = embedding.init_with_output(jax.random.key(0), method=read)
+
+    params = variables["params"]
+    assert set(params) == set(tables)
+    np.testing.assert_allclose(source, params[tables.source][tokens] * 22**0.5, rtol=1e-6)
+    np.testing.assert_allclose(target, params[tables.target][tokens] * 22**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(factors.table, params[tables.output])
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+def test_a_model_embeds_each_side_with_its_matrix(kind):
+    """The logit of one class has a gradient in the rows of the source, of the decoder's input and of the class."""
+    model = build_model(tiny_config(kind=kind, embeddings="untied", num_layers=1), VOCAB)
+    params = random_params(model)
+
+    def logit(embedding):
+        variables = {"params": params | {"embedding": embedding}}
+        return model.apply(variables, token_batch([[4, 5]]), token_batch([[6, 7, 2]]))[..., 11].sum()
+
+    gradient = jax.jit(jax.grad(logit))(params["embedding"])
+
+    reached = {name: np.flatnonzero(jnp.abs(table).max(axis=1)).tolist() for name, table in gradient.items()}
+    assert reached == {"source_table": [4, 5], "table": [BOS, 6, 7], "output_table": [11]}
+
+
+def count(vocab_size, **changes) -> int:
+    shapes = parameter_shapes(build_model(ModelConfig(**changes), vocab_size))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.fixture(scope="module")
+def base_count():
+    return count(37_000)
+
+
+@pytest.mark.parametrize("gated", [name for name, entry in FEED_FORWARDS.items() if entry.gated])
+def test_a_gated_network_may_have_as_many_parameters_as_a_plain_one(gated):
+    """Counted in one layer per stack, with a vocabulary of 8."""
+    plain, wide, equal = (
+        count(8, num_layers=1, **changes)
+        for changes in ({}, {"feed_forward": gated}, {"feed_forward": gated, "equal_parameters": True})
+    )
     assert abs(equal - plain) / plain < 1e-3
-    assert count(37_000, feed_forward=gated) > 1.15 * plain
-    assert count(37_000, equal_parameters=True) == plain
+    assert wide > 1.25 * plain
 
 
-def count(vocab_size, **changes):
-    model = Transformer(TransformerConfig(**changes), vocab_size)
-    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, seed=0))))
+def test_a_plain_network_ignores_equal_parameters(base_count):
+    assert count(37_000, equal_parameters=True) == base_count
 
 
-def test_base_has_63_million_parameters():
+def test_base_has_63_million_parameters(base_count):
     """By formula: V d + N (4 d² + 2 d f + f + d + 2·2d) + N (8 d² + 2 d f + f + d + 3·2d)."""
     v, d, f, n = 37_000, 512, 2048, 6
     formula = v * d + n * (12 * d * d + 2 * (2 * d * f + f + d) + 5 * 2 * d)
-    assert count(v) == formula == 63_045_632
+    assert base_count == formula == 63_045_632
 
 
 @pytest.mark.parametrize(
@@ -158,7 +185,8 @@ def test_base_has_63_million_parameters():
     ],
     ids=str,
 )
-def test_differences_from_base_are_those_of_table_3(changes, millions):
-    vocab_size = 40_500  # PAPER: the one that fits nearly all rows; base is 65 there
-    difference = count(vocab_size, **changes) - count(vocab_size)
-    assert difference / 1e6 == pytest.approx(millions - 65, abs=1)
+def test_differences_from_base_are_those_of_table_3(changes, millions, base_count):
+    # PAPER.md: the vocabulary that fits nearly all rows, with which base has 65 million parameters
+    vocab_size = 40_500
+    base = base_count + (vocab_size - 37_000) * 512
+    assert (count(vocab_size, **changes) - base) / 1e6 == pytest.approx(millions - 65, abs=1)

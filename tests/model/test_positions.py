@@ -1,89 +1,86 @@
-"""What a scheme does past `max_positions`, what it refuses, and that a new one needs no other edit."""
+"""Position schemes: positions beyond the last, refused configs, and a new scheme that needs no other edit."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.test_invariants import Variant, train
-from tests.tiny import VOCAB, as_int, tiny_config
+from tests.support.tiny import VOCAB, greedy_search, random_params, tiny_config, token_batch, train
+from transformer.batch import TokenBatch
 from transformer.config import EOS, UserError
-from transformer.decoding.search import ChoosingSearch, Rules, run
-from transformer.model import build, init_params
-from transformer.model.positions import POSITIONS, Positions
+from transformer.model import build_model, init_params
+from transformer.model.positions import POSITIONS, PositionScheme
 
 LIMIT = 3
-X = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 22)), jnp.float32)
-WHERE = jnp.arange(5)[None]
+EMBEDDED = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 22)), jnp.float32)
 
 
-def added(positions, overflow, limit=LIMIT):
-    """What the scheme adds at positions 0 ... 4."""
-    module = POSITIONS[positions](tiny_config(positions=positions, max_positions=limit, overflow=overflow))
-    out, _ = module.init_with_output({"params": jnp.zeros(2, jnp.uint32)}, X, WHERE, 5)
-    return np.asarray(out - X)[0], module.longest
+def added(positions, overflow, max_positions=LIMIT):
+    """The vectors added at positions 0 ... 4, and the longest sequence that the scheme accepts."""
+    config = tiny_config(positions=positions, max_positions=max_positions, overflow=overflow)
+    scheme = POSITIONS[positions](config)
+    output, _ = scheme.init_with_output(jax.random.key(0), EMBEDDED, jnp.arange(5)[None], 5)
+    return np.asarray(output - EMBEDDED)[0], scheme.max_length
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_concat", "learned"])
-def test_past_the_end(positions):
-    error, longest = added(positions, "error")
-    assert longest == LIMIT
-    assert np.isnan(error[LIMIT:]).all()
-    clamped, longest = added(positions, "clamp")
-    assert longest is None
-    np.testing.assert_allclose(clamped[LIMIT:], clamped[[LIMIT - 1] * 2], atol=1e-6)
-    zero, longest = added(positions, "zero")
-    assert longest is None
-    np.testing.assert_array_equal(zero[LIMIT:], 0)
-    for one in (error, clamped, zero):
-        np.testing.assert_allclose(one[:LIMIT], clamped[:LIMIT], atol=1e-6)
-        assert (np.abs(one[:LIMIT]).max(axis=1) > 0).all()
+def test_overflow_policies(positions):
+    error, clamp, zero = (added(positions, overflow) for overflow in ("error", "clamp", "zero"))
+
+    assert (error[1], clamp[1], zero[1]) == (LIMIT, None, None)
+    assert np.isnan(error[0][LIMIT:]).all()
+    np.testing.assert_allclose(clamp[0][LIMIT:], clamp[0][[LIMIT - 1] * 2], atol=1e-6)
+    np.testing.assert_array_equal(zero[0][LIMIT:], 0)
+    for vectors, _ in (error, zero):
+        np.testing.assert_allclose(vectors[:LIMIT], clamp[0][:LIMIT], atol=1e-6)
+    assert (np.abs(clamp[0][:LIMIT]).max(axis=1) > 0).all()
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_concat"])
 def test_sinusoids_extrapolate(positions):
-    short, longest = added(positions, "extrapolate")
-    assert longest is None
-    np.testing.assert_array_equal(short, added(positions, "error", limit=9)[0])
+    vectors, max_length = added(positions, "extrapolate")
+    assert max_length is None
+    np.testing.assert_array_equal(vectors, added(positions, "error", max_positions=9)[0])
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_sequence_past_an_error_is_nan_never_silence(positions):
-    model = build(tiny_config(positions=positions, max_positions=LIMIT, overflow="error"), VOCAB)
-    assert model.longest == (LIMIT, LIMIT)
-    encoded = model.apply({"params": init_params(model, 0)}, as_int([[4, 5, 6, 7]]), method="encode")
-    assert np.isnan(np.asarray(encoded)).any()
+def test_a_sequence_beyond_an_error_limit_is_nan(positions):
+    config = tiny_config(positions=positions, max_positions=LIMIT, overflow="error", num_layers=1)
+    model = build_model(config, VOCAB)
+    assert model.max_lengths == (LIMIT, LIMIT)
+    output = model.apply({"params": random_params(model)}, token_batch([[4, 5, 6, 7]]), method="encode")
+    assert np.isnan(output).any()
 
 
-def test_padding_past_the_end_changes_nothing():
-    model = build(tiny_config(positions="learned", max_positions=5), VOCAB)
-    params = init_params(model, 0)
-    source, target = as_int([[4, 5, 2]]), as_int([[6, 2]])
-    short = model.apply({"params": params}, source, target)
-    long = model.apply({"params": params}, *(jnp.pad(one, ((0, 0), (0, 5))) for one in (source, target)))
-    np.testing.assert_allclose(long[:, :2], short, atol=2e-5)
+def test_padding_has_position_0_so_that_it_never_overflows():
+    batch = TokenBatch.from_tokens(jnp.array([[4, 5, 2, 0, 0], [4, 5, 6, 7, 2]]))
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_overflow_begins_where_training_ended(positions):
-    """The rows of a table between the two were never trained; nothing may read them."""
-    clamp = build(tiny_config(positions=positions, overflow="clamp"), VOCAB, (LIMIT, LIMIT + 1))
-    params = init_params(clamp, 0)
-    for stack, end in (("encoder", LIMIT), ("decoder", LIMIT + 1)) if positions == "learned" else ():
-        table = params[stack]["positions"]["table"]
-        params[stack]["positions"]["table"] = table.at[end:].set(jnp.nan)
-    pieces = as_int([[4, 5, 6, 7, 2]])
-    assert np.isfinite(np.asarray(clamp.apply({"params": params}, pieces, pieces))).all()
-    assert clamp.longest == (None, None)
-    error = build(tiny_config(positions=positions, overflow="error"), VOCAB, (LIMIT, LIMIT + 1))
-    assert error.longest == (LIMIT, LIMIT + 1)
-    encoded = error.apply({"params": params}, pieces, method="encode")
-    assert np.isnan(np.asarray(encoded)).any()
+    """The rows of a table beyond the longest training example were never trained; nothing may read them."""
+    trained_lengths = (LIMIT, LIMIT + 1)
+    config = {"positions": positions, "num_layers": 1}
+    clamp = build_model(tiny_config(overflow="clamp", **config), VOCAB, trained_lengths)
+    error = build_model(tiny_config(overflow="error", **config), VOCAB, trained_lengths)
+    params = random_params(clamp)
+    if positions == "learned":
+        for stack, end in zip(("encoder", "decoder"), trained_lengths, strict=True):
+            table = params[stack]["positions"]["table"]
+            params[stack]["positions"]["table"] = table.at[end:].set(jnp.nan)
+    tokens = token_batch([[4, 5, 6, 7, 2]])
+
+    assert np.isfinite(clamp.apply({"params": params}, tokens, tokens)).all()
+    assert clamp.max_lengths == (None, None)
+    assert np.isnan(error.apply({"params": params}, tokens, method="encode")).any()
+    assert error.max_lengths == trained_lengths
 
 
-def test_the_default_policies():
-    default = {name: scheme(tiny_config(positions=name)).overflow for name, scheme in POSITIONS.items()}
-    assert default.pop("learned") == "error"
-    assert set(default.values()) == {"extrapolate"}
+def test_default_policies():
+    policies = {name: scheme(tiny_config(positions=name)).overflow for name, scheme in POSITIONS.items()}
+    assert policies.pop("learned") == "error"
+    assert set(policies.values()) == {"extrapolate"}
 
 
 @pytest.mark.parametrize(
@@ -91,10 +88,16 @@ def test_the_default_policies():
     [
         (
             {"positions": "rope", "d_k": 5},
-            "model.d_k is 5; model.positions='rope' turns pairs, so it must be even",
+            "model.d_k is 5; it must be even, since 'rope' rotates pairs of channels",
         ),
-        ({"positions": "sinusoidal", "d_model": 21}, "model.d_model is 21; sinusoids come in pairs"),
-        ({"positions": "sinusoidal_concat", "d_model": 21}, "model.d_model is 21; sinusoids come in pairs"),
+        (
+            {"positions": "sinusoidal", "d_model": 21},
+            "model.d_model is 21; it must be even: sinusoids come in pairs",
+        ),
+        (
+            {"positions": "sinusoidal_concat", "d_model": 21},
+            "model.d_model is 21; it must be even: sinusoids come in pairs",
+        ),
         (
             {"positions": "learned", "overflow": "extrapolate"},
             "model.overflow is 'extrapolate'; for model.positions='learned' it must be one of: error, clamp, zero",
@@ -105,50 +108,38 @@ def test_the_default_policies():
         ),
         (
             {"positions": "rope", "max_distance": 16},
-            "model.max_distance is 16; model.positions='rope' has none",
+            "model.max_distance is 16; it must be None for model.positions='rope', which has no such limit",
         ),
-        (
-            {"kind": "recurrent", "positions": "x"},
-            "model.positions is 'x'; it must be one of: ",
-        ),
-        ({"cell": "x"}, "model.cell is 'x'; it must be one of: gru, lstm"),
         (
             {"positions": "t5_bias", "max_distance": 16},
-            "model.max_distance is 16; for model.positions='t5_bias' it must be above 16",
+            "model.max_distance is 16; it must be above 16 for model.positions='t5_bias'",
         ),
     ],
     ids=str,
 )
-def test_what_a_scheme_refuses(changes, message):
+def test_refused_configs(changes, message):
     with pytest.raises(UserError) as error:
-        build(tiny_config(**changes), VOCAB)
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+        build_model(tiny_config(**changes), VOCAB)
+    assert str(error.value) == message
 
 
-class Binary(Positions):
-    """The bits of the position, in the first channels. Defined here alone."""
+class Binary(PositionScheme):
+    """The bits of the position, added to the first channels."""
 
     def add(self, x, positions, length):
-        bits = positions[..., None] >> jnp.arange(5) & 1
+        bits = positions[..., None] >> jnp.arange(5)[None, None] & 1
         return x + jnp.pad(bits, ((0, 0), (0, 0), (0, x.shape[-1] - 5))).astype(x.dtype)
 
 
 def test_a_new_scheme_trains_and_decodes(monkeypatch):
-    """One class and one entry, from outside; it learns to reverse, which takes positions."""
+    """One class and one entry, both made here. It learns to reverse, which takes positions."""
     monkeypatch.setitem(POSITIONS, "binary", Binary)
-    variant = Variant(tiny_config(positions="binary", num_layers=1))
-    pieces = np.random.default_rng(0).integers(4, VOCAB, (32, 5))
-    source, target = (
-        as_int(np.pad(one, ((0, 0), (0, 1)), constant_values=EOS)) for one in (pieces, pieces[:, ::-1])
-    )
-    losses, params = train(variant, (source, target), 300)
+    model = build_model(tiny_config(positions="binary", num_layers=1), VOCAB)
+    words = np.random.default_rng(0).integers(4, VOCAB, (32, 5))
+    source, target = (token_batch([[*row, EOS] for row in side]) for side in (words, words[:, ::-1]))
+
+    losses, params = train(model, init_params(model, 0), [(source, target)] * 300, learning_rate=1e-2)
+
     assert losses[-1] < 0.05
-    model, variables = variant.model, {"params": params}
-    memory, state = model.apply(variables, source, 1, 8, method="start")
-
-    def step(tokens, parents, state, index):
-        return model.apply(variables, memory, state, tokens, parents, index, method="step")
-
-    found = run(ChoosingSearch(), step, state, Rules(jnp.full(32, 8)), 8)
-    assert (found.tokens[:, 0, :6] == target).mean() > 0.95
+    output = greedy_search(model, params, source.tokens, length=6)
+    assert (output == target.tokens).mean() > 0.95

@@ -1,4 +1,4 @@
-"""What the programs are made of, by their jaxprs: the types of products, the sizes of tensors."""
+"""Properties of the traced programs: the types of their products, the sizes of their tensors."""
 
 import math
 
@@ -7,31 +7,34 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from experiments.description import full_rows
-from tests.tiny import VOCAB, tiny_config
-from transformer.model import build, init_params
-from transformer.training.losses import Hyper, make_loss_fn
+from tests.support.tiny import VOCAB, tiny_config, token_shapes
+from transformer.model import build_model, parameter_shapes
+from transformer.model.dropout import Dropout
 
 
-def equations(function, *args):
-    """Those of inner jaxprs, too."""
-
-    def found(jaxpr):
-        for equation in jaxpr.eqns:
-            yield equation
-            for inner in jaxprs_in_params(equation.params):
-                yield from found(inner)
-
-    return list(found(jax.make_jaxpr(function)(*args).jaxpr))
+def equations(jaxpr):
+    """The equations of a program, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
-def loss_of(config, vocab_size, source, target):
-    """A model's loss as in training, and shapes of its arguments."""
-    model = build(config, vocab_size)
-    params = jax.eval_shape(lambda: init_params(model, 0))
-    batch = full_rows(2, source)._replace(target=full_rows(2, target).target)
+def trace(function, arguments):
+    return list(equations(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def loss_and_arguments(config, vocab_size, source_length, target_length):
+    """The negative log-likelihood of a batch with dropout, and the shapes of its arguments."""
+    model = build_model(config, vocab_size)
+
+    def loss(params, source, target, key):
+        logits = model.apply({"params": params}, source, target, Dropout(key, 0.1))
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), target.tokens[..., None], axis=-1).sum()
+
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return make_loss_fn(model), (params, batch, key, Hyper(1.0, 0.1, 0.1))
+    batches = (token_shapes(2, length) for length in (source_length, target_length))
+    return loss, (parameter_shapes(model), *batches, key)
 
 
 OUTPUT, ATTENTION, ADDITIVE = "...m,vm->...v", "bqhd,bkhd->bhqk", "bqsm,m->bqs"
@@ -49,32 +52,35 @@ RELATIVE, SPREAD = "bqhd,hcd->bhqc", "bhqc,qkc->bhqk"
     ids=["paper", "relative", "recurrent", "recurrent_attention"],
 )
 def test_products_of_a_bfloat16_model(changes, logits, exact):
-    """Their factors are bfloat16, what a softmax reads is float32; and so is, in the gradient, its slope.
+    """Factors are bfloat16, and products are too except for logits; in the gradient, so are factors.
 
-    `exact` are products of logits that are float32 already with ones and zeros.
+    `exact` are products of float32 logits with ones and zeros.
     """
-    loss, args = loss_of(tiny_config(dtype="bfloat16", num_layers=1, **changes), VOCAB, 5, 7)
+    config = tiny_config(dtype="bfloat16", num_layers=1, **changes)
+    loss, arguments = loss_and_arguments(config, VOCAB, 5, 7)
 
-    def float32(function, variables):
-        """The products, by their einsum or the module's name, of which one of these is float32."""
+    def float32_products(function, variables):
+        """Products of which a result or a factor is float32, by their einsum or the name of their module."""
         return {
             str(equation.source_info.name_stack).rpartition("/")[2]
-            for equation in equations(function, *args)
+            for equation in trace(function, arguments)
             if equation.primitive.name == "dot_general"
             and any(x.aval.dtype == jnp.float32 for x in getattr(equation, variables))
         }
 
-    assert float32(loss, "outvars") == logits
-    assert float32(loss, "invars") == exact
-    assert float32(jax.grad(loss, has_aux=True), "invars") == logits - {OUTPUT}
+    assert float32_products(loss, "outvars") == logits
+    assert float32_products(loss, "invars") == exact
+    assert float32_products(jax.grad(loss), "invars") == logits
 
 
 def test_relative_positions_make_no_tensor_of_queries_keys_and_channels():
     """Sizes are primes, so that a tensor has an axis if its size has the factor."""
     s, t, d, e = 11, 13, 5, 7
     sizes = {"d_model": 23, "d_ff": 29, "num_heads": 3, "d_k": d, "d_v": e, "max_distance": 9}
-    loss, args = loss_of(tiny_config(positions="relative", num_layers=1, **sizes), 31, s, t)
-    for equation in equations(jax.grad(loss, has_aux=True), *args):
+    config = tiny_config(positions="relative", num_layers=1, **sizes)
+    loss, arguments = loss_and_arguments(config, 31, s, t)
+
+    for equation in trace(jax.grad(loss), arguments):
         for x in equation.outvars:
             for pairs in (s * s, t * t, t * s):
                 for channels in (d, e):

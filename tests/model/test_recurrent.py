@@ -1,65 +1,74 @@
-"""The recurrent rivals: what each can see of the source."""
+"""Recurrent encoder-decoders: what each decoder sees of the source."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import VOCAB, as_int, tiny_config
-from transformer.config import TransformerConfig
-from transformer.model import build, init_params
+from tests.support.tiny import VOCAB, random_params, sentence_pairs, tiny_config, token_batch
+from transformer.model import build_model
 from transformer.model.encoder_decoder import EncoderDecoder
 
 
-@pytest.fixture(params=["recurrent", "recurrent_attention"])
-def model(request):
-    return build(tiny_config(kind=request.param, num_layers=1), VOCAB)
+@pytest.fixture(scope="module", params=["recurrent", "recurrent_attention"])
+def weighted_model(request):
+    model = build_model(tiny_config(kind=request.param, num_layers=1), VOCAB)
+    return model, random_params(model)
 
 
-def test_the_decoder_sees_one_vector_or_an_annotation_a_piece(model, pair):
-    memory, _ = model.apply({"params": init_params(model, 0)}, pair[0], 2, 9, method="start")
-    width = 44 if model.attends else 22  # both directions, or one
-    assert memory.annotations.shape == (2, 5 if model.attends else 1, width)
-    assert (memory.keys is not None) == model.attends
+def start_decoding(model, params, num_hypotheses, cache_length):
+    source, _ = sentence_pairs()
+    method = model.start_decoding
+    return model.apply({"params": params}, source.tokens, num_hypotheses, cache_length, method=method)
 
 
-def test_a_state_does_not_grow_with_the_output(model, pair):
+def test_the_decoder_sees_one_vector_or_an_annotation_per_token(weighted_model):
+    model, params = weighted_model
+    cache, _ = start_decoding(model, params, num_hypotheses=2, cache_length=9)
+    if model.attends:
+        assert cache.annotations.shape == (2, 5, 44)  # both directions
+        assert cache.keys.shape == (2, 5, 22)
+    else:
+        assert cache.annotations.shape == (2, 1, 22)
+        assert cache.keys is None
+
+
+def test_the_state_has_one_size_for_all_output_lengths(weighted_model):
     sizes = set()
-    for length in (5, 50):
-        _, state = model.apply({"params": init_params(model, 0)}, pair[0], 3, length, method="start")
+    for cache_length in (5, 50):
+        _, state = start_decoding(*weighted_model, num_hypotheses=3, cache_length=cache_length)
         sizes.add(sum(leaf.size for leaf in jax.tree.leaves(state)))
     assert sizes == {2 * 3 * 22 * 2}  # rows, hypotheses, d_model, cell and hidden state
 
 
-def test_the_encoder_reads_backwards(pair):
-    """The fixed context is the state at the first piece: nearest to it the first piece, farthest the last."""
-    model = build(tiny_config(kind="recurrent", num_layers=1), VOCAB)
-    params = init_params(model, 0)
-
-    def summary(source):
-        return model.apply({"params": params}, as_int([source]), method="encode").summary
-
+def test_the_encoder_reads_backwards():
+    """The fixed context is the state at the first token, so it depends on the first tokens most."""
+    model = build_model(tiny_config(kind="recurrent", num_layers=1), VOCAB)
     source = [4, 5, 6, 7, 8, 9, 10, 11, 12, 4, 5, 2]
-    change = [
-        float(jnp.abs(summary(source) - summary([*source[:at], 6, *source[at + 1 :]])).max())
-        for at in (0, 10)
-    ]
-    assert change[0] > 3 * change[1] > 0
+    changed = [[6, *source[1:]], [*source[:10], 6, *source[11:]]]
+
+    output = model.apply({"params": random_params(model)}, token_batch([source, *changed]), method="encode")
+
+    original, first_changed, last_changed = output.summary
+    first, last = (float(jnp.abs(original - summary).max()) for summary in (first_changed, last_changed))
+    assert first > 3 * last > 0
 
 
-def test_attention_weights_are_sown(pair):
-    model = build(tiny_config(kind="recurrent_attention", num_layers=1), VOCAB)
-    _, sown = model.apply({"params": init_params(model, 0)}, *pair, mutable=["intermediates"])
+def test_attention_weights_are_sown():
+    model = build_model(tiny_config(kind="recurrent_attention", num_layers=1), VOCAB)
+
+    _, sown = model.apply({"params": random_params(model)}, *sentence_pairs(), mutable=["intermediates"])
+
     (weights,) = sown["intermediates"]["decoder"]["weights"]
     assert weights.shape == (2, 1, 4, 5)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     assert np.all(weights[1, :, :, 3:] == 0)
 
 
-def test_a_kind_that_lacks_a_part_cannot_be_made():
-    class Half(EncoderDecoder):
-        def encode(self, source, layout=None, dropout=None):
+def test_a_kind_without_all_methods_cannot_be_made():
+    class Incomplete(EncoderDecoder):
+        def encode(self, source, dropout=None):
             return source
 
-    with pytest.raises(TypeError, match="abstract methods? decode_vectors, start, step|'decode_vectors'"):
-        Half(TransformerConfig(), 9)
+    with pytest.raises(TypeError, match="decode_step.*decode_vectors.*start_decoding"):
+        Incomplete(tiny_config(), VOCAB)

@@ -1,4 +1,4 @@
-"""Models: pieces in, next-piece logits out. They know nothing of text, losses or devices."""
+"""Models: tokens in, next-token logits out. They know nothing of text, losses or devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from transformer.config import TransformerConfig, choose
-from transformer.model.dropout import DROPOUT_SITES
-from transformer.model.embedding import EMBEDDINGS
+from transformer.batch import TokenBatch
+from transformer.config import ModelConfig, choose
+from transformer.model.dropout import DROPOUT_SITES, Dropout
+from transformer.model.embedding import EMBEDDINGS, LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.layers import FEED_FORWARDS, NORM_PLACEMENTS, NORMS
+from transformer.model.ensemble import Ensemble
+from transformer.model.layers import FEED_FORWARDS, NORMS
 from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import CELLS, Recurrent, RecurrentAttention
+from transformer.model.residual import RESIDUALS
 from transformer.model.transformer import Transformer
+
+__all__ = [
+    "CHOICES",
+    "KINDS",
+    "Dropout",
+    "EncoderDecoder",
+    "Ensemble",
+    "LogitFactors",
+    "build_model",
+    "init_params",
+    "parameter_shapes",
+]
 
 KINDS: dict[str, type[EncoderDecoder]] = {
     "transformer": Transformer,
@@ -22,12 +37,12 @@ KINDS: dict[str, type[EncoderDecoder]] = {
     "recurrent_attention": RecurrentAttention,
 }
 
-# What each field of a config chooses from.
-NAMES: dict[str, Mapping[str, Any]] = {
+# The dict that each field of `ModelConfig` selects from.
+CHOICES: dict[str, Mapping[str, Any]] = {
     "kind": KINDS,
     "positions": POSITIONS,
     "norm": NORMS,
-    "norm_placement": NORM_PLACEMENTS,
+    "residual": RESIDUALS,
     "feed_forward": FEED_FORWARDS,
     "dropout_sites": DROPOUT_SITES,
     "embeddings": EMBEDDINGS,
@@ -35,22 +50,27 @@ NAMES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def build(
-    config: TransformerConfig, vocab_size: int, trained_lengths: tuple[int, int] | None = None
+def build_model(
+    config: ModelConfig, vocab_size: int, trained_lengths: tuple[int, int] | None = None
 ) -> EncoderDecoder:
-    """Makes the model a config names; `trained_lengths` as in `EncoderDecoder`.
+    """Makes the model that a config describes; `trained_lengths` as in `EncoderDecoder`.
 
     Raises:
-      UserError: a name that is not in its dict, or values that its scheme refuses.
+      UserError: a name that is not in its dict, or a value that the position scheme refuses.
     """
-    for field, known in NAMES.items():
-        choose(known, getattr(config, field), f"model.{field}")
+    for field, entries in CHOICES.items():
+        choose(entries, getattr(config, field), f"model.{field}")
     kind = KINDS[config.kind]
     kind.check(config)
     return kind(config, vocab_size, trained_lengths)
 
 
 def init_params(model: EncoderDecoder, seed: int) -> PyTree:
-    """The weights before training, a pure function of config, vocabulary size and seed."""
-    tokens = jnp.ones((1, 2), jnp.int32)
-    return jax.jit(model.init)(jax.random.key(seed), tokens, tokens)["params"]
+    """Initial parameters, a pure function of config, vocabulary size and seed."""
+    batch = TokenBatch.from_tokens(jnp.ones((1, 2), jnp.int32))
+    return jax.jit(model.init)(jax.random.key(seed), batch, batch)["params"]
+
+
+def parameter_shapes(model: EncoderDecoder) -> PyTree:
+    """Shapes and types of the parameters; nothing is computed."""
+    return jax.eval_shape(lambda: init_params(model, seed=0))

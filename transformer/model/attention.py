@@ -1,21 +1,67 @@
 """Scaled dot-product and multi-head attention (paper, sections 3.2.1 and 3.2.2)."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from transformer.model.order import UNORDERED, Order
+from transformer.config import ModelConfig
+from transformer.model.dropout import NO_DROPOUT, BoundDropout
+from transformer.model.layers import xavier_uniform
+from transformer.model.masks import NEG_INF
+from transformer.model.positions import PositionScheme
 
-# Drops attention weights; the paper drops none.
-DropWeights = Callable[[Float[Array, "b h q k"]], Float[Array, "b h q k"]]
+
+class RowIndices(NamedTuple):
+    """Positions of self-attention's queries, and the places of queries and keys in their rows.
+
+    Attributes:
+      positions: position of each query in its example.
+      query_index: index of each query in its row.
+      key_index: index of each key in its row.
+      length: static bound on `positions`.
+    """
+
+    positions: Int[Array, "b q"]
+    query_index: Int[Array, "q"]
+    key_index: Int[Array, "k"]
+    length: int
+
+    @classmethod
+    def whole_rows(cls, positions: Int[Array, "b t"]) -> "RowIndices":
+        """Indices for self-attention over whole rows: every token is a query and a key."""
+        length = positions.shape[1]
+        index = jnp.arange(length)
+        return cls(positions, index, index, length)
 
 
-def keep(weights: Float[Array, "b h q k"]) -> Float[Array, "b h q k"]:
-    """Drops no attention weight."""
-    return weights
+class LayerPositions(NamedTuple):
+    """A position scheme as the self-attention of one layer sees it; see the hooks of `PositionScheme`."""
+
+    scheme: PositionScheme
+    layer: int
+    indices: RowIndices
+
+    def transform(self, heads: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
+        """Transforms queries or keys."""
+        return self.scheme.transform(heads, self.indices.positions, self.indices.length)
+
+    def bias(self, query_heads: Float[Array, "b q h d"]) -> Float[Array, "#b h q k"] | None:
+        """Returns what is added to the logits."""
+        return self.scheme.bias(self.layer, query_heads, self.indices.query_index, self.indices.key_index)
+
+    def value_bias(self, weights: Float[Array, "b h q k"]) -> Float[Array, "b q h e"] | None:
+        """Returns what is added to the attended values."""
+        return self.scheme.value_bias(self.layer, weights, self.indices.query_index, self.indices.key_index)
+
+
+class KeysValues(NamedTuple):
+    """Projected keys and values, split into heads."""
+
+    key: Float[Array, "b k h d"]
+    value: Float[Array, "b k h e"]
 
 
 def scaled_dot_product_attention(
@@ -24,78 +70,90 @@ def scaled_dot_product_attention(
     value: Float[Array, "b k h e"],
     mask: Bool[Array, "#b #q k"],
     bias: Float[Array, "#b h q k"] | None = None,
-    drop: DropWeights = keep,
+    dropout_mask: Float[Array, "b h q k"] | None = None,
 ) -> tuple[Float[Array, "b q h e"], Float[Array, "b h q k"]]:
     """softmax(Q K^T / sqrt(d_k) + bias) V, equation 1, with the logits and the softmax in float32.
 
+    Args:
+      query, key, value: Q, K and V, projected.
+      mask: the keys that each query may see.
+      bias: added to the scaled logits; the paper adds none.
+      dropout_mask: factors on the weights, 0 where a weight is dropped; the paper drops none.
+
     Returns:
-      The attended values and the weights. A query that may see nothing gets uniform weights, not NaN.
+      The attended values and the weights. A query that may see no key has uniform weights, not NaN.
     """
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    logits = jnp.where(mask[:, None], logits, -1e9)
-    weights = drop(jax.nn.softmax(logits, axis=-1))
+    weights = jax.nn.softmax(jnp.where(mask[:, None], logits, NEG_INF), axis=-1)
+    if dropout_mask is not None:
+        weights = weights * dropout_mask
     return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value), weights
 
 
 class MultiHeadAttention(nn.Module):
-    """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O; projections without bias, Xavier-uniform.
+    """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O; projections without bias, Xavier-uniform at first.
 
-    Serves self-attention (`memory` is `x`), causal self-attention (by the mask) and cross-attention
-    (`memory` is the encoder's output). A cached decoder calls `keys_values` and `attend` by themselves.
+    Self-attention reads the keys and values of its own input, cross-attention those of the encoder's output,
+    and a decoding step those in a cache. The weights are sown as `intermediates`.
+
+    Attributes:
+      gain: factor on the initial kernels of values and output.
     """
 
-    num_heads: int
-    d_k: int
-    d_v: int
-    d_model: int
-    dtype: str = "float32"
+    config: ModelConfig
+    gain: float = 1.0
 
     def setup(self):
-        def dense(features):
-            init = nn.initializers.xavier_uniform()
-            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init)
-
-        self.query = dense(self.num_heads * self.d_k)
-        self.key = dense(self.num_heads * self.d_k)
-        self.value = dense(self.num_heads * self.d_v)
-        self.output = dense(self.d_model)
+        config = self.config
+        self.query = self._dense(config.num_heads * config.key_width)
+        self.key = self._dense(config.num_heads * config.key_width)
+        self.value = self._dense(config.num_heads * config.value_width, self.gain)
+        self.output = self._dense(config.d_model, self.gain)
 
     def __call__(
         self,
         x: Float[Array, "b q m"],
-        memory: Float[Array, "b k m"],
+        keys_values: KeysValues,
         mask: Bool[Array, "#b #q k"],
-        order: Order = UNORDERED,
-        drop: DropWeights = keep,
+        positions: LayerPositions | None = None,
+        dropout: BoundDropout = NO_DROPOUT,
+        key_positions: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b q m"]:
-        """Attends from `x` to `memory`."""
-        return self.attend(x, *self.keys_values(memory, order), mask, order, drop)
+        """Attends from `x` to keys and values.
 
-    def keys_values(
-        self, memory: Float[Array, "b k m"], order: Order = UNORDERED
-    ) -> tuple[Float[Array, "b k h d"], Float[Array, "b k h e"]]:
-        """K W^K and V W^V, split into heads."""
-        return order.transform(self._split(self.key(memory))), self._split(self.value(memory))
-
-    def attend(
-        self,
-        x: Float[Array, "b q m"],
-        key: Float[Array, "b k h d"],
-        value: Float[Array, "b k h e"],
-        mask: Bool[Array, "#b #q k"],
-        order: Order = UNORDERED,
-        drop: DropWeights = keep,
-    ) -> Float[Array, "b q m"]:
-        """Attends from `x` to keys and values that are already projected; sows the weights."""
-        query = order.transform(self._split(self.query(x)))
-        heads, weights = scaled_dot_product_attention(query, key, value, mask, order.bias(query), drop)
-        if (more := order.values(weights.astype(value.dtype))) is not None:
-            heads = heads + more
+        Args:
+          x: the queries' tokens.
+          keys_values: see `keys_values`.
+          mask: the keys that each query may see.
+          positions: the position scheme's hooks; None in cross-attention.
+          dropout: bound to the queries' rows.
+          key_positions: as in `BoundDropout.weights_mask`.
+        """
+        query = self._split(self.query(x))
+        key, value = keys_values
+        bias = None
+        if positions is not None:
+            query = positions.transform(query)
+            bias = positions.bias(query)
+        dropout_mask = dropout.weights_mask(self.path, self.config.num_heads, key_positions)
+        heads, weights = scaled_dot_product_attention(query, key, value, mask, bias, dropout_mask)
+        if positions is not None:
+            value_bias = positions.value_bias(weights.astype(value.dtype))
+            heads = heads if value_bias is None else heads + value_bias
         self.sow("intermediates", "weights", weights)
         return self.output(heads.reshape(*heads.shape[:2], -1))
 
+    def keys_values(self, x: Float[Array, "b k m"], positions: LayerPositions | None = None) -> KeysValues:
+        """K W^K and V W^V for the tokens that are attended to, split into heads."""
+        key, value = self._split(self.key(x)), self._split(self.value(x))
+        return KeysValues(key if positions is None else positions.transform(key), value)
+
+    @nn.nowrap
+    def _dense(self, features: int, gain: float = 1.0) -> nn.Dense:
+        return nn.Dense(features, use_bias=False, dtype=self.config.dtype, kernel_init=xavier_uniform(gain))
+
     def _split(self, x):
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+        return x.reshape(*x.shape[:2], self.config.num_heads, -1)

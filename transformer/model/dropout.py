@@ -1,9 +1,8 @@
-"""Dropout (paper, section 5.4) whose mask is a function of what is dropped, not of where it runs.
+"""Dropout (paper, section 5.4) whose masks depend on the example, not on where it is computed.
 
-A mask bit is an integer hash of (key, site, example, position, channel). So the same example loses the
-same activations in any row, batch, device or accumulation part; a traced rate needs no recompilation;
-and on CPU the bits cost a small part of threefry's. The mixing function is the 32-bit finaliser
-"lowbias32" of C. Wellons' hash prospector (2018).
+A mask bit is an integer hash of (key, site, example, position, channel). So an example loses the same
+activations in any row, batch, device or part of an accumulated step, and a traced rate needs no
+recompilation. The mixing function is the 32-bit finaliser "lowbias32" of C. Wellons' hash prospector (2018).
 """
 
 import zlib
@@ -13,24 +12,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from transformer.model.masks import Layout
+from transformer.batch import TokenBatch
 
-# What is dropped: sub-layers' outputs and the sums of embeddings and positions always, and besides
+# Sites in addition to the paper's: the outputs of sub-layers and the sums of embeddings and positions.
 DROPOUT_SITES: dict[str, frozenset[str]] = {
     "paper": frozenset(),
-    "all": frozenset(
-        {"attention", "feed_forward"}
-    ),  # the attention weights, and inside the feed-forward layer
+    # The attention weights, and the hidden activations of the feed-forward network.
+    "all": frozenset({"attention", "feed_forward"}),
 }
 
-Site = tuple[str, ...]  # where in the model: a module's path
+# The path of a module in the model: ("encoder", "layers_0", "feed_forward").
+Site = tuple[str, ...]
 
 
 class Dropout(NamedTuple):
-    """Asks a model to drop.
+    """A request to a model to drop activations.
 
     Attributes:
-      key: decides the masks; a new one each step.
+      key: decides the masks; each training step has another.
       rate: probability that an activation is zeroed, in [0, 1); may be traced.
     """
 
@@ -38,69 +37,82 @@ class Dropout(NamedTuple):
     rate: Float[Array, ""] | float
 
 
-class Drop(NamedTuple):
-    """Drops from the activations of rows laid out as `layout`; without a seed, from none.
+class BoundDropout(NamedTuple):
+    """Dropout bound to the rows whose activations it drops; see `bind_dropout`.
 
     Attributes:
-      seed: decides the masks.
-      threshold: bits below it are dropped.
-      scale: of what is kept.
-      layout: of the rows.
-      sites: that drop besides the paper's.
+      seed: decides the masks; None: nothing is dropped.
+      threshold: activations whose hash is below it are dropped.
+      scale: factor on the activations that are not dropped, 1 / (1 - rate).
+      batch: the rows.
+      sites: drop in addition to the paper's.
     """
 
     seed: UInt32[Array, ""] | None = None
     threshold: UInt32[Array, ""] | None = None
     scale: Float[Array, ""] | float = 1.0
-    layout: Layout | None = None
+    batch: TokenBatch | None = None
     sites: frozenset[str] = frozenset()
 
     def __call__(self, x: Float[Array, "b t m"], site: Site) -> Float[Array, "b t m"]:
-        """Drops from the activations at a site."""
+        """Drops activations of a module."""
         if self.seed is None:
             return x
-        return self._masked(x, mask_bits(self.seed, site, self.layout, x.shape[-1]))
+        return x * self._mask(hash_bits(self.seed, site, self.batch, x.shape[-1])).astype(x.dtype)
 
-    def feed_forward(self, x: Float[Array, "b t f"], site: Site) -> Float[Array, "b t f"]:
-        """Drops inside the feed-forward layer, where `sites` has it."""
+    def hidden(self, x: Float[Array, "b t f"], site: Site) -> Float[Array, "b t f"]:
+        """Drops hidden activations of a feed-forward network, if `sites` include them."""
         return self(x, (*site, "hidden")) if "feed_forward" in self.sites else x
 
-    def attention(
-        self, weights: Float[Array, "b h q k"], site: Site, keys: Int[Array, "b k"]
-    ) -> Float[Array, "b h q k"]:
-        """Drops attention weights, where `sites` has them; `keys` are the positions of the keys' pieces."""
+    def weights_mask(
+        self, site: Site, num_heads: int, key_positions: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b h q k"] | None:
+        """Factors on attention weights, if `sites` include them: 0 or `scale`.
+
+        Args:
+          site: the attention.
+          num_heads: h.
+          key_positions: positions of the keys in their examples; None: the keys are the queries' tokens.
+        """
         if self.seed is None or "attention" not in self.sites:
-            return weights
-        heads = _spread(jnp.arange(weights.shape[1]))[:, None, None]
-        query = _pieces(self.seed, (*site, "weights"), self.layout)[:, None, :, None]
-        return self._masked(weights, _mix(_mix(query ^ heads) ^ _spread(keys)[:, None, None, :]))
+            return None
+        keys = _spread(self.batch.positions if key_positions is None else key_positions)[:, None, None, :]
+        heads = _spread(jnp.arange(num_heads))[None, :, None, None]
+        queries = _token_bits(self.seed, (*site, "weights"), self.batch)[:, None, :, None]
+        return self._mask(_mix(_mix(queries ^ heads) ^ keys))
 
-    def _masked(self, x, bits):
-        return x * jnp.where(bits >= self.threshold, self.scale, 0).astype(x.dtype)
+    def _mask(self, bits):
+        return jnp.where(bits >= self.threshold, self.scale, 0)
 
 
-def dropper(dropout: Dropout | None, layout: Layout, sites: str = "paper") -> Drop:
-    """What drops from activations laid out as `layout`; `sites` is a name in `DROPOUT_SITES`."""
+NO_DROPOUT = BoundDropout()
+
+
+def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper") -> BoundDropout:
+    """Binds a request to the rows of a batch; `sites` is a name in `DROPOUT_SITES`. None drops nothing."""
     if dropout is None:
-        return Drop()
-    return Drop(
+        return NO_DROPOUT
+    return BoundDropout(
         seed=jax.random.bits(dropout.key, dtype=jnp.uint32),
         threshold=(jnp.asarray(dropout.rate, jnp.float32) * 2.0**32).astype(jnp.uint32),
         scale=1 / (1 - dropout.rate),
-        layout=layout,
+        batch=batch,
         sites=DROPOUT_SITES[sites],
     )
 
 
-def mask_bits(seed: UInt32[Array, ""], site: Site, layout: Layout, channels: int) -> UInt32[Array, "b t m"]:
-    """Uniform bits for each channel of each piece."""
-    return _mix(_pieces(seed, site, layout)[:, :, None] ^ _spread(jnp.arange(channels)))
+def hash_bits(
+    seed: UInt32[Array, ""], site: Site, batch: TokenBatch, num_channels: int
+) -> UInt32[Array, "b t m"]:
+    """Uniform bits for each channel of each token."""
+    channels = _spread(jnp.arange(num_channels))[None, None, :]
+    return _mix(_token_bits(seed, site, batch)[:, :, None] ^ channels)
 
 
-def _pieces(seed: UInt32[Array, ""], site: Site, layout: Layout) -> UInt32[Array, "b t"]:
-    start = _mix(seed ^ jnp.uint32(zlib.crc32("/".join(site).encode())))
-    piece = _mix(start ^ layout.segments.astype(jnp.uint32))
-    return _mix(piece ^ layout.positions.astype(jnp.uint32))
+def _token_bits(seed: UInt32[Array, ""], site: Site, batch: TokenBatch) -> UInt32[Array, "b t"]:
+    bits = _mix(seed ^ jnp.uint32(zlib.crc32("/".join(site).encode())))
+    bits = _mix(bits ^ batch.segment_ids.astype(jnp.uint32))
+    return _mix(bits ^ batch.positions.astype(jnp.uint32))
 
 
 def _spread(numbers: Int[Array, "..."]) -> UInt32[Array, "..."]:

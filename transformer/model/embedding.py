@@ -1,4 +1,4 @@
-"""Pieces to vectors and back: the embeddings and the pre-softmax transformation (paper, section 3.4)."""
+"""Embeddings and the pre-softmax linear transformation (paper, section 3.4)."""
 
 from typing import NamedTuple
 
@@ -7,61 +7,65 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 
-class Factors(NamedTuple):
-    """The two factors of the logits, kept apart for a loss that never holds all of their product.
+class LogitFactors(NamedTuple):
+    """The two factors of the logits, for a loss that never holds all of their product.
 
     Attributes:
-      x: the decoder's output for each piece, in the compute dtype.
-      table: the pre-softmax linear transformation, a row a class, float32.
+      vectors: the decoder's output for each token, in the compute dtype.
+      table: the pre-softmax linear transformation, one row per class, float32.
     """
 
-    x: Float[Array, "... m"]
+    vectors: Float[Array, "... m"]
     table: Float[Array, "v m"]
 
     def logits(self) -> Float[Array, "... v"]:
-        """x table^T, in float32."""
-        table = self.table.astype(self.x.dtype)
-        return jnp.einsum("...m,vm->...v", self.x, table, preferred_element_type=jnp.float32)
+        """vectors table^T, in float32."""
+        table = self.table.astype(self.vectors.dtype)
+        return jnp.einsum("...m,vm->...v", self.vectors, table, preferred_element_type=jnp.float32)
 
 
-class Shared(NamedTuple):
-    """Which matrix each of the three uses serves; equal names are one matrix."""
+class Tables(NamedTuple):
+    """The name of the matrix for each of the three uses; equal names share one matrix."""
 
     source: str
     target: str
     output: str
 
 
-EMBEDDINGS: dict[str, Shared] = {
-    "three_way": Shared("table", "table", "table"),  # the paper's
-    "two_way": Shared("source_table", "table", "table"),  # Press and Wolf 2017
-    "untied": Shared("source_table", "table", "output_table"),
+EMBEDDINGS: dict[str, Tables] = {
+    "three_way": Tables("table", "table", "table"),  # the paper's
+    "two_way": Tables("source_table", "table", "table"),  # Press and Wolf 2017
+    "untied": Tables("source_table", "table", "output_table"),
 }
 
 
 class Embedding(nn.Module):
-    """The matrices for source, target and output, each initialised N(0, d_model^-0.5)."""
+    """The matrices for source, target and output: normal, with standard deviation d_model^-0.5, at first.
+
+    Attributes:
+      names: the matrix that each use reads.
+    """
 
     vocab_size: int
     d_model: int
-    shared: Shared
+    names: Tables
     dtype: str = "float32"
 
     def setup(self):
         init, shape = nn.initializers.normal(self.d_model**-0.5), (self.vocab_size, self.d_model)
-        self.tables = {name: self.param(name, init, shape) for name in dict.fromkeys(self.shared)}
+        self.tables = {name: self.param(name, init, shape) for name in dict.fromkeys(self.names)}
 
     def source(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s m"]:
-        """Embeds source pieces, multiplied by sqrt(d_model)."""
-        return self._embed(self.shared.source, tokens)
+        """Embeds source tokens, multiplied by sqrt(d_model)."""
+        return self._embed(self.names.source, tokens)
 
     def target(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t m"]:
-        """Embeds target pieces, multiplied by sqrt(d_model)."""
-        return self._embed(self.shared.target, tokens)
+        """Embeds target tokens, multiplied by sqrt(d_model)."""
+        return self._embed(self.names.target, tokens)
 
-    def factors(self, x: Float[Array, "b t m"]) -> Factors:
-        """The pre-softmax linear transformation."""
-        return Factors(x, self.tables[self.shared.output])
+    def logit_factors(self, x: Float[Array, "b t m"]) -> LogitFactors:
+        """The decoder's output beside the matrix of the pre-softmax linear transformation."""
+        return LogitFactors(x, self.tables[self.names.output])
 
     def _embed(self, name, tokens):
         return self.tables[name][tokens].astype(self.dtype) * self.d_model**0.5

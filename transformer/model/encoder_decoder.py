@@ -1,7 +1,7 @@
-"""What every model is: an encoder and a decoder between the embeddings and the pre-softmax transformation.
+"""The interface of every model: an encoder and a decoder between embeddings and pre-softmax transformation.
 
-Three ways in: `__call__` for training (logits of every target piece at once), `encode` and `decode` for its
-halves, and `start` with `step` for searching piece by piece.
+Training calls the model for the logits of all target tokens at once. `encode` and `decode` are its halves. A
+search calls `start_decoding` once and `decode_step` for every token.
 """
 
 import abc
@@ -11,142 +11,137 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer.config import BOS, TransformerConfig
+from transformer.batch import TokenBatch
+from transformer.config import BOS, ModelConfig
 from transformer.model.dropout import Dropout
-from transformer.model.embedding import EMBEDDINGS, Embedding, Factors
-from transformer.model.masks import Layout
+from transformer.model.embedding import EMBEDDINGS, Embedding, LogitFactors
 
 
-class Longest(NamedTuple):
-    """Pieces of the longest source and the longest target, EOS included; None: any."""
+class MaxLengths(NamedTuple):
+    """Tokens of the longest source and the longest target, EOS included; None: any."""
 
     source: int | None = None
     target: int | None = None
 
 
 class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
-    """Maps source and target pieces to next-piece logits; a kind defines the abstract methods.
+    """Maps source and target tokens to next-token logits; each kind defines the abstract methods.
 
     Attributes:
-      trained_lengths: pieces of the longest source and the longest target that it was trained on; None while
-        it is trained. What the position scheme does beyond is its `overflow`.
-      packs: whether a row may hold several examples.
+      trained_lengths: tokens of the longest source and the longest target in the training data; None during
+        training. The position scheme's `overflow` decides what happens beyond them.
+      supports_packing: whether a row may hold several examples.
     """
 
-    config: TransformerConfig
+    config: ModelConfig
     vocab_size: int
     trained_lengths: tuple[int, int] | None = None
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def setup(self):
-        shared = EMBEDDINGS[self.config.embeddings]
-        self.embedding = Embedding(self.vocab_size, self.config.d_model, shared, self.config.dtype)
+        names = EMBEDDINGS[self.config.embeddings]
+        self.embedding = Embedding(self.vocab_size, self.config.d_model, names, self.config.dtype)
 
     @classmethod
-    def check(cls, config: TransformerConfig) -> None:
-        """Raises a `UserError` where the model cannot be made from a config."""
+    def check(cls, config: ModelConfig) -> None:
+        """Raises a `UserError` if no model can be made from a config."""
 
     @property
-    def longest(self) -> Longest:
-        """Pieces of the longest sequences it can place."""
-        return Longest()
+    def max_lengths(self) -> MaxLengths:
+        """The longest sequences that the model accepts."""
+        return MaxLengths()
 
     def __call__(
-        self,
-        source: Int[Array, "b s"],
-        target: Int[Array, "b t"],
-        source_layout: Layout | None = None,
-        target_layout: Layout | None = None,
-        dropout: Dropout | None = None,
+        self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
     ) -> Float[Array, "b t v"]:
-        """Logits of each target piece given the source and the target pieces before it.
+        """Logits of each target token, given the source and the target tokens before it.
 
         Args:
-          source: pieces, each example closed by EOS; rows padded with PAD.
-          target: pieces to predict, each example closed by EOS. The model shifts them right by itself.
-          source_layout: examples and positions of packed rows; None: one example a row.
-          target_layout: likewise for the target.
-          dropout: key and rate while training; None: no dropout.
+          source: source tokens; each example ends in EOS.
+          target: the tokens to predict; each example ends in EOS. The model shifts them right.
+          dropout: key and rate in training; None: no dropout.
         """
-        return self.factors(source, target, source_layout, target_layout, dropout).logits()
+        return self.factored_logits(source, target, dropout).logits()
 
-    def factors(
-        self,
-        source: Int[Array, "b s"],
-        target: Int[Array, "b t"],
-        source_layout: Layout | None = None,
-        target_layout: Layout | None = None,
-        dropout: Dropout | None = None,
-    ) -> Factors:
-        """As `__call__`, but the logits are left as a product that is not worked out."""
-        layout = Layout.of(source) if source_layout is None else source_layout
-        encoded = self.encode(source, layout, dropout)
-        return self._decoded(encoded, layout, target, target_layout, dropout)
+    def factored_logits(
+        self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
+    ) -> LogitFactors:
+        """As `__call__`, but returns the logits as the two factors of a product."""
+        encoder_output = self.encode(source, dropout)
+        vectors = self.decode_vectors(encoder_output, source, target, dropout)
+        return self.embedding.logit_factors(vectors)
 
     def decode(
         self,
-        encoded: PyTree,
-        source_layout: Layout,
-        target: Int[Array, "b t"],
-        target_layout: Layout | None = None,
+        encoder_output: PyTree,
+        source: TokenBatch,
+        target: TokenBatch,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t v"]:
-        """Logits of each target piece given an encoded source and the target pieces before it."""
-        return self._decoded(encoded, source_layout, target, target_layout, dropout).logits()
-
-    def _decoded(self, encoded, source_layout, target, target_layout, dropout) -> Factors:
-        layout = Layout.of(target) if target_layout is None else target_layout
-        x = self.embedding.target(shift_right(target, layout.positions))
-        return self.embedding.factors(self.decode_vectors(x, layout, encoded, source_layout, dropout))
+        """As `__call__`, given the encoder's output."""
+        vectors = self.decode_vectors(encoder_output, source, target, dropout)
+        return self.embedding.logit_factors(vectors).logits()
 
     @abc.abstractmethod
-    def encode(
-        self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
-    ) -> PyTree:
-        """What the decoder reads of the source."""
+    def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> PyTree:
+        """The encoder's output, which the decoder reads."""
 
     @abc.abstractmethod
     def decode_vectors(
         self,
-        x: Float[Array, "b t m"],
-        layout: Layout,
-        encoded: PyTree,
-        source_layout: Layout,
-        dropout: Dropout | None,
+        encoder_output: PyTree,
+        source: TokenBatch,
+        target: TokenBatch,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each embedded piece of its input."""
+        """The decoder's output for each target token, before the pre-softmax transformation."""
 
     @abc.abstractmethod
-    def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[PyTree, PyTree]:
-        """Encodes sentences, one a row, for a search with room for `length` pieces a hypothesis at first.
+    def start_decoding(
+        self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
+    ) -> tuple[PyTree, PyTree]:
+        """Encodes one sentence per row for a search.
+
+        Args:
+          source_tokens: sentences that end in EOS, padded with PAD.
+          num_hypotheses: n, hypotheses per sentence.
+          cache_length: tokens per hypothesis that the state has space for; see `resize_cache`.
 
         Returns:
-          memory: what the hypotheses of a sentence share.
-          state: what each has of its own.
+          encoder_cache: the source, shared by the hypotheses of a sentence; every array has b rows.
+          state: the tokens read so far; every array has b rows.
         """
 
     @nn.nowrap
-    def grow(self, state: PyTree, length: int) -> PyTree:
-        """A state with room for `length` pieces for each hypothesis; here for models that need none."""
+    def resize_cache(self, state: PyTree, length: int) -> PyTree:
+        """Returns the state with space for `length` tokens per hypothesis, at least as many as before."""
         del length
         return state
 
     @abc.abstractmethod
-    def step(
+    def decode_step(
         self,
-        memory: PyTree,
+        encoder_cache: PyTree,
         state: PyTree,
-        token: Int[Array, "b n"],
-        parent: Int[Array, "b n"],
+        tokens: Int[Array, "b n"],
+        parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], PyTree]:
-        """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one.
+        """Reads one token of each hypothesis and predicts the next.
 
-        `parent` says which hypothesis of the step before each one continues.
+        Args:
+          encoder_cache: see `start_decoding`.
+          state: of the step before.
+          tokens: decoder inputs; BOS at step 0.
+          parents: the hypothesis of the step before that each hypothesis continues.
+          index: the step, from 0.
+
+        Returns:
+          The next token's logits, and the state of this step.
         """
 
 
-def shift_right(tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """The decoder's input: each piece's predecessor, BOS for the first of each segment (figure 1)."""
-    previous = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
-    return jnp.where(positions == 0, BOS, previous)
+def shift_right(target: TokenBatch) -> Int[Array, "b t"]:
+    """The decoder's input (figure 1): the token before each target token, or BOS where a segment starts."""
+    previous = jnp.pad(target.tokens[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(target.positions == 0, BOS, previous)

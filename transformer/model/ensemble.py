@@ -1,63 +1,75 @@
-"""Several models that predict as one: the mean of their probabilities."""
+"""Ensembles: several models whose probabilities are averaged."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer.model.encoder_decoder import EncoderDecoder, Longest
+from transformer.batch import TokenBatch
+from transformer.model.encoder_decoder import EncoderDecoder, MaxLengths
 
 
 class Ensemble(nn.Module):
-    """Models of one vocabulary, in the place of one: log p = log mean_i p_i.
+    """Models of one vocabulary that predict together: log p = log mean_i p_i.
 
-    Its parameters are theirs, as `models_0`, `models_1`, ...; see `ensemble`.
+    Their parameters are called `models_0`, `models_1`, ...; see `ensemble`.
     """
 
     models: tuple[EncoderDecoder, ...]
 
     @property
-    def longest(self) -> Longest:
-        """Pieces of the longest sequences that all of them can place."""
-        sides = zip(*(one.longest for one in self.models), strict=True)
-        return Longest(*(min((one for one in side if one is not None), default=None) for side in sides))
+    def max_lengths(self) -> MaxLengths:
+        """The longest sequences that all of the models accept."""
+        source, target = zip(*(model.max_lengths for model in self.models), strict=True)
+        return MaxLengths(_smallest(source), _smallest(target))
 
-    def __call__(self, source: Int[Array, "b s"], target: Int[Array, "b t"]) -> Float[Array, "b t v"]:
-        """Log-probabilities of each target piece given the source and the target pieces before it."""
-        return _mean([one(source, target) for one in self.models])
+    def __call__(self, source: TokenBatch, target: TokenBatch) -> Float[Array, "b t v"]:
+        """Log-probabilities of each target token, given the source and the target tokens before it."""
+        return _log_mean_softmax([model(source, target) for model in self.models])
 
-    def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[PyTree, PyTree]:
-        """Memory and state of each model."""
-        both = [one.start(source, hypotheses, length) for one in self.models]
-        return tuple(zip(*both, strict=True))
+    def start_decoding(
+        self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
+    ) -> tuple[PyTree, PyTree]:
+        """As `EncoderDecoder.start_decoding`: the cache and the state of each model."""
+        started = [model.start_decoding(source_tokens, num_hypotheses, cache_length) for model in self.models]
+        return tuple(zip(*started, strict=True))
 
     @nn.nowrap
-    def grow(self, state: PyTree, length: int) -> PyTree:
-        """The states with room for `length` pieces for each hypothesis."""
-        return tuple(one.grow(own, length) for one, own in zip(self.models, state, strict=True))
+    def resize_cache(self, state: PyTree, length: int) -> PyTree:
+        """As `EncoderDecoder.resize_cache`, for the state of each model."""
+        states = zip(self.models, state, strict=True)
+        return tuple(model.resize_cache(model_state, length) for model, model_state in states)
 
-    def step(
+    def decode_step(
         self,
-        memory: PyTree,
+        encoder_cache: PyTree,
         state: PyTree,
-        token: Int[Array, "b n"],
-        parent: Int[Array, "b n"],
+        tokens: Int[Array, "b n"],
+        parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], PyTree]:
-        """Log-probabilities of the next piece, and the state of each model."""
-        each = zip(self.models, memory, state, strict=True)
-        logits, states = zip(*(one.step(*own, token, parent, index) for one, *own in each), strict=True)
-        return _mean(logits), states
+        """As `EncoderDecoder.decode_step`, with log-probabilities for logits."""
+        logits, states = [], []
+        for model, model_cache, model_state in zip(self.models, encoder_cache, state, strict=True):
+            model_logits, model_state = model.decode_step(model_cache, model_state, tokens, parents, index)
+            logits.append(model_logits)
+            states.append(model_state)
+        return _log_mean_softmax(logits), tuple(states)
 
 
-def ensemble(models: list[EncoderDecoder], params: list[PyTree]) -> tuple[Ensemble, PyTree]:
-    """The models as one, and its parameters."""
-    # Flax would take a module that comes twice for one whose weights are shared.
-    return Ensemble(tuple(one.clone() for one in models)), {
-        f"models_{number}": one for number, one in enumerate(params)
-    }
+def ensemble(models: Sequence[EncoderDecoder], params: Sequence[PyTree]) -> tuple[Ensemble, PyTree]:
+    """Joins models and their parameters."""
+    # Clones, since Flax takes one module at two places for a module with shared parameters.
+    joined = Ensemble(tuple(model.clone() for model in models))
+    return joined, {f"models_{number}": model_params for number, model_params in enumerate(params)}
 
 
-def _mean(logits) -> Float[Array, "*b v"]:
-    log_probs = jnp.stack([jax.nn.log_softmax(one) for one in logits])
+def _smallest(lengths: Sequence[int | None]) -> int | None:
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def _log_mean_softmax(logits: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+    log_probs = jnp.stack([jax.nn.log_softmax(model_logits) for model_logits in logits])
     return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(len(logits))

@@ -1,7 +1,7 @@
-"""How a model knows the order of its pieces (paper, section 3.5).
+"""Position schemes: how a model knows the order of its tokens (paper, section 3.5).
 
-A scheme is a subclass of `Positions` that overrides some of its hooks, and an entry in `POSITIONS`. Encoder
-and decoder hold one each; cross-attention has no order of its own and sees none.
+A scheme is a subclass of `PositionScheme` that overrides some of its hooks, and an entry in `POSITIONS`.
+Encoder and decoder have one each; cross-attention sees no positions.
 """
 
 from typing import ClassVar
@@ -10,28 +10,132 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
-from transformer.config import UserError
-from transformer.model.order import Positions
+from transformer.config import ModelConfig, UserError
+from transformer.model.position_tables import (
+    alibi_slopes,
+    sinusoid_concat_table,
+    sinusoid_table,
+    t5_range_starts,
+)
 
 
-class Sinusoidal(Positions):
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same). No end, no parameters."""
+class PositionScheme(nn.Module):
+    """The places where order can enter a model. Each hook does nothing by default.
 
-    overflows = ("extrapolate", "error", "clamp", "zero")
+    Attributes:
+      causal: whether the scheme is a decoder's, where no query sees a later key.
+      trained_length: longest sequence, in tokens, that the stack was trained on; None during training.
+      overflow_policies: what the scheme can do at positions from `limit` on, the default first: `error` (data
+        is refused, the model returns NaN), `clamp` (to the last position), `zero` (nothing is added),
+        `extrapolate` (the scheme's definition continues).
+      default_max_distance: `max_distance` where a config gives none; None: the scheme has no such limit.
+    """
+
+    config: ModelConfig
+    causal: bool = False
+    trained_length: int | None = None
+    overflow_policies: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
+    default_max_distance: ClassVar[int | None] = None
+
+    @classmethod
+    def check(cls, config: ModelConfig) -> None:
+        """Raises a `UserError` if the scheme does not work with a config."""
+        if config.overflow not in (None, *cls.overflow_policies):
+            raise UserError(
+                f"model.overflow is {config.overflow!r}; for model.positions={config.positions!r} "
+                f"it must be one of: {', '.join(cls.overflow_policies)}"
+            )
+        if config.max_distance is not None and cls.default_max_distance is None:
+            raise UserError(
+                f"model.max_distance is {config.max_distance}; "
+                f"it must be None for model.positions={config.positions!r}, which has no such limit"
+            )
+
+    @property
+    def overflow(self) -> str:
+        """The overflow policy, resolved."""
+        return self.config.overflow or self.overflow_policies[0]
+
+    @property
+    def limit(self) -> int:
+        """The first position that was never trained, or does not exist."""
+        return min(self.config.max_positions, self.trained_length or self.config.max_positions)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that is not refused, in tokens, EOS included; None: any."""
+        return self.limit if self.overflow == "error" else None
+
+    @property
+    def max_distance(self) -> int | None:
+        """`max_distance`, resolved."""
+        return self.config.max_distance or self.default_max_distance
+
+    def __call__(
+        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
+    ) -> Float[Array, "b t m"]:
+        """A stack's input: `add`, with the overflow policy at positions from `limit` on."""
+        if self.overflow == "extrapolate":
+            return self.add(x, positions, length)
+        limit = self.limit
+        added = self.add(x, jnp.minimum(positions, limit - 1), min(length, limit))
+        if self.overflow == "clamp":
+            return added
+        beyond = x if self.overflow == "zero" else jnp.nan
+        return jnp.where((positions < limit)[..., None], added, beyond)
+
+    def add(
+        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
+    ) -> Float[Array, "b t m"]:
+        """Adds positions to the scaled embeddings. Every position is below the static bound `length`."""
+        return x
+
+    def transform(
+        self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"], length: int
+    ) -> Float[Array, "b t h d"]:
+        """Transforms the queries and the keys of self-attention; `length` as for `add`."""
+        return heads
+
+    def bias(
+        self,
+        layer: int,
+        query_heads: Float[Array, "b q h d"],
+        query_index: Int[Array, "q"],
+        key_index: Int[Array, "k"],
+    ) -> Float[Array, "#b h q k"] | None:
+        """Returns what is added to the scaled logits of self-attention, if anything.
+
+        Indices count from the start of a row, which may hold several examples: only differences matter.
+        """
+
+    def value_bias(
+        self,
+        layer: int,
+        weights: Float[Array, "b h q k"],
+        query_index: Int[Array, "q"],
+        key_index: Int[Array, "k"],
+    ) -> Float[Array, "b q h e"] | None:
+        """Returns what is added to the attended values, if anything; indices as for `bias`."""
+
+
+class Sinusoidal(PositionScheme):
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same); no parameters."""
+
+    overflow_policies = ("extrapolate", "error", "clamp", "zero")
 
     @classmethod
     def check(cls, config):
         super().check(config)
         if config.d_model % 2:
-            raise UserError(f"model.d_model is {config.d_model}; sinusoids come in pairs, so it must be even")
+            raise UserError(f"model.d_model is {config.d_model}; it must be even: sinusoids come in pairs")
 
     def add(self, x, positions, length):
         return x + jnp.asarray(self.table(length), x.dtype)[positions]
 
     def table(self, length: int) -> np.ndarray:
-        """What is added at each position: [length, m]."""
+        """The vector added at each position: [length, m]."""
         return sinusoid_table(length, self.config.d_model)
 
 
@@ -39,135 +143,131 @@ class SinusoidalConcat(Sinusoidal):
     """The sinusoids of tensor2tensor: all sines, then all cosines.
 
     Differs from the paper: the layout, and the wavelengths, whose i-th is 2 pi 10000^(i/(d_model/2 - 1)), so
-    that the last one is exactly 10000 times the first.
+    that the last is exactly 10000 times the first.
     """
 
     def table(self, length):
-        pairs = self.config.d_model // 2
-        exponent = np.arange(pairs) / max(pairs - 1, 1)
-        angle = np.arange(length)[:, None] / 10_000**exponent
-        return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+        return sinusoid_concat_table(length, self.config.d_model)
 
 
-class Learned(Positions):
-    """A trained vector for each position (Table 3, row E; Gehring et al. 2017), one table a stack.
+class Learned(PositionScheme):
+    """A trained vector per position (Table 3, row E; Gehring et al. 2017), one table per stack.
 
-    The paper does not say how it starts; here as the embeddings do, N(0, d_model^-0.5).
+    The paper does not give the initial values; here their deviation is d_model^-0.5, as in the embeddings.
     """
 
-    overflows = ("error", "clamp", "zero")
+    overflow_policies = ("error", "clamp", "zero")
 
     def setup(self):
         shape = (self.config.max_positions, self.config.d_model)
         self.table = self.param("table", nn.initializers.normal(self.config.d_model**-0.5), shape)
 
     def add(self, x, positions, length):
-        del length
         return x + self.table[positions].astype(x.dtype)
 
 
-class Absent(Positions):
-    """No positions: a decoder still tells order by what its mask hides, an encoder sees a bag of pieces.
+class NoPositions(PositionScheme):
+    """No positions: a decoder can infer order from its causal mask, an encoder sees a bag of tokens.
 
     Differs from the paper: nothing is added (Haviv et al. 2022; Kazemnejad et al. 2023).
     """
 
 
-class Relative(Positions):
-    """A trained key and a trained value for each distance (Shaw et al. 2018, equations 3 and 4).
+class Relative(PositionScheme):
+    """A trained key and a trained value per distance (Shaw et al. 2018, equations 3 and 4).
 
     e_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k) and z_i = sum_j alpha_ij (x_j W^V + a^V_ij), where a_ij
-    depends on j - i, clipped to `max_distance` (16, as theirs for base). Each layer and head has its own.
-    A query's products with the 2 * 16 + 1 keys are spread over the distances, and its weights gathered from
-    them, by a one-hot product: the largest tensor is [q, k, 2 * 16 + 1].
+    depends on j - i, clipped to `max_distance` (16, as in their base model), on the layer and on the head.
+    The products of a query with the 2 * 16 + 1 keys are spread over the distances, and its weights gathered
+    from them, by a one-hot product, so the largest tensor is [q, k, 2 * 16 + 1].
 
-    Differs from the paper: relative positions, in attention, in the place of sinusoids.
+    Differs from the paper: relative positions in attention instead of sinusoids.
     """
 
-    farthest = 16
-
-    @nn.nowrap
-    def _table(self, name: str, depth: int, width: int) -> Array:
-        init = nn.initializers.variance_scaling(1, "fan_avg", "uniform", batch_axis=(0, 1))
-        return self.param(name, init, (depth, self.config.num_heads, 2 * self.distance + 1, width))
+    default_max_distance = 16
 
     def setup(self):
-        depth = self.config.decoder_depth if self.causal else self.config.encoder_depth
-        self.key_table = self._table("key_table", depth, self.config.key_width)
-        self.value_table = self._table("value_table", depth, self.config.value_width)
+        self.key_table = self._table("key_table", self.config.key_width)
+        self.value_table = self._table("value_table", self.config.value_width)
 
-    def _one_hot(self, query, key, dtype):
-        """Which row of the tables a query and a key use: [q, k, c]."""
-        distance = jnp.clip(key[None, :] - query[:, None], -self.distance, self.distance)
-        return jax.nn.one_hot(distance + self.distance, 2 * self.distance + 1, dtype=dtype)
+    def bias(self, layer, query_heads, query_index, key_index):
+        query = query_heads * query_heads.shape[-1] ** -0.5
+        table = self.key_table[layer].astype(query.dtype)
+        products = jnp.einsum("bqhd,hcd->bhqc", query, table, preferred_element_type=jnp.float32)
+        return jnp.einsum("bhqc,qkc->bhqk", products, self._one_hot(query_index, key_index, jnp.float32))
 
-    def bias(self, layer, heads, query, key):
-        table = self.key_table[layer].astype(heads.dtype)
-        products = jnp.einsum(
-            "bqhd,hcd->bhqc", heads * heads.shape[-1] ** -0.5, table, preferred_element_type=jnp.float32
-        )
-        return jnp.einsum("bhqc,qkc->bhqk", products, self._one_hot(query, key, jnp.float32))
-
-    def values(self, layer, weights, query, key):
-        by_distance = jnp.einsum("bhqk,qkc->bhqc", weights, self._one_hot(query, key, weights.dtype))
+    def value_bias(self, layer, weights, query_index, key_index):
+        one_hot = self._one_hot(query_index, key_index, weights.dtype)
+        by_distance = jnp.einsum("bhqk,qkc->bhqc", weights, one_hot)
         return jnp.einsum("bhqc,hce->bqhe", by_distance, self.value_table[layer].astype(weights.dtype))
 
+    @nn.nowrap
+    def _table(self, name: str, width: int) -> Array:
+        init = nn.initializers.variance_scaling(1, "fan_avg", "uniform", batch_axis=(0, 1))
+        depth = self.config.decoder_depth if self.causal else self.config.encoder_depth
+        return self.param(name, init, (depth, self.config.num_heads, 2 * self.max_distance + 1, width))
 
-class T5Bias(Positions):
-    """A trained number for each head and range of distances (Raffel et al. 2020, section 2.1).
+    def _one_hot(self, query_index, key_index, dtype):
+        """The row of the tables for each query and key: [q, k, c]."""
+        last = self.max_distance
+        distance = jnp.clip(key_index[None, :] - query_index[:, None], -last, last)
+        return jax.nn.one_hot(distance + last, 2 * last + 1, dtype=dtype)
 
-    Of 32 ranges, half in each direction in the encoder, one half are single distances and the others grow
-    with the logarithm up to `max_distance` (128), beyond which all is one. The layers of a stack share them.
 
-    Differs from the paper: a bias of the logits in the place of sinusoids; from T5: logits stay scaled.
+class T5Bias(PositionScheme):
+    """A trained number per head and range of distances (Raffel et al. 2020, section 2.1).
+
+    An encoder has 16 ranges in each direction, a decoder 32. Half of them are single distances; the others
+    grow logarithmically up to `max_distance` (128), beyond which all distances share the last range. The
+    layers of a stack share the numbers.
+
+    Differs from the paper: a bias of the logits instead of sinusoids; from T5: logits stay scaled.
     """
 
-    ranges: ClassVar[int] = 32
-    farthest = 128
+    num_ranges: ClassVar[int] = 32
+    default_max_distance = 128
 
     @classmethod
     def check(cls, config):
         super().check(config)
-        if config.max_distance is not None and config.max_distance <= cls.ranges // 2:
+        if config.max_distance is not None and config.max_distance <= cls.num_ranges // 2:
             raise UserError(
                 f"model.max_distance is {config.max_distance}; "
-                f"for model.positions='t5_bias' it must be above {cls.ranges // 2}"
+                f"it must be above {cls.num_ranges // 2} for model.positions='t5_bias'"
             )
 
     def setup(self):
         init = nn.initializers.normal(self.config.d_model**-0.5)
-        self.table = self.param("table", init, (self.ranges, self.config.num_heads))
+        self.table = self.param("table", init, (self.num_ranges, self.config.num_heads))
 
-    def bias(self, layer, heads, query, key):
-        del layer, heads
-        distance = key[None, :] - query[:, None]
-        ranges = self.ranges if self.causal else self.ranges // 2
-        begins = t5_ranges(ranges, self.distance)
-        number = jnp.searchsorted(begins, jnp.abs(distance), side="right", method="compare_all")
+    def bias(self, layer, query_heads, query_index, key_index):
+        distance = key_index[None, :] - query_index[:, None]
+        ranges = self.num_ranges if self.causal else self.num_ranges // 2
+        starts = t5_range_starts(ranges, self.max_distance)
+        number = jnp.searchsorted(starts, jnp.abs(distance), side="right", method="compare_all")
         if not self.causal:
             number += jnp.where(distance > 0, ranges, 0)
         return jnp.moveaxis(self.table[number], -1, 0)[None]
 
 
-class Alibi(Positions):
-    """Logits fall with the distance, each head at a slope of its own (Press et al. 2022, section 3).
+class Alibi(PositionScheme):
+    """Logits that fall linearly with the distance, at one slope per head (Press et al. 2022, section 3).
 
-    Differs from the paper: no positions are added; from ALiBi, which has a decoder only: in the encoder the
-    distance counts in both directions alike.
+    Differs from the paper: no positions are added; from ALiBi, which has a decoder only: in the encoder both
+    directions count alike.
     """
 
-    def bias(self, layer, heads, query, key):
-        del layer, heads
-        distance = jnp.abs(key[None, :] - query[:, None]).astype(jnp.float32)
+    def bias(self, layer, query_heads, query_index, key_index):
+        distance = jnp.abs(key_index[None, :] - query_index[:, None]).astype(jnp.float32)
         slopes = jnp.asarray(alibi_slopes(self.config.num_heads), jnp.float32)
-        return (-slopes[:, None, None] * distance)[None]
+        return (-slopes[:, None, None] * distance[None])[None]
 
 
-class Rope(Positions):
-    """Rotates queries and keys by angles that grow with the position (Su et al. 2021, equations 14 and 34).
+class Rope(PositionScheme):
+    """Queries and keys rotated by angles that grow with the position (Su et al. 2021, equations 14 and 34).
 
-    Channels 2i and 2i + 1 turn by pos / 10000^(2i/d_k), so that a logit depends on the distance alone. Sines
-    and cosines are those of the paper's table, at a width of d_k.
+    Channels 2i and 2i + 1 are rotated by pos / 10000^(2i/d_k), so that a logit depends on the distance alone.
+    Sines and cosines are those of the paper's table, at width d_k.
 
     Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
     """
@@ -177,45 +277,22 @@ class Rope(Positions):
         super().check(config)
         if config.key_width % 2:
             raise UserError(
-                f"model.d_k is {config.key_width}; model.positions='rope' turns pairs, so it must be even"
+                f"model.d_k is {config.key_width}; it must be even, since 'rope' rotates pairs of channels"
             )
 
     def transform(self, heads, positions, length):
         table = jnp.asarray(sinusoid_table(length, heads.shape[-1]), jnp.float32)[positions][:, :, None]
         sin, cos = table[..., 0::2], table[..., 1::2]
         even, odd = heads[..., 0::2], heads[..., 1::2]
-        turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-        return turned.reshape(heads.shape).astype(heads.dtype)
+        rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+        return rotated.reshape(heads.shape).astype(heads.dtype)
 
 
-def sinusoid_table(length: int, d_model: int) -> np.ndarray:
-    """The paper's table [length, d_model], computed in float64: sine in even, cosine in odd channels."""
-    exponent = np.arange(0, d_model, 2) / d_model
-    angle = np.arange(length)[:, None] / 10_000**exponent
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
-
-
-def t5_ranges(ranges: int, last: int) -> np.ndarray:
-    """The distance at which each range but the first begins, in one direction."""
-    exact = ranges // 2
-    growth = (last / exact) ** (np.arange(ranges - exact) / (ranges - exact))
-    return np.concatenate([np.arange(1, exact), np.ceil(exact * growth - 1e-9)]).astype(np.int32)
-
-
-def alibi_slopes(heads: int) -> np.ndarray:
-    """2^(-8/h), 2^(-16/h), ...; where h is no power of two, those of the one below it, then every second one
-    of twice as many."""
-    power = 1 << (heads.bit_length() - 1)
-    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
-    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
-    return np.concatenate([slopes, between])[:heads]
-
-
-POSITIONS: dict[str, type[Positions]] = {
+POSITIONS: dict[str, type[PositionScheme]] = {
     "sinusoidal": Sinusoidal,
     "sinusoidal_concat": SinusoidalConcat,
     "learned": Learned,
-    "none": Absent,
+    "none": NoPositions,
     "relative": Relative,
     "t5_bias": T5Bias,
     "alibi": Alibi,

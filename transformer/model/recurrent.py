@@ -1,7 +1,7 @@
-"""The Transformer's rivals: recurrent encoder-decoders, without and with attention.
+"""Recurrent encoder-decoders, without and with attention, for comparison with the Transformer.
 
-Both read and write one piece after the other, with the cells of Flax. What differs is what the decoder sees
-of the source: one vector, or an annotation of each piece.
+They read and write one token after the other, with Flax's cells. They differ in the decoder's view of the
+source: one vector, or an annotation per token.
 """
 
 from typing import ClassVar, NamedTuple
@@ -11,39 +11,40 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import TransformerConfig
-from transformer.model.dropout import Drop, Dropout, dropper
-from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.masks import Layout
+from transformer.batch import TokenBatch
+from transformer.config import ModelConfig
+from transformer.model.dropout import NO_DROPOUT, BoundDropout, Dropout, bind_dropout
+from transformer.model.encoder_decoder import EncoderDecoder, shift_right
+from transformer.model.masks import NEG_INF
 
 CELLS: dict[str, type[nn.RNNCellBase]] = {
     "lstm": nn.OptimizedLSTMCell,  # Hochreiter and Schmidhuber 1997
     "gru": nn.GRUCell,  # Cho et al. 2014; the reset gate after the product with U, not before it
 }
 
-# A layer's memory: LSTM's cell and hidden state, or GRU's hidden state; in a search, for each hypothesis.
+# A layer's memory: LSTM's cell and hidden state, or GRU's hidden state; in a search, of each hypothesis.
 Carry = tuple[Float[Array, "*r m"], Float[Array, "*r m"]] | Float[Array, "*r m"]
 
 
-class Encoded(NamedTuple):
-    """What an encoder knows of a source.
+class RecurrentEncoderOutput(NamedTuple):
+    """The top encoder layer's view of a source.
 
     Attributes:
-      annotations: the top layer's states at each piece, in both directions where there are two.
-      summary: the top layer's state after its last step, the backward one where there are two.
+      annotations: its state at each token, in both directions if it has two.
+      summary: its state after the last step, of the backward direction if it has two.
     """
 
     annotations: Float[Array, "b s a"]
     summary: Float[Array, "b m"]
 
 
-class RecurrentMemory(NamedTuple):
-    """What the decoder needs of the source; in a search, shared by a sentence's hypotheses.
+class RecurrentEncoderCache(NamedTuple):
+    """The source as the decoder's steps read it, shared by the hypotheses of a sentence.
 
     Attributes:
-      annotations: as in `Encoded`; without attention the summary alone, as that of a single piece.
-      keys: U_a h_j, the part of the alignment model that depends on the source alone.
-      mask: which annotations there are.
+      annotations: as in `RecurrentEncoderOutput`; without attention the summary, as one annotation.
+      keys: U_a h_j, the part of the alignment model that depends on the source alone; None without attention.
+      mask: False in padding.
     """
 
     annotations: Float[Array, "b s a"]
@@ -55,14 +56,14 @@ class Recurrent(EncoderDecoder):
     """An encoder-decoder with a fixed context vector (Sutskever et al. 2014, Cho et al. 2014).
 
     The encoder reads the source backwards, as Sutskever et al. do (their section 3.3); its last state is the
-    context c. Each decoder layer begins at tanh(V c), and c is an input of every step and of every
+    context c. Each decoder layer starts at tanh(V c), and c is an input of every step and of every
     prediction, as in Cho et al. (their section 2.2).
 
-    Differs from the paper: recurrence in the place of attention. Dropout falls on the connections that are
-    not recurrent (Zaremba et al. 2014).
+    Differs from the paper: recurrence instead of attention. Dropout acts on the connections that are not
+    recurrent (Zaremba et al. 2014).
     """
 
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     attends: ClassVar[bool] = False
 
     def setup(self):
@@ -70,100 +71,101 @@ class Recurrent(EncoderDecoder):
         self.encoder = RecurrentEncoder(self.config, self.attends)
         self.decoder = RecurrentDecoder(self.config, self.attends)
 
-    def encode(
-        self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
-    ) -> Encoded:
+    def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> RecurrentEncoderOutput:
         """Annotations and summary of each row, which holds one example."""
-        layout = Layout.of(source) if layout is None else layout
-        return self.encoder(self.embedding.source(source), layout, dropper(dropout, layout))
+        x = self.embedding.source(source.tokens)
+        return self.encoder(x, source.segment_ids != 0, bind_dropout(dropout, source))
 
     def decode_vectors(
         self,
-        x: Float[Array, "b t m"],
-        layout: Layout,
-        encoded: Encoded,
-        source_layout: Layout,
-        dropout: Dropout | None,
+        encoder_output: RecurrentEncoderOutput,
+        source: TokenBatch,
+        target: TokenBatch,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each embedded piece of its input."""
-        memory = self.decoder.memory(encoded, source_layout)
-        carries = self.decoder.first_carries(encoded.summary)
-        return self.decoder(x, carries, memory, dropper(dropout, layout))[0]
+        """The decoder's output for each target token, from those before it."""
+        x = self.embedding.target(shift_right(target))
+        cache = self.decoder.encoder_cache(encoder_output, source.segment_ids != 0)
+        carries = self.decoder.initial_carries(encoder_output.summary)
+        return self.decoder(x, carries, cache, bind_dropout(dropout, target))[0]
 
-    def start(
-        self, source: Int[Array, "b s"], hypotheses: int, length: int
-    ) -> tuple[RecurrentMemory, tuple[Carry, ...]]:
-        """Encodes sentences, one a row; a state is as large at any length."""
-        del length
-        layout = Layout.of(source)
-        encoded = self.encode(source, layout)
-        carries = self.decoder.first_carries(encoded.summary)
-        repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], hypotheses, axis=1), carries)
-        return self.decoder.memory(encoded, layout), repeated
+    def start_decoding(
+        self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
+    ) -> tuple[RecurrentEncoderCache, tuple[Carry, ...]]:
+        """Encodes one sentence per row for a search; the state has one size for any `cache_length`."""
+        del cache_length
+        source = TokenBatch.from_tokens(source_tokens)
+        encoder_output = self.encode(source)
+        carries = self.decoder.initial_carries(encoder_output.summary)
+        repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], num_hypotheses, axis=1), carries)
+        return self.decoder.encoder_cache(encoder_output, source.segment_ids != 0), repeated
 
-    def step(
+    def decode_step(
         self,
-        memory: RecurrentMemory,
+        encoder_cache: RecurrentEncoderCache,
         state: tuple[Carry, ...],
-        token: Int[Array, "b n"],
-        parent: Int[Array, "b n"],
+        tokens: Int[Array, "b n"],
+        parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], tuple[Carry, ...]]:
-        """Reads each hypothesis' next piece, after its parent's, and predicts the one after it."""
+        """Reads one token of each hypothesis, after its parent's, and predicts the next."""
         del index
-        x = self.embedding.target(token).reshape(token.size, 1, -1)
 
-        def continued(carry):
-            return jnp.take_along_axis(carry, parent[..., None], axis=1).reshape(token.size, -1)
+        def inherit(carry):
+            return jnp.take_along_axis(carry, parents[..., None], axis=1).reshape(tokens.size, -1)
 
-        carries = jax.tree.map(continued, state)
-        x, carries = self.decoder(x, carries, memory, Drop())
-        logits = self.embedding.factors(x).logits().reshape(*token.shape, -1)
-        return logits, jax.tree.map(lambda one: one.reshape(*token.shape, -1), carries)
+        x = self.embedding.target(tokens).reshape(tokens.size, 1, -1)
+        x, carries = self.decoder(x, jax.tree.map(inherit, state), encoder_cache)
+        logits = self.embedding.logit_factors(x).logits().reshape(*tokens.shape, -1)
+        return logits, jax.tree.map(lambda carry: carry.reshape(*tokens.shape, -1), carries)
 
 
 class RecurrentAttention(Recurrent):
     """An encoder-decoder with additive attention and a bidirectional encoder (Bahdanau et al. 2015).
 
-    Differs from Bahdanau et al.: the prediction sees the new state s_i, where theirs sees s_{i-1}; a second
-    layer and the ones above it are plain ones, on top of the layer that attends.
+    Differs from Bahdanau et al.: the prediction sees the new state s_i, theirs s_{i-1}; layers above the
+    first do not attend.
     """
 
     attends: ClassVar[bool] = True
 
 
 class RecurrentEncoder(nn.Module):
-    """Layers that read the source backwards or, where `both_ways`, in both directions."""
+    """Layers that read the source backwards or, if `bidirectional`, in both directions."""
 
-    config: TransformerConfig
-    both_ways: bool
+    config: ModelConfig
+    bidirectional: bool
 
     def setup(self):
-        def layers(backward):
-            return [
-                nn.RNN(_cell(self.config), return_carry=True, reverse=backward, keep_order=True)
-                for _ in range(self.config.encoder_depth)
-            ]
+        self.backward = self._layers(reverse=True)
+        self.forward = self._layers(reverse=False) if self.bidirectional else []
 
-        self.backward = layers(backward=True)
-        self.forward = layers(backward=False) if self.both_ways else []
-
-    def __call__(self, x: Float[Array, "b s m"], layout: Layout, drop: Drop) -> Encoded:
-        lengths = (layout.segments != 0).sum(axis=1)
-        x = drop(x, self.path)
+    def __call__(
+        self, x: Float[Array, "b s m"], mask: Bool[Array, "b s"], dropout: BoundDropout
+    ) -> RecurrentEncoderOutput:
+        """Encodes rows whose padding, at the end, has a False `mask`."""
+        lengths = mask.sum(axis=1)
+        x = dropout(x, self.path)
         for number, backward in enumerate(self.backward):
             carry, states = backward(x, seq_lengths=lengths)
-            if self.both_ways:
-                _, forward = self.forward[number](x, seq_lengths=lengths)
-                states = jnp.concatenate([forward, states], axis=-1)
-            x = drop(states.astype(self.config.dtype), (*self.path, str(number)))
-        return Encoded(x, _hidden(carry))
+            if self.bidirectional:
+                _, forward_states = self.forward[number](x, seq_lengths=lengths)
+                states = jnp.concatenate([forward_states, states], axis=-1)
+            x = dropout(states.astype(self.config.dtype), (*self.path, str(number)))
+        return RecurrentEncoderOutput(x, _hidden(carry))
+
+    @nn.nowrap
+    def _layers(self, reverse: bool) -> list[nn.RNN]:
+        return [
+            nn.RNN(_cell(self.config), return_carry=True, reverse=reverse, keep_order=True)
+            for _ in range(self.config.encoder_depth)
+        ]
 
 
 class RecurrentDecoder(nn.Module):
-    """Layers that write the target, the first of which sees the source."""
+    """Layers that write the target; the first of them sees the source."""
 
-    config: TransformerConfig
+    config: ModelConfig
     attends: bool
 
     def setup(self):
@@ -181,66 +183,71 @@ class RecurrentDecoder(nn.Module):
         else:
             first = nn.RNN(_cell(config), return_carry=True)
         self.layers = [first, *(nn.RNN(_cell(config), return_carry=True) for _ in range(1, depth))]
-        leaves = 2 if config.cell == "lstm" else 1
-        self.initial = [nn.Dense(config.d_model, dtype=config.dtype) for _ in range(depth * leaves)]
+        vectors = 2 if config.cell == "lstm" else 1  # of a layer's carry
+        self.initial = [nn.Dense(config.d_model, dtype=config.dtype) for _ in range(depth * vectors)]
         self.readout = nn.Dense(2 * config.d_model, dtype=config.dtype)
 
-    def memory(self, encoded: Encoded, layout: Layout) -> RecurrentMemory:
-        """What the steps read."""
+    def encoder_cache(
+        self, encoder_output: RecurrentEncoderOutput, mask: Bool[Array, "b s"]
+    ) -> RecurrentEncoderCache:
+        """The part of the decoder's input that is the same in all steps."""
+        annotations, summary = encoder_output
         if self.attends:
-            return RecurrentMemory(encoded.annotations, self.keys(encoded.annotations), layout.segments != 0)
-        summary = encoded.summary[:, None]
-        return RecurrentMemory(summary, None, jnp.ones(summary.shape[:2], bool))
+            return RecurrentEncoderCache(annotations, self.keys(annotations), mask)
+        return RecurrentEncoderCache(summary[:, None], None, jnp.ones((len(summary), 1), bool))
 
-    def first_carries(self, summary: Float[Array, "b m"]) -> tuple[Carry, ...]:
-        """Where each layer begins: tanh(V c)."""
+    def initial_carries(self, summary: Float[Array, "b m"]) -> tuple[Carry, ...]:
+        """Each layer's state before the first step: tanh(V c)."""
         starts = [jnp.tanh(dense(summary)).astype(jnp.float32) for dense in self.initial]
         if self.config.cell == "lstm":
             return tuple(zip(starts[::2], starts[1::2], strict=True))
         return tuple(starts)
 
     def __call__(
-        self, x: Float[Array, "r t m"], carries: tuple[Carry, ...], memory: RecurrentMemory, drop: Drop
+        self,
+        x: Float[Array, "r t m"],
+        carries: tuple[Carry, ...],
+        cache: RecurrentEncoderCache,
+        dropout: BoundDropout = NO_DROPOUT,
     ) -> tuple[Float[Array, "r t m"], tuple[Carry, ...]]:
-        """Writes on from `carries`: as many rows a source as r has more than `memory`."""
+        """Continues from `carries`. There are r / b rows for each row of `cache`: its hypotheses."""
         dtype = self.config.dtype
-        x = drop(x, self.path)
+        x = dropout(x, self.path)
         if self.attends:
-            first, (states, contexts, weights) = self.layers[0](carries[0], x, memory)
+            carry, (states, contexts, weights) = self.layers[0](carries[0], x, cache)
             self.sow("intermediates", "weights", weights[:, None])
         else:
-            contexts = jnp.repeat(memory.annotations, x.shape[0] // memory.annotations.shape[0], axis=0)
+            contexts = jnp.repeat(cache.annotations, x.shape[0] // cache.annotations.shape[0], axis=0)
             contexts = jnp.broadcast_to(contexts, (*x.shape[:2], contexts.shape[-1]))
-            first, states = self.layers[0](jnp.concatenate([x, contexts], -1), initial_carry=carries[0])
-        after, states = [first], states.astype(dtype)
+            carry, states = self.layers[0](jnp.concatenate([x, contexts], -1), initial_carry=carries[0])
+        new_carries, states = [carry], states.astype(dtype)
         for number, layer in enumerate(self.layers[1:], start=1):
-            dropped = drop(states, (*self.path, str(number)))
-            carry, states = layer(dropped, initial_carry=carries[number])
-            after.append(carry)
+            states = dropout(states, (*self.path, str(number)))
+            carry, states = layer(states, initial_carry=carries[number])
+            new_carries.append(carry)
             states = states.astype(dtype)
         # Deep output with a maxout of two (Bahdanau et al. 2015, appendix A.2.2).
-        seen = jnp.concatenate([drop(states, (*self.path, "states")), x, contexts.astype(dtype)], axis=-1)
-        pieces = self.readout(seen)
-        return pieces.reshape(*pieces.shape[:-1], -1, 2).max(axis=-1), tuple(after)
+        states = dropout(states, (*self.path, "states"))
+        pairs = self.readout(jnp.concatenate([states, x, contexts.astype(dtype)], axis=-1))
+        return pairs.reshape(*pairs.shape[:-1], -1, 2).max(axis=-1), tuple(new_carries)
 
 
 class AttendingCell(nn.Module):
-    """A cell that looks at the source before each step: c_i = sum_j alpha_ij h_j."""
+    """A cell that reads a context of the source before each step: c_i = sum_j alpha_ij h_j."""
 
-    config: TransformerConfig
+    config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, carry: Carry, x: Float[Array, "r m"], memory: RecurrentMemory
+        self, carry: Carry, x: Float[Array, "r m"], cache: RecurrentEncoderCache
     ) -> tuple[Carry, tuple[Float[Array, "r m"], Float[Array, "r a"], Float[Array, "r s"]]]:
-        """One step. Returns the carry, and the state, the context and the weights alpha."""
-        query = nn.Dense(self.config.d_model, use_bias=False, dtype=self.config.dtype, name="query")(
-            _hidden(carry)
-        )
-        align = self.param("align", nn.initializers.normal(self.config.d_model**-0.5), query.shape[-1:])
-        rows = memory.mask.shape[0]  # the hypotheses of a sentence are the queries of its row
+        """Makes one step. Returns the carry, and the state, the context and the weights alpha."""
+        d_model, dtype = self.config.d_model, self.config.dtype
+        query = nn.Dense(d_model, use_bias=False, dtype=dtype, name="query")(_hidden(carry))
+        align = self.param("align", nn.initializers.normal(d_model**-0.5), (d_model,))
+        rows = len(cache.mask)  # the hypotheses of a sentence are the queries of its row
         context, weights = additive_attention(
-            query.reshape(rows, -1, query.shape[-1]), memory.keys, memory.annotations, memory.mask, align
+            query.reshape(rows, -1, d_model), cache.keys, cache.annotations, cache.mask, align
         )
         context = context.reshape(len(query), -1)
         carry, state = _cell(self.config, "cell")(carry, jnp.concatenate([x, context], axis=-1))
@@ -257,22 +264,22 @@ def additive_attention(
     """sum_j softmax_j(v_a^T tanh(W_a s + U_a h_j)) h_j (Bahdanau et al. 2015, section 3.1, appendix A.1.2).
 
     Args:
-      query: W_a s, projected already.
-      key: U_a h_j, projected already.
+      query: W_a s, projected.
+      key: U_a h_j, projected.
       value: h_j.
-      mask: which of them there are.
+      mask: False in padding.
       align: v_a.
 
     Returns:
       The contexts and the weights, which are float32.
     """
     hidden = jnp.tanh(query[:, :, None] + key[:, None])
-    scores = jnp.einsum("bqsm,m->bqs", hidden, align.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9), axis=-1)
+    logits = jnp.einsum("bqsm,m->bqs", hidden, align.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], logits, NEG_INF), axis=-1)
     return jnp.einsum("bqs,bsa->bqa", weights.astype(value.dtype), value), weights
 
 
-def _cell(config: TransformerConfig, name: str | None = None) -> nn.RNNCellBase:
+def _cell(config: ModelConfig, name: str | None = None) -> nn.RNNCellBase:
     return CELLS[config.cell](config.d_model, dtype=config.dtype, name=name)
 
 

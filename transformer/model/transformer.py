@@ -1,80 +1,109 @@
-"""The encoder-decoder Transformer (paper, section 3.1 and figure 1); its stacks are in stacks.py."""
+"""The encoder-decoder Transformer (paper, section 3.1 and figure 1)."""
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from transformer.model.dropout import Dropout, dropper
-from transformer.model.encoder_decoder import EncoderDecoder, Longest
-from transformer.model.masks import Layout
+from transformer.batch import TokenBatch
+from transformer.model.attention import RowIndices
+from transformer.model.block import CrossInputs, Stack
+from transformer.model.cache import DecoderState, EncoderCache, KVCache
+from transformer.model.dropout import BoundDropout, Dropout, bind_dropout
+from transformer.model.encoder_decoder import EncoderDecoder, MaxLengths, shift_right
+from transformer.model.masks import ancestor_mask, causal_mask, segment_mask
 from transformer.model.positions import POSITIONS
-from transformer.model.stacks import Cache, Decoder, Encoder, Memory, Past
 
 
 class Transformer(EncoderDecoder):
-    """Attention alone, in both stacks and between them."""
+    """Attention in both stacks and between them; no recurrence."""
 
     def setup(self):
         super().setup()
-        source, target = self.trained_lengths or (None, None)
-        self.encoder = Encoder(self.config, source)
-        self.decoder = Decoder(self.config, target)
+        source_length, target_length = self.trained_lengths or (None, None)
+        self.encoder = Stack(self.config, is_decoder=False, trained_length=source_length)
+        self.decoder = Stack(self.config, is_decoder=True, trained_length=target_length)
 
     @classmethod
     def check(cls, config):
         POSITIONS[config.positions].check(config)
 
     @property
-    def longest(self):
+    def max_lengths(self):
         scheme = POSITIONS[self.config.positions]
-        trained = self.trained_lengths or (None, None)
-        return Longest(*(scheme(self.config, trained_length=one, parent=None).longest for one in trained))
+        lengths = self.trained_lengths or (None, None)
+        # No parent: the schemes are not this module's children, only asked for their limit.
+        return MaxLengths(
+            *(scheme(self.config, trained_length=length, parent=None).max_length for length in lengths)
+        )
 
-    def encode(
-        self, source: Int[Array, "b s"], layout: Layout | None = None, dropout: Dropout | None = None
-    ) -> Float[Array, "b s m"]:
-        """The encoder's output for each source piece."""
-        layout = Layout.of(source) if layout is None else layout
-        return self.encoder(self.embedding.source(source), layout, self._drop(dropout, layout))
+    def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> Float[Array, "b s m"]:
+        """The encoder's output for each source token."""
+        x = self.embedding.source(source.tokens)
+        mask = segment_mask(source.segment_ids, source.segment_ids)
+        indices = RowIndices.whole_rows(source.positions)
+        return self.encoder(x, mask, indices, self._bind(dropout, source))[0]
 
     def decode_vectors(
         self,
-        x: Float[Array, "b t m"],
-        layout: Layout,
-        encoded: Float[Array, "b s m"],
-        source_layout: Layout,
-        dropout: Dropout | None,
+        encoder_output: Float[Array, "b s m"],
+        source: TokenBatch,
+        target: TokenBatch,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each embedded piece of its input."""
-        memory = Memory(self.decoder.cross_keys_values(encoded), source_layout)
-        return self.decoder(x, layout, memory, self._drop(dropout, layout))
+        """The decoder's output for each target token, each of which sees only those before it."""
+        x = self.embedding.target(shift_right(target))
+        mask = segment_mask(target.segment_ids, target.segment_ids) & causal_mask(x.shape[1])
+        indices = RowIndices.whole_rows(target.positions)
+        cross_mask = segment_mask(target.segment_ids, source.segment_ids)
+        cross = [
+            CrossInputs(keys_values, cross_mask, source.positions)
+            for keys_values in self.decoder.cross_keys_values(encoder_output)
+        ]
+        return self.decoder(x, mask, indices, self._bind(dropout, target), cross)[0]
 
-    def start(self, source: Int[Array, "b s"], hypotheses: int, length: int) -> tuple[Memory, Past]:
-        """Encodes sentences, one a row, and makes room for `length` pieces a hypothesis at first."""
-        layout = Layout.of(source)
-        projected = self.decoder.cross_keys_values(self.encode(source, layout))
-        memory = Memory(tuple(map(Cache.of, projected)), layout)
-        caches = tuple(one.empty(length * hypotheses) for one in memory.cross)
-        return memory, Past(caches, jnp.zeros((source.shape[0], hypotheses, length), jnp.int32))
+    def start_decoding(
+        self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
+    ) -> tuple[EncoderCache, DecoderState]:
+        """Encodes one sentence per row for a search."""
+        source = TokenBatch.from_tokens(source_tokens)
+        projected = self.decoder.cross_keys_values(self.encode(source))
+        cross = tuple(KVCache.store(keys_values) for keys_values in projected)
+        caches = tuple(cache.empty(cache_length * num_hypotheses) for cache in cross)
+        ancestors = jnp.zeros((len(source_tokens), num_hypotheses, cache_length), jnp.int32)
+        return EncoderCache(cross, source.segment_ids != 0), DecoderState(caches, ancestors)
 
     @nn.nowrap
-    def grow(self, state: Past, length: int) -> Past:
-        """A state with room for `length` pieces for each hypothesis."""
-        more = length - state.ancestors.shape[2]
-        caches = tuple(one.grow(more * state.ancestors.shape[1]) for one in state.caches)
-        return Past(caches, jnp.pad(state.ancestors, ((0, 0), (0, 0), (0, more))))
+    def resize_cache(self, state: DecoderState, length: int) -> DecoderState:
+        """Returns the state with space for `length` tokens per hypothesis, at least as many as before."""
+        return state.extend(length)
 
-    def step(
+    def decode_step(
         self,
-        memory: Memory,
-        state: Past,
-        token: Int[Array, "b n"],
-        parent: Int[Array, "b n"],
+        encoder_cache: EncoderCache,
+        state: DecoderState,
+        tokens: Int[Array, "b n"],
+        parents: Int[Array, "b n"],
         index: Int[Array, ""],
-    ) -> tuple[Float[Array, "b n v"], Past]:
-        """Reads each hypothesis' piece number `index` (BOS is number 0) and predicts the next one."""
-        x, state = self.decoder.step(self.embedding.target(token), memory, state, parent, index)
-        return self.embedding.factors(x).logits(), state
+    ) -> tuple[Float[Array, "b n v"], DecoderState]:
+        """Reads one token of each hypothesis and predicts the next.
 
-    def _drop(self, dropout, layout):
-        return dropper(dropout, layout, self.config.dropout_sites)
+        The hypotheses of a sentence are the queries of its row, in both attentions.
+        """
+        ancestors = state.advance(parents, index)
+        _, num_hypotheses, length = ancestors.shape
+        positions = jnp.broadcast_to(index, tokens.shape)
+        steps = jnp.repeat(jnp.arange(length), num_hypotheses)  # at which each cache entry was written
+        indices = RowIndices(positions, positions[0], steps, length)
+        cross = [CrossInputs(cache.load(), encoder_cache.mask[:, None]) for cache in encoder_cache.layers]
+        x, caches = self.decoder(
+            self.embedding.target(tokens),
+            ancestor_mask(ancestors, index),
+            indices,
+            cross=cross,
+            caches=state.layers,
+            index=index,
+        )
+        return self.embedding.logit_factors(x).logits(), DecoderState(caches, ancestors)
+
+    def _bind(self, dropout: Dropout | None, batch: TokenBatch) -> BoundDropout:
+        return bind_dropout(dropout, batch, self.config.dropout_sites)

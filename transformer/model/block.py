@@ -1,0 +1,143 @@
+"""The blocks of the Transformer and their stacks (paper, section 3.1 and figure 1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer.config import ModelConfig
+from transformer.model.attention import KeysValues, LayerPositions, MultiHeadAttention, RowIndices
+from transformer.model.cache import KVCache
+from transformer.model.dropout import NO_DROPOUT, BoundDropout
+from transformer.model.layers import NORMS, FeedForward
+from transformer.model.positions import POSITIONS
+from transformer.model.residual import RESIDUALS
+
+
+class CrossInputs(NamedTuple):
+    """The source as one layer's cross-attention reads it.
+
+    Attributes:
+      keys_values: the keys and values of the encoder's output.
+      mask: the source tokens that each target token may see.
+      positions: positions of the source tokens; only dropout reads them.
+    """
+
+    keys_values: KeysValues
+    mask: Bool[Array, "b #q s"]
+    positions: Int[Array, "b s"] | None = None
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention in a decoder, and feed-forward, each inside its residual connection.
+
+    Serves encoder and decoder, whole rows and single decoding steps.
+    """
+
+    config: ModelConfig
+    has_cross_attention: bool
+
+    def setup(self):
+        config, residual = self.config, RESIDUALS[self.config.residual]
+        gain = residual.initial_gain(config, self.has_cross_attention)
+        self.self_attention = MultiHeadAttention(config, gain)
+        self.self_attention_residual = residual(config, self.has_cross_attention)
+        if self.has_cross_attention:
+            self.cross_attention = MultiHeadAttention(config, gain)
+            self.cross_attention_residual = residual(config, self.has_cross_attention)
+        self.feed_forward = FeedForward(config, gain)
+        self.feed_forward_residual = residual(config, self.has_cross_attention)
+
+    def __call__(
+        self,
+        x: Float[Array, "b q m"],
+        mask: Bool[Array, "b q k"],
+        positions: LayerPositions | None,
+        dropout: BoundDropout = NO_DROPOUT,
+        cross: CrossInputs | None = None,
+        cache: KVCache | None = None,
+        index: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b q m"], KVCache | None]:
+        """Transforms each token.
+
+        Args:
+          x: the tokens of whole rows, or in a search one token of each hypothesis.
+          mask: what self-attention may see.
+          positions: the position scheme's hooks for self-attention; None: it has none.
+          dropout: bound to the rows.
+          cross: what cross-attention reads.
+          cache: earlier keys and values of self-attention; None: those of `x` are all.
+          index: the step of a search, at which the keys and values of `x` are written.
+
+        Returns:
+          The output, and the cache with the keys and values of `x`.
+        """
+        y = self.self_attention_residual.before(x)
+        keys_values = self.self_attention.keys_values(y, positions)
+        if cache is not None:
+            cache = cache.write(keys_values, index)
+            keys_values = cache.load()
+        y = self.self_attention(y, keys_values, mask, positions, dropout)
+        x = self.self_attention_residual.after(x, y, dropout)
+
+        if self.has_cross_attention:
+            y = self.cross_attention_residual.before(x)
+            y = self.cross_attention(
+                y, cross.keys_values, cross.mask, dropout=dropout, key_positions=cross.positions
+            )
+            x = self.cross_attention_residual.after(x, y, dropout)
+
+        y = self.feed_forward_residual.before(x)
+        y = self.feed_forward(y, dropout)
+        x = self.feed_forward_residual.after(x, y, dropout)
+        return x, cache
+
+
+class Stack(nn.Module):
+    """N identical blocks above the sum of embeddings and positions: the encoder or the decoder.
+
+    Attributes:
+      is_decoder: whether the blocks have cross-attention, and positions are causal.
+      trained_length: as in `PositionScheme`.
+    """
+
+    config: ModelConfig
+    is_decoder: bool
+    trained_length: int | None = None
+
+    def setup(self):
+        config = self.config
+        depth = config.decoder_depth if self.is_decoder else config.encoder_depth
+        self.positions = POSITIONS[config.positions](config, self.is_decoder, self.trained_length)
+        self.layers = [Block(config, self.is_decoder) for _ in range(depth)]
+        self.norm = NORMS[config.norm](config) if RESIDUALS[config.residual].final_norm else None
+
+    def __call__(
+        self,
+        x: Float[Array, "b q m"],
+        mask: Bool[Array, "b q k"],
+        indices: RowIndices,
+        dropout: BoundDropout = NO_DROPOUT,
+        cross: Sequence[CrossInputs] | None = None,
+        caches: Sequence[KVCache] | None = None,
+        index: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b q m"], tuple[KVCache | None, ...]]:
+        """Applies the blocks to embedded tokens; arguments as for `Block`, one of each per layer.
+
+        Returns:
+          The last block's output, and each layer's cache.
+        """
+        absent = [None] * len(self.layers)
+        inputs = zip(self.layers, cross or absent, caches or absent, strict=True)
+        written = []
+        x = dropout(self.positions(x, indices.positions, indices.length), self.path)
+        for number, (layer, layer_cross, cache) in enumerate(inputs):
+            positions = LayerPositions(self.positions, number, indices)
+            x, cache = layer(x, mask, positions, dropout, layer_cross, cache, index)
+            written.append(cache)
+        return x if self.norm is None else self.norm(x), tuple(written)
+
+    def cross_keys_values(self, encoder_output: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
+        """Each layer's cross-attention keys and values of the encoder's output."""
+        return tuple(layer.cross_attention.keys_values(encoder_output) for layer in self.layers)

@@ -1,0 +1,36 @@
+"""Constants of the position schemes, in float64."""
+
+import numpy as np
+
+
+def sinusoid_table(length: int, d_model: int) -> np.ndarray:
+    """The paper's table [length, d_model], in float64: sine in even, cosine in odd channels."""
+    exponent = np.arange(0, d_model, 2) / d_model
+    angle = np.arange(length)[:, None] / 10_000 ** exponent[None, :]
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
+
+
+def sinusoid_concat_table(length: int, d_model: int) -> np.ndarray:
+    """The table [length, d_model] of tensor2tensor, in float64: all sines, then all cosines."""
+    pairs = d_model // 2
+    exponent = np.arange(pairs) / max(pairs - 1, 1)
+    angle = np.arange(length)[:, None] / 10_000 ** exponent[None, :]
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+
+
+def t5_range_starts(num_ranges: int, max_distance: int) -> np.ndarray:
+    """The first distance of each range but the first, in one direction."""
+    exact = num_ranges // 2
+    growth = (max_distance / exact) ** (np.arange(num_ranges - exact) / (num_ranges - exact))
+    return np.concatenate([np.arange(1, exact), np.ceil(exact * growth - 1e-9)]).astype(np.int32)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """2^(-8/h), 2^(-16/h), ... for h heads.
+
+    If h is no power of two, the slopes for the power below it, then every second slope for the power above.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
+    return np.concatenate([slopes, between])[:num_heads]
