@@ -1,53 +1,64 @@
-"""Checkpoints come back as they were, or not at all."""
+"""Checkpoints are restored as they were saved, or refused."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
+from tests.support.toy import toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints, average, digest
-from transformer.training.optimizer import adam
-from transformer.training.step import TrainState, initial_state
+from transformer.training.optimizers import OPTIMIZERS
+from transformer.training.train_step import TrainState, init_state
 
 
-def state(step):
-    params = {"a": {"kernel": np.full((3, 5), float(step), np.float32)}, "b": np.arange(7, dtype=np.float32)}
-    return initial_state(params, adam(OptimizerConfig()))._replace(step=np.int32(step))
+def state_at(step, optimizer="adam"):
+    """A state whose weights and optimizer state are functions of the step."""
+    params = {"a": {"kernel": np.full((3, 5), step, np.float32)}, "b": np.arange(7, dtype=np.float32)}
+    config = dataclasses.replace(toy_config(), optimizer=OptimizerConfig(name=optimizer, clip_norm=1.0))
+    state = init_state(params, config)
+    opt_state = jax.tree.map(lambda x: x + np.asarray(step, x.dtype), state.opt_state)
+    return state._replace(step=np.int32(step), opt_state=opt_state)
 
 
-def save(folder, losses, keep_last=10):
+def save(folder, criteria, keep_last=10):
     checkpoints = Checkpoints(folder, keep_last)
-    for number, loss in enumerate(losses, start=1):
-        checkpoints.save(state(number * 10), {"tokens_seen": number}, loss)
+    for number, criterion in enumerate(criteria, start=1):
+        checkpoints.save(state_at(number * 10), {"tokens_seen": number}, criterion)
     checkpoints.close()
 
 
-def test_round_trip(tmp_path):
-    save(tmp_path, [2.0, 1.0])
-    restored, facts = Checkpoints(tmp_path, keep_last=10).restore(state(0))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_round_trip_with_the_state_of_every_optimizer(tmp_path, optimizer):
+    checkpoints = Checkpoints(tmp_path, keep_last=10)
+    checkpoints.save(state_at(10, optimizer), {"tokens_seen": 1}, 2.0)
+    checkpoints.save(state_at(20, optimizer), {"tokens_seen": 2}, 1.0)
+    checkpoints.close()
+    restored, metadata = Checkpoints(tmp_path, keep_last=10).restore(state_at(0, optimizer))
+    expected = state_at(20, optimizer)
     assert isinstance(restored, TrainState)
-    assert facts["tokens_seen"] == 2
-    expected = state(20)
+    assert metadata["tokens_seen"] == 2
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    params, _ = Checkpoints(tmp_path).params(10, state(0).params)
-    jax.tree.map(np.testing.assert_array_equal, params, state(10).params)
+    params, _ = Checkpoints(tmp_path).params(10, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, params, state_at(10).params)
 
 
-def test_none_yet(tmp_path):
-    assert Checkpoints(tmp_path, keep_last=10).restore(state(0)) is None
+def test_a_new_folder_has_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path, keep_last=10).restore(state_at(0)) is None
 
 
-def test_keeps_the_last_and_the_best(tmp_path):
+def test_the_last_and_the_best_are_kept(tmp_path):
     save(tmp_path, [3.0, 1.0, 2.0, 2.5, 2.7], keep_last=2)
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     assert checkpoints.steps == [20, 40, 50]
     assert checkpoints.best == 20
 
 
-def test_reading_does_not_disturb_a_save_under_way(tmp_path):
+def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
     writer = Checkpoints(tmp_path, keep_last=10)
-    large = state(10)._replace(params={"a": {"kernel": np.ones((2_000, 2_000), np.float32)}})
+    large = state_at(10)._replace(params={"a": {"kernel": np.ones((2_000, 2_000), np.float32)}})
     writer.save(large, {}, 1.0)
     reader = Checkpoints(tmp_path)
     assert reader.steps in ([], [10])
@@ -56,48 +67,56 @@ def test_reading_does_not_disturb_a_save_under_way(tmp_path):
     assert Checkpoints(tmp_path).steps == [10]
 
 
-def test_what_an_interruption_left_goes_with_the_next_validation(tmp_path):
-    """So that an interrupted run keeps the same checkpoints as one that was not."""
+def test_the_next_validation_removes_the_checkpoint_of_an_interruption(tmp_path):
+    """An interrupted run keeps the same checkpoints as an uninterrupted one."""
     writer = Checkpoints(tmp_path, keep_last=3)
-    for step, loss in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
-        writer.save(state(step), {}, loss)
-        if loss is None:
+    for step, criterion in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
+        writer.save(state_at(step), {}, criterion)
+        if criterion is None:
             assert writer.steps[-1] == step
     writer.close()
     assert Checkpoints(tmp_path).steps == [10, 20, 30]
 
 
-def test_a_flipped_bit_is_noticed(tmp_path):
-    """Orbax restores most flips in a large array without a word; our digest does not."""
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_a_flipped_bit_is_refused(tmp_path, item):
+    """Orbax restores most flips in a large array without a word; the digest reveals them."""
     rng = np.random.default_rng(0)
-    large = state(10)._replace(params={"kernel": rng.normal(size=(200, 100)).astype(np.float32)})
+    weights = {"kernel": rng.normal(size=(200, 100)).astype(np.float32)}
+    large = TrainState(np.int32(10), weights, weights)
     writer = Checkpoints(tmp_path, keep_last=1)
     writer.save(large, {}, 1.0)
     writer.close()
-    files = (path for path in (tmp_path / "10" / "params").rglob("*") if path.is_file())
+    files = (path for path in (tmp_path / "10" / item).rglob("*") if path.is_file())
     path = max(files, key=lambda path: path.stat().st_size)
-    whole, messages = path.read_bytes(), []
-    assert len(whole) > 40_000
-    for place in rng.integers(0, len(whole), 12):
-        data = bytearray(whole)
+    intact, messages = path.read_bytes(), []
+    assert len(intact) > 40_000
+    for place in rng.integers(0, len(intact), 12):
+        data = bytearray(intact)
         data[place] ^= 4
         path.write_bytes(data)
         with pytest.raises(UserError) as error:
-            Checkpoints(tmp_path).params(10, large.params)
+            Checkpoints(tmp_path).restore(large)
         messages.append(str(error.value))
-    assert any("is damaged: params" in message for message in messages)
-    path.write_bytes(whole)
-    Checkpoints(tmp_path).params(10, large.params)
+    assert any(f"is damaged: {item}" in message for message in messages)
+    path.write_bytes(intact)
+    Checkpoints(tmp_path).restore(large)
 
 
-def test_another_shape_is_refused(tmp_path):
+def test_weights_of_another_shape_are_refused(tmp_path):
     save(tmp_path, [1.0])
     template = {"a": {"kernel": np.zeros((3, 4), np.float32)}, "b": np.zeros(7, np.float32)}
     with pytest.raises(UserError, match="checkpoint .*10 has other shapes: params"):
         Checkpoints(tmp_path).params(10, template)
 
 
-def test_digest_sees_names_shapes_dtypes_and_values():
+def test_another_optimizer_cannot_read_the_state(tmp_path):
+    save(tmp_path, [1.0])
+    with pytest.raises(UserError, match=r"checkpoint .*10 (is unreadable|has other shapes)"):
+        Checkpoints(tmp_path).restore(state_at(0, "sgd"))
+
+
+def test_digest_depends_on_names_shapes_dtypes_and_values():
     trees = [
         {"a": np.zeros((2, 3), np.float32)},
         {"b": np.zeros((2, 3), np.float32)},
@@ -109,8 +128,8 @@ def test_digest_sees_names_shapes_dtypes_and_values():
     assert digest(trees[0]) == digest(jax.tree.map(jax.numpy.asarray, trees[0]))
 
 
-def test_average():
-    mean = average([state(10).params, state(20).params, state(60).params])
+def test_average_of_weights():
+    mean = average([state_at(10).params, state_at(20).params, state_at(60).params])
     np.testing.assert_array_equal(mean["a"]["kernel"], np.full((3, 5), 30, np.float32))
-    np.testing.assert_array_equal(mean["b"], state(0).params["b"])
+    np.testing.assert_array_equal(mean["b"], state_at(0).params["b"])
     assert mean["b"].dtype == np.float32

@@ -1,0 +1,32 @@
+"""Training: optimizers, the train step, parallelism, the loop and checkpoints. It knows no task.
+
+`train` takes the task as an argument, an object with the interface `Trainable`.
+"""
+
+from transformer.training.checkpoints import Checkpoints, average, digest
+from transformer.training.loop import Observer, Outcome, train
+from transformer.training.metric_log import read_metrics
+from transformer.training.optimizers import OPTIMIZERS, SCHEDULES
+from transformer.training.parallelism import PARALLELISMS, make_parallelism
+from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
+from transformer.training.trainable import Hyperparameters, Trainable
+
+__all__ = [
+    "OPTIMIZERS",
+    "PARALLELISMS",
+    "SCHEDULES",
+    "Checkpoints",
+    "Hyperparameters",
+    "Observer",
+    "Outcome",
+    "TrainState",
+    "Trainable",
+    "average",
+    "digest",
+    "init_state",
+    "make_eval_step",
+    "make_parallelism",
+    "make_train_step",
+    "read_metrics",
+    "train",
+]

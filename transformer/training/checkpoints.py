@@ -1,6 +1,6 @@
-"""Checkpoints: Orbax, written in the background, each with a digest of what it holds.
+"""Checkpoints: Orbax, written in the background, each with digests of its contents.
 
-Orbax does not notice a flipped bit in a weight; the digest, in a JSON item of the same commit, does.
+Orbax does not notice a flipped bit in a weight; the digests, stored in the same commit, reveal it.
 """
 
 import hashlib
@@ -14,31 +14,33 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from transformer.config import UserError
-from transformer.training.step import TrainState
+from transformer.training.train_step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last few, and the one with the lowest validation loss."""
+    """The checkpoints of a run: the last few, and the best by the validation criterion."""
 
     def __init__(self, folder: Path, keep_last: int | None = None):
-        """Opens a folder: with `keep_last` to train, otherwise to read, also while it is being trained."""
+        """Opens a folder: with `keep_last` to train, otherwise to read, even while it is being trained."""
         best = BestN(
-            get_metric_fn=lambda metrics: -metrics["nll"], n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: -metrics["criterion"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
-                best_fn=lambda metrics: metrics["nll"],
+                best_fn=lambda metrics: metrics["criterion"],
                 best_mode="min",
                 read_only=keep_last is None,
                 create=keep_last is not None,
                 cleanup_tmp_directories=keep_last is not None,
             ),
-            item_names=("params", "adam", "facts"),
+            item_names=("params", "opt_state", "metadata"),
         )
-        # Saved between two validations, by an interruption.
+        # Saved by an interruption between two validations.
         self._unscored = [step for step in self.steps if self._manager.metrics(step) is None]
 
     @property
@@ -48,80 +50,111 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the lowest validation loss."""
+        """The step with the lowest criterion."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, facts: dict[str, Any], nll: float | None) -> None:
+    def save(self, state: TrainState, metadata: dict[str, Any], criterion: float | None) -> None:
         """Writes a state in the background.
 
         Args:
           state: copied before this returns, so that the next update may reuse its memory.
-          facts: JSON data that comes back with the state.
-          nll: validation loss, nats a piece, by which the best is kept; None where it was not measured.
+          metadata: JSON data that is restored with the state.
+          criterion: ranks the checkpoint, lower is better; None where it was not measured.
         """
-        if nll is None:
+        if criterion is None:
             self._unscored.append(int(state.step))
-        elif self._unscored:  # they have served their purpose
+        elif self._unscored:  # no longer needed
             self._manager.wait_until_finished()
             for step in self._unscored:
                 self._manager.delete(step)
             self._unscored = []
-        items = jax.tree.map(np.array, {"params": state.params, "adam": state.adam})
+        items = jax.tree.map(np.array, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                facts=ocp.args.JsonSave({**facts, "digests": digests}),
+                metadata=ocp.args.JsonSave({**metadata, "digests": digests}),
             ),
-            metrics=None if nll is None else {"nll": nll},
+            metrics=None if criterion is None else {"criterion": criterion},
         )
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest state, in the shape of `template`, and its facts; None where there is none."""
+        """Returns the latest state, in the shape of `template`, and its metadata; None without a checkpoint.
+
+        Raises:
+          UserError: the checkpoint is unreadable or damaged, or has other shapes.
+        """
         if not self.steps:
             return None
         step = self.steps[-1]
-        items, facts = self._read(step, {"params": template.params, "adam": template.adam})
-        return TrainState(np.int32(step), **items), facts
+        templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
+        items, metadata = self._read(step, templates)
+        opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), items["opt_state"].values())
+        return TrainState(np.int32(step), items["params"], opt_state), metadata
 
     def params(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The weights of a step, in the shape of `template`, and its facts."""
-        items, facts = self._read(step, {"params": template})
-        return items["params"], facts
+        """Returns the weights of a step, in the shape of `template`, and its metadata.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        items, metadata = self._read(step, {"params": template})
+        return items["params"], metadata
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Returns the metadata of a step.
+
+        Raises:
+          UserError: the checkpoint is unreadable.
+        """
+        return self._read(step, {})[1]
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for writes in progress."""
         self._manager.close()
 
     def _read(self, step, templates):
         templates = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), templates)
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
+        place = self._folder / str(step)
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(**arguments, facts=ocp.args.JsonRestore())
+                step, args=ocp.args.Composite(**arguments, metadata=ocp.args.JsonRestore())
             )
-            items = {name: restored[name] for name in templates}
-            other = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
-            damaged = [name for name in items if digest(items[name]) != restored.facts["digests"][name]]
-        except Exception as error:  # Orbax raises anything, down to a bare Exception, on a broken file
+            items, metadata = {name: restored[name] for name in templates}, restored.metadata
+            misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
+            damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
+        except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(f"checkpoint {self._folder / str(step)} is unreadable: {reason}") from error
-        if other:
-            raise UserError(f"checkpoint {self._folder / str(step)} has other shapes: {', '.join(other)}")
+            raise UserError(f"checkpoint {place} is unreadable: {reason}") from error
+        if misshapen:
+            raise UserError(f"checkpoint {place} has other shapes: {', '.join(misshapen)}")
         if damaged:
-            raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {', '.join(damaged)}")
-        return items, restored.facts
+            raise UserError(f"checkpoint {place} is damaged: {', '.join(damaged)}")
+        return items, metadata
+
+
+def _by_path(opt_state: PyTree) -> dict[str, Any]:
+    """An optimizer's state as a flat dict: Orbax knows no NamedTuples, masks or empty states.
+
+    The leading number keeps the order of the leaves when Orbax sorts the names.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    return {
+        f"{number:05d}.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
+        for number, (path, leaf) in enumerate(leaves)
+    }
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Orbax restores whatever shape was stored, so they are compared."""
+    """Shapes by path. Orbax restores whatever shape was stored, so they are compared."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 of a tree's paths, dtypes, shapes and values."""
+    """SHA-256 of the paths, dtypes, shapes and values of a tree."""
     state = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

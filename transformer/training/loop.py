@@ -1,4 +1,4 @@
-"""Training, from a config and a folder to a trained model."""
+"""The training loop."""
 
 import contextlib
 import dataclasses
@@ -6,39 +6,40 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from transformer.config import ExperimentConfig, UserError
-from transformer.data.pipeline import serve
 from transformer.training.checkpoints import Checkpoints, digest
-from transformer.training.metrics import Meter, MetricsWriter, Record, summary
-from transformer.training.setup import set_up
+from transformer.training.metric_log import Meter, MetricsWriter, Record, add_totals
+from transformer.training.parallelism import make_parallelism
+from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
+from transformer.training.trainable import Hyperparameters, Trainable
 
 log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Shows a run to whoever waits for it."""
+    """Shows the progress of a run."""
 
     def step(self, step: int) -> None:
-        """An update was handed to the devices."""
+        """Called when an update was handed to the devices."""
 
     def record(self, record: Record) -> None:
-        """A record was written."""
+        """Called when a record was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended.
+    """The end of a training session.
 
     Attributes:
       step: updates done.
-      finished: whether there is no more to do; otherwise the same call goes on from here.
-      tokens_seen: target pieces trained on.
-      validation: the last validation's record.
+      finished: whether the run is complete; otherwise the same call resumes it.
+      tokens_seen: target tokens trained on.
+      validation: the last validation record.
       params_sha256: digest of the weights.
     """
 
@@ -51,11 +52,11 @@ class Outcome:
 
 @dataclasses.dataclass
 class Patience:
-    """Ends a run whose validation loss has stopped falling.
+    """Ends a run whose validation criterion has stopped falling.
 
     Attributes:
-      limit: validations in a row without a lower loss that are too many; None: any number will do.
-      best: the lowest loss so far, nats.
+      limit: validations in a row without a lower value that end the run; None: no limit.
+      best: the lowest value.
       stale: validations since.
     """
 
@@ -63,104 +64,130 @@ class Patience:
     best: float = math.inf
     stale: int = 0
 
-    def see(self, loss: float) -> None:
-        """Takes in a validation's loss."""
-        self.stale = 0 if loss < self.best else self.stale + 1
-        self.best = min(self.best, loss)
+    def update(self, value: float) -> None:
+        """Counts a validation."""
+        self.stale = 0 if value < self.best else self.stale + 1
+        self.best = min(self.best, value)
 
     @property
-    def lost(self) -> bool:
+    def exhausted(self) -> bool:
+        """Whether the run ends."""
         return self.limit is not None and self.stale >= self.limit
 
 
 def train(
     config: ExperimentConfig,
+    task: Trainable,
     folder: Path,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Trains a run to its end, going on from its latest checkpoint where there is one.
+    """Trains to the end of a run, from its latest checkpoint where there is one.
 
-    Writes tokenizer.model, checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU the weights of
-    a run that was stopped and resumed equal those of one that was not, bit for bit.
+    Writes checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU the weights of a run that was
+    stopped and resumed equal those of an uninterrupted one, bit for bit.
 
     Args:
-      config: the run.
-      folder: its folder.
+      config: sections `optimizer` and `train`, and the hyperparameters.
+      task: what is trained.
+      folder: the run folder.
       observer: is told of every step and record.
       should_stop: asked after each step; when true, the state is saved and training returns.
 
     Raises:
-      UserError: the config, the data or a checkpoint cannot be used.
+      UserError: the config or a checkpoint cannot be used, or training diverged.
     """
-    task = set_up(config, folder)
+    log.info("%d steps per epoch", task.steps_per_epoch)
+    parallelism = make_parallelism(config.train.parallelism)
+    hyperparameters = Hyperparameters.from_config(config)
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    train_step = make_train_step(task.loss, config, parallelism)
+    eval_step = make_eval_step(task.loss, parallelism)
+    state = init_state(task.init(config.train.seed), config)
+    log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(state.params)):,}")
+
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
-    state, facts, patience = task.state, {"tokens_seen": 0, "validation": {}}, Patience(config.train.patience)
-    if (restored := checkpoints.restore(state)) is not None:
-        state, facts = restored
-        if facts["tokenizer_sha256"] != task.tokenizer.sha256:
-            raise UserError(f"{folder / 'tokenizer.model'} is not the one its checkpoints were trained with")
-        if facts["data"] != task.data:
-            raise UserError(f"{folder} was trained on {facts['data']}; the data is now {task.data}")
-        if "patience" in facts:  # which the first checkpoints did not store
-            patience = Patience(config.train.patience, *facts["patience"])
-        log.info("going on from step %d of %d", state.step, config.train.steps)
-
-    first, validation = int(state.step), facts["validation"]
-    state = task.placement.replicate(state)
-    meter = Meter(config.train.steps, task.plan.steps_per_epoch, facts["tokens_seen"])
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(MetricsWriter(folder, first)) as writer,
-    ):
-
-        def publish(record: Record) -> Record:
-            if not math.isfinite(record["loss"]):
-                raise UserError(
-                    f"training diverged before step {record['step']}: the loss is {record['loss']}; "
-                    "lower optimizer.learning_rate or raise optimizer.warmup_steps"
-                )
-            writer.write(record)
-            observer.record(record)
-            return record
-
-        batches = () if patience.lost else serve(task.batches, first, config.data.workers)
-        for step, batch in enumerate(batches, start=first + 1):
-            batch = task.placement.shard(batch, config.train.accumulation)
-            state, sums, info = task.train_step(state, batch, task.key, task.hyper)
-            meter.add(sums, slots=batch.source.tokens.size + batch.target.tokens.size)
+    state, metadata = _resume(checkpoints, state, task, folder)
+    patience = Patience(config.train.patience, *metadata["patience"])
+    validation, first_step = metadata["validation"], int(state.step)
+    state = parallelism.put(state)
+    meter = Meter(task, config.train.steps, metadata["tokens_seen"])
+    with contextlib.closing(checkpoints), contextlib.closing(MetricsWriter(folder, first_step)) as writer:
+        batches = () if patience.exhausted else task.batches(first_step)
+        for step, batch in enumerate(batches, start=first_step + 1):
+            batch = parallelism.shard(batch, config.train.accumulation)
+            state, totals, info = train_step(state, batch, key, hyperparameters)
+            meter.add(totals)
             observer.step(step)
 
             stop = should_stop()
             validate = step % config.train.validate_every == 0 or step == config.train.steps
             if validate or stop or step % config.train.log_every == 0:
-                publish(meter.record(step, info))
+                _publish(meter.record(step, info), writer, observer)
             if validate:
-                sums = task.validate(state.params)
-                validation = publish({"step": step, "kind": "validation", **summary(sums)})
-                patience.see(validation["nll"])
+                totals = add_totals(
+                    eval_step(state.params, parallelism.shard(batch), None, hyperparameters)
+                    for batch in task.validation_batches()
+                )
+                validation = {"step": step, "kind": "validation", **task.summary(totals)}
+                _publish(validation, writer, observer)
+                patience.update(validation[task.criterion])
             if validate or stop:
-                facts = {
-                    "tokenizer_sha256": task.tokenizer.sha256,
-                    "data": task.data,
-                    "trained_lengths": list(task.plan.longest),
+                metadata = {
+                    "identity": dict(task.identity),
+                    "task": dict(task.metadata),
                     "tokens_seen": meter.tokens_seen,
                     "validation": validation,
                     "patience": [patience.best, patience.stale],
                 }
-                checkpoints.save(state, facts, validation["nll"] if validate else None)
+                checkpoints.save(state, metadata, validation[task.criterion] if validate else None)
                 meter.restart()
-            if patience.lost:
-                log.info(
-                    "no lower validation loss in %d validations: step %d is the last", patience.limit, step
-                )
-            if stop or patience.lost:
+            if patience.exhausted:
+                log.info("no better validation in %d: stopped at step %d", patience.limit, step)
+            if stop or patience.exhausted:
                 break
 
     return Outcome(
         step=int(state.step),
-        finished=int(state.step) >= config.train.steps or patience.lost,
+        finished=int(state.step) >= config.train.steps or patience.exhausted,
         tokens_seen=meter.tokens_seen,
         validation=validation,
         params_sha256=digest(jax.device_get(state.params)),
     )
+
+
+def _resume(
+    checkpoints: Checkpoints, state: TrainState, task: Trainable, folder: Path
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the latest state and its metadata, or the given state and the metadata of a new run.
+
+    Raises:
+      UserError: the checkpoints belong to another config, other data or another vocabulary.
+    """
+    restored = checkpoints.restore(state)
+    if restored is None:
+        return state, {"tokens_seen": 0, "validation": {}, "patience": []}
+    state, metadata = restored
+    for name, current in task.identity.items():
+        if (stored := metadata["identity"].get(name)) != current:
+            raise UserError(
+                f"{folder} was trained with another {name}: {stored}, now {current}; "
+                "restore it, or start a new run in another folder"
+            )
+    log.info("resuming from step %d", state.step)
+    return state, metadata
+
+
+def _publish(record: Record, writer: MetricsWriter, observer: Observer) -> None:
+    """Writes and shows a record.
+
+    Raises:
+      UserError: its loss is not finite.
+    """
+    if not math.isfinite(record["loss"]):
+        raise UserError(
+            f"training diverged before step {record['step']}: the loss is {record['loss']}; "
+            "lower optimizer.learning_rate or raise optimizer.warmup_steps"
+        )
+    writer.write(record)
+    observer.record(record)

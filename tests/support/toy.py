@@ -1,0 +1,104 @@
+"""A regression task without tokens, small enough that a whole run takes a second."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer.config import (
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    build_section,
+    option,
+    result_hash,
+)
+from transformer.tasks.task import Task
+
+BATCH_SIZE, WIDTH, NUM_EXAMPLES = 8, 3, 40
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionOptions:
+    """Options of the task's data."""
+
+    slope: float = option(2.0, not_in_paper="a toy")
+
+
+class Regression(Task):
+    """Fits y = slope * sum(x) by a weight vector; dropout drops channels of x."""
+
+    criterion = "loss"
+    steps_per_epoch = NUM_EXAMPLES // BATCH_SIZE
+
+    def __init__(self, config):
+        self.config = config
+        rng = np.random.default_rng(0)
+        self.x = rng.normal(size=(NUM_EXAMPLES, WIDTH)).astype(np.float32)
+        self.y = config.data.options["slope"] * self.x.sum(axis=1)
+        self.identity = {"config": result_hash(config), "data": f"slope {config.data.options['slope']}"}
+        self.metadata = {"width": WIDTH}
+
+    @classmethod
+    def resolve(cls, config):
+        options = build_section(RegressionOptions, config.data.options, "data.options.")
+        data = dataclasses.replace(config.data, options=dataclasses.asdict(options))
+        return dataclasses.replace(config, data=data)
+
+    @classmethod
+    def open(cls, config, folder, progress=None):
+        return cls(config)
+
+    @classmethod
+    def load_model(cls, config, folder, metadata):
+        raise NotImplementedError
+
+    def evaluate(self, model, params, split, progress):
+        raise NotImplementedError
+
+    def init(self, seed):
+        return {
+            "dense": {"kernel": jax.random.normal(jax.random.key(seed), (WIDTH, 1))},
+            "bias": jnp.zeros(1),
+        }
+
+    def loss(self, params, batch, key, hyperparameters):
+        x = batch["x"]
+        if key is not None:
+            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])
+            kept = jax.vmap(lambda k: jax.random.uniform(k, (WIDTH,)) >= hyperparameters.dropout_rate)(keys)
+            x = jnp.where(kept, x / (1 - hyperparameters.dropout_rate), 0)
+        error = (x @ params["dense"]["kernel"])[:, 0] + params["bias"] - batch["y"]
+        loss = jnp.sum(jnp.square(error), where=batch["number"] > 0)
+        return loss, {"loss": loss, "count": jnp.sum(batch["number"] > 0, dtype=jnp.float32)}
+
+    def batches(self, first_step):
+        for step in range(first_step, self.config.train.steps):
+            yield self.batch(np.arange(BATCH_SIZE) + step * BATCH_SIZE)
+
+    def validation_batches(self):
+        yield self.batch(np.arange(NUM_EXAMPLES))
+
+    def batch(self, numbers):
+        """The examples of these numbers; an example's number, counted from 1, is 0 in padding."""
+        numbers = numbers % NUM_EXAMPLES
+        return {"x": self.x[numbers], "y": self.y[numbers], "number": (numbers + 1).astype(np.int32)}
+
+    def summary(self, totals):
+        return {"loss": totals["loss"] / totals["count"]}
+
+
+def toy_config(**train) -> ExperimentConfig:
+    """A resolved config of the toy task: 20 steps, a validation every 8."""
+    config = ExperimentConfig(
+        task="regression",
+        model=ModelConfig(dropout_rate=0.1),
+        optimizer=OptimizerConfig(warmup_steps=5, learning_rate=0.1),
+        train=TrainConfig(
+            **{"steps": 20, "log_every": 1, "validate_every": 8, "keep_last": 2, "parallelism": "single"}
+            | train
+        ),
+    )
+    return Regression.resolve(config)

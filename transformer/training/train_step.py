@@ -1,0 +1,104 @@
+"""One update and one validation batch: pure functions of state and batch, compiled by a parallelism."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from transformer.config import ExperimentConfig
+from transformer.training.optimizers import make_optimizer, make_schedule
+from transformer.training.parallelism import Parallelism
+from transformer.training.trainable import Hyperparameters, LossFn, Totals
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: updates done.
+      params: the weights, float32.
+      opt_state: the state of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: optax.OptState
+
+
+class StepInfo(NamedTuple):
+    """Figures of an update besides its totals."""
+
+    gradient_norm: Float[Array, ""]  # of the mean loss, before clipping
+    learning_rate: Float[Array, ""]
+
+
+# (state, batch, key, hyperparameters) -> ...
+TrainStep = Callable[
+    [TrainState, PyTree, Key[Array, ""], Hyperparameters], tuple[TrainState, Totals, StepInfo]
+]
+EvalStep = Callable[[PyTree, PyTree, None, Hyperparameters], Totals]
+
+
+def init_state(params: PyTree, config: ExperimentConfig) -> TrainState:
+    """The state before the first update.
+
+    Raises:
+      UserError: an optimizer or a schedule that does not exist or does not fit the config.
+    """
+    schedule = make_schedule(config.optimizer, 1.0, config.train.steps)
+    opt_state = make_optimizer(config.optimizer, schedule).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Parallelism) -> TrainStep:
+    """Compiles one update.
+
+    Losses and gradients are summed over the parts of a batch and over the devices, and divided once, by the
+    count of the whole batch. So the update does not depend on how the batch was split.
+    """
+
+    def train_step(state, batch, key, hyperparameters):
+        key = jax.random.fold_in(key, state.step)
+        gradients, totals = parallelism.reduce(
+            _summed_gradients(loss_fn, state.params, batch, key, hyperparameters, config.train.accumulation)
+        )
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(totals["count"], 1), gradients)
+
+        schedule = make_schedule(config.optimizer, hyperparameters.learning_rate, config.train.steps)
+        optimizer = make_optimizer(config.optimizer, schedule)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        info = StepInfo(optax.tree.norm(gradients), schedule(state.step))
+        return TrainState(state.step + 1, params, opt_state), totals, info
+
+    return parallelism.compile(train_step, donate_state=True)
+
+
+def make_eval_step(loss_fn: LossFn, parallelism: Parallelism) -> EvalStep:
+    """Compiles the totals of a batch, without dropout."""
+
+    def eval_step(params, batch, key, hyperparameters):
+        return parallelism.reduce(loss_fn(params, batch, key, hyperparameters)[1])
+
+    return parallelism.compile(eval_step)
+
+
+def _summed_gradients(loss_fn, params, batch, key, hyperparameters, num_parts) -> tuple[PyTree, Totals]:
+    """Summed gradients and totals of a batch, computed in equal parts one after the other."""
+
+    def gradients_of(batch):
+        return jax.grad(loss_fn, has_aux=True)(params, batch, key, hyperparameters)
+
+    if num_parts == 1:
+        return gradients_of(batch)
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, first))
+
+    def add(totals, part):
+        return jax.tree.map(jnp.add, totals, gradients_of(part)), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
