@@ -1,0 +1,62 @@
+"""A task defined outside the library: one class, one entry in a dict."""
+
+import dataclasses
+
+import pytest
+
+from tests.support.toy import Regression, toy_config
+from transformer.config import UserError
+from transformer.tasks import TASKS, open_task, resolve
+from transformer.training.loop import train
+
+
+class Silent:
+    """An observer that stops after a step."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.last_step = stop_after, 0
+
+    def step(self, step):
+        self.last_step = step
+
+    def record(self, record):
+        pass
+
+    def should_stop(self):
+        return self.last_step == self.stop_after
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(TASKS, "regression", Regression)
+
+
+def test_it_is_selected_by_its_name_and_trains(tmp_path):
+    config = resolve(toy_config())
+    task = open_task(config, tmp_path)
+    assert isinstance(task, Regression)
+    stopped = Silent(stop_after=7)
+    assert not train(config, task, tmp_path, stopped, stopped.should_stop).finished
+    outcome = train(config, open_task(config, tmp_path), tmp_path, Silent())
+    assert outcome.finished
+    (tmp_path / "whole").mkdir()
+    whole = train(config, task, tmp_path / "whole", Silent())
+    assert outcome.params_sha256 == whole.params_sha256
+
+
+def test_it_is_refused_when_its_config_differs(tmp_path):
+    config = resolve(toy_config())
+    train(config, open_task(config, tmp_path), tmp_path, Silent())
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, options={"slope": 3.0}))
+    with pytest.raises(UserError, match="was trained with another config"):
+        train(changed, open_task(changed, tmp_path), tmp_path, Silent())
+
+
+def test_its_options_are_checked():
+    config = dataclasses.replace(
+        toy_config(), data=dataclasses.replace(toy_config().data, options={"slop": 3.0})
+    )
+    with pytest.raises(
+        UserError, match=r"unknown config key data.options.slop; did you mean data.options.slope\?"
+    ):
+        resolve(config)

@@ -1,0 +1,230 @@
+"""The translation task: runs from text to scores, golden losses, refusals before training."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import base, t2t
+from transformer.config import ExperimentConfig, ModelConfig, OptimizerConfig, TrainConfig, UserError
+from transformer.data import bucketing
+from transformer.data.corpus import Corpus
+from transformer.data.tokenizer import Tokenizer
+from transformer.tasks import TASKS, open_task, resolve
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.loop import train
+from transformer.training.metric_log import read_metrics
+
+GOLDEN = Path(__file__).parent / "golden.json"
+
+
+class Recorder:
+    """An observer that stops after a step."""
+
+    def __init__(self, stop_after):
+        self.stop_after, self.last_step = stop_after, 0
+
+    def step(self, step):
+        self.last_step = step
+
+    def record(self, record):
+        pass
+
+    def should_stop(self):
+        return self.last_step == self.stop_after
+
+
+@pytest.fixture
+def config(number_words):
+    """20 steps of one layer, d_model 16, on 300 lists of number words."""
+    return ExperimentConfig(
+        model=ModelConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.1),
+        data=number_words,
+        optimizer=OptimizerConfig(warmup_steps=10, learning_rate=5e-3),
+        train=TrainConfig(
+            steps=20, batch_tokens=128, log_every=1, validate_every=8, keep_last=2, parallelism="single"
+        ),
+    )
+
+
+def run(config, folder, stop_after=None):
+    folder.mkdir(exist_ok=True)
+    recorder = Recorder(stop_after)
+    task = open_task(resolve(config), folder)
+    return train(config, task, folder, recorder, recorder.should_stop)
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder) if record["kind"] == "train"]
+
+
+def with_sizes(config, preset):
+    """A small model with everything that a preset sets besides its sizes and its learning rate."""
+    values = preset.get_config().to_dict()
+    sizes = {"num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2, "dropout_rate": 0.1}
+    optimizer = {"warmup_steps": 10, "learning_rate": 5e-3}
+    return dataclasses.replace(
+        config,
+        model=ModelConfig(**values["model"] | sizes),
+        optimizer=OptimizerConfig(**values["optimizer"] | optimizer),
+    )
+
+
+@pytest.mark.parametrize("preset", [base, t2t], ids=["base", "t2t"])
+def test_golden_losses(config, tmp_path, preset):
+    """The first 20 losses of a seeded run. Rewrite golden.json only for an intended change, and say why.
+
+    The base run is stopped and resumed: its losses are those of an uninterrupted run.
+    """
+    if preset is base:
+        run(with_sizes(config, preset), tmp_path, stop_after=13)
+    run(with_sizes(config, preset), tmp_path)
+    golden = json.loads(GOLDEN.read_text())[preset.__name__.removeprefix("configs.")]
+    # Other processors round sums in another order.
+    assert losses(tmp_path) == pytest.approx(golden, abs=1e-4)
+    records = read_metrics(tmp_path)
+    validations = [record for record in records if record["kind"] == "validation"]
+    assert [record["step"] for record in validations] == [8, 16, 20]
+    assert validations[-1]["nll"] < validations[0]["nll"]
+    for name in ("nll", "perplexity", "perplexity_per_character", "accuracy", "padding"):
+        assert all(record[name] >= 0 for record in records), name
+    padding = [record["padding"] for record in records if record["kind"] == "train"]
+    assert sum(padding) / len(padding) < 0.1
+    assert Checkpoints(tmp_path / "checkpoints").steps == [16, 20]
+
+
+@pytest.fixture
+def recurrent(config, monkeypatch):
+    """A recurrent model on bucketed batches of two shapes, each of which is compiled."""
+    monkeypatch.setattr(bucketing, "MAX_SHAPES", 2)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, kind="recurrent_attention", cell="gru"),
+        train=dataclasses.replace(config.train, steps=8),
+    )
+
+
+def test_a_model_that_cannot_pack_gets_one_example_per_row(recurrent, tmp_path):
+    task = open_task(recurrent, tmp_path)
+    assert len({task.plan.shape(step) for step in range(50)}) == 2
+    batch = next(task.batches(0))
+    for side in (batch.source, batch.target):
+        assert all(len(set(row[row > 0])) <= 1 for row in side.segment_ids)
+
+
+@pytest.mark.slow
+def test_a_recurrent_run_resumes_bit_for_bit(recurrent, tmp_path):
+    whole = run(recurrent, tmp_path / "whole")
+    run(recurrent, tmp_path / "parts", stop_after=3)
+    resumed = run(recurrent, tmp_path / "parts")
+    assert resumed.params_sha256 == whole.params_sha256
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def stopped_run(number_words, tmp_path_factory):
+    """A run that was stopped after two steps, and its config."""
+    config = ExperimentConfig(
+        model=ModelConfig(
+            num_layers=1, d_model=16, d_ff=32, num_heads=2, positions="learned", max_positions=60
+        ),
+        data=number_words,
+        optimizer=OptimizerConfig(warmup_steps=10, learning_rate=5e-3),
+        train=TrainConfig(steps=20, batch_tokens=128, log_every=1, parallelism="single"),
+    )
+    folder = tmp_path_factory.mktemp("stopped")
+    outcome = run(config, folder, stop_after=2)
+    assert outcome.step == 2
+    return config, folder
+
+
+def test_a_position_table_need_not_reach_the_end_of_a_row(stopped_run):
+    """Rows of 64 tokens hold several lists, each shorter than the table of 60."""
+    config, folder = stopped_run
+    assert open_task(config, folder).plan.source_length == 64
+
+
+def test_another_vocabulary_is_refused(stopped_run, tmp_path):
+    """A vocabulary of the same size, so that only its digest differs."""
+    config, folder = stopped_run
+    path = folder / "tokenizer.model"
+    original = path.read_bytes()
+    sources, targets = Corpus(config.data).texts("test_long")
+    path.write_bytes(Tokenizer.train(sources + targets, "bpe", config.data.vocab_size).model)
+    try:
+        with pytest.raises(UserError, match="was trained with another vocabulary"):
+            run(config, folder)
+    finally:
+        path.write_bytes(original)
+
+
+def test_other_data_is_refused(stopped_run):
+    config, folder = stopped_run
+    data = dataclasses.replace(config.data, options={"lists": 200})
+    with pytest.raises(UserError, match=r"was trained with another config: "):
+        run(dataclasses.replace(config, data=data), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_positions": 20}, r"split 'train' has a source of \d+ tokens, but .*'learned' ends at 20"),
+        ({"positions": "x"}, "model.positions is 'x'"),
+    ],
+)
+def test_an_unusable_model_is_refused_before_training(config, tmp_path, changes, message):
+    model = dataclasses.replace(config.model, **{"positions": "learned", **changes})
+    with pytest.raises(UserError, match=message):
+        run(dataclasses.replace(config, model=model), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_validation_sentence_beyond_the_position_table_is_refused(config, tmp_path):
+    model = dataclasses.replace(config.model, positions="learned", max_positions=20)
+    data = dataclasses.replace(config.data, row_length=20)
+    with pytest.raises(UserError, match=r"split 'validation' has a source of \d+ tokens, but .* ends at 20"):
+        run(dataclasses.replace(config, model=model, data=data), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("model", {"norm": "x"}, "model.norm is 'x'; it must be one of: layer_norm, rms_norm"),
+        ("optimizer", {"name": "x"}, "optimizer.name is 'x'; it must be one of: adam, adamw, muon, sgd"),
+        ("optimizer", {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of"),
+        (
+            "optimizer",
+            {"schedule": "cosine", "warmup_steps": 30},
+            "optimizer.warmup_steps is 30; it must be at most",
+        ),
+        ("train", {"parallelism": "x"}, "train.parallelism is 'x'; it must be one of: auto, pmap, single"),
+        ("decode", {"penalty": "x"}, "decode.penalty is 'x'; it must be one of: length, wu"),
+        ("data", {"options": {"files": "x"}}, "data.options.files is not an option of number_words"),
+    ],
+)
+def test_resolve_checks_every_name(config, section, values, message):
+    changed = dataclasses.replace(getattr(config, section), **values)
+    with pytest.raises(UserError, match=message):
+        resolve(dataclasses.replace(config, **{section: changed}))
+
+
+def test_resolve_completes_the_options_of_the_data_set(config):
+    data = dataclasses.replace(config.data, options={})
+    assert resolve(dataclasses.replace(config, data=data)).data.options == {"lists": 50_000}
+
+
+def test_an_unknown_task_is_refused(config):
+    with pytest.raises(UserError, match="task is 'x'; it must be one of: translation"):
+        resolve(dataclasses.replace(config, task="x"))
+
+
+def test_the_interface_of_every_task():
+    for task in TASKS.values():
+        assert not getattr(task, "__abstractmethods__", None)
+
+
+def test_golden_losses_are_from_a_cpu():
+    """So are the claims of equality bit for bit."""
+    assert jax.devices()[0].platform == "cpu"
