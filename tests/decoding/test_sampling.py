@@ -1,30 +1,30 @@
-"""Draws: their frequencies, what is kept of a distribution, and what they depend on."""
+"""Sampling: frequencies, truncation of a distribution, and the inputs that samples depend on."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.decoding.test_search import random_table, table_step
-from tests.tiny import tiny_config
-from transformer.config import EOS, DecodeConfig
-from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.pieces import IMPOSSIBLE
-from transformer.decoding.sampling import keep_top_k, keep_top_p, sampler
-from transformer.decoding.search import ChoosingSearch, Rules, run
+from tests.support.search_tables import log_probs, random_table, sample, search
+from tests.support.translators import TEXTS, tokenizer, translator
+from transformer.config import BOS, EOS
+from transformer.decoding.sampling import Sampler, keep_top_k, keep_top_p
 from transformer.decoding.translator import Translator
-from transformer.model import build, init_params
+from transformer.model.masks import NEG_INF
 
-TABLE = np.log([0.5, 0.25, 0.15, 0.07, 0.03])
-DRAWS = 20_000
-TEXTS = ["a man in a red hat", "two dogs run", "", "a", "one two three four five six seven", "a man"]
+LOGITS = np.log([0.5, 0.25, 0.15, 0.07, 0.03])
+NUM_SAMPLES = 20_000
+SAMPLING = {"sampling": True, "temperature": 2.0, "min_output_length": 6}
+UNSORTED = jnp.log(jnp.array([[0.4, 0.15, 0.2, 0.2, 0.05]]))
 
 
-def frequencies(**options):
-    """How often each piece of `TABLE` is drawn, as the first one of many sentences."""
-    choose = sampler(jax.random.key(7), jnp.arange(DRAWS), **options)
-    pieces = choose(jnp.broadcast_to(jnp.float32(TABLE), (DRAWS, 1, 5)), jnp.int32(0))
-    return np.bincount(np.ravel(pieces), minlength=5) / DRAWS
+@functools.partial(jax.jit, static_argnames="k")
+def first_samples(index, temperature, p, k=None):
+    """A token for two hypotheses of many sentences with the distribution `LOGITS`."""
+    logits = jnp.broadcast_to(jnp.float32(LOGITS)[None, None], (NUM_SAMPLES, 2, 5))
+    return Sampler(jax.random.key(7), jnp.arange(NUM_SAMPLES), temperature, k, p)(logits, index)
 
 
 def softmax(logits):
@@ -34,132 +34,124 @@ def softmax(logits):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, softmax(TABLE)),
-        ({"temperature": 0.5}, softmax(2 * TABLE)),
+        ({}, softmax(LOGITS)),
+        ({"temperature": 0.5}, softmax(2 * LOGITS)),
         ({"k": 2}, np.array([2 / 3, 1 / 3, 0, 0, 0])),
         ({"p": 0.76}, np.array([0.5, 0.25, 0.15, 0, 0]) / 0.9),
         ({"temperature": 0.5, "k": 3, "p": 0.9}, np.array([4 / 5, 1 / 5, 0, 0, 0])),
     ],
-    ids=["as it is", "colder", "top-k", "nucleus", "all three"],
+    ids=["unchanged", "low temperature", "top-k", "nucleus", "all three"],
 )
-def test_frequencies_are_probabilities(options, expected):
-    """Within four standard deviations of 20,000 draws. The nucleus is that of the colder distribution."""
-    found = frequencies(**options)
-    assert np.all(np.abs(found - expected) <= 4 * np.sqrt(expected * (1 - expected) / DRAWS))
+def test_frequencies_equal_probabilities(options, expected):
+    """Within four standard deviations. The nucleus is that of the distribution after the temperature."""
+    tokens = first_samples(jnp.int32(0), **{"temperature": 1.0, "p": 1.0, **options})[:, 0]
+    frequencies = np.bincount(tokens, minlength=5) / NUM_SAMPLES
+    assert np.all(np.abs(frequencies - expected) <= 4 * np.sqrt(expected * (1 - expected) / NUM_SAMPLES))
 
 
-def test_places_and_hypotheses_are_drawn_by_themselves():
-    """As often alike as two draws are: sum p^2, within four standard deviations."""
-    choose = sampler(jax.random.key(7), jnp.arange(DRAWS))
-    logits = jnp.broadcast_to(jnp.float32(TABLE), (DRAWS, 2, 5))
-    first, second = (np.asarray(choose(logits, jnp.int32(index))) for index in (0, 1))
-    same = (softmax(TABLE) ** 2).sum()
-    for one, other in (
+def test_sentences_hypotheses_and_positions_have_independent_samples():
+    """Two samples are equal with probability sum p^2; within four standard deviations."""
+    first, second = (np.asarray(first_samples(jnp.int32(index), 1.0, 1.0)) for index in (0, 1))
+    expected = (softmax(LOGITS) ** 2).sum()
+    for left, right in (
         (first[:, 0], first[:, 1]),
         (first[:, 0], second[:, 0]),
         (first[1:, 0], first[:-1, 0]),
     ):
-        assert abs(np.mean(one == other) - same) < 4 * np.sqrt(same * (1 - same) / DRAWS)
+        deviation = np.sqrt(expected * (1 - expected) / NUM_SAMPLES)
+        assert abs(np.mean(left == right) - expected) < 4 * deviation
 
 
 @pytest.mark.parametrize(
-    ("p", "kept"),
+    ("p", "expected"),
     [
         (0.3, [0]),
         (0.39, [0]),
-        (0.41, [0, 2, 3]),  # one of two equal ones would do; both are kept
+        (0.41, [0, 2, 3]),  # one of two equally probable tokens would be enough; both are kept
         (0.79, [0, 2, 3]),
         (0.81, [0, 1, 2, 3]),
         (1.0, [0, 1, 2, 3, 4]),
     ],
 )
-def test_the_nucleus_by_hand(p, kept):
-    """Of 0.4, 0.15, 0.2, 0.2, 0.05 in this order: sums 0.4, 0.6, 0.8, 0.95, 1 from the most probable on."""
-    logits = jnp.log(jnp.array([[0.4, 0.15, 0.2, 0.2, 0.05]]))
-    found = keep_top_p(logits, p)
-    assert np.flatnonzero(found[0] > IMPOSSIBLE).tolist() == kept
-    np.testing.assert_array_equal(found[0, jnp.array(kept)], logits[0, jnp.array(kept)])
+def test_nucleus_by_hand(p, expected):
+    """The sums from the most probable token on are 0.4, 0.6, 0.8, 0.95 and 1."""
+    kept = np.asarray(jax.jit(keep_top_p)(UNSORTED, p)[0])
+    assert np.flatnonzero(kept > NEG_INF).tolist() == expected
+    np.testing.assert_array_equal(kept[expected], np.asarray(UNSORTED)[0, expected])
 
 
-@pytest.mark.parametrize(("k", "kept"), [(1, [0]), (2, [0, 2, 3]), (3, [0, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])])  # fmt: skip
-def test_the_most_probable_by_hand(k, kept):
-    found = keep_top_k(jnp.log(jnp.array([[0.4, 0.15, 0.2, 0.2, 0.05]])), k)
-    assert np.flatnonzero(found[0] > IMPOSSIBLE).tolist() == kept
+@pytest.mark.parametrize(("k", "expected"), [(1, [0]), (2, [0, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])])  # fmt: skip
+def test_top_k_by_hand(k, expected):
+    assert np.flatnonzero(keep_top_k(UNSORTED, k)[0] > NEG_INF).tolist() == expected
 
 
 @pytest.mark.parametrize("options", [{"k": 1}, {"p": 1e-6}, {"temperature": 1e-6}])
-def test_what_leaves_one_piece_is_greedy(options):
-    table = random_table(4, rows=5)
-    rules = Rules(jnp.array([6, 5, 4, 6, 1]))
-
-    def search(**choice):
-        return run(ChoosingSearch(**choice), table_step(table), jnp.zeros((5, 1), jnp.int32), rules, 6)
-
-    drawn, greedy = search(choose=sampler(jax.random.key(0), jnp.arange(5), **options)), search()
-    np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
-    np.testing.assert_allclose(drawn.score, greedy.score, rtol=1e-6)
+def test_sampling_from_one_token_is_greedy_search(options):
+    table, limits = random_table(4, num_rows=5), [6, 5, 4, 6, 1]
+    samples, greedy = sample(table, limits, **options), search(table, limits, beam_size=0, alpha=0.0)
+    for hypothesis in range(3):
+        np.testing.assert_array_equal(samples.tokens[:, hypothesis], greedy.tokens[:, 0])
+        np.testing.assert_allclose(samples.score[:, hypothesis], greedy.score[:, 0], rtol=1e-6)
 
 
-def test_the_score_of_a_draw_is_its_log_probability():
-    """That of the model, whatever the temperature."""
-    table = random_table(4, rows=2)
-    log_probs = np.asarray(jax.nn.log_softmax(table), np.float64)
-    choose = sampler(jax.random.key(1), jnp.arange(2), temperature=3.0)
-    step, state = table_step(table), jnp.zeros((2, 3), jnp.int32)
-    found = run(ChoosingSearch(3, choose=choose), step, state, Rules(jnp.array([6, 4])), 6)
+def test_score_of_a_sample_is_its_log_probability():
+    """The model's log-probability, whatever the temperature."""
+    table = random_table(4, num_rows=2)
+    result = sample(table, [6, 4], seed=1, temperature=3.0)
     for row in range(2):
-        for place in range(3):
-            before, last, total = 0, 1, 0.0
-            for piece in filter(None, map(int, found.tokens[row, place])):
-                total += log_probs[row, before, last, piece]
-                before, last = last, piece
-            assert float(found.score[row, place]) == pytest.approx(total, rel=1e-5)
-            assert bool(found.ended[row, place]) == (last == EOS)
+        for hypothesis in range(3):
+            path = (0, BOS, *filter(None, result.tokens[row, hypothesis].tolist()))
+            total = sum(log_probs(table, row)[path[i : i + 3]] for i in range(len(path) - 2))
+            assert result.score[row, hypothesis] == pytest.approx(total, rel=1e-5)
+            assert result.ended[row, hypothesis] == (path[-1] == EOS)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.train(TEXTS * 3, "char", 24)
+def sampling():
+    """A translator with four samples per text."""
+    return translator(**SAMPLING, n_best=4)
 
 
-def sampling(tokenizer, n_best=1, batch_tokens=64, **changes):
-    model = build(tiny_config(), tokenizer.vocab_size)
-    config = DecodeConfig(sampling=True, max_extra=3, min_length=6, batch_tokens=batch_tokens, **changes)
-    return Translator(model, init_params(model, seed=3), tokenizer, config, n_best)
+@pytest.fixture(scope="module")
+def samples(sampling):
+    """The samples of `TEXTS`."""
+    return [[sample.text for sample in hypotheses] for hypotheses in sampling.hypotheses(TEXTS)]
 
 
-def test_a_seed_decides_the_draws_and_neighbours_do_not(tokenizer):
-    """Rounding differs by batch; none of these draws is that close."""
-    translate = sampling(tokenizer)
-    together = translate(TEXTS)
-    assert sampling(tokenizer)(TEXTS) == together
-    assert len(set(together)) == len(TEXTS)
-    other = sampling(tokenizer, seed=1)(TEXTS)
-    assert all(one != two for one, two in zip(together, other, strict=True) if one)
+def test_samples_depend_on_sentence_number_and_not_on_neighbours(sampling, samples):
+    """Rounding differs between batches; no sample here is decided by so little."""
     for number, text in enumerate(TEXTS):
-        assert translate.hypotheses([text], first=number)[0][0].text == together[number]
-    assert translate(TEXTS[1:2]) != together[1:2]  # another number, other draws
-    assert sampling(tokenizer, batch_tokens=512)(TEXTS) == together
+        alone = sampling.hypotheses([text], first=number)[0]
+        assert [sample.text for sample in alone] == samples[number]
+    assert sampling(TEXTS[1:2]) != [samples[1][0]]
+    assert len({texts[0] for texts in samples}) == len(TEXTS)
 
 
-def test_parts_of_a_text_that_are_alike_are_drawn_by_themselves(tokenizer, monkeypatch):
-    translate, drawn = sampling(tokenizer, max_source=8), []
-    search = translate.search
-
-    def watched(source, *rest):
-        found = search(source, *rest)
-        drawn.extend(found.tokens[source.any(axis=1), 0].tolist())
-        return found
-
-    monkeypatch.setattr(translate, "search", watched)
-    text = "a man a man"
-    together = translate([text])
-    assert len(drawn) == 2
-    assert drawn[0] != drawn[1]
-    assert sampling(tokenizer, max_source=8, batch_tokens=16)([text]) == together
+def test_samples_depend_on_the_seed(samples):
+    other_seed = translator(**SAMPLING, n_best=4, seed=1)(TEXTS)
+    pairs = zip(other_seed, samples, strict=True)
+    assert all(text != texts[0] for text, texts in pairs if text)
 
 
-def test_samples_of_a_text_differ(tokenizer):
-    found = sampling(tokenizer, n_best=4).hypotheses(TEXTS)
-    assert [len({one.text for one in own}) for own in found] == [4, 4, 1, 4, 4, 4]
-    assert [own[0].text for own in found] == sampling(tokenizer)(TEXTS)
+def test_samples_of_a_text_differ_and_the_first_does_not_depend_on_their_number(samples):
+    assert [len(set(texts)) for texts in samples] == [4 if text else 1 for text in TEXTS]
+    one_sample = translator(**SAMPLING)
+    assert one_sample(TEXTS) == [texts[0] for texts in samples]
+
+
+def test_equal_parts_of_a_text_have_different_samples(sampling):
+    """The text is split into two parts of the same 15 tokens and EOS."""
+    part, results = tokenizer().encode("a man in a hat"), []
+    assert len(part) == sampling.max_source_length == 16
+
+    class Recorder(Translator):
+        """Keeps sources and results of its searches."""
+
+        def search(self, source, *arguments):
+            results.append((source, super().search(source, *arguments)))
+            return results[-1][1]
+
+    translator(Recorder, **SAMPLING, n_best=4)(["a man in a hat a man in a hat"])
+    ((source, result),) = results
+    assert source.tolist() == [part, part]
+    assert not np.array_equal(result.tokens[0], result.tokens[1])

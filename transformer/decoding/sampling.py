@@ -1,58 +1,65 @@
-"""Sampling the next piece: temperature, top-k (Fan et al. 2018), nucleus (Holtzman et al. 2020)."""
+"""Sampling of the next token: temperature, top-k (Fan et al. 2018), nucleus (Holtzman et al. 2020)."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from transformer.decoding.pieces import IMPOSSIBLE, top_k
-from transformer.decoding.search import Choose
+from transformer.decoding.top_k import top_k
+from transformer.model.masks import NEG_INF
+
+Scalar = Float[Array, ""] | float
 
 
 def keep_top_k(logits: Float[Array, "*b v"], k: int) -> Float[Array, "*b v"]:
-    """Keeps the `k` most probable pieces, and those as probable as the last of them."""
-    least = top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
-    return jnp.where(logits >= least, logits, IMPOSSIBLE)
+    """Masks all but the `k` most probable tokens; keeps every token that ties with the last of them."""
+    smallest = top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
+    return jnp.where(logits >= smallest, logits, NEG_INF)
 
 
-def keep_top_p(logits: Float[Array, "*b v"], p: float) -> Float[Array, "*b v"]:
-    """Keeps the fewest most probable pieces that have at least probability `p` together (the nucleus)."""
-    order = jnp.sort(logits, axis=-1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(order), axis=-1) - jax.nn.softmax(order)
-    least = jnp.min(jnp.where(before < p, order, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= least, logits, IMPOSSIBLE)
+def keep_top_p(logits: Float[Array, "*b v"], p: Scalar) -> Float[Array, "*b v"]:
+    """Masks all but the nucleus: the fewest most probable tokens with total probability of at least `p`."""
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    preceding = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
+    smallest = jnp.min(jnp.where(preceding < p, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= smallest, logits, NEG_INF)
 
 
-def sampler(
-    key: Key[Array, ""],
-    sentences: Int[Array, "b"],
-    temperature: float = 1.0,
-    k: int | None = None,
-    p: float | None = None,
-) -> Choose:
-    """Draws from softmax(logits / temperature), cut to the `k` most probable, then to the nucleus of `p`.
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Samples from softmax(logits / temperature), cut to the `top_k` most probable, then to the nucleus.
 
-    Args:
-      key: decides all draws.
-      sentences: a number for each sentence. A sentence's draws depend on its number, on the hypothesis and
-        on the piece's place, not on what else is in the batch.
+    Attributes:
+      key: decides all samples.
+      sentence_ids: a number for each sentence. The samples of a sentence depend on its number, on the
+        hypothesis and on the position of the token, not on the rest of the batch.
+      temperature: divides the logits.
+      top_k: number of tokens to sample from; None: all.
+      top_p: probability of the nucleus; None: 1.
     """
 
-    def choose(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
-        # From the best one down, so that a low temperature makes no logit as low as an impossible one.
-        below = (logits - logits.max(axis=-1, keepdims=True)) / temperature
-        logits = jnp.maximum(below, IMPOSSIBLE)
-        logits = logits if k is None else keep_top_k(logits, k)
-        logits = logits if p is None else keep_top_p(logits, p)
+    key: Key[Array, ""]
+    sentence_ids: Int[Array, "b"]
+    temperature: Scalar = 1.0
+    top_k: int | None = None
+    top_p: Scalar | None = None
 
-        def draw(sentence, hypothesis, logits):
-            own = key
-            for number in (sentence, hypothesis, index):
-                own = jax.random.fold_in(own, number)
-            return jax.random.categorical(own, logits)
+    def __call__(self, logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
+        """Samples a token at position `index` for each hypothesis."""
+        # Relative to the largest logit, so that no low temperature moves an allowed logit below NEG_INF.
+        relative = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+        logits = jnp.maximum(relative, NEG_INF)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        over_hypotheses = jax.vmap(self._sample, in_axes=(None, 0, None, 0))
+        over_sentences = jax.vmap(over_hypotheses, in_axes=(0, None, None, 0))
+        return over_sentences(self.sentence_ids, jnp.arange(logits.shape[1]), index, logits)
 
-        hypotheses = jnp.arange(logits.shape[1])
-        return jax.vmap(jax.vmap(draw, in_axes=(None, 0, 0)), in_axes=(0, None, 0))(
-            sentences, hypotheses, logits
-        )
-
-    return choose
+    def _sample(self, sentence_id, hypothesis, index, logits):
+        key = self.key
+        for number in (sentence_id, hypothesis, index):
+            key = jax.random.fold_in(key, number)
+        return jax.random.categorical(key, logits)

@@ -1,4 +1,4 @@
-"""Strings in, strings out."""
+"""Translation from text to text."""
 
 import functools
 import itertools
@@ -10,32 +10,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from transformer.batch import TokenBatch
 from transformer.config import PAD, DecodeConfig, UserError
+from transformer.data.batching import LengthBatch, length_batches, pad_rows
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.batches import Batch, batches, padded
-from transformer.decoding.parts import Part, cut
-from transformer.decoding.pieces import IMPOSSIBLE
-from transformer.decoding.search import Found
-from transformer.decoding.shrinking import ShrinkingSearch
+from transformer.decoding.long_inputs import split_tokens
+from transformer.decoding.model_search import ModelSearch, ShrinkingSearch
+from transformer.decoding.search import SearchResult
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
+from transformer.model.masks import NEG_INF
 
-# Vocabularies learned from odd text hold these; a translation is one line to every reader of text files.
-_LINE_ENDS = str.maketrans("\n\r", "  ")
+# Vocabularies learned from unusual text contain line ends; a translation is one line of a text file.
+LINE_ENDS = str.maketrans("\n\r", "  ")
 
-# Batches searched at the same time: what one leaves idle of the cores, another uses. Measured on two cores.
-AT_ONCE = 2
+# Batches searched at the same time: one uses the cores that another leaves idle.
+NUM_THREADS = 2
+
+PART_STRIDE = 1_000_003  # between the sentence numbers of the parts of a text
 
 
 class Hypothesis(NamedTuple):
     """A translation.
 
     Attributes:
-      text: without a line end in it.
-      score: log-probability in nats over the length penalty; of a text in parts, the sum of theirs.
-      ended: whether it came to an end before its limit; of a text in parts, whether all of them did.
+      text: the translation, without line ends.
+      score: log-probability in nats divided by the length penalty; the sum over the parts of a text.
+      ended: whether the model ended it before its limit; of a text in parts, whether it ended all of them.
     """
 
     text: str
@@ -43,14 +46,33 @@ class Hypothesis(NamedTuple):
     ended: bool
 
 
+class _Request(NamedTuple):
+    """A search: for a text, or for a part of one.
+
+    Attributes:
+      text_index: the text.
+      tokens: tokens of the part, closed by EOS.
+      separator: as in `long_inputs.Part`.
+      sentence_id: as in `Sampler`.
+      prefix: first tokens of the output.
+    """
+
+    text_index: int
+    tokens: Int[np.ndarray, "s"]
+    separator: str
+    sentence_id: int
+    prefix: Int[np.ndarray, "p"] | None
+
+
 class Translator:
     """Translates sentences with a trained model.
 
-    A sentence longer than `max_source` is translated in parts (parts.py), each as if it were a sentence.
+    A sentence longer than `max_source_length` is split into parts (long_inputs.py), each translated as if it
+    were a sentence.
 
     Attributes:
-      max_source: pieces of the longest sentence translated whole, EOS included: `decode.max_source`, or
-        the end of the model's positions where that comes first.
+      max_source_length: tokens of the longest sentence that is not split, EOS included: the smaller of
+        `decode.max_source_length` and the number of the model's positions.
     """
 
     def __init__(
@@ -61,198 +83,203 @@ class Translator:
         config: DecodeConfig | None = None,
         n_best: int = 1,
     ):
-        """Uses `config`'s search; None: the paper's, beam 4 and alpha 0.6."""
-        self._tokenizer = tokenizer
-        self._params = jax.device_put(params)
+        """Sets up the search of `config`; None: the paper's, beam size 4 and alpha 0.6."""
+        self._model, self._params, self._tokenizer = model, jax.device_put(params), tokenizer
         self._config = config or DecodeConfig()
-        self._longest = model.longest
-        self._n_best = n_best
-        self.max_source = min(self._config.max_source, self._longest.source or self._config.max_source)
-        self._search = ShrinkingSearch(model, self._config, n_best)
-        self._log_probs = jax.jit(functools.partial(_log_probs, model))
+        self._search = ShrinkingSearch(ModelSearch(model, self._config, n_best))
+        limit = self._config.max_source_length
+        self.max_source_length = min(limit, model.max_lengths.source or limit)
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        progress: Callable[[int], None] = lambda done: None,
-        in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
-        at_limit: Callable[[int], None] = lambda text: None,
-    ) -> list[str]:
-        """The best translations, in order; a text of white space has an empty one.
-
-        Args:
-          at_limit: is told of each sentence whose translation reached its limit without an end, by its
-            number.
-          texts, progress, in_parts: as for `hypotheses`.
-        """
-        best = [one[0] for one in self.hypotheses(texts, progress=progress, in_parts=in_parts)]
-        for text, hypothesis in enumerate(best):
-            if not hypothesis.ended:
-                at_limit(text)
-        return [hypothesis.text for hypothesis in best]
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """Returns the best translation of each text, or its first sample; see `hypotheses`."""
+        return [hypotheses[0].text for hypotheses in self.hypotheses(texts)]
 
     def hypotheses(
         self,
         texts: Sequence[str],
         prefixes: Sequence[str] | None = None,
         first: int = 0,
-        progress: Callable[[int], None] = lambda done: None,
-        in_parts: Callable[[int, int, int], None] = lambda text, pieces, parts: None,
+        progress: Callable[[int], None] = lambda num_done: None,
+        on_split: Callable[[int, int, int], None] = lambda text_index, num_tokens, num_parts: None,
     ) -> list[list[Hypothesis]]:
-        """The translations of each text, in order, the best one first, or samples as they were drawn.
+        """Returns the translations of each text, best first, or samples in the order of sampling.
+
+        The translation of white space is empty. If the model produces NaN, the translation is empty, with
+        score -inf, and has not ended.
 
         Args:
-          texts: sentences, of any length. They are searched in threads, which see no context manager of JAX.
-          prefixes: what each translation begins with, one a text; of a text in parts, its first part.
-          first: number of the first text, where texts come in blocks; what is drawn depends on it.
-          progress: is told how many are done.
-          in_parts: is told beforehand of each sentence that is translated in parts: its number in `texts`,
-            counted from 0, its pieces, and how many parts they make.
+          texts: sentences of any length. They are searched in threads, which see no JAX context manager.
+          prefixes: the beginning of the translation of each text; of a text in parts, of its first part.
+          first: number of the first text, if the texts are part of a longer sequence; samples depend on it.
+          progress: called with the number of finished texts.
+          on_split: called before the search for each text that is translated in parts, with its index in
+            `texts`, its number of tokens and its number of parts.
 
         Raises:
-          UserError: a prefix leaves no room within its sentence's limit.
+          UserError: a prefix has at least as many tokens as its output may have.
         """
-        parts, unfinished = self._parts(texts, in_parts)
-        begins = np.cumsum(unfinished) - unfinished  # the first part of each text
-        forced = self._forced(parts, prefixes)
-        found: list[list[Hypothesis]] = [[]] * len(parts)
-
-        def translate(batch: Batch) -> Found:
-            # Padding must not reach past the positions either: there the model has no numbers.
-            length = min(batch.length, self._longest.source or batch.length)
-            source = padded([parts[member].pieces for member in batch.members], length, batch.rows)
-            numbers = np.zeros(batch.rows, np.int32)
-            for row, member in enumerate(batch.members):
-                # The parts of one text differ, or they would share their draws.
-                own = member - begins[parts[member].text]
-                numbers[row] = (first + parts[member].text + 1_000_003 * own) % 2**31
-            prefix = None if prefixes is None else [forced[member] for member in batch.members]
-            return self.search(source, prefix, numbers)
-
-        lengths = np.array([len(part.pieces) for part in parts], int)
-        planned = list(batches(lengths, self._config.batch_tokens))
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            for batch, outputs in zip(planned, threads.map(translate, planned), strict=True):
+        requests = self._requests(texts, prefixes, first, on_split)
+        lengths = np.array([len(request.tokens) for request in requests], int)
+        text_indices = np.array([request.text_index for request in requests], int)
+        batches = list(length_batches(lengths, self._config.batch_tokens))
+        num_unfinished = np.bincount(text_indices, minlength=len(texts))
+        results: list[list[Hypothesis]] = [[]] * len(requests)
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            search = functools.partial(self._search_batch, requests)
+            for batch, result in zip(batches, threads.map(search, batches), strict=True):
                 for row, member in enumerate(batch.members):
-                    found[member] = self._read(jax.tree.map(lambda x, row=row: x[row], outputs))
-                    unfinished[parts[member].text] -= 1
-                progress(int((unfinished == 0).sum()))
-        translations = [[Hypothesis("", 0.0, True)] for _ in texts]
-        both = zip(parts, found, strict=True)
-        for text, own in itertools.groupby(both, key=lambda one: one[0].text):
-            befores, each = zip(*((part.before, hypotheses) for part, hypotheses in own), strict=True)
-            translations[text] = [_joined(befores, ranked) for ranked in zip(*each, strict=False)]
-        return translations
+                    results[member] = self._read(jax.tree.map(lambda x, row=row: x[row], result))
+                    num_unfinished[requests[member].text_index] -= 1
+                progress(int((num_unfinished == 0).sum()))
+        return _join_parts(requests, results, len(texts))
 
     def search(
         self,
-        source: np.ndarray,
-        prefixes: Sequence[np.ndarray] | None = None,
-        sentences: np.ndarray | None = None,
-    ) -> Found:
-        """The outputs of each padded source row; see `search.Found`.
+        source: Int[np.ndarray, "b s"],
+        prefixes: Sequence[Int[np.ndarray, "_"]] | None = None,
+        sentence_ids: Int[np.ndarray, "b"] | None = None,
+    ) -> SearchResult:
+        """Returns the outputs of each row as NumPy arrays.
 
         Args:
-          source: pieces [b, s].
-          prefixes: pieces with which the outputs of the first rows begin.
-          sentences: a number for each row, which decides what is drawn for it; None: the row's.
+          source: tokens of the sentences, padded with PAD.
+          prefixes: first tokens of the outputs of the first rows.
+          sentence_ids: a number for each row, which decides its samples; None: the number of the row.
 
         Raises:
-          UserError: a prefix leaves no room within its row's limit.
+          UserError: a prefix has at least as many tokens as its output may have.
         """
-        config, lengths = self._config, (source != PAD).sum(axis=1)
-        length = source.shape[1] + config.max_extra
-        bounds = [bound for bound in (config.max_length, self._longest.target) if bound is not None]
-        length = min([max(length, config.min_length), *bounds])
-        limits = np.minimum(np.maximum(lengths + config.max_extra, config.min_length), length)
-        limits = np.where(lengths > 0, limits, 0).astype(np.int32)
+        limits, length = self.output_limits(source)
         forced = None
         if prefixes is not None:
             for row, prefix in enumerate(prefixes):
                 if len(prefix) >= limits[row]:
-                    number = row if sentences is None else sentences[row]
+                    number = row if sentence_ids is None else sentence_ids[row]
                     raise UserError(
-                        f"prefix {number + 1} has {len(prefix)} pieces; "
-                        f"its output has at most {limits[row]}, an end among them: see decode.max_extra"
+                        f"prefix {number + 1} has {len(prefix)} tokens; it must have fewer than its output "
+                        f"may have ({limits[row]}, EOS included): shorten it or raise decode.max_extra_length"
                     )
-            forced = padded(prefixes, length, len(source))
-        return self._search(self._params, source, limits, length, forced, sentences)
+            forced = pad_rows(prefixes, length, len(source))
+        return self._search(self._params, source, limits, length, forced, sentence_ids)
+
+    def output_limits(self, source: Int[np.ndarray, "b s"]) -> tuple[Int[np.ndarray, "b"], int]:
+        """Returns the largest number of output tokens of each row, and a bound that depends on shapes only.
+
+        The paper's limit is the input length plus 50 (section 6.1); padding rows have limit 0.
+        """
+        config, lengths = self._config, (source != PAD).sum(axis=1)
+        bounds = [config.max_output_length, self._model.max_lengths.target]
+        length = max(source.shape[1] + config.max_extra_length, config.min_output_length)
+        length = min([length, *(bound for bound in bounds if bound is not None)])
+        limits = np.minimum(np.maximum(lengths + config.max_extra_length, config.min_output_length), length)
+        return np.where(lengths > 0, limits, 0).astype(np.int32), length
 
     def log_probs(self, texts: Sequence[str], targets: Sequence[str], first: int = 0) -> list[np.ndarray]:
-        """The log-probability, in nats, of each piece of given translations, EOS included.
+        """Returns the log-probability, in nats, of each token of given translations, EOS included.
 
         Args:
           texts: sentences.
           targets: a translation of each.
-          first: number of the first text, where texts come in blocks, for what is said of one.
+          first: number of the first text, if the texts are part of a longer sequence; for messages.
 
         Raises:
-          UserError: a side is longer than the model's positions, or than `decode.max_source`.
+          UserError: a side is longer than the model's positions, or than `decode.max_source_length`.
         """
         sides = [self._tokenizer.encode_arrays(side) for side in (texts, targets)]
-        lengths = np.array([[len(one) for one in side] for side in sides], int).reshape(2, -1)
-        for side, own, placed in zip(("text", "target"), lengths, self._longest, strict=True):
-            most = min(self._config.max_source, placed or self._config.max_source)
-            if own.max(initial=0) > most:
-                number = first + int(own.argmax()) + 1
-                told = f"{side} {number} has {own.max():,} pieces; at most {most:,} are scored"
-                raise UserError(f"{told}: see decode.max_source and model.overflow")
+        lengths = np.array([[len(tokens) for tokens in side] for side in sides], int).reshape(2, -1)
+        self._check_scored_lengths(lengths, first)
         scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        for batch in batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
-            pair = [
-                padded(
-                    [own[member] for member in batch.members],
-                    min(batch.length, most or batch.length),
-                    batch.rows,
+        for batch in length_batches(lengths.max(axis=0, initial=0), self._config.batch_tokens):
+            source, target = (
+                pad_rows(
+                    [side[member] for member in batch.members],
+                    min(batch.length, limit or batch.length),
+                    batch.num_rows,
                 )
-                for own, most in zip(sides, self._longest, strict=True)
-            ]
-            found = jax.device_get(self._log_probs(self._params, *pair))
+                for side, limit in zip(sides, self._model.max_lengths, strict=True)
+            )
+            log_probs = jax.device_get(_target_log_probs(self._model, self._params, source, target))
             for row, member in enumerate(batch.members):
-                scores[member] = found[row, : lengths[1, member]]
+                scores[member] = log_probs[row, : lengths[1, member]]
         return scores
 
-    def _parts(self, texts, in_parts) -> tuple[list[Part], np.ndarray]:
-        """What is translated, and how many parts of each text there are."""
-        parts: list[Part] = []
-        counts = np.zeros(len(texts), int)
-        for text, pieces in enumerate(self._tokenizer.encode_all(texts)):
-            if len(pieces) == 1 or texts[text].isspace():  # EOS alone, or what the vocabulary may not know
+    def _check_scored_lengths(self, lengths: Int[np.ndarray, "2 n"], first: int) -> None:
+        for side, side_lengths, limit in zip(
+            ("text", "target"), lengths, self._model.max_lengths, strict=True
+        ):
+            limit = min(self._config.max_source_length, limit or self._config.max_source_length)
+            if side_lengths.max(initial=0) > limit:
+                raise UserError(
+                    f"{side} {first + int(side_lengths.argmax()) + 1} has {side_lengths.max():,} tokens; it "
+                    f"must have at most {limit:,}: see decode.max_source_length and model.overflow"
+                )
+
+    def _requests(self, texts, prefixes, first, on_split) -> list[_Request]:
+        """The searches for all texts; arguments as in `hypotheses`. Texts without a token need none."""
+        prefix_tokens = None if prefixes is None else self._tokenizer.encode_arrays(prefixes)
+        requests: list[_Request] = []
+        for index, tokens in enumerate(self._tokenizer.encode_all(texts)):
+            # EOS alone, or white space for which the vocabulary may have tokens.
+            if len(tokens) == 1 or texts[index].isspace():
                 continue
-            own = list(cut(text, np.array(pieces, np.int32), self.max_source, self._tokenizer.starts_word))
-            if len(own) > 1:
-                in_parts(text, len(pieces), len(own))
-            counts[text] = len(own)
-            parts += own
-        return parts, counts
+            parts = list(
+                split_tokens(np.array(tokens, np.int32), self.max_source_length, self._tokenizer.starts_word)
+            )
+            if len(parts) > 1:
+                on_split(index, len(tokens), len(parts))
+            for number, part in enumerate(parts):
+                # The parts of a text have different numbers, or equal parts would have equal samples.
+                sentence_id = (first + index + PART_STRIDE * number) % 2**31
+                prefix = None if prefix_tokens is None else prefix_tokens[index][: -1 if number == 0 else 0]
+                requests.append(_Request(index, part.tokens, part.separator, sentence_id, prefix))
+        return requests
 
-    def _forced(self, parts: list[Part], prefixes: Sequence[str] | None) -> list[np.ndarray]:
-        """The pieces that each part's output begins with."""
-        if prefixes is None:
-            return []
-        pieces = [one[:-1] for one in self._tokenizer.encode_arrays(prefixes)]
-        begun = [-1, *(part.text for part in parts)]
-        return [
-            pieces[part.text] if part.text != before else pieces[part.text][:0]
-            for part, before in zip(parts, begun, strict=False)
-        ]
+    def _search_batch(self, requests: Sequence[_Request], batch: LengthBatch) -> SearchResult:
+        members = [requests[member] for member in batch.members]
+        # No sentence is longer than the model's positions, so its padding need not be.
+        length = min(batch.length, self._model.max_lengths.source or batch.length)
+        source = pad_rows([request.tokens for request in members], length, batch.num_rows)
+        sentence_ids = np.zeros(batch.num_rows, np.int32)
+        sentence_ids[: len(members)] = [request.sentence_id for request in members]
+        prefixes = None if members[0].prefix is None else [request.prefix for request in members]
+        return self.search(source, prefixes, sentence_ids)
 
-    def _read(self, found: Found) -> list[Hypothesis]:
-        """The outputs of one row; of a model whose numbers are none, an empty one."""
+    def _read(self, result: SearchResult) -> list[Hypothesis]:
+        """The outputs of one row, or an empty one if the model produced NaN."""
         outputs = [
-            Hypothesis(self._tokenizer.decode(tokens).translate(_LINE_ENDS), float(score), bool(ended))
-            for tokens, score, ended in zip(*found, strict=True)
-            if score > IMPOSSIBLE / 2
+            Hypothesis(self._tokenizer.decode(tokens).translate(LINE_ENDS), float(score), bool(ended))
+            for tokens, score, ended in zip(*result, strict=True)
+            if score > NEG_INF / 2
         ]
         return outputs or [Hypothesis("", -math.inf, False)]
 
 
-def _joined(befores: Sequence[str], parts: Sequence[Hypothesis]) -> Hypothesis:
-    """The translation of a text from those of its parts."""
-    text = "".join(before + one.text for before, one in zip(befores, parts, strict=True) if one.text)
-    return Hypothesis(text, sum(one.score for one in parts), all(one.ended for one in parts))
+def _join_parts(
+    requests: Sequence[_Request], results: Sequence[Sequence[Hypothesis]], num_texts: int
+) -> list[list[Hypothesis]]:
+    """The translations of each text: those of equal rank of its parts, joined."""
+    translations = [[Hypothesis("", 0.0, True)] for _ in range(num_texts)]
+    pairs = zip(requests, results, strict=True)
+    for index, group in itertools.groupby(pairs, key=lambda pair: pair[0].text_index):
+        parts, part_results = zip(*group, strict=True)
+        separators = [part.separator for part in parts]
+        translations[index] = [_joined(separators, ranked) for ranked in zip(*part_results, strict=False)]
+    return translations
 
 
-def _log_probs(model, params, source, target):
-    log_probs = jax.nn.log_softmax(model.apply({"params": params}, source, target))
+def _joined(separators: Sequence[str], hypotheses: Sequence[Hypothesis]) -> Hypothesis:
+    pairs = zip(separators, hypotheses, strict=True)
+    return Hypothesis(
+        text="".join(separator + hypothesis.text for separator, hypothesis in pairs if hypothesis.text),
+        score=sum(hypothesis.score for hypothesis in hypotheses),
+        ended=all(hypothesis.ended for hypothesis in hypotheses),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _target_log_probs(
+    model: EncoderDecoder | Ensemble, params: PyTree, source: Int[Array, "b s"], target: Int[Array, "b t"]
+) -> Float[Array, "b t"]:
+    batches = TokenBatch.from_tokens(source), TokenBatch.from_tokens(target)
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, *batches))
     return jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]

@@ -1,0 +1,51 @@
+"""Translators with random weights. Those with equal settings share their compiled programs."""
+
+import functools
+
+import jax
+
+from tests.support.tiny import tiny_config
+from transformer.config import DecodeConfig
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.translator import Translator
+from transformer.model import build_model, init_params
+
+VOCAB_SIZE = 24
+# The fifth text has 41 tokens and is split; the others have at most 16.
+TEXTS = [
+    "a man in a hat",
+    "two dogs jump",
+    "",
+    "a",
+    "one two three four five six seven eight",
+    "a man",
+]
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """A vocabulary of the characters of `TEXTS`."""
+    return Tokenizer.train(TEXTS * 3, "char", VOCAB_SIZE)
+
+
+@functools.cache
+def model_and_params(**changes):
+    """A model of one layer, and weights that make its predictions far from uniform."""
+    model = build_model(tiny_config(num_layers=1, **changes), VOCAB_SIZE)
+    return model, jax.tree.map(lambda x: 2 * x, init_params(model, seed=3))
+
+
+def translator(kind=Translator, *, n_best=1, params=None, model_changes=(), **decode) -> Translator:
+    """A translator of two sentences of 16 tokens at a time, with three hypotheses.
+
+    Args:
+      kind: the class.
+      n_best: translations per text.
+      params: weights; None: those of `model_and_params`.
+      model_changes: changed fields of the model's config.
+      **decode: changed fields of the config of the search.
+    """
+    model, initial_params = model_and_params(**dict(model_changes))
+    defaults = {"beam_size": 3, "max_extra_length": 5, "batch_tokens": 32, "max_source_length": 16}
+    config = DecodeConfig(**defaults | decode)
+    return kind(model, initial_params if params is None else params, tokenizer(), config, n_best)

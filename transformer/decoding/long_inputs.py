@@ -1,0 +1,46 @@
+"""Splitting of sentences that are too long for a model."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from transformer.config import EOS
+
+
+class Part(NamedTuple):
+    """A part of a text, translated as if it were a sentence.
+
+    Attributes:
+      tokens: tokens of the part, closed by EOS.
+      separator: joins its translation to that of the part before it.
+    """
+
+    tokens: Int[np.ndarray, "s"]
+    separator: str
+
+
+def split_tokens(
+    tokens: Int[np.ndarray, "s"], max_length: int, starts_word: Bool[np.ndarray, "v"]
+) -> Iterator[Part]:
+    """Yields parts of at most `max_length` tokens, each as long as possible and ending before a word.
+
+    The translations of two such parts are joined by a space. If no word begins within `max_length` tokens
+    (Chinese, or one endless word), the split is between two tokens and their translations are joined by
+    nothing.
+
+    Args:
+      tokens: tokens of a text, closed by EOS. Each part is closed by EOS too.
+      max_length: at least 2.
+      starts_word: for each token of the vocabulary, whether it begins a word.
+    """
+    starts = starts_word[tokens]
+    begin, separator = 0, ""
+    while len(tokens) - begin > max_length:
+        limit = begin + max_length - 1
+        word_starts = np.flatnonzero(starts[begin + 1 : limit + 1])
+        end = begin + 1 + int(word_starts[-1]) if len(word_starts) else limit
+        yield Part(np.append(tokens[begin:end], np.int32(EOS)), separator)
+        begin, separator = end, " " if starts[end] else ""
+    yield Part(tokens[begin:], separator)

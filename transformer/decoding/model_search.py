@@ -1,0 +1,232 @@
+"""Search with a model: in one program, or in several programs with ever fewer sentences."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from transformer.config import DecodeConfig, UserError, choose
+from transformer.decoding.length_penalty import PENALTIES
+from transformer.decoding.sampling import Sampler
+from transformer.decoding.search import (
+    BeamSearch,
+    Constraints,
+    IndependentSearch,
+    Search,
+    SearchResult,
+    advance,
+    cache_sizes,
+)
+from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.ensemble import Ensemble
+
+# Hypotheses below which no sentence is dropped. In XLA's products on CPU, a row has the same bits in any
+# batch of 64 rows or more and other bits in a smaller one (jax 0.10); neighbours must not change an output.
+MIN_HYPOTHESES = 64
+
+
+class SearchRows(NamedTuple):
+    """State of a search with a model. Every array but `state.index` has one row per sentence.
+
+    Attributes:
+      limits: as in `Constraints`.
+      prefix: as in `Constraints`.
+      sentence_ids: as in `Sampler`.
+      encoder_cache: shared by the hypotheses of a sentence; see `EncoderDecoder.start_decoding`.
+      state: a `BeamState` or an `IndependentState`; None before it is made.
+    """
+
+    limits: Int[Array, "b"]
+    prefix: Int[Array, "b p"] | None
+    sentence_ids: Int[Array, "b"]
+    encoder_cache: PyTree
+    state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSearch:
+    """The search that a config describes, with a model: pure functions of the parameters.
+
+    Attributes:
+      model: predicts the next token.
+      config: beam search, greedy search or sampling, and its settings.
+      n_best: number of outputs per sentence.
+
+    Raises:
+      UserError: an unknown penalty, more outputs than the beam holds, or a minimum length beyond the model's
+        positions.
+    """
+
+    model: EncoderDecoder | Ensemble
+    config: DecodeConfig
+    n_best: int = 1
+
+    def __post_init__(self):
+        choose(PENALTIES, self.config.penalty, "decode.penalty")
+        if self.n_best < 1:
+            raise UserError(f"the number of outputs per sentence is {self.n_best}; it must be at least 1")
+        if self.n_best > self.num_hypotheses:
+            raise UserError(
+                f"decode.beam_size is {self.num_hypotheses}; it must be at least {self.n_best} for the "
+                f"{self.n_best} best outputs"
+            )
+        limit, min_length = self.model.max_lengths.target, self.config.min_output_length
+        if limit is not None and min_length > limit:
+            raise UserError(
+                f"decode.min_output_length is {min_length}; it must be at most {limit}, the end of the "
+                "model's positions"
+            )
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Hypotheses per sentence."""
+        return self.n_best if self.config.sampling else self.config.beam_size
+
+    def __call__(
+        self,
+        params: PyTree,
+        source: Int[Array, "b s"],
+        limits: Int[Array, "b"],
+        length: int,
+        prefix: Int[Array, "b p"] | None = None,
+        sentence_ids: Int[Array, "b"] | None = None,
+    ) -> SearchResult:
+        """Returns the outputs of each row, in one program.
+
+        Args:
+          params: parameters of the model.
+          source: tokens of the sentences, padded with PAD; padding rows have limit 0.
+          limits: as in `Constraints`.
+          length: static upper bound on the limits.
+          prefix: as in `Constraints`.
+          sentence_ids: as in `Sampler`; None: the rows' numbers.
+        """
+        rows = self.start(params, source, limits, length, prefix, sentence_ids)
+        for number, size in enumerate(cache_sizes(length)):
+            rows = self.resize_cache(rows, size) if number else rows
+            rows = self.advance(params, rows, size)
+        return self.result(rows)
+
+    def start(self, params, source, limits, length, prefix=None, sentence_ids=None) -> SearchRows:
+        """Encodes the sentences; arguments as in `__call__`."""
+        sentence_ids = jnp.arange(len(source)) if sentence_ids is None else sentence_ids
+        encoder_cache, model_state = self.model.apply(
+            {"params": params}, source, self.num_hypotheses, cache_sizes(length)[0], method="start_decoding"
+        )
+        rows = SearchRows(limits, prefix, sentence_ids, encoder_cache, None)
+        return rows._replace(state=self._search(rows).init(model_state, self._constraints(rows), length))
+
+    def resize_cache(self, rows: SearchRows, length: int) -> SearchRows:
+        """Returns the state with caches for `length` tokens per hypothesis."""
+        model_state = self.model.resize_cache(rows.state.model_state, length)
+        return rows._replace(state=rows.state._replace(model_state=model_state))
+
+    def advance(self, params: PyTree, rows: SearchRows, length: int, max_unfinished: int = 0) -> SearchRows:
+        """Extends outputs up to `length` tokens, while more than `max_unfinished` rows are unfinished."""
+
+        def step(tokens, parents, model_state, index):
+            arguments = (rows.encoder_cache, model_state, tokens, parents, index)
+            return self.model.apply({"params": params}, *arguments, method="decode_step")
+
+        constraints = self._constraints(rows)
+        state = advance(self._search(rows), step, constraints, rows.state, length, max_unfinished)
+        return rows._replace(state=state)
+
+    def result(self, rows: SearchRows) -> SearchResult:
+        """Returns the outputs so far; they are final for finished sentences."""
+        return self._search(rows).result(self._constraints(rows), rows.state)
+
+    def _constraints(self, rows: SearchRows) -> Constraints:
+        return Constraints(rows.limits, self.config.min_output_length, rows.prefix)
+
+    def _search(self, rows: SearchRows) -> Search:
+        config = self.config
+        penalty = functools.partial(PENALTIES[config.penalty], alpha=config.length_penalty)
+        if config.sampling:
+            key = jax.random.key(config.seed)
+            sampler = Sampler(key, rows.sentence_ids, config.temperature, config.top_k, config.top_p)
+            return IndependentSearch(self.num_hypotheses, penalty, sampler)
+        if self.num_hypotheses == 1:
+            return IndependentSearch(penalty=penalty)
+        return BeamSearch(self.num_hypotheses, penalty, self.n_best)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkingSearch:
+    """A `ModelSearch` that drops finished sentences: it halves its rows once half of them are enough.
+
+    Searches with the same model and settings share their compiled programs.
+
+    Attributes:
+      search: the search.
+      min_hypotheses: rows are not halved if fewer hypotheses would remain.
+    """
+
+    search: ModelSearch
+    min_hypotheses: int = MIN_HYPOTHESES
+
+    def __call__(
+        self,
+        params: PyTree,
+        source: Int[np.ndarray, "b s"],
+        limits: Int[np.ndarray, "b"],
+        length: int,
+        prefix: Int[np.ndarray, "b p"] | None = None,
+        sentence_ids: Int[np.ndarray, "b"] | None = None,
+    ) -> SearchResult:
+        """Returns the outputs of each row as NumPy arrays; arguments as in `ModelSearch.__call__`."""
+        rows = _start(self.search, params, source, limits, length, prefix, sentence_ids)
+        members, outputs = np.arange(len(source)), None
+        for number, size in enumerate(cache_sizes(length)):
+            rows = _resize_cache(self.search, rows, size) if number else rows
+            while True:
+                half = self._half(len(members))
+                rows, finished, result = _advance(self.search, params, rows, size, half)
+                finished, result = jax.device_get((finished, result))
+                outputs = result if outputs is None else _updated(outputs, members, result)
+                unfinished = np.flatnonzero(~finished)
+                if not len(unfinished):
+                    return outputs
+                if len(unfinished) > half:
+                    break
+                while len(unfinished) <= self._half(half):
+                    half = self._half(half)
+                kept = np.append(unfinished, np.flatnonzero(finished))[:half]
+                rows, members = select_rows(rows, kept), members[kept]
+        return outputs
+
+    def _half(self, num_rows: int) -> int:
+        """Number of rows after halving; 0: rows are not halved."""
+        half = num_rows // 2
+        return half if half * self.search.num_hypotheses >= self.min_hypotheses else 0
+
+
+_start = jax.jit(ModelSearch.start, static_argnames=("self", "length"))
+_resize_cache = jax.jit(ModelSearch.resize_cache, static_argnames=("self", "length"))
+
+
+@functools.partial(jax.jit, static_argnames=("search", "length", "max_unfinished"))
+def _advance(search, params, rows, length, max_unfinished):
+    rows = search.advance(params, rows, length, max_unfinished)
+    return rows, rows.state.finished, search.result(rows)
+
+
+@jax.jit
+def select_rows(rows: SearchRows, indices: Int[Array, "c"]) -> SearchRows:
+    """Returns the state of the selected sentences."""
+    return jax.tree.map(lambda x: x[indices] if x.ndim else x, rows)
+
+
+def _updated(outputs: SearchResult, members: Int[np.ndarray, "c"], result: SearchResult) -> SearchResult:
+    """Copies the outputs and replaces those of some rows."""
+
+    def replace(old, new):
+        old = old.copy()
+        old[members] = new
+        return old
+
+    return jax.tree.map(replace, outputs, result)
