@@ -1,4 +1,4 @@
-"""The paper's BLEU: Moses's tokens for German, compounds split, multi-bleu.perl's score."""
+"""The paper's BLEU: tokens of Moses for German, split compounds, the score of multi-bleu.perl."""
 
 import pytest
 from sacrebleu.metrics import BLEU
@@ -8,7 +8,7 @@ from transformer.evaluation.legacy import LegacyBLEU, moses_german, split_compou
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [  # each as tokenizer.perl -l de -no-escape of Moses 34452895f writes it
+    [  # as written by tokenizer.perl -l de -no-escape of Moses 34452895f
         ("Am 3. Mai 2014 sagte Dr. Müller: „Ja.“", "Am 3. Mai 2014 sagte Dr. Müller : „ Ja . “"),
         ("Das geht's nicht...", "Das geht ' s nicht ..."),
         ("die 19-jährige US-Amerikanerin, 5,300 Euro", "die 19-jährige US-Amerikanerin , 5,300 Euro"),
@@ -25,17 +25,17 @@ from transformer.evaluation.legacy import LegacyBLEU, moses_german, split_compou
         ("", ""),
     ],
 )
-def test_tokens_are_moses(text, tokens):
+def test_tokens_are_those_of_moses(text, tokens):
     assert moses_german(text) == tokens
 
 
-def test_compounds_are_split_as_tensor2tensor_does():
+def test_compounds_are_split_as_in_tensor2tensor():
     assert split_compounds("rich-text format - a-b-c") == (
         "rich ##AT##-##AT## text format - a ##AT##-##AT## b-c"
     )
 
 
-def test_score_is_that_of_tokenised_text():
+def test_score_equals_that_of_tokenized_text():
     hypotheses = ["Das „rich-text“ Format, bzw. das andere.", "Noch ein Satz mit sechs Wörtern."]
     references = ["Das „plain-text“ Format, bzw. das andere.", "Noch ein Satz mit sieben Wörtern."]
     ours = LegacyBLEU([references]).corpus_score(hypotheses, None)
@@ -50,12 +50,12 @@ def test_score_is_that_of_tokenised_text():
     assert ours.score > BLEU().corpus_score(hypotheses, [references]).score
 
 
-def test_case_counts_and_nothing_is_smoothed():
+def test_case_matters_and_nothing_is_smoothed():
     assert LegacyBLEU([["a b c d"]]).corpus_score(["A b c d"], None).score == 0
     assert BLEU().corpus_score(["A b c d"], [["a b c d"]]).score > 0
 
 
-def test_references_may_come_with_the_hypotheses():
-    kept, given = LegacyBLEU([["a-b c d"]]), LegacyBLEU()
-    score = kept.corpus_score(["a-b c x"], None).counts
-    assert given.corpus_score(["a-b c x"], [["a-b c d"]]).counts == score == [4, 3, 2, 1]
+def test_references_are_given_at_once_or_with_the_hypotheses():
+    cached, uncached = LegacyBLEU([["a-b c d"]]), LegacyBLEU()
+    counts = cached.corpus_score(["a-b c x"], None).counts
+    assert uncached.corpus_score(["a-b c x"], [["a-b c d"]]).counts == counts == [4, 3, 2, 1]

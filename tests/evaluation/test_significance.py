@@ -1,4 +1,4 @@
-"""Differences on one test set by sacreBLEU's tests; across seeds by a t-interval."""
+"""Differences on one test set by paired tests; across seeds by a t-interval."""
 
 import itertools
 import json
@@ -7,127 +7,135 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from transformer.evaluation.significance import compare, interval
+from tests.support.outputs import outputs_of
+from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.significance import compare, interval, randomization_test
 
 WORDS = ["the", "a", "dog", "cat", "runs", "sits", "in", "on", "park", "house", "big", "small", "and", "then"]
 
 
-def corpus(seed, sentences=60):
-    """References, and two systems that change a word in half of them, each where it likes."""
+def corpus(seed, num_sentences=60):
+    """References, and two models that change a word in half of them, each in its own half."""
     rng = random.Random(seed)
-    references = [" ".join(rng.choices(WORDS, k=rng.randint(5, 12))) for _ in range(sentences)]
-    return references, damaged(references, rng, 0.5), damaged(references, rng, 0.5)
+    references = [" ".join(rng.choices(WORDS, k=rng.randint(5, 12))) for _ in range(num_sentences)]
+    return references, damaged(references, rng), damaged(references, rng)
 
 
-def damaged(references, rng, share):
-    changed = []
+def damaged(references, rng):
+    hypotheses = []
     for reference in references:
         words = reference.split()
-        if rng.random() < share:
+        if rng.random() < 0.5:
             words[rng.randrange(len(words))] = "something"
-        changed.append(" ".join(words))
-    return changed
+        hypotheses.append(" ".join(words))
+    return hypotheses
+
+
+def compared(name, hypotheses, baseline_hypotheses, references):
+    return compare(
+        METRICS[name], outputs_of(hypotheses, references), outputs_of(baseline_hypotheses, references)
+    )
 
 
 @pytest.mark.parametrize(
     ("flag", "field", "metrics"),
-    [  # with chrF, the command line cannot write what its bootstrap found
+    [  # with chrF, sacreBLEU's command line cannot write the result of its bootstrap
         ("--paired-bs", "p_bootstrap", {"bleu": "BLEU"}),
-        ("--paired-ar", "p_randomisation", {"bleu": "BLEU", "chrf": "chrF2"}),
+        ("--paired-ar", "p_randomization", {"bleu": "BLEU", "chrf": "chrF2"}),
     ],
 )
 def test_p_values_are_those_of_sacrebleus_command_line(tmp_path, flag, field, metrics):
-    references, one, other = corpus(seed=3)
-    for name, lines in (("ref", references), ("one", one), ("other", other)):
+    references, model, baseline = corpus(seed=3)
+    for name, lines in (("references", references), ("model", model), ("baseline", baseline)):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
-    command = [
-        sys.executable,
-        "-m",
-        "sacrebleu",
-        "ref",
-        "-i",
-        "other",
-        "one",
-        "-m",
-        *metrics,
-        flag,
-        "-f",
-        "json",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    baseline, system = json.loads(done.stdout)
+    files, options = ["references", "-i", "baseline", "model"], ["-m", *metrics, flag, "-f", "json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", *files, *options], cwd=tmp_path, capture_output=True, check=True
+    )
+    first, second = json.loads(done.stdout)
     for name, column in metrics.items():
-        found = compare(name, one, other, references)
-        assert found.score == pytest.approx(system[column]["score"])
-        assert found.other == pytest.approx(baseline[column]["score"])
-        assert getattr(found, field) == pytest.approx(system[column]["p_value"])
-        assert 0.01 < getattr(found, field) < 0.99  # an example that says something
+        comparison = compared(name, model, baseline, references)
+        assert comparison.score == pytest.approx(second[column]["score"])
+        assert comparison.other_score == pytest.approx(first[column]["score"])
+        assert getattr(comparison, field) == pytest.approx(second[column]["p_value"])
+        assert 0.01 < getattr(comparison, field) < 0.99  # neither certain nor hopeless
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match"])
-def test_the_same_again_and_the_other_way_round(name):
-    references, one, other = corpus(seed=5)
-    found = compare(name, one, other, references)
-    assert compare(name, one, other, references) == found
-    back = compare(name, other, one, references)
-    assert back == found._replace(score=found.other, other=found.score, difference=-found.difference)
-    assert found.difference == found.score - found.other != 0
+def test_comparison_is_reproducible_and_antisymmetric(name):
+    references, model, baseline = corpus(seed=5)
+    comparison = compared(name, model, baseline, references)
+    assert compared(name, model, baseline, references) == comparison
+    assert compared(name, baseline, model, references) == comparison._replace(
+        score=comparison.other_score, other_score=comparison.score, difference=-comparison.difference
+    )
+    assert comparison.difference == comparison.score - comparison.other_score != 0
 
 
 @pytest.mark.parametrize("name", ["bleu", "exact_match"])
-def test_a_large_difference_is_found_and_none_is_not(name):
-    references, one, _ = corpus(seed=7)
-    better = [reference if number % 4 else hypothesis for number, (reference, hypothesis) in
-              enumerate(zip(references, one, strict=True))]  # fmt: skip
-    found = compare(name, better, one, references)
-    assert found.difference > 0
-    assert found.p_randomisation < 0.001
-    same = compare(name, one, one, references)
-    assert (same.difference, same.p_randomisation) == (0, 1)
-    if name != "exact_match":
-        assert found.p_bootstrap < 0.05
+def test_large_difference_is_significant_and_none_is_not(name):
+    references, model, _ = corpus(seed=7)
+    better = [references[i] if i % 4 else model[i] for i in range(len(model))]
+    comparison = compared(name, better, model, references)
+    assert comparison.difference > 0
+    assert comparison.p_randomization < 0.001
+    same = compared(name, model, model, references)
+    assert (same.difference, same.p_randomization) == (0, 1)
+    if name == "bleu":
+        assert comparison.p_bootstrap < 0.05
         assert same.p_bootstrap == 1
 
 
-def test_no_difference_after_lower_casing_is_none():
-    references, one, _ = corpus(seed=7)
-    found = compare("bleu_lc", one, [line.upper() for line in one], references)
-    assert (found.p_bootstrap, found.p_randomisation) == (1, 1)
+def test_difference_that_lower_casing_removes_is_none():
+    references, model, _ = corpus(seed=7)
+    comparison = compared("bleu_lc", model, [line.upper() for line in model], references)
+    assert (comparison.p_bootstrap, comparison.p_randomization) == (1, 1)
 
 
-@pytest.mark.parametrize("differing", [1, 2, 4])
-def test_few_sentences_prove_little(differing):
-    """sacreBLEU finds 0.0001 for a single sentence, where half of all assignments give the difference found."""
-    references, one, _ = corpus(seed=11)
-    other = [line if number >= differing else f"{line} tail" for number, line in enumerate(one)]
+@pytest.mark.parametrize("num_differing", [1, 2, 4])
+def test_few_differing_sentences_prove_little(num_differing):
+    """sacreBLEU reports 0.0001 for a single sentence, where half of all assignments give the difference."""
+    references, model, _ = corpus(seed=11)
+    baseline = [line if i >= num_differing else f"{line} tail" for i, line in enumerate(model)]
     for name in ("bleu", "chrf"):
-        assert compare(name, one, other, references).p_randomisation >= 2 ** (1 - differing)
+        assert compared(name, model, baseline, references).p_randomization >= 2 ** (1 - num_differing)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(1, 0), (6, 4), (7, 1), (3, 3), (0, 5)])
-def test_exact_match_by_every_assignment(wins, losses):
-    """All 2^k of them, counted one by one."""
+def test_exact_match_is_tested_over_every_assignment(wins, losses):
     references = ["r"] * (wins + losses + 4)
-    one = ["r"] * wins + ["x"] * losses + ["r", "r", "x", "x"]
-    other = ["x"] * wins + ["r"] * losses + ["r", "r", "x", "y"]
+    model = ["r"] * wins + ["x"] * losses + ["r", "r", "x", "x"]
+    baseline = ["x"] * wins + ["r"] * losses + ["r", "r", "x", "y"]
+    comparison = compared("exact_match", model, baseline, references)
     signs = list(itertools.product((1, -1), repeat=wins + losses))
-    extreme = sum(abs(sum(sign)) >= abs(wins - losses) for sign in signs)
-    found = compare("exact_match", one, other, references)
-    assert found.p_randomisation == pytest.approx(extreme / len(signs))
-    assert found.p_bootstrap is None
+    num_extreme = sum(abs(sum(sign)) >= abs(wins - losses) for sign in signs)
+    assert comparison.p_randomization == pytest.approx(num_extreme / len(signs))
+    assert comparison.p_bootstrap is None
 
 
-@pytest.mark.parametrize("counts", [(2, 2, 3), (2, 3, 2), (3, 2, 2), (0, 0, 0)])
+def test_randomization_test_estimates_the_share_of_all_assignments():
+    """Within four standard errors of 10,000 samples."""
+    differences = np.array([3.0, -1.5, 2.0, 4.0, -0.5, 1.0, 2.5, 0.0])
+    signs = np.array(list(itertools.product((1, -1), repeat=8)))
+    exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
+    p_value = randomization_test(differences)
+    assert 0.01 < exact < 0.5
+    assert abs(p_value - exact) < 4 * math.sqrt(exact * (1 - exact) / 10_000)
+    assert randomization_test(-differences) == randomization_test(differences)
+
+
 @pytest.mark.parametrize("name", ["bleu", "exact_match"])
-def test_other_numbers_of_sentences_are_refused(name, counts):
-    with pytest.raises(ValueError, match=r"\d and \d hypotheses for \d references"):
-        compare(name, *(["a"] * count for count in counts))
+def test_different_test_sets_do_not_compare(name):
+    outputs, baseline = outputs_of(["a", "b"], ["a", "b"]), outputs_of(["a", "b"], ["a", "c"])
+    with pytest.raises(ValueError, match="the two models have different references"):
+        compare(METRICS[name], outputs, baseline)
 
 
-def test_interval():
-    """t(0.975) is 4.302653 for 2 degrees of freedom and 12.706205 for 1 (any table)."""
+def test_interval_by_hand():
+    """t(0.975) is 4.302653 for 2 degrees of freedom and 12.706205 for 1."""
     mean, deviation, low, high = interval([1.0, 2.0, 3.0])
     assert (mean, deviation) == (2, 1)
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
@@ -135,14 +143,14 @@ def test_interval():
     assert interval([5.0, 5.0]) == (5, 0, 5, 5)
 
 
-def test_interval_of_too_few():
+def test_interval_of_too_few_values_is_nan():
     assert interval([4.0]).mean == 4
     assert all(map(math.isnan, interval([4.0])[1:]))
     assert all(map(math.isnan, interval([])))
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
+def test_interval_covers_the_mean_in_95_percent_of_studies():
     rng = random.Random(0)
     intervals = [interval([rng.gauss(0, 1) for _ in range(3)]) for _ in range(2_000)]
-    covered = sum(one.low <= 0 <= one.high for one in intervals) / len(intervals)
+    covered = sum(low <= 0 <= high for _, _, low, high in intervals) / len(intervals)
     assert covered == pytest.approx(0.95, abs=0.02)  # four standard errors of such a share

@@ -1,0 +1,23 @@
+"""Evaluation of trained models: metrics, significance, attention weights.
+
+`METRICS` is the registry: tables, JSON files, comparisons and reports show what it holds.
+"""
+
+from transformer.evaluation.attention import AttentionWeights, attention_weights
+from transformer.evaluation.metrics import METRICS, Metric, Outputs, by_length, compute_scores, signatures
+from transformer.evaluation.significance import Comparison, Interval, compare, interval
+
+__all__ = [
+    "METRICS",
+    "AttentionWeights",
+    "Comparison",
+    "Interval",
+    "Metric",
+    "Outputs",
+    "attention_weights",
+    "by_length",
+    "compare",
+    "compute_scores",
+    "interval",
+    "signatures",
+]

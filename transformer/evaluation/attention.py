@@ -1,28 +1,27 @@
-"""What a trained model attends to (paper, figures 3 to 5)."""
+"""Attention weights of a trained model (paper, figures 3 to 5)."""
 
 import functools
-import sys
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from transformer.batch import TokenBatch
 from transformer.config import UserError
-from transformer.data.plan import bucket
-from transformer.decoding.batches import padded
+from transformer.data.batching import bucket, pad_rows
+from transformer.model.encoder_decoder import EncoderDecoder
 
 
 class AttentionWeights(NamedTuple):
-    """The weights of every layer and head for one sentence pair; each row of keys sums to 1.
+    """Weights of every layer and head for one sentence pair. Each row of keys sums to 1.
 
-    A recurrent decoder has one layer and head of cross-attention, and no other.
+    A recurrent decoder has cross-attention only, with one layer and one head.
 
     Attributes:
       encoder: self-attention of the source.
-      decoder: causal self-attention of the shifted target: query i reads piece i - 1 and predicts piece i.
-      cross: from that query to the source.
+      decoder: causal self-attention of the shifted target: query i reads token i - 1 and predicts token i.
+      cross: attention from the same queries to the source.
     """
 
     encoder: Float[np.ndarray, "layers h s s"] | None
@@ -31,40 +30,52 @@ class AttentionWeights(NamedTuple):
 
 
 def attention_weights(
-    model: nn.Module, params: PyTree, source: list[int], target: list[int]
+    model: EncoderDecoder, params: PyTree, source: list[int], target: list[int]
 ) -> AttentionWeights:
-    """Attention while `target` is read after `source`; both are pieces closed by EOS.
+    """Returns the weights with which the model predicts `target` from `source`.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      source: tokens, closed by EOS.
+      target: tokens, closed by EOS.
 
     Raises:
-      UserError: the model attends to nothing.
+      UserError: the model has no attention.
     """
-    sown = jax.device_get(
-        _sown(model, params, _padded(source, model.longest.source), _padded(target, model.longest.target))
-    )
-    if not sown:
-        raise UserError(f"model.kind={model.config.kind!r} has no attention to show")
-    stacks, s, t = sown["intermediates"], len(source), len(target)
-    if "weights" in stacks["decoder"]:
-        return AttentionWeights(None, None, np.stack([stacks["decoder"]["weights"][0][0][:, :t, :s]]))
-
-    def collect(stack, attention, queries, keys):
-        layers = stacks[stack]
-        each = [layers[f"layers_{number}"][attention]["weights"][0][0] for number in range(len(layers))]
-        return np.stack(each)[..., :queries, :keys]
-
+    limits = model.max_lengths
+    rows = _padded(source, limits.source), _padded(target, limits.target)
+    intermediates = jax.device_get(_intermediates(model, params, *rows))
+    if not intermediates:
+        raise UserError(
+            f"model.kind is {model.config.kind!r}, which has no attention to show; use a run of another kind"
+        )
+    encoder, decoder = intermediates.get("encoder", {}), intermediates["decoder"]
+    num_source, num_target = len(source), len(target)
+    if "weights" in decoder:
+        cross = decoder["weights"][0][0][:, :num_target, :num_source]
+        return AttentionWeights(None, None, np.stack([cross]))
     return AttentionWeights(
-        collect("encoder", "self_attention", s, s),
-        collect("decoder", "self_attention", t, t),
-        collect("decoder", "cross_attention", t, s),
+        _stacked(encoder, "self_attention")[..., :num_source, :num_source],
+        _stacked(decoder, "self_attention")[..., :num_target, :num_target],
+        _stacked(decoder, "cross_attention")[..., :num_target, :num_source],
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sown(model, params, source, target):
-    return model.apply({"params": params}, source, target, mutable=["intermediates"])[1]
+def _stacked(stack: PyTree, attention: str) -> Float[np.ndarray, "layers h q k"]:
+    layers = [stack[f"layers_{number}"] for number in range(len(stack))]
+    return np.stack([layer[attention]["weights"][0][0] for layer in layers])
 
 
-def _padded(pieces: list[int], longest: int | None) -> Int[np.ndarray, "1 s"]:
+@functools.partial(jax.jit, static_argnames="model")
+def _intermediates(
+    model: EncoderDecoder, params: PyTree, source: Int[Array, "1 s"], target: Int[Array, "1 t"]
+) -> PyTree:
+    batches = TokenBatch.from_tokens(source), TokenBatch.from_tokens(target)
+    return model.apply({"params": params}, *batches, mutable=["intermediates"])[1].get("intermediates", {})
+
+
+def _padded(tokens: list[int], limit: int | None) -> Int[np.ndarray, "1 s"]:
     """One row of a length that many sentences share, so that few programs are compiled."""
-    length = max(len(pieces), min(bucket(len(pieces)), longest or sys.maxsize))
-    return padded([pieces], length)
+    length = bucket(len(tokens)) if limit is None else min(bucket(len(tokens)), limit)
+    return pad_rows([tokens], max(len(tokens), length))

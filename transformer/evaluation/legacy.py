@@ -1,4 +1,4 @@
-"""The paper's own BLEU (table 2, EN-DE), for comparison with that table alone."""
+"""The paper's BLEU (Table 2, EN-DE), for comparison with that table only."""
 
 import functools
 
@@ -9,12 +9,12 @@ from sacrebleu.metrics import BLEU
 _RULES = (
     (regex.compile(r"\s+"), " "),
     (regex.compile(r"[\x00-\x1f]"), ""),
-    (regex.compile(r"([^\p{Alphabetic}\p{Nd} .'`,\-])"), r" \1 "),  # a sign is a token ...
-    (regex.compile(r"\.{2,}"), r" \g<0> "),  # ... and so are several periods in a row
-    (regex.compile(r"(?<=\P{N}),|,(?=\P{N}|$)"), " , "),  # but 5,300 is one
+    (regex.compile(r"([^\p{Alphabetic}\p{Nd} .'`,\-])"), r" \1 "),  # a punctuation mark is a token
+    (regex.compile(r"\.{2,}"), r" \g<0> "),  # so are several periods in a row
+    (regex.compile(r"(?<=\P{N}),|,(?=\P{N}|$)"), " , "),  # but 5,300 is one token
     (regex.compile(r"'"), " ' "),
 )
-# Letters, ordinals, what has a period inside, and some of Moses's list for German.
+# Letters, ordinals, words with a period inside, and some of Moses's list for German.
 _ABBREVIATION = regex.compile(
     r"\p{L}|[1-9]\d?|[IVX]+|.*\..*\p{Alphabetic}.*|.*\p{Alphabetic}.*\..*|"
     "Dr|Prof|Mr|Mrs|Ms|St|Nr|Co|Corp|Ltd|Mio|Mrd|bzw|ca|etc|evtl|ggf|jun|sen|sog|usw|vgl|vs"
@@ -23,13 +23,14 @@ _COMPOUND = regex.compile(r"(\S)-(\S)")
 
 
 def moses_german(text: str) -> str:
-    """Tokenises as Moses's tokenizer.perl does for German, at a space between two tokens.
+    """Tokenizes like Moses's tokenizer.perl for German, and joins the tokens with spaces.
 
-    Signs, commas outside numbers and apostrophes are tokens; a hyphen is not. A period ends a word and is a
-    token, except after an abbreviation and before a small letter; at the end of the text it always is.
+    Punctuation marks, commas outside numbers and apostrophes are tokens; a hyphen is not. A period at the
+    end of a word is a token, except after an abbreviation or before a lower-case letter. A period at the end
+    of the text always is.
 
-    Differs from Moses: it knows the more frequent of Moses's abbreviations, not the whole list; and signs are
-    not escaped, which changes no score.
+    Differs from Moses: it knows the most frequent of Moses's abbreviations only, and it does not escape
+    punctuation, which changes no score.
     """
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -45,26 +46,27 @@ def moses_german(text: str) -> str:
 
 
 def split_compounds(text: str) -> str:
-    """Splits "rich-text" into "rich ##AT##-##AT## text", on tokenised text.
+    """Splits "rich-text" into "rich ##AT##-##AT## text"; the text must be tokenized.
 
-    Of "a-b-c" the first hyphen alone: tensor2tensor's pattern takes the "b" with it.
+    Splits only the first hyphen of "a-b-c": the pattern of tensor2tensor consumes the "b".
     """
     return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", text)
 
 
 class LegacyBLEU(BLEU):
-    """BLEU as tensor2tensor's get_ende_bleu.sh computes it.
+    """BLEU as computed by tensor2tensor's get_ende_bleu.sh.
 
-    Both sides are tokenised (`moses_german`), compounds are split at hyphens (`split_compounds`), and the
-    score is multi-bleu.perl's: case-sensitive, no smoothing, 0 if there is no match of some n-gram length.
-    On one checkpoint it gave 29.02 where sacreBLEU's BLEU was 27.52 (tensor2tensor issue #317), so it
-    compares with the paper's table 2, EN-DE, and with nothing else. Other languages are treated as German.
+    Hypotheses and references are tokenized (`moses_german`), compounds are split at hyphens
+    (`split_compounds`), and the score is that of multi-bleu.perl: case-sensitive, without smoothing, 0 if no
+    n-gram of some length matches. It compares with EN-DE in Table 2 of the paper only: on one checkpoint it
+    gave 29.02 where sacreBLEU's BLEU was 27.52 (tensor2tensor issue #317). Other languages are tokenized as
+    German.
 
-    Differs from the paper: that script takes references that were tokenised beforehand; here they are raw.
+    Differs from the paper: that script reads references that are tokenized already; these are raw.
     """
 
     def __init__(self, references=None):
-        # Not through `tokenize`: sacreBLEU's list of tokenisers is closed.
+        # sacreBLEU's list of tokenizers is closed, so `tokenize` cannot name this one.
         super().__init__(tokenize="none", force=True, smooth_method="none")
         self.tokenizer = functools.lru_cache(maxsize=2**16)(lambda text: split_compounds(moses_german(text)))
         self.tokenizer_signature = "moses-de+atat"

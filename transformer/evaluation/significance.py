@@ -1,7 +1,7 @@
-"""Whether a difference is more than chance: between two runs on one test set, and across seeds.
+"""Tests of whether a difference is more than chance: between two models on one test set, and across seeds.
 
-The two are different questions. The tests of `compare` ask what other sentences would have given, for these
-two models; `interval` asks what other seeds would give, for this test set.
+These are two questions. `compare` asks what other sentences would have given, for the same two models;
+`interval` asks what other seeds would give, for the same test set.
 """
 
 import math
@@ -9,34 +9,41 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
 from sacrebleu.significance import PairedTest
 from scipy.special import bdtr, stdtrit
 
-from transformer.evaluation.scores import exact_match, metric
+from transformer.evaluation.metrics import Metric, Outputs
+
+# sacreBLEU's numbers, for the randomization test of other metrics.
+NUM_SAMPLES = 10_000
+SEED = 12_345
 
 
 class Comparison(NamedTuple):
-    """A metric of two runs on the same test set.
+    """A metric of two models on the same test set.
 
     Attributes:
-      score: of the one.
-      other: of the other.
-      difference: score - other.
-      p_bootstrap: two-sided, by paired bootstrap resampling (Koehn 2004); None where it is not made.
-      p_randomisation: two-sided, by approximate randomisation (Riezler and Maxwell 2005).
-      signatures: sacreBLEU's, of its tests: bootstrap and randomisation, with samples and seed.
+      score: score of the model.
+      other_score: score of the model it is compared with.
+      difference: score - other_score.
+      p_bootstrap: two-sided, from paired bootstrap resampling (Koehn 2004); None if the test does not apply.
+      p_randomization: two-sided, from approximate randomization (Riezler and Maxwell 2005); None if the
+        metric has no score per sentence.
+      signatures: sacreBLEU's signatures of its tests, with numbers of samples and seed.
     """
 
     score: float
-    other: float
+    other_score: float
     difference: float
     p_bootstrap: float | None
-    p_randomisation: float
+    p_randomization: float | None
     signatures: dict[str, str]
 
 
 class Interval(NamedTuple):
-    """Mean, sample standard deviation, and where the mean over all seeds lies with 95% confidence."""
+    """Mean, sample standard deviation, and the bounds of the 95% confidence interval of the mean."""
 
     mean: float
     deviation: float
@@ -44,70 +51,85 @@ class Interval(NamedTuple):
     high: float
 
 
-def compare(
-    name: str, hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str]
-) -> Comparison:
-    """Compares two runs' translations of one test set by one metric; see `Comparison`.
+def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
+    """Compares two models by one metric; swapping them changes the sign of the difference only.
 
-    Both tests are sacreBLEU's own, with its numbers of samples (1,000 and 10,000) and its seed (12345, or
-    what the variable SACREBLEU_SEED says), so that a result can be had again.
-
-    Differs from sacreBLEU: it counts only the samples in which the difference is larger than the one found,
-    not those in which it is equal, and so finds that a run differs from itself with p = 0.0001. Here p is 1
-    where there is no difference, and where k sentences differ, p_randomisation is at least 2^(1 - k): of that
-    share of the random assignments comes the difference found, or its opposite.
-
-    For exact_match, where samples of equal difference are many, p_randomisation is exact: the sign test over
-    the sentences that one run alone has right. It needs no bootstrap.
-
-    Args:
-      name: one of `METRICS`, or exact_match.
-      hypotheses: of the one run.
-      others: of the other.
-      references: of both.
+    Metrics of sacreBLEU are tested by sacreBLEU's paired tests, other metrics with a score per sentence by
+    randomization over the sentences. The samples have a fixed seed, so a result can be reproduced.
 
     Raises:
-      ValueError: different numbers of sentences, or none.
+      ValueError: the references of the two models differ.
     """
-    numbers = {len(hypotheses), len(others), len(references)}
-    if len(numbers) > 1 or not references:
-        raise ValueError(f"{len(hypotheses)} and {len(others)} hypotheses for {len(references)} references")
-    if name == "exact_match":
-        return _compare_exact(hypotheses, others, references)
-    # One metric at a time: sacreBLEU takes metrics of the same kind, as all BLEUs are, for one.
-    scorer = metric(name, references)
-    systems = [("other", list(others)), ("one", list(hypotheses))]
-    found, signatures = {}, {}
-    for test, kind in {"bootstrap": "bs", "randomisation": "ar"}.items():
-        signed, columns = PairedTest(systems, {name: scorer}, references=None, test_type=kind)()
-        ((column, signature),) = signed.items()
-        found[test], signatures[test] = columns[column], str(signature)
-    other, one = found["randomisation"]
-    differing = sum(map(str.__ne__, hypotheses, others))
-    equal = one.score == other.score
-    return Comparison(
-        one.score,
-        other.score,
-        one.score - other.score,
-        p_bootstrap=1.0 if equal else found["bootstrap"][1].p_value,
-        p_randomisation=1.0 if equal else max(one.p_value, min(1.0, 2.0 ** (1 - differing))),
-        signatures=signatures,
-    )
+    if list(outputs.references) != list(other_outputs.references):
+        raise ValueError("the two models have different references; give outputs on the same test set")
+    if metric.scorer is not None:
+        return _sacrebleu_comparison(metric, outputs, other_outputs)
+    score, other_score = metric.compute(outputs), metric.compute(other_outputs)
+    p_value = None
+    if metric.sentence_scores is not None:
+        pair = metric.sentence_scores(outputs), metric.sentence_scores(other_outputs)
+        p_value = randomization_test(np.subtract(*pair, dtype=np.float64))
+    return Comparison(score, other_score, score - other_score, None, p_value, {})
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's 95% t-interval of the mean of one value a seed; NaN where there are too few values."""
+    """Student's 95% t-interval of the mean of one value per seed; NaN if there are too few values."""
     mean = statistics.fmean(values) if values else math.nan
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan, math.nan)
     deviation = statistics.stdev(values)
-    reach = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
-    return Interval(mean, deviation, mean - reach, mean + reach)
+    half_width = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+    return Interval(mean, deviation, mean - half_width, mean + half_width)
 
 
-def _compare_exact(hypotheses, others, references):
-    one, other = exact_match(hypotheses, references), exact_match(others, references)
-    right = [(a == c, b == c) for a, b, c in zip(hypotheses, others, references, strict=True)]
-    wins, losses = right.count((True, False)), right.count((False, True))
-    p_value = min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
-    return Comparison(one, other, one - other, None, p_value, {})
+def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
+    """Returns the two-sided p-value of the mean of paired differences if their signs were random.
+
+    Exact, as a sign test, if all differences that are not 0 have the same size, as those of a metric that is
+    right or wrong per sentence. Otherwise from `NUM_SAMPLES` samples, the observed signs counted as one more.
+    """
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    num_negative = int((differences < 0).sum())
+    if np.all(np.abs(differences) == np.abs(differences[0])):
+        smaller = min(num_negative, len(differences) - num_negative)
+        return min(1.0, 2 * float(bdtr(smaller, len(differences), 0.5)))
+    rng = np.random.default_rng(SEED)
+    observed = abs(differences.sum()) * (1 - 1e-9)  # a sum of the same numbers in another order is as large
+    num_extreme = 0
+    for _ in range(100):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (NUM_SAMPLES // 100, len(differences)))
+        num_extreme += int((np.abs(signs @ differences) >= observed).sum())
+    return (num_extreme + 1) / (NUM_SAMPLES + 1)
+
+
+def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
+    """Comparison by sacreBLEU's tests, with its numbers of samples (1,000 and 10,000) and its seed.
+
+    Differs from sacreBLEU: it counts only samples with a larger difference than the observed one, not those
+    with an equal one, and so reports p = 0.0001 for a model that is compared with itself. Here p is 1 if
+    there is no difference. If k sentences differ, p_randomization is at least 2^(1 - k): this share of all
+    assignments gives the observed difference or its opposite.
+    """
+    # One metric at a time: sacreBLEU does not tell metrics of the same class, such as all BLEUs, apart.
+    scorer = metric.scorer(references=[list(outputs.references)])
+    systems = [("other", list(other_outputs.hypotheses)), ("model", list(outputs.hypotheses))]
+    results, signatures = {}, {}
+    for test, test_type in {"bootstrap": "bs", "randomization": "ar"}.items():
+        test_signatures, columns = PairedTest(
+            systems, {metric.name: scorer}, references=None, test_type=test_type
+        )()
+        ((column, signature),) = test_signatures.items()
+        results[test], signatures[test] = columns[column], str(signature)
+    baseline, model = results["randomization"]
+    num_differing = sum(map(str.__ne__, outputs.hypotheses, other_outputs.hypotheses))
+    equal = model.score == baseline.score
+    return Comparison(
+        model.score,
+        baseline.score,
+        model.score - baseline.score,
+        p_bootstrap=1.0 if equal else results["bootstrap"][1].p_value,
+        p_randomization=1.0 if equal else max(model.p_value, min(1.0, 2.0 ** (1 - num_differing))),
+        signatures=signatures,
+    )

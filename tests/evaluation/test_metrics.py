@@ -1,0 +1,185 @@
+"""The registry of metrics: sacreBLEU's scores and signatures, our own metrics, and metrics added in a test."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from tests.support.outputs import SUMMARY, outputs_of
+from transformer.evaluation.metrics import (
+    METRICS,
+    Metric,
+    Outputs,
+    by_length,
+    compute_scores,
+    mean_metric,
+    perplexity_per_word,
+    repeats_itself,
+    signatures,
+)
+from transformer.evaluation.significance import compare
+
+HYPOTHESES = ["The cat sat on the „mat“ .", "a dog runs in the big park", "hello"]
+REFERENCES = ["The cat sat on the „mat “ .", "A dog runs in the park", "goodbye then"]
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return compute_scores(outputs_of(HYPOTHESES, REFERENCES))
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu(scores):
+    def bleu(**options):
+        return sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], **options).score
+
+    assert scores["bleu"] == bleu()
+    assert scores["bleu_lc"] == bleu(lowercase=True) > scores["bleu"]
+    assert scores["bleu_intl"] == bleu(tokenize="intl") > scores["bleu"]
+    assert scores["bleu_lc_intl"] == bleu(tokenize="intl", lowercase=True) > scores["bleu_intl"]
+    assert scores["bleu_tok"] == bleu(tokenize="none", force=True)
+    assert scores["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+
+
+def test_shares_and_ratio():
+    hypotheses, references = ["a b", "x " * 20, "c", "d"], ["a b", "a b c", "c", "d e f g"]
+    scores = compute_scores(outputs_of(hypotheses, references, ended=[True, False, False, False]))
+    assert scores["exact_match"] == 50
+    assert scores["looping"] == 25
+    assert scores["at_limit"] == 75
+    assert scores["length_ratio"] == 24 / 10
+
+
+def test_results_of_teacher_forcing_are_scores(scores):
+    assert {name: scores[name] for name in SUMMARY} == SUMMARY
+
+
+def test_perplexity_per_word():
+    references = ["one two", " three\tfour  five ", ""]
+    outputs = Outputs([""] * 3, [""] * 3, references, summary={"nll": math.log(7) / 4}, num_tokens=20)
+    assert perplexity_per_word(outputs) == pytest.approx(7)  # 5 words
+    assert perplexity_per_word(Outputs([""], [""], [""], summary={"nll": 0.0}, num_tokens=1)) == 1
+    overflow = Outputs([""], [""], ["a"], summary={"nll": 1e3}, num_tokens=1)
+    assert perplexity_per_word(overflow) == math.inf
+
+
+def test_every_metric_of_sacrebleu_has_its_signature():
+    for name, case, tokenizer in [
+        ("bleu", "mixed", "13a"),
+        ("bleu_lc", "lc", "13a"),
+        ("bleu_intl", "mixed", "intl"),
+        ("bleu_lc_intl", "lc", "intl"),
+        ("bleu_tok", "mixed", "none"),
+        ("bleu_legacy", "mixed", "moses-de+atat"),
+    ]:
+        assert f"case:{case}|" in signatures()[name]
+        assert f"tok:{tokenizer}|" in signatures()[name]
+    assert "nc:6|nw:0|" in signatures()["chrf"]
+    assert set(signatures()) == {name for name, metric in METRICS.items() if metric.scorer}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_contract_of_every_metric(name, scores):
+    metric = METRICS[name]
+    assert metric.name == name
+    assert f"{scores[name]:{metric.format}}"
+    if metric.sentence_scores is not None:
+        outputs = outputs_of(HYPOTHESES, REFERENCES)
+        assert len(metric.sentence_scores(outputs)) == 3
+        assert np.mean(metric.sentence_scores(outputs)) == pytest.approx(scores[name])
+
+
+def test_metric_added_to_the_dict_is_scored_compared_and_signed(monkeypatch):
+    """One that looks at the source, and one without a score per sentence."""
+
+    def copied(outputs):
+        pairs = zip(outputs.hypotheses, outputs.sources, strict=True)
+        return [100.0 * len({*hypothesis} & {*source}) / len({*hypothesis}) for hypothesis, source in pairs]
+
+    def longest(outputs):
+        return float(max(map(len, outputs.hypotheses)))
+
+    added = [
+        mean_metric("copied", copied, higher_is_better=False, by_length=True, signature="characters|v:1"),
+        Metric("longest", longest, ".0f", True),
+    ]
+    for metric in added:
+        monkeypatch.setitem(METRICS, metric.name, metric)
+    outputs = outputs_of(["ab", "cd"], ["x", "y"], sources=["ax", "cd"])
+    baseline = outputs_of(["abc", "e"], ["x", "y"], sources=["ax", "cd"])
+
+    scores = compute_scores(outputs)
+    assert (scores["copied"], scores["longest"]) == (75, 2)
+    assert signatures()["copied"] == "characters|v:1"
+    assert "longest" not in signatures()
+    assert [part["copied"] for part in by_length(outputs, np.array([3, 9]))] == [50, 100]
+    compared = {name: compare(METRICS[name], outputs, baseline) for name in METRICS if METRICS[name].compared}
+    assert compared["copied"].difference == pytest.approx(75 - 50 / 3)
+    assert 0 < compared["copied"].p_randomization <= 1
+    assert (compared["longest"].difference, compared["longest"].p_randomization) == (-1, None)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 2), (1, 2, 1), (2, 1, 1), (0, 0, 0)])
+def test_different_numbers_of_sentences_and_none_are_refused(counts):
+    with pytest.raises(ValueError, match=r"got \d sources, \d hypotheses and \d references"):
+        Outputs(*(["a"] * count for count in counts))
+
+
+def test_empty_lines_are_scored():
+    scores = compute_scores(outputs_of(["", "a"], ["a", ""]))
+    assert scores["bleu"] == scores["exact_match"] == 0
+    assert compute_scores(outputs_of([""], [""]))["exact_match"] == 100
+
+
+def test_text_that_is_tokenized_already_causes_no_warning(caplog):
+    with caplog.at_level(logging.WARNING, "sacrebleu"):
+        compute_scores(outputs_of(["a dog runs ."] * 120, ["a dog ran ."] * 120))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the dog the dog the dog the dog", True),
+        ("and the dog the dog the dog the cat", False),
+        ("zwei; sechs; sechs; sechs; sechs; sechs; drei", True),
+        ("elelelelelelelelelelel", True),
+        ("a" * 20, True),
+        ("a" * 18, False),
+        ("x" * 49 + "y", True),
+        ("abcdefghij klmnopqrst uvwxyz " * 4, True),
+        ("one two three four five six seven eight nine ten eleven twelve " * 4, False),  # 63 characters
+        ("1000000000; 1,000,000,000 ... ----", False),
+        ("siebenundsiebzigtausendsiebenhundertsiebenundsiebzig", False),
+        ("", False),
+    ],
+)
+def test_repetition(text, expected):
+    assert repeats_itself(text) is expected
+
+
+def test_scores_by_source_length():
+    lengths = np.array([33, 8, 1, 9, 16, 17, 200])
+    hypotheses = ["a b c d", "b b c d", "c b c d e", "d", "e f g h i", "f g h j k", "x"]
+    references = ["a b c d", "b b c e", "c b c d e", "e", "e f g h j", "f g h j k", "y"]
+    outputs = outputs_of(hypotheses, references)
+    ranges = by_length(outputs, lengths)
+    assert [list(part) for part in ranges] == [
+        ["least", "most", "sentences", "exact_match", "bleu", "chrf"]
+    ] * 6
+    assert [tuple(part.values())[:3] for part in ranges] == [
+        (1, 8, 2),
+        (9, 12, 1),
+        (13, 16, 1),
+        (17, 24, 1),
+        (33, 48, 1),
+        (193, 256, 1),
+    ]
+    for part in ranges:
+        members = np.flatnonzero((part["least"] <= lengths) & (lengths <= part["most"]))
+        for name in ("exact_match", "bleu", "chrf"):
+            assert part[name] == METRICS[name].compute(outputs.select(members.tolist()))
+    assert [part["exact_match"] for part in ranges] == [50, 0, 0, 100, 100, 0]
+    with pytest.raises(ValueError, match="6 lengths for 7 sources"):
+        by_length(outputs, lengths[:6])

@@ -1,0 +1,240 @@
+"""Metrics of translations. Each is an entry of `METRICS`, which tables, JSON, comparisons and reports read.
+
+References are raw sentences: scores of text made of tokens would be scores of other text than the data's.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sacrebleu.metrics.base
+from jaxtyping import Int
+from sacrebleu.metrics import BLEU, CHRF
+
+from transformer.evaluation.legacy import LegacyBLEU
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The translations of a test set, and the material to score them.
+
+    Attributes:
+      sources: raw source sentences.
+      hypotheses: a translation of each.
+      references: a raw reference of each.
+      ended: whether the model ended each translation before its limit; None if unknown.
+      summary: results of teacher forcing on the references, such as "nll" (nats per token) and "perplexity".
+      num_tokens: tokens of the references, EOS included, to which `summary` refers.
+
+    Raises:
+      ValueError: different numbers of sources, hypotheses and references, or none.
+    """
+
+    sources: Sequence[str]
+    hypotheses: Sequence[str]
+    references: Sequence[str]
+    ended: Sequence[bool] | None = None
+    summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    num_tokens: int = 0
+
+    def __post_init__(self):
+        counts = len(self.sources), len(self.hypotheses), len(self.references)
+        if len(set(counts)) > 1 or not self.references:
+            raise ValueError(
+                "got {} sources, {} hypotheses and {} references; give one of each per sentence, "
+                "for at least one sentence".format(*counts)
+            )
+
+    def select(self, indices: Sequence[int]) -> "Outputs":
+        """Returns the outputs of some sentences, without the results of teacher forcing."""
+        sides = ([side[i] for i in indices] for side in (self.sources, self.hypotheses, self.references))
+        return Outputs(*sides, ended=None if self.ended is None else [self.ended[i] for i in indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A score of a model on a test set.
+
+    Attributes:
+      name: key of the score in JSON, tables and `METRICS`.
+      compute: returns the score.
+      format: format specification of the score in tables.
+      higher_is_better: None if neither direction is.
+      shown: whether the table of scores shows it.
+      compared: whether the comparison of two models includes it.
+      by_length: whether it is also computed for ranges of source lengths.
+      sentence_scores: returns a score per sentence, of which `compute` returns the mean. Without it (and
+        without `scorer`) a comparison has no p-value.
+      scorer: makes sacreBLEU's metric from keyword argument `references`; its own paired tests compare it.
+      signature: the settings that the score depends on. Scores with different signatures do not compare.
+    """
+
+    name: str
+    compute: Callable[[Outputs], float]
+    format: str = ".2f"
+    higher_is_better: bool | None = True
+    shown: bool = True
+    compared: bool = True
+    by_length: bool = False
+    sentence_scores: Callable[[Outputs], Sequence[float]] | None = None
+    scorer: Callable[..., sacrebleu.metrics.base.Metric] | None = None
+    signature: str = ""
+
+
+def mean_metric(name: str, sentence_scores: Callable[[Outputs], Sequence[float]], **options: Any) -> Metric:
+    """Returns a metric that is the mean of a score per sentence."""
+
+    def compute(outputs: Outputs) -> float:
+        return statistics.fmean(sentence_scores(outputs))
+
+    return Metric(name, compute, sentence_scores=sentence_scores, **options)
+
+
+def sacrebleu_metric(
+    name: str, scorer: Callable[..., sacrebleu.metrics.base.Metric], **options: Any
+) -> Metric:
+    """Returns a metric of sacreBLEU (Post 2018), between 0 and 100, with its signature."""
+
+    def compute(outputs: Outputs) -> float:
+        reference_scorer = scorer(references=[list(outputs.references)])
+        return reference_scorer.corpus_score(list(outputs.hypotheses), None).score
+
+    signature = str(scorer(references=[[""]]).get_signature())
+    return Metric(name, compute, scorer=scorer, signature=signature, **options)
+
+
+def summary_metric(name: str, **options: Any) -> Metric:
+    """Returns a metric that is an entry of `Outputs.summary`."""
+    return Metric(name, lambda outputs: outputs.summary[name], compared=False, **options)
+
+
+def exact_matches(outputs: Outputs) -> list[float]:
+    """Per sentence, 100 if the hypothesis equals the reference, otherwise 0."""
+    pairs = zip(outputs.hypotheses, outputs.references, strict=True)
+    return [100.0 * (hypothesis == reference) for hypothesis, reference in pairs]
+
+
+# force=True turns off a warning about text that looks tokenized (for which there is bleu_tok), and changes
+# no score.
+_bleu = functools.partial(BLEU, force=True)
+
+
+def length_ratio(outputs: Outputs) -> float:
+    """Tokens of the hypotheses divided by tokens of the references, tokenized as for `bleu`."""
+    scorer = _bleu(references=[list(outputs.references)])
+    return float(scorer.corpus_score(list(outputs.hypotheses), None).ratio)
+
+
+_REPETITION = re.compile(r"(.)\1{19}|(..)\2{9}|(...)\3{6}|(....)\4{4}|(.{5,50}?)\5{3}", re.DOTALL)
+
+
+def repeats_itself(text: str) -> bool:
+    """Returns whether at most 50 characters occur at least 4 times in a row and fill at least 20 characters.
+
+    True for "the dog the dog the dog the dog" and for repeated syllables within a word, false for "10000"
+    and "...".
+    """
+    return _REPETITION.search(text + " ") is not None  # the space completes the last word
+
+
+def looping(outputs: Outputs) -> list[float]:
+    """Per sentence, 100 if the hypothesis repeats itself, otherwise 0; see `repeats_itself`."""
+    return [100.0 * repeats_itself(hypothesis) for hypothesis in outputs.hypotheses]
+
+
+def at_limit(outputs: Outputs) -> list[float]:
+    """Per sentence, 100 if the hypothesis reached its limit without an end, otherwise 0."""
+    return [100.0 * (not ended) for ended in outputs.ended]
+
+
+def perplexity_per_word(outputs: Outputs) -> float:
+    """exp(nats per word of the references), words being separated by white space.
+
+    Like perplexity per character, it compares between vocabularies.
+    """
+    num_words = sum(len(reference.split()) for reference in outputs.references)
+    nats = outputs.summary["nll"] * outputs.num_tokens / max(1, num_words)
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        # Share of hypotheses equal to their references, 0 to 100.
+        mean_metric("exact_match", exact_matches, by_length=True),
+        # Cased, with sacreBLEU's default tokenization (13a).
+        sacrebleu_metric("bleu", _bleu, by_length=True),
+        # Lower-cased.
+        sacrebleu_metric("bleu_lc", functools.partial(_bleu, lowercase=True)),
+        # Tokenized by `intl`, which knows the punctuation of all of Unicode; cased, then lower-cased.
+        sacrebleu_metric("bleu_intl", functools.partial(_bleu, tokenize="intl"), shown=False, compared=False),
+        sacrebleu_metric(
+            "bleu_lc_intl",
+            functools.partial(_bleu, lowercase=True, tokenize="intl"),
+            shown=False,
+            compared=False,
+        ),
+        # Split at spaces, for text that is tokenized already.
+        sacrebleu_metric("bleu_tok", functools.partial(_bleu, tokenize="none")),
+        # The paper's, for comparison with its Table 2 only; see `LegacyBLEU`.
+        sacrebleu_metric("bleu_legacy", LegacyBLEU, shown=False, compared=False),
+        # chrF2.
+        sacrebleu_metric("chrf", CHRF, by_length=True),
+        Metric("length_ratio", length_ratio, ".3f", higher_is_better=None, compared=False),
+        # Shares of hypotheses, 0 to 100.
+        mean_metric("looping", looping, higher_is_better=False, compared=False),
+        mean_metric("at_limit", at_limit, higher_is_better=False, compared=False),
+        summary_metric("loss", format=".4f", higher_is_better=False, shown=False),
+        summary_metric("nll", format=".4f", higher_is_better=False, shown=False),
+        summary_metric("accuracy", format=".4f", shown=False),
+        summary_metric("perplexity", format=".3f", higher_is_better=False),
+        Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False, compared=False),
+        summary_metric("perplexity_per_character", format=".4f", higher_is_better=False),
+    )
+}
+FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
+
+
+def compute_scores(outputs: Outputs) -> dict[str, float]:
+    """Returns the score of every metric in `METRICS`, by name."""
+    return {name: metric.compute(outputs) for name, metric in METRICS.items()}
+
+
+def signatures() -> dict[str, str]:
+    """Returns the signature of every metric that has one, by name."""
+    return {name: metric.signature for name, metric in METRICS.items() if metric.signature}
+
+
+def by_length(outputs: Outputs, source_lengths: Int[np.ndarray, "n"]) -> list[dict[str, Any]]:
+    """Scores of the sentences with sources of up to 8 tokens, of 9 to 12, 13 to 16, 17 to 24, 25 to 32, ...
+
+    Args:
+      outputs: of the whole test set.
+      source_lengths: tokens of each source, EOS included.
+
+    Returns:
+      For each range that has sentences, from short to long: least and most (tokens, inclusive), sentences
+      (their number), and the score of every metric with `by_length`.
+
+    Raises:
+      ValueError: different numbers of lengths and sentences.
+    """
+    if len(source_lengths) != len(outputs.sources):
+        raise ValueError(f"{len(source_lengths)} lengths for {len(outputs.sources)} sources")
+    bounds = [0, FIRST_BOUND]  # powers of two, and one and a half times each
+    while bounds[-1] < max(source_lengths):
+        bounds += [bounds[-1] * 3 // 2, bounds[-1] * 2]
+    ranges = []
+    for lower, upper in itertools.pairwise(bounds):
+        members = np.flatnonzero((lower < source_lengths) & (source_lengths <= upper))
+        if len(members):
+            selected = outputs.select(members.tolist())
+            scores = {name: metric.compute(selected) for name, metric in METRICS.items() if metric.by_length}
+            ranges.append({"least": lower + 1, "most": upper, "sentences": len(members), **scores})
+    return ranges
