@@ -2,66 +2,78 @@
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
 
-The same command again runs only what is missing or failed, and a run that was cut short goes on from its
-last checkpoint. Each run's output is in its folder's log.txt.
+The same command again runs only the runs that are missing or failed; an interrupted run resumes from its
+last checkpoint. The output of each run is in its folder's log.txt.
 """
 
+import sys
 import time
 from pathlib import Path
 
-from absl import flags
+from absl import flags as absl_flags
+from absl.flags import FlagValues
 
-from experiments import entry
-from experiments.launcher.queue import Job, command, run_jobs
-from experiments.launcher.report import markdown, write_report
-from experiments.launcher.results import check_root, is_complete, read_study, write_study
-from experiments.launcher.sweep import PlannedRun, expand, load_sweep
+from experiments import cli
+from experiments.config_files import read_changes
 from experiments.progress import clock
-from experiments.runs import Run
-
-SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, with config arguments after a colon.", required=True)
-ROOT = flags.DEFINE_string("root", None, "The study's folder.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a variant, with seeds 0, 1, ...", lower_bound=1)
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once; they share the cores.", lower_bound=1)
-SET = flags.DEFINE_multi_string("set", [], "Changes a field of every run, as in --set=train.steps=500.")
+from experiments.run_folder import Run
+from experiments.study.queue import Job, command, run_jobs
+from experiments.study.results import check_root, is_complete, read_study, write_study
+from experiments.study.sweep import PlannedRun, expand, load_sweep
+from experiments.study.tables import report_text, write_report
 
 
-def main() -> int:
-    sweep, root = load_sweep(SWEEP.value), Path(ROOT.value)
-    runs = expand(sweep, entry.changes(SET.value), SEEDS.value)
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "sweep", None, "Study file, with config arguments after a colon.", flag_values=flags, required=True
+    )
+    absl_flags.DEFINE_string("root", None, "Folder of the study.", flag_values=flags, required=True)
+    absl_flags.DEFINE_integer(
+        "seeds", 3, "Runs per variant, with seeds 0, 1, ...", lower_bound=1, flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "jobs", 1, "Runs at the same time; they share the cores.", lower_bound=1, flag_values=flags
+    )
+    absl_flags.DEFINE_multi_string(
+        "set", [], "Changes a field of every run, as in --set=train.steps=500.", flag_values=flags
+    )
+
+
+def main(flags: FlagValues) -> int:
+    sweep, root = load_sweep(flags.sweep), Path(flags.root)
+    runs = expand(sweep, read_changes(flags.set, "set"), flags.seeds)
     check_root(root, sweep, runs)
     root.mkdir(parents=True, exist_ok=True)
     write_study(root, sweep, runs)
     missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits)]
-    print(
-        f"{sweep.name}: {len(runs)} runs, {len(runs) - len(missing)} done, {len(missing)} to do", flush=True
-    )
-    started, seen = time.monotonic(), []
-
-    def ended(job: Job, status: int, seconds: float) -> None:
-        seen.append(job)
-        left = (time.monotonic() - started) / len(seen) * (len(missing) - len(seen))
-        outcome = "done" if status == 0 else f"failed with status {status}, see {job.log}"
-        print(
-            f"[{len(seen)}/{len(missing)}] {job.name}: {outcome} after {clock(seconds)}, {clock(left)} left",
-            flush=True,
-        )
-
-    should_stop = entry.stop_signal("stopping: the runs at work save first")
+    done = len(runs) - len(missing)
+    print(f"{sweep.name}: {len(runs)} runs, {done} done, {len(missing)} to do", flush=True)
     try:
-        failed = run_jobs([_job(root, run, sweep.splits) for run in missing], JOBS.value, ended, should_stop)
+        failed = _run([_job(root, run, sweep.splits) for run in missing], flags.jobs)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on")
-        return entry.PREEMPTED
+        print("interrupted; the same command resumes the study")
+        return cli.PREEMPTED
     study = read_study(root)
-    folder = write_report(root, study)
-    print(f"\n{markdown(study)}\n{folder}: table and by_length (.md, .png), table.csv, runs.csv")
+    print(f"\n{report_text(study, write_report(root, study))}")
     return 1 if failed else 0
+
+
+def _run(jobs: list[Job], slots: int) -> int:
+    """Runs the jobs, prints a line per job, and returns the number of failures."""
+    started, failed = time.monotonic(), 0
+    with cli.StopSignal("stopping: the running runs save first") as should_stop:
+        for number, (job, status, seconds) in enumerate(run_jobs(jobs, slots, should_stop), start=1):
+            failed += status != 0
+            outcome = f"failed with status {status}, see {job.log}" if status else "done"
+            remaining = (time.monotonic() - started) / number * (len(jobs) - number)
+            times = f"after {clock(seconds)}, {clock(remaining)} left"
+            print(f"[{number}/{len(jobs)}] {job.name}: {outcome} {times}", flush=True)
+    return failed
 
 
 def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
     run = Run(root / planned.id)
-    if not (run.folder / "config.json").exists():  # its name says that the config is the same
+    if not (run.folder / "config.json").exists():  # otherwise it is the same config, for its hash is the same
         run.begin(planned.config)
     workdir = f"--workdir={run.folder}"
     return Job(
@@ -75,4 +87,4 @@ def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(sys.modules[__name__])

@@ -1,12 +1,13 @@
-"""Figures. Each function returns a matplotlib figure and knows nothing of files."""
+"""Figures. Each function returns a matplotlib figure; none reads or writes files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from transformer.training.metrics import Record
 
 matplotlib.rcParams.update(
     {
@@ -21,23 +22,24 @@ matplotlib.rcParams.update(
 )
 
 
-def learning_curve(records: Sequence[Record], title: str) -> Figure:
-    """Perplexity a piece against steps, in training (dropout on) and in validation."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Perplexity per token against steps, in training (with dropout) and in validation."""
+    figure, axes = _single_panel()
     for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "markersize": 4})):
         points = [(record["step"], record["perplexity"]) for record in records if record["kind"] == kind]
         if points:
             axes.plot(*zip(*points, strict=True), label=kind, **style)
-    axes.set(xlabel="step", ylabel="perplexity a piece", yscale="log", title=title)
-    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        ticks(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
+    axes.set(xlabel="step", ylabel="perplexity per token", yscale="log", title=title)
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
     axes.legend()
     return figure
 
 
-def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str) -> Figure:
-    """One panel a head: weights [h, t, s], darker where a target piece attends to a source piece."""
+def attention_map(
+    weights: Float[np.ndarray, "h t s"], source: Sequence[str], target: Sequence[str], title: str
+) -> Figure:
+    """Attention of every head, one panel per head: darker where a target token reads a source token."""
     heads = len(weights)
     columns = min(heads, 4 if len(source) <= 12 else 2)
     rows = -(-heads // columns)
@@ -53,37 +55,30 @@ def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[s
         axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
         axes.set_yticks(range(len(target)), target, fontsize=7)
         axes.grid(False)
-    figure.supxlabel("source piece attended to", fontsize=9)
-    figure.supylabel("target piece", fontsize=9)
+    figure.supxlabel("source token attended to", fontsize=9)
+    figure.supylabel("target token", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def comparison(table: dict[str, dict[str, Sequence[float]]], metric: str, title: str) -> Figure:
-    """Mean and standard deviation of each variant (colour) on each split, every seed as a dot.
+def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, title: str) -> Figure:
+    """Mean and standard deviation of each variant (color) on each split, every seed as a dot.
 
     Args:
-      table: values[split][variant] = one number a seed.
+      table: table[split][variant] has one score per seed.
       metric: label of the axis.
-      title: of the figure.
+      title: title of the figure.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single_panel()
     variants = list(next(iter(table.values())))
     width = 0.8 / len(variants)
     for number, variant in enumerate(variants):
+        offset = (number - (len(variants) - 1) / 2) * width
         for place, split in enumerate(table):
-            values = table[split][variant]
-            x = place + (number - (len(variants) - 1) / 2) * width
-            color = f"C{number}"
-            if not len(values):
-                continue
-            label = variant if place == 0 else None
-            axes.bar(x, np.mean(values), 0.9 * width, color=color, alpha=0.35, label=label)
-            if len(values) > 1:
-                axes.errorbar(x, np.mean(values), np.std(values, ddof=1), color=color, capsize=4)
-            axes.plot([x] * len(values), values, "o", color=color, markersize=4)
+            if scores := table[split][variant]:
+                label = variant if place == 0 else None
+                _bar(axes, place + offset, 0.9 * width, scores, color=f"C{number}", label=label)
     axes.set(ylabel=metric, title=title)
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(table)), list(table))
@@ -93,17 +88,22 @@ def comparison(table: dict[str, dict[str, Sequence[float]]], metric: str, title:
     return figure
 
 
-def speed_by_length(results: dict[str, dict[int, dict]], title: str) -> Figure:
-    """Tokens a second against sentence length, a line a variant; the band spans slowest and fastest round."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+def _bar(axes: Axes, x: float, width: float, scores: Sequence[float], color: str, label: str | None) -> None:
+    axes.bar(x, np.mean(scores), width, color=color, alpha=0.35, label=label)
+    if len(scores) > 1:
+        axes.errorbar(x, np.mean(scores), np.std(scores, ddof=1), color=color, capsize=4)
+    axes.plot([x] * len(scores), scores, "o", color=color, markersize=4)
+
+
+def speed_by_length(results: Mapping[str, Mapping[int, Mapping[str, Any]]], title: str) -> Figure:
+    """Tokens per second against sentence length, one line per variant; a band spans all rounds."""
+    figure, axes = _single_panel()
     for variant, by_length in results.items():
         lengths = list(by_length)
-        axes.plot(lengths, [one["tokens_per_second"] for one in by_length.values()], "o-", label=variant)
-        axes.fill_between(
-            lengths, *zip(*(one["spread"] for one in by_length.values()), strict=True), alpha=0.2
-        )
-    axes.set(xlabel="pieces of a sentence", ylabel="target tokens a second", title=title, xscale="log")
+        axes.plot(lengths, [row["tokens_per_second"] for row in by_length.values()], "o-", label=variant)
+        bounds = zip(*(row["spread"] for row in by_length.values()), strict=True)
+        axes.fill_between(lengths, *bounds, alpha=0.2)
+    axes.set(xlabel="tokens per sentence", ylabel="target tokens per second", title=title, xscale="log")
     axes.set_xticks(lengths, map(str, lengths))
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
@@ -112,27 +112,26 @@ def speed_by_length(results: dict[str, dict[int, dict]], title: str) -> Figure:
 
 
 def scores_by_length(
-    curves: dict[tuple[str, str], dict[int, Sequence[float]]], metric: str, title: str
+    curves: Mapping[tuple[str, str], Mapping[int, Sequence[float]]], metric: str, title: str
 ) -> Figure:
-    """Mean and standard deviation over seeds against source length: a colour a variant, a dash a split.
+    """Mean and standard deviation over seeds against source length: variants by color, splits by dash.
 
     Args:
-      curves: values[variant, split][upper end of a range of lengths] = one number a seed.
+      curves: curves[variant, split][upper end of a range of lengths] has one score per seed.
       metric: label of the axis.
-      title: of the figure.
+      title: title of the figure.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    ends = sorted({most for curve in curves.values() for most in curve})
+    figure, axes = _single_panel()
+    ends = sorted({end for curve in curves.values() for end in curve})
     variants, splits = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
     for (variant, split), curve in curves.items():
         number = variants.index(variant)
-        # Side by side, where means are equal.
-        places = [ends.index(most) + 0.06 * (number - (len(variants) - 1) / 2) for most in curve]
+        # Side by side, since means may be equal.
+        places = [ends.index(end) + 0.06 * (number - (len(variants) - 1) / 2) for end in curve]
         axes.errorbar(
             places,
-            [np.mean(values) for values in curve.values()],
-            [np.std(values, ddof=1) if len(values) > 1 else 0 for values in curve.values()],
+            [np.mean(scores) for scores in curve.values()],
+            [np.std(scores, ddof=1) if len(scores) > 1 else 0 for scores in curve.values()],
             color=f"C{number}",
             linestyle=("-", "--", ":", "-.")[splits.index(split) % 4],
             marker="o",
@@ -140,7 +139,12 @@ def scores_by_length(
             capsize=3,
             label=f"{variant}, {split}" if len(splits) > 1 else variant,
         )
-    axes.set(xlabel="source pieces, up to", ylabel=metric, title=title, ylim=(0, 105))
+    axes.set(xlabel="source tokens, up to", ylabel=metric, title=title, ylim=(0, 105))
     axes.set_xticks(range(len(ends)), map(str, ends))
     axes.legend(fontsize=8)
     return figure
+
+
+def _single_panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    return figure, figure.subplots()

@@ -1,23 +1,25 @@
-"""Builds a config's data set, vocabulary and pieces ahead of time, so that training starts at once.
+"""Builds the data set, the vocabulary and the token arrays of a config ahead of time.
 
     python -m experiments.prepare --config=configs/wmt14.py
 
-What is there already is left as it is. TFDS's own sets need TensorFlow, once: pip install -e '.[prepare]'
+Existing data is left as it is. The data sets of TFDS need TensorFlow, once: pip install -e '.[prepare]'
 """
 
-from absl import flags
-from ml_collections import config_flags
+import sys
 
-from experiments import entry
+from absl.flags import FlagValues
+
+from experiments import cli
 from experiments.progress import preparing
 from transformer.data.corpus import Corpus
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its arguments after a colon.")
-flags.mark_flag_as_required("config")
+
+def define_flags(flags: FlagValues) -> None:
+    cli.define_config(flags, required=True)
 
 
-def main() -> None:
-    data = entry.config_from_flag(CONFIG.value).data
+def main(flags: FlagValues) -> None:
+    data = cli.config(flags).data
     with preparing() as progress:
         corpus = Corpus(data, progress=progress)
         splits = {name: corpus.split(name) for name in corpus.splits if corpus.size(name)}
@@ -25,9 +27,9 @@ def main() -> None:
     dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0
     print(
         f"{corpus.identity} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} "
-        f"longer than data.row_length ({data.row_length}); {corpus.tokenizer.vocab_size:,} pieces"
+        f"longer than data.row_length ({data.row_length}); {corpus.tokenizer.vocab_size:,} tokens"
     )
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(sys.modules[__name__])

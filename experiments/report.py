@@ -1,25 +1,28 @@
-"""Writes a study's report anew, from its folder alone.
+"""Rebuilds the report of a study from its folder alone.
 
 python -m experiments.report --root=runs/positions
 """
 
+import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags as absl_flags
+from absl.flags import FlagValues
 
-from experiments import entry
-from experiments.launcher.report import markdown, write_report
-from experiments.launcher.results import read_study
-
-ROOT = flags.DEFINE_string("root", None, "The study's folder.", required=True)
+from experiments import cli
+from experiments.study.results import read_study
+from experiments.study.tables import report_text, write_report
 
 
-def main() -> None:
-    root = Path(ROOT.value)
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("root", None, "Folder of the study.", flag_values=flags, required=True)
+
+
+def main(flags: FlagValues) -> None:
+    root = Path(flags.root)
     study = read_study(root)
-    folder = write_report(root, study)
-    print(f"{markdown(study)}\n{folder}: table and by_length (.md, .png), table.csv, runs.csv")
+    print(report_text(study, write_report(root, study)))
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(sys.modules[__name__])

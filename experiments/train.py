@@ -1,38 +1,40 @@
-"""Trains a run, or goes on with one.
+"""Trains a run, or resumes it.
 
     python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k --config.train.seed=1
     python -m experiments.train --workdir=runs/m30k
 
-The second form reads the run's own config.json. Ctrl-C or SIGTERM saves and exits with status 75.
+The second form reads the run's own config.json. After Ctrl-C or SIGTERM the command saves the run and exits
+with status 75; the same command resumes it.
 """
 
 import contextlib
+import sys
 import time
 import traceback
+from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
+from absl.flags import FlagValues
 
-from experiments import entry
+from experiments import cli
 from experiments.progress import clock, training_observer
-from experiments.runs import Run
+from experiments.run_folder import Run
 from transformer.config import ExperimentConfig, UserError
-from transformer.disk import room
-from transformer.model import build
-from transformer.training.loop import train
+from transformer.files import atomic_write, full_disk
+from transformer.tasks import open_task
+from transformer.training.loop import Outcome, train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its arguments after a colon.")
-GO_ON = ", then give the same command again: it goes on from the last checkpoint"
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder.", required=True)
+RESUME = ", then give the same command again: it resumes from the last checkpoint"
 
 
-def main() -> int:
-    entry.use_compilation_cache()
-    run = Run(WORKDIR.value)
-    given = entry.config_from_flag(CONFIG.value)
-    if given is not None:
-        build(given.model, vocab_size=1)  # a name that does not exist must not start a run
-    config = run.begin(given)
+def define_flags(flags: FlagValues) -> None:
+    cli.define_config(flags)
+    cli.define_workdir(flags)
+
+
+def main(flags: FlagValues) -> int:
+    cli.use_compilation_cache()
+    run = Run(flags.workdir)
+    config = run.begin(cli.config(flags))
     with run.locked():
         return _train(run, config)
 
@@ -42,37 +44,45 @@ def _train(run: Run, config: ExperimentConfig) -> int:
     if before.get("status") == "done":
         print(f"{run.folder} is trained already: {before['step']} steps in {clock(before['seconds'])}")
         return 0
-    started = time.time()
+    started = time.time() - before.get("seconds", 0)
     run.write_result(**before | {"status": "running"})
-
-    def seconds():
-        return before.get("seconds", 0) + time.time() - started
-
     try:
-        with room(run.folder, GO_ON), training_observer(config.train.steps) as observer:
-            outcome = train(config, run.folder, observer, entry.stop_signal("stopping: saving first"))
+        outcome = _loop(run, config)
     except UserError:
-        with contextlib.suppress(UserError):  # a full disk has no room for this either
-            run.write_result(**before | {"status": "failed", "seconds": seconds()})
+        with contextlib.suppress(UserError):  # a full disk has no space for this either
+            run.write_result(**before | {"status": "failed", "seconds": time.time() - started})
         raise
     except BaseException:
-        (run.folder / "error.txt").write_text(traceback.format_exc())
-        run.write_result(**before | {"status": "failed", "seconds": seconds()})
+        atomic_write(run.folder / "error.txt", traceback.format_exc())
+        run.write_result(**before | {"status": "failed", "seconds": time.time() - started})
         raise
-    run.write_result(
-        status="done" if outcome.finished else "preempted",
-        step=outcome.step,
-        tokens_seen=outcome.tokens_seen,
-        validation=outcome.validation,
-        params_sha256=outcome.params_sha256,
-        seconds=seconds(),
-    )
-    print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds())}")
+    seconds = time.time() - started
+    run.write_result(**_result(outcome), seconds=seconds)
+    print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
     if outcome.finished:
         return 0
-    print(f"saved; python -m experiments.train --workdir={run.folder} goes on")
-    return entry.PREEMPTED
+    print(f"saved; python -m experiments.train --workdir={run.folder} resumes it")
+    return cli.PREEMPTED
+
+
+def _loop(run: Run, config: ExperimentConfig) -> Outcome:
+    with (
+        full_disk(run.folder, RESUME),
+        training_observer(config.train.steps) as observer,
+        cli.StopSignal("stopping: saving first") as should_stop,
+    ):
+        return train(config, open_task(config, run.folder), run.folder, observer, should_stop)
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": "done" if outcome.finished else "preempted",
+        "step": outcome.step,
+        "tokens_seen": outcome.tokens_seen,
+        "validation": outcome.validation,
+        "params_sha256": outcome.params_sha256,
+    }
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    cli.run(sys.modules[__name__])

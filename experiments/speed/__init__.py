@@ -1,1 +1,6 @@
-"""How fast: ours and our peers', each beside what the machine can do."""
+"""Speed of training and translation, ours and our peers', beside the speed of the machine.
+
+Exports nothing: a peer's module imports the peer, which need not be installed.
+"""
+
+__all__: list[str] = []

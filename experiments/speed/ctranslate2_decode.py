@@ -1,46 +1,50 @@
-"""A peer: CTranslate2 in float32, translating the same sentences with the same weights."""
+"""Peer: CTranslate2 in float32, translating the same sentences with the same weights."""
 
 import functools
 import os
 
 import ctranslate2
 
-from experiments.entry import keep_memory
-from experiments.speed.peer import seconds, serve
+from experiments.cli import keep_freed_memory
+from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import BOS, EOS, PAD
 
-# Pieces of a batch, padding included; one such batch is translated by each of its workers.
-BATCHES = (512, 1_024, 2_048, 8_192)
+# Tokens in a batch, padding included; each of its workers translates one batch at a time.
+BATCH_TOKENS = (512, 1_024, 2_048, 8_192)
 
 
-def prepare(folder: str, sources: list[list[int]], beam_size: int, alpha: float, pieces: int):
-    """Tries each way to use the cores and each size of batches once; takes the fastest one."""
-    lines = [[str(piece) for piece in source if piece != EOS] for source in sources]
-    keep_memory()  # as ours does
+def prepare(
+    folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
+) -> Prepared:
+    """Tries each division of the cores and each batch size once, and takes the fastest."""
+    lines = [[str(token) for token in source if token != EOS] for source in sources]
+    keep_freed_memory()  # as ours
     cores = len(os.sched_getaffinity(0))
-    found = []
+    trials = []
     for workers in (number for number in range(1, cores + 1) if cores % number == 0):
         translator = ctranslate2.Translator(
             folder, compute_type="float32", inter_threads=workers, intra_threads=cores // workers
         )
-        for batch in BATCHES:
+        for batch_tokens in BATCH_TOKENS:
             translate = functools.partial(
                 translator.translate_batch,
                 lines,
-                max_batch_size=batch,
+                max_batch_size=batch_tokens,
                 batch_type="tokens",
                 beam_size=beam_size,
-                length_penalty=alpha,
-                min_decoding_length=pieces,
-                max_decoding_length=pieces,
+                length_penalty=length_penalty,
+                min_decoding_length=num_tokens,
+                max_decoding_length=num_tokens,
                 suppress_sequences=[[str(PAD)], [str(BOS)]],
             )
             translate()  # warms up
-            chosen = f"inter_threads={workers}, intra_threads={cores // workers}, max_batch_size={batch}"
-            found.append((seconds(translate), chosen, translate))
-    _, chosen, translate = min(found, key=lambda one: one[0])
-    outputs = [[int(piece) for piece in result.hypotheses[0]] for result in translate()]
-    return translate, {"outputs": outputs, "settings": chosen}
+            settings = (
+                f"inter_threads={workers}, intra_threads={cores // workers}, max_batch_size={batch_tokens}"
+            )
+            trials.append((time_calls(translate), settings, translate))
+    _, settings, translate = min(trials, key=lambda trial: trial[0])
+    outputs = [[int(token) for token in result.hypotheses[0]] for result in translate()]
+    return Prepared(functools.partial(time_calls, translate), {"outputs": outputs, "settings": settings})
 
 
 if __name__ == "__main__":

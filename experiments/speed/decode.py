@@ -1,183 +1,188 @@
-"""Times translating: our `Translator` and peers with the same weights, in turns.
+"""Times translation: our `Translator` and peers with the same weights, in turns.
 
-128 sentences with the lengths of image captions, given as pieces. On every side beam search for exactly 24
-pieces each, the encoder included.
+128 sentences with the lengths of image captions, given as tokens. All use beam search for outputs of exactly
+24 tokens; the times include the encoder.
 """
 
 import contextlib
+import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.exporting import FORMATS, Format
-from experiments.exporting.compare import difference, scores
-from experiments.runs import Trained
-from experiments.speed.peer import child, seconds
-from experiments.speed.workload import log_normal
-from transformer.config import (
-    EOS,
-    PAD,
-    DataConfig,
-    DecodeConfig,
-    ExperimentConfig,
-    TransformerConfig,
-)
+from experiments.formats import FORMATS, Format, largest_difference, score
+from experiments.run_folder import Trained
+from experiments.speed.peer import PeerProcess, time_calls
+from experiments.speed.workload import log_normal_lengths, random_sentence
+from transformer.config import EOS, PAD, DataConfig, DecodeConfig, ExperimentConfig, ModelConfig
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Translator
-from transformer.model import build, init_params
+from transformer.model import build_model, init_params
 
-VOCAB, SENTENCES, PIECES = 8_000, 128, 24
-MEAN, SHORTEST, LONGEST = 15, 5, 48  # pieces of a source sentence, EOS included
-# Longer than it may be: no output ends.
-SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6, min_length=PIECES + 1)
-# Log-probabilities, in nats, that two outputs may differ by and count as tied: of 24 pieces in float32.
+VOCAB_SIZE, NUM_SENTENCES, NUM_TOKENS = 8_000, 128, 24
+MEAN_LENGTH, MIN_LENGTH, MAX_LENGTH = 15, 5, 48  # tokens of a source sentence, EOS included
+# The minimum is above the limit: no output ends.
+SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6, min_output_length=NUM_TOKENS + 1)
+# Difference in log-probability, in nats, up to which two outputs are tied: of 24 tokens in float32.
 TIED = 1e-3
 
+# The format that each peer reads.
+PEERS: dict[str, Format] = {"ctranslate2": FORMATS["ctranslate2"], "transformers": FORMATS["marian"]}
 
-class Numbers(Tokenizer):
-    """A vocabulary whose text is the pieces' numbers."""
+
+class NumberTokenizer(Tokenizer):
+    """A vocabulary whose text is the numbers of the tokens."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
         self.model, self.sha256 = b"", ""
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Reads numbers, and adds EOS."""
         return [[*map(int, text.split()), EOS] for text in texts]
 
-    def decode(self, pieces) -> str:
-        return " ".join(str(piece) for piece in pieces if piece not in (PAD, EOS))
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Writes the numbers of all tokens but PAD and EOS."""
+        return " ".join(str(token) for token in tokens if token not in (PAD, EOS))
 
-    def names(self, pieces) -> list[str]:
-        return [str(piece) for piece in pieces]
-
-
-class Exact(Translator):
-    """Translates into `PIECES` pieces, however long the source is."""
-
-    def search(self, source, *_):
-        limits = np.where((source != PAD).any(axis=1), PIECES, 0).astype(np.int32)
-        return self._search(self._params, source, limits, PIECES)
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """Writes each number."""
+        return [str(token) for token in tokens]
 
 
-def sentences() -> list[list[int]]:
-    """Random sentences, each closed by EOS."""
+class FixedLengthTranslator(Translator):
+    """Translates every sentence into `NUM_TOKENS` tokens."""
+
+    def output_limits(self, source):
+        """Returns the same limit for all sentences."""
+        return np.where((source != PAD).any(axis=1), NUM_TOKENS, 0).astype(np.int32), NUM_TOKENS
+
+
+def random_sources() -> list[list[int]]:
+    """Returns random sentences, each closed by EOS."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(log_normal(rng, MEAN, SENTENCES), SHORTEST, LONGEST).astype(int)
-    return [[*rng.integers(EOS + 2, VOCAB, length - 1).tolist(), EOS] for length in lengths]
+    lengths = np.clip(log_normal_lengths(rng, MEAN_LENGTH, NUM_SENTENCES), MIN_LENGTH, MAX_LENGTH).astype(int)
+    return [random_sentence(rng, length, VOCAB_SIZE).tolist() for length in lengths]
 
 
-def untrained(config: TransformerConfig) -> Trained:
-    """A model with the weights before training, as if it came from a run."""
-    model = build(config, VOCAB)
-    described = ExperimentConfig(config, DataConfig(vocab_size=VOCAB), decode=SEARCH)
-    return Trained(described, Numbers(VOCAB), model, init_params(model, seed=0), [0])
+def untrained(config: ModelConfig) -> Trained:
+    """Returns a model with its weights before training, in the form of a trained run."""
+    model = build_model(config, VOCAB_SIZE)
+    experiment = ExperimentConfig(model=config, data=DataConfig(vocab_size=VOCAB_SIZE), decode=SEARCH)
+    return Trained(experiment, NumberTokenizer(VOCAB_SIZE), model, init_params(model, seed=0), [0])
 
 
-def ours(trained: Trained, sources: list[list[int]]) -> Callable[[], list[list[int]]]:
-    """What translates all sentences once."""
-    translator = Exact(trained.model, trained.params, trained.tokenizer, SEARCH)
-    texts = [" ".join(map(str, source[:-1])) for source in sources]
-    return lambda: [[int(piece) for piece in line.split()] for line in translator(texts)]
+class OurTranslation:
+    """Our translation of all sentences; each call returns the tokens of all outputs."""
+
+    def __init__(self, trained: Trained, sources: Sequence[Sequence[int]]):
+        self._translator = FixedLengthTranslator(trained.model, trained.params, trained.tokenizer, SEARCH)
+        self._texts = [" ".join(map(str, source[:-1])) for source in sources]
+
+    def __call__(self) -> list[list[int]]:
+        return [[int(token) for token in line.split()] for line in self._translator(self._texts)]
 
 
-# Of each peer, the format that it reads.
-PEERS: dict[str, Format] = {"ctranslate2": FORMATS["ctranslate2"], "transformers": FORMATS["marian"]}
-
-
-class Peer(NamedTuple):
-    """A peer in a process of its own.
+class DecodingPeer:
+    """A peer with the same weights, in a separate process; a context manager.
 
     Attributes:
-      ask: seconds of translating all sentences some times.
-      answer: its outputs, and its settings in words.
-      folder: of the exported model.
+      outputs: tokens of its outputs.
+      settings: its fastest settings, as text.
+      log_prob_difference: largest difference of the log-probabilities of given tokens from ours, in nats.
     """
 
-    ask: Callable[[int], float]
-    answer: dict
-    folder: Path
+    def __init__(self, name: str, trained: Trained, sources: Sequence[Sequence[int]]):
+        with tempfile.TemporaryDirectory() as folder:
+            PEERS[name].write(trained, Path(folder))
+            self.log_prob_difference = largest_difference(trained, PEERS[name], Path(folder))
+            request = {
+                "folder": folder,
+                "sources": list(sources),
+                "beam_size": SEARCH.beam_size,
+                "length_penalty": SEARCH.length_penalty,
+                "num_tokens": NUM_TOKENS,
+            }
+            self._process = PeerProcess(f"experiments.speed.{name}_decode", request)
+        self.outputs, self.settings = (self._process.answer[key] for key in ("outputs", "settings"))
+        assert all(len(output) == NUM_TOKENS for output in self.outputs)
+
+    def turn(self, times: int) -> float:
+        """Returns the seconds of translating all sentences some times."""
+        return self._process.turn(times)
+
+    def __enter__(self) -> "DecodingPeer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.__exit__()
 
 
-@contextlib.contextmanager
-def start(name: str, trained: Trained, sources: list[list[int]]) -> Iterator[Peer]:
-    """Starts a peer with the same weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        PEERS[name].write(trained, Path(folder))
-        told = {
-            "folder": folder,
-            "sources": sources,
-            "beam_size": SEARCH.beam_size,
-            "alpha": SEARCH.length_penalty,
-            "pieces": PIECES,
-        }
-        with child(f"experiments.speed.{name}_decode", told) as (ask, answer):
-            assert all(len(line) == PIECES for line in answer["outputs"])
-            yield Peer(ask, answer, Path(folder))
-
-
-def agreement(trained: Trained, sources, own: list[list[int]], theirs: list[list[int]]) -> dict:
-    """How far the outputs of a peer are ours.
+def agreement(
+    trained: Trained,
+    sources: Sequence[Sequence[int]],
+    outputs: Sequence[Sequence[int]],
+    peer_outputs: Sequence[Sequence[int]],
+) -> dict[str, float]:
+    """Compares the outputs of a peer with ours.
 
     Returns:
-      identical: share of the outputs.
-      tied: share of the outputs that are not identical, but that our model finds as probable.
-      score_difference: how much more probable it finds theirs, in nats a sentence, on average.
+      identical: share of the outputs that are identical.
+      tied: share of the outputs that differ, but have the same probability in our model.
+      score_difference: log-probability of its outputs minus that of ours in our model, in nats per sentence.
     """
     texts = [source[:-1] for source in sources]
-    found = [[x[:-1].sum() for x in scores(trained, texts, outputs)] for outputs in (own, theirs)]
-    differences = np.subtract(found[1], found[0])
-    same = np.array([a == b for a, b in zip(own, theirs, strict=True)])
+    log_probs = [[x[:-1].sum() for x in score(trained, texts, side)] for side in (outputs, peer_outputs)]
+    differences = np.subtract(log_probs[1], log_probs[0])
+    identical = np.array([a == b for a, b in zip(outputs, peer_outputs, strict=True)])
     return {
-        "identical": float(same.mean()),
-        "tied": float((~same & (np.abs(differences) < TIED)).mean()),
+        "identical": float(identical.mean()),
+        "tied": float((~identical & (np.abs(differences) < TIED)).mean()),
         "score_difference": float(differences.mean()),
     }
 
 
-def benchmark(config: TransformerConfig, peers: list[str], repeats: int, turn: float) -> dict:
-    """Times a shape: in each repeat first us, then each peer.
+def benchmark(config: ModelConfig, peers: Sequence[str], repeats: int, turn_seconds: float) -> dict[str, Any]:
+    """Times a model: in each round first us, then each peer.
 
     Args:
-      config: the model's sizes.
+      config: the model.
       peers: keys of `PEERS`.
       repeats: rounds.
-      turn: seconds that a turn shall take, about; each translates all sentences at least once.
+      turn_seconds: approximate duration of a turn, in which all sentences are translated at least once.
     """
-    sources, trained = sentences(), untrained(config)
-    translate = ours(trained, sources)
-    first = seconds(translate)
+    sources, trained = random_sources(), untrained(config)
+    translate = OurTranslation(trained, sources)
+    first_seconds = time_calls(translate)
     outputs = translate()
-    assert all(len(line) == PIECES for line in outputs)
+    assert all(len(output) == NUM_TOKENS for output in outputs)
+    tokens = NUM_SENTENCES * NUM_TOKENS
     with contextlib.ExitStack() as stack:
-        started = {name: stack.enter_context(start(name, trained, sources)) for name in peers}
-        turns = {"ours": lambda times: seconds(translate, times)}
-        turns |= {name: peer.ask for name, peer in started.items()}
-        times = {name: max(1, round(turn / ask(1))) for name, ask in turns.items()}
+        started = {name: stack.enter_context(DecodingPeer(name, trained, sources)) for name in peers}
+        turns = {"ours": functools.partial(time_calls, translate)}
+        turns |= {name: peer.turn for name, peer in started.items()}
+        times = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(repeats):
-            for name, ask in turns.items():
-                speeds[name].append(times[name] * SENTENCES * PIECES / ask(times[name]))
-        agreed = {
-            name: agreement(trained, sources, outputs, peer.answer["outputs"])
-            | {"log_prob_difference": difference(trained, PEERS[name], peer.folder)}
-            for name, peer in started.items()
-        }
-    medians = {name: statistics.median(taken) for name, taken in speeds.items()}
+            for name, turn in turns.items():
+                speeds[name].append(times[name] * tokens / turn(times[name]))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
     return {
         "tokens_per_second": medians["ours"],
         "spread": [min(speeds["ours"]), max(speeds["ours"])],
-        "compile_seconds": first - SENTENCES * PIECES / medians["ours"],
+        "compile_seconds": first_seconds - tokens / medians["ours"],
         "peers": {name: medians[name] for name in peers},
         "against": {
             name: {
                 "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)),
                 "spread": [min(speeds[name]), max(speeds[name])],
-                "settings": peer.answer["settings"],
-                **agreed[name],
+                "settings": peer.settings,
+                **agreement(trained, sources, outputs, peer.outputs),
+                "log_prob_difference": peer.log_prob_difference,
             }
             for name, peer in started.items()
         },

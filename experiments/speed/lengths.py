@@ -1,67 +1,53 @@
-"""Times training at several sentence lengths, the pieces of a batch held constant."""
+"""Times training at several sentence lengths, with a constant number of tokens per batch."""
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
-from transformer.config import EOS, ExperimentConfig, UserError
-from transformer.data.pipeline import Batch, Rows
-from transformer.model import build, init_params
-from transformer.training.losses import make_loss_fn
-from transformer.training.optimizer import adam
-from transformer.training.placement import Jit
-from transformer.training.setup import make_hyper
-from transformer.training.step import initial_state, make_train_step
+from experiments.speed.trainer import Trainer
+from experiments.speed.workload import random_sentence
+from transformer.batch import Batch, TokenBatch
+from transformer.config import ExperimentConfig, UserError
+from transformer.model import build_model
 
 
-class Trainer:
-    """Training on one batch, over and over: every sentence has `length` pieces, and no slot is padding."""
+class FixedLengthTraining:
+    """Training on one batch, repeatedly: every sentence has `length` tokens, and there is no padding."""
 
     def __init__(self, config: ExperimentConfig, length: int, batch_tokens: int):
-        model, placement, optimizer = (
-            build(config.model, config.data.vocab_size),
-            Jit(),
-            adam(config.optimizer),
-        )
-        most = model.longest.source
-        if most is not None and length > most:
-            raise UserError(f"--lengths has {length}; the model places at most {most} pieces")
-        self._state = placement.replicate(initial_state(init_params(model, 0), optimizer))
-        self._step = make_train_step(
-            make_loss_fn(model),
-            optimizer,
-            config.optimizer.warmup_steps,
-            placement,
-            config.train.accumulation,
-        )
-        rows = batch(batch_tokens // length, length, config.data.vocab_size)
-        self._batch = placement.shard(rows, config.train.accumulation)
-        self._rest = (jax.random.key(0), make_hyper(config))
+        limit = build_model(config.model, config.data.vocab_size).max_lengths.source
+        if limit is not None and length > limit:
+            raise UserError(f"--lengths has {length}; the model accepts at most {limit} tokens")
+        self._trainer = Trainer(config)
+        batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
+        self._batch = self._trainer.shard(batch)
 
-    def __call__(self, steps: int) -> float:
-        """Seconds of some steps."""
+    def turn(self, steps: int) -> float:
+        """Returns the seconds of some steps."""
         started = time.perf_counter()
         for _ in range(steps):
-            self._state, sums, _ = self._step(self._state, self._batch, *self._rest)
-        sums.loss.block_until_ready()
+            totals = self._trainer.step(self._batch)
+        totals["loss"].block_until_ready()
         return time.perf_counter() - started
 
 
-def batch(rows: int, length: int, vocab_size: int) -> Batch:
-    """Random pieces, a sentence a row."""
-    rng = np.random.default_rng(0)
-    segments = np.broadcast_to(np.arange(1, rows + 1, dtype=np.int32)[:, None], (rows, length))
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-
-    def side():
-        tokens = rng.integers(EOS + 2, vocab_size, (rows, length), dtype=np.int32)
-        tokens[:, -1] = EOS
-        return Rows(tokens, segments, positions)
-
-    return Batch(side(), side(), np.full(rows, length, np.int32))
+def full_batch(num_rows: int, length: int, vocab_size: int) -> Batch:
+    """Returns a batch of random sentences, one per row."""
+    rng, shape = np.random.default_rng(0), (num_rows, length)
+    segment_ids = np.broadcast_to(np.arange(1, num_rows + 1, dtype=np.int32)[:, None], shape)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32)[None], shape)
+    sides = [
+        TokenBatch(
+            np.stack([random_sentence(rng, length, vocab_size) for _ in range(num_rows)]),
+            segment_ids,
+            positions,
+        )
+        for _ in range(2)
+    ]
+    return Batch(*sides, np.full(num_rows, length, np.int32))
 
 
 def benchmark_lengths(
@@ -69,35 +55,37 @@ def benchmark_lengths(
     lengths: Sequence[int],
     batch_tokens: int,
     repeats: int,
-    seconds: float,
-) -> dict[str, dict[int, dict]]:
+    turn_seconds: float,
+) -> dict[str, dict[int, dict[str, Any]]]:
     """Times each config at each length; within a round they take turns.
 
     Args:
       configs: by name.
-      lengths: pieces of a sentence, in both languages.
-      batch_tokens: target pieces a step, and as many source pieces.
+      lengths: tokens per sentence, in both languages.
+      batch_tokens: target tokens per step, and as many source tokens.
       repeats: rounds.
-      seconds: that a turn shall take, about.
+      turn_seconds: approximate duration of a turn.
 
     Returns:
-      tokens_per_second, the median of the rounds, and spread, the slowest and the fastest one, in target
-      pieces: by name and length.
+      By name and length: tokens_per_second (target tokens, median of the rounds) and spread (slowest and
+      fastest round).
     """
-    results: dict[str, dict[int, dict]] = {name: {} for name in configs}
+    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in configs}
     for length in lengths:
-        trainers = {name: Trainer(config, length, batch_tokens) for name, config in configs.items()}
-        for train in trainers.values():
-            train(2)  # compiles, warms up
-        steps = {name: max(1, round(seconds / train(1))) for name, train in trainers.items()}
+        trainings = {
+            name: FixedLengthTraining(config, length, batch_tokens) for name, config in configs.items()
+        }
+        for training in trainings.values():
+            training.turn(2)  # compiles, warms up
+        steps = {name: max(1, round(turn_seconds / training.turn(1))) for name, training in trainings.items()}
         speeds: dict[str, list[float]] = {name: [] for name in configs}
         for _ in range(repeats):
-            for name, train in trainers.items():
+            for name, training in trainings.items():
                 tokens = steps[name] * (batch_tokens // length) * length
-                speeds[name].append(tokens / train(steps[name]))
-        for name, taken in speeds.items():
+                speeds[name].append(tokens / training.turn(steps[name]))
+        for name, values in speeds.items():
             results[name][length] = {
-                "tokens_per_second": statistics.median(taken),
-                "spread": [min(taken), max(taken)],
+                "tokens_per_second": statistics.median(values),
+                "spread": [min(values), max(values)],
             }
     return results

@@ -1,21 +1,19 @@
-"""A peer: torch.nn.Transformer, trained on the same sentences, in a process of its own.
+"""Peer: torch.nn.Transformer, trained on the same sentences. The result of a turn has seconds and tokens."""
 
-Reads a line with the name of a shape, then numbers of steps, one a line; answers each with a line of JSON:
-target pieces trained on and seconds.
-"""
-
+import functools
 import itertools
-import json
 import math
 import os
-import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from experiments.entry import keep_memory
-from experiments.speed.workload import SHAPES, VOCAB, Shape, bucketed
+from experiments.cli import keep_freed_memory
+from experiments.speed.peer import Prepared, serve
+from experiments.speed.workload import SHAPES, VOCAB_SIZE, Shape, length_sorted_batches
 from transformer.config import BOS, PAD
 
 
@@ -26,7 +24,7 @@ class Model(nn.Module):
         super().__init__()
         config = shape.model
         self.scale = config.d_model**0.5
-        self.embedding = nn.Embedding(VOCAB, config.d_model)
+        self.embedding = nn.Embedding(VOCAB_SIZE, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.transformer = nn.Transformer(
@@ -41,8 +39,13 @@ class Model(nn.Module):
         position = torch.arange(512)[:, None]
         angle = position * torch.exp(torch.arange(0, config.d_model, 2) * (-math.log(1e4) / config.d_model))
         self.register_buffer("table", torch.stack([angle.sin(), angle.cos()], -1).reshape(512, -1))
+        for layer in [*self.transformer.encoder.layers, *self.transformer.decoder.layers]:
+            layer.dropout.p = layer.self_attn.dropout = 0.0  # dropout sites of the paper only, as ours
+            if hasattr(layer, "multihead_attn"):
+                layer.multihead_attn.dropout = 0.0
 
     def forward(self, source, target):
+        """Returns the logits of each target token."""
         inputs = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], 1)
         padding, length = source == PAD, target.shape[1]
         hidden = self.transformer(
@@ -56,34 +59,38 @@ class Model(nn.Module):
         return hidden @ self.embedding.weight.T
 
     def embed(self, tokens):
+        """Returns scaled embeddings with sinusoids."""
         return self.dropout(self.embedding(tokens) * self.scale + self.table[: tokens.shape[1]])
 
 
-def main() -> None:
-    keep_memory()  # as ours does: it is the frameworks that are compared
-    shape = SHAPES[sys.stdin.readline().strip()]
+def train(model: Model, optimizer: torch.optim.Optimizer, batches: Iterator, steps: int) -> dict[str, float]:
+    """Trains some steps; returns seconds and tokens."""
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=PAD)
+    tokens, started = 0, time.perf_counter()
+    for source, target in itertools.islice(batches, steps):
+        loss = loss_fn(model(source, target).flatten(0, 1), target.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tokens += int((target != PAD).sum())
+    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+
+
+def prepare(shape: str) -> Prepared:
+    """Makes the model and its batches."""
+    keep_freed_memory()  # as ours: the frameworks are compared
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
-    model = Model(shape)
-    for layer in [*model.transformer.encoder.layers, *model.transformer.decoder.layers]:
-        layer.dropout.p = layer.self_attn.dropout = 0.0  # the paper drops nothing here, and neither do we
-        if hasattr(layer, "multihead_attn"):
-            layer.multihead_attn.dropout = 0.0
+    model = Model(SHAPES[shape])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
-    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=PAD)
-    batches = itertools.cycle(
-        [tuple(torch.from_numpy(side).long() for side in batch) for batch in bucketed(shape, 20_000)]
+    batches: Any = itertools.cycle(
+        [
+            tuple(torch.from_numpy(side).long() for side in batch)
+            for batch in length_sorted_batches(SHAPES[shape], 20_000)
+        ]
     )
-    for line in sys.stdin:
-        tokens, started = 0, time.perf_counter()
-        for source, target in itertools.islice(batches, int(line)):
-            loss = loss_fn(model(source, target).flatten(0, 1), target.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            tokens += int((target != PAD).sum())
-        print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - started}), flush=True)
+    return Prepared(functools.partial(train, model, optimizer, batches), {})
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -1,64 +1,83 @@
-"""What is timed: the same model sizes and sentences for us and for every peer. Imports no framework."""
+"""Model sizes and sentences, the same for us and for every peer. Imports no framework."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from transformer.config import EOS, TransformerConfig
-from transformer.decoding.batches import padded
+from transformer.config import EOS, DataConfig, ExperimentConfig, ModelConfig, OptimizerConfig, TrainConfig
+from transformer.data.batching import pad_rows
 
-VOCAB = 10_000
+VOCAB_SIZE = 10_000
 
 
-class Shape(NamedTuple):
-    """A model, and the text it is timed on.
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A model and the text on which it is timed.
 
     Attributes:
-      model: its sizes.
-      mean_length: pieces of a target sentence, on average.
-      row_length: pieces in a packed row.
-      batch_tokens: target pieces a step, on average, padding not counted.
+      model: the sizes.
+      mean_length: mean number of tokens of a target sentence.
+      row_length: tokens in a packed row.
+      batch_tokens: target tokens per step, on average, padding not counted.
     """
 
-    model: TransformerConfig
+    model: ModelConfig
     mean_length: int
     row_length: int
     batch_tokens: int = 4_096
 
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config of its training, with the paper's optimizer at a small rate."""
+        return ExperimentConfig(
+            model=self.model,
+            data=DataConfig(vocab_size=VOCAB_SIZE, row_length=self.row_length),
+            optimizer=OptimizerConfig(learning_rate=1e-4),
+            train=TrainConfig(batch_tokens=self.batch_tokens),
+        )
+
 
 # The Transformer-Tiny of Wu et al. 2021 on image captions, and the paper's base model on news.
 SHAPES: dict[str, Shape] = {
-    "tiny": Shape(TransformerConfig(num_layers=4, d_model=128, d_ff=256, num_heads=4), 15, 64),
-    "base": Shape(TransformerConfig(), 28, 128),
+    "tiny": Shape(ModelConfig(num_layers=4, d_model=128, d_ff=256, num_heads=4), 15, 64),
+    "base": Shape(ModelConfig(), 28, 128),
 }
 
+Sentences = list[Int[np.ndarray, "_"]]
 
-def sentences(shape: Shape, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Random sentence pairs, each closed by EOS.
 
-    A target's length differs from its source's by some 15 per cent. None is longer than a row.
+def sentence_pairs(shape: Shape, count: int) -> tuple[Sentences, Sentences]:
+    """Returns random sentence pairs, each sentence closed by EOS.
+
+    The length of a target differs from its source's by about 15 per cent. None is longer than a row.
     """
     rng = np.random.default_rng(0)
-    source = log_normal(rng, shape.mean_length, count)
+    source = log_normal_lengths(rng, shape.mean_length, count)
     target = source * rng.lognormal(0, 0.15, count)
     return tuple(
-        [np.append(rng.integers(EOS + 2, VOCAB, length - 1), EOS).astype(np.int32) for length in lengths]
-        for lengths in (np.clip(one, 2, shape.row_length).astype(int) for one in (source, target))
+        [random_sentence(rng, length, VOCAB_SIZE) for length in lengths]
+        for lengths in (np.clip(side, 2, shape.row_length).astype(int) for side in (source, target))
     )
 
 
-def bucketed(shape: Shape, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Padded (source, target) batches of sentences of similar length, `batch_tokens` target pieces each."""
-    source, target = sentences(shape, count)
+def length_sorted_batches(shape: Shape, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields padded (source, target) batches of similar lengths, with `batch_tokens` target tokens each."""
+    source, target = sentence_pairs(shape, count)
     lengths = np.array([[len(t), len(s)] for s, t in zip(source, target, strict=True)])
     order = np.lexsort((lengths[:, 1], lengths[:, 0]))
     batches = np.cumsum(lengths[order, 0]) // shape.batch_tokens
-    for number in np.random.default_rng(1).permutation(batches[-1]):  # the last, partial one is left out
+    for number in np.random.default_rng(1).permutation(batches[-1]):  # leaves out the last, partial batch
         members = order[batches == number]
-        yield padded([source[i] for i in members]), padded([target[i] for i in members])
+        yield pad_rows([source[i] for i in members]), pad_rows([target[i] for i in members])
 
 
-def log_normal(rng: np.random.Generator, mean: float, count: int) -> np.ndarray:
-    """Lengths of sentences: log-normal with sigma 0.5, as those of real corpora nearly are."""
+def log_normal_lengths(rng: np.random.Generator, mean: float, count: int) -> Float[np.ndarray, "n"]:
+    """Returns sentence lengths: log-normal with sigma 0.5, close to those of real corpora."""
     return mean * rng.lognormal(-0.125, 0.5, count)
+
+
+def random_sentence(rng: np.random.Generator, length: int, vocab_size: int) -> Int[np.ndarray, "_"]:
+    """Returns `length` tokens: random ones, and EOS."""
+    return np.append(rng.integers(EOS + 2, vocab_size, length - 1), EOS).astype(np.int32)

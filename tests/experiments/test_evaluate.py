@@ -1,25 +1,25 @@
-"""One search, all scores: the files, sacreBLEU's own command line on them, comparison, refusals."""
+"""Evaluation: its files, sacreBLEU's command line on them, the comparison of two runs, refusals."""
 
-import dataclasses
 import json
 import math
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from experiments import evaluate
-from experiments.evaluations import COMPARED, Evaluation, lines_of
-from experiments.runs import Run
-from tests.experiments.test_commands import ROOT, SMOKE, environment
+from experiments.run_folder import Run
+from experiments.score_files import IDENTITY, ScoreFiles, read_lines
+from tests.support.commands import call, refuse
 from transformer.config import UserError
 from transformer.data.corpus import Corpus
-from transformer.data.tokenizer import Tokenizer
-from transformer.evaluation.scores import METRICS, corpus_scores
+from transformer.evaluation.metrics import METRICS, Outputs, compute_scores, mean_metric
 
-COMMAND_LINE = {  # the options that give these scores
+pytestmark = pytest.mark.xdist_group("evaluate")
+
+OPTIONS = {  # of sacreBLEU's command line, by the scores that it computes
     ("bleu", "chrf"): ["-m", "bleu", "chrf"],
     ("bleu_lc",): ["-m", "bleu", "-lc"],
     ("bleu_intl",): ["-m", "bleu", "-tok", "intl"],
@@ -28,298 +28,304 @@ COMMAND_LINE = {  # the options that give these scores
 }
 
 
-@pytest.fixture(scope="module")
-def call(data_dir):
-    def call(verb, *arguments, status=0):
-        command = [sys.executable, "-m", f"experiments.{verb}", *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(data_dir), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == status, done.stderr
-        return done
+class Evaluated(NamedTuple):
+    """An evaluated run, and the output of its evaluation."""
 
-    return call
+    folder: Path
+    printed: str
+
+    @property
+    def scores(self) -> dict:
+        return json.loads((self.folder / "eval" / "test.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def first(call, tmp_path_factory):
-    """A run that has hardly begun to learn, evaluated, and what was printed."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    call("train", SMOKE, "--config.train.steps=2", f"--workdir={folder}")
-    return folder, call("evaluate", f"--workdir={folder}").stdout
+def first(trained, tmp_path_factory) -> Evaluated:
+    """A copy of the trained run, evaluated on its test split with a metric of this file besides."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "same_length", mean_metric("same_length", same_length, format=".1f"))
+        return Evaluated(folder, call("evaluate", f"--workdir={folder}").stdout)
+
+
+def same_length(outputs: Outputs) -> list[float]:
+    """Per sentence, 1 if source and translation have the same number of list items."""
+    pairs = zip(outputs.sources, outputs.hypotheses, strict=True)
+    return [float(source.count(";") == hypothesis.count(";")) for source, hypothesis in pairs]
 
 
 @pytest.fixture(scope="module")
-def second(first):
-    """A run that has half of it right, made of the first one."""
-    folder = shutil.copytree(first[0], first[0].parent / "second")
-    hypotheses, references = (folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
-    lines = zip(lines_of(hypotheses), lines_of(references), strict=True)
-    better = [own if number % 2 else right for number, (own, right) in enumerate(lines)]
-    hypotheses.write_text("".join(f"{line}\n" for line in better))
+def second(first) -> Path:
+    """A run like the first, with every other translation replaced by its reference."""
+    folder = shutil.copytree(first.folder, first.folder.with_name("second"))
+    paths = [folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref")]
+    lines = list(zip(*map(read_lines, paths), strict=True))
+    better = [lines[number][number % 2] for number in range(len(lines))]
+    paths[0].write_text("".join(f"{line}\n" for line in better))
     return folder
 
 
 @pytest.fixture
-def copy(second, tmp_path):
-    """One to break."""
-    return shutil.copytree(second, tmp_path / "copy")
+def broken(second, tmp_path) -> Path:
+    """A copy of the second run, to break."""
+    return shutil.copytree(second, tmp_path / "broken")
 
 
-def test_what_is_written_and_printed(first):
-    folder, printed = first
-    scores = json.loads((folder / "eval" / "test.json").read_text())
-    assert {*METRICS, *evaluate.SHOWN} <= set(scores)
-    assert scores["sentences"] == 200 == sum(bucket["sentences"] for bucket in scores["by_length"])
-    for name, form in evaluate.SHOWN.items():
-        assert f"{name} " in printed
-        assert f" {scores[name]:{form}} " in printed
-    assert f"bleu     {scores['signatures']['bleu']}\n" in printed
-    assert "17 to 24" in printed
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "eval").iterdir()}
 
 
-def test_the_same_nats_stand_behind_every_perplexity(first):
-    folder, _ = first
-    scores = json.loads((folder / "eval" / "test.json").read_text())
-    references = lines_of(folder / "eval" / "test.ref.txt")
+def test_every_metric_is_written_and_every_shown_one_printed(first):
+    scores = first.scores
+    assert set(METRICS) | {"same_length", "sentences", "by_length", "signatures", *IDENTITY} == set(scores)
+    assert scores["sentences"] == 60 == sum(bucket["sentences"] for bucket in scores["by_length"])
+    for metric in METRICS.values():
+        if metric.shown:
+            assert f" {scores[metric.name]:{metric.format}} " in first.printed, metric.name
+        if metric.by_length:
+            assert all(metric.name in bucket for bucket in scores["by_length"])
+    assert f"bleu     {scores['signatures']['bleu']}\n" in first.printed
+    assert "17 to 24" in first.printed
+
+
+def test_a_new_metric_needs_an_entry_in_the_registry_only(first):
+    """It may look at the source, and is written and printed in its own format."""
+    assert 0 < first.scores["same_length"] <= 1
+    assert "same_length" in first.printed
+    assert f" {first.scores['same_length']:.1f} " in first.printed
+
+
+def test_all_perplexities_are_of_the_same_nats(first):
+    scores = first.scores
+    references = read_lines(first.folder / "eval" / "test.ref.txt")
     words, characters = sum(len(line.split()) for line in references), sum(map(len, references))
     nats = math.log(scores["perplexity_per_character"]) * characters
     assert math.log(scores["perplexity_per_word"]) * words == pytest.approx(nats)
     assert math.log(scores["perplexity"]) == pytest.approx(scores["nll"])
 
 
-def test_references_are_the_data_s_own_text(first, data_dir):
-    folder, _ = first
-    data = dataclasses.replace(Run(folder).config.data, data_dir=data_dir)
-    _, references = Corpus(data, Tokenizer.load(folder / "tokenizer.model")).texts("test")
-    assert lines_of(folder / "eval" / "test.ref.txt") == references
+def test_references_are_the_text_of_the_data(first):
+    _, references = Corpus(Run(first.folder).config.data).texts("test")
+    assert read_lines(first.folder / "eval" / "test.ref.txt") == references
 
 
-def test_sacrebleus_command_line_gives_the_same(first, second):
-    """On the files of both runs: one bad, one with figures of every size."""
-    for folder in (first[0], second):
-        hypotheses, references = (folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
-        scores = corpus_scores(lines_of(hypotheses), lines_of(references))
-        if folder != second:
-            written = json.loads((folder / "eval" / "test.json").read_text())
-            assert scores == {name: written[name] for name in scores}
-        else:
-            assert len({f"{scores[name]:.2f}" for name in ("bleu", "bleu_tok", "chrf")}) == 3
-        for names, options in COMMAND_LINE.items():
-            command = [sys.executable, "-m", "sacrebleu", str(references), "-i", str(hypotheses), "-w", "8"]
-            done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout)
-            for name, one in zip(names, found if len(names) > 1 else [found], strict=True):
-                assert f"{one['score']:.8f}" == f"{scores[name]:.8f}", name
-                assert one["signature"] == scores["signatures"][name]
+def test_sacrebleus_command_line_computes_the_same_scores(second):
+    """On files whose scores all differ; sacreBLEU runs in real processes."""
+    hypotheses, references = (second / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
+    outputs = Outputs(*map(read_lines, (references, hypotheses, references)))
+    for names, options in OPTIONS.items():
+        command = [sys.executable, "-m", "sacrebleu", str(references), "-i", str(hypotheses), "-w", "8"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        results = json.loads(done.stdout)
+        for name, result in zip(names, results if len(names) > 1 else [results], strict=True):
+            assert f"{result['score']:.8f}" == f"{METRICS[name].compute(outputs):.8f}", name
+            assert result["signature"] == METRICS[name].signature
 
 
-def test_again_is_the_same_bytes_and_compares(call, first, second):
-    """The second evaluation also compares; the other run's files are only read."""
-    own, other = contents(first[0]), contents(second)
-    printed = call("evaluate", f"--workdir={first[0]}", f"--compare={second}").stdout
-    written = contents(first[0])
+def test_written_scores_are_those_of_the_written_texts(first):
+    hypotheses, references = (
+        read_lines(first.folder / "eval" / f"test.{kind}.txt") for kind in ("hyp", "ref")
+    )
+    outputs = Outputs(references, hypotheses, references)
+    for name in ("exact_match", "bleu", "bleu_tok", "chrf", "length_ratio"):
+        assert first.scores[name] == METRICS[name].compute(outputs), name
+
+
+def test_a_second_evaluation_writes_the_same_and_compares(first, second):
+    """The files of the run that is compared are only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "same_length", mean_metric("same_length", same_length, format=".1f"))
+        stored, compared = contents(first.folder), contents(second)
+        printed = call("evaluate", f"--workdir={first.folder}", f"--compare={second}").stdout
+    written = contents(first.folder)
     comparison = json.loads(written.pop("test.compare-second.json"))
-    assert written == own
-    assert contents(second) == other
-    assert comparison["differing"] == 100
-    assert list(comparison["metrics"]) == list(COMPARED)
+    assert written == stored
+    assert contents(second) == compared
+    assert set(comparison["metrics"]) == {
+        "same_length", *(metric.name for metric in METRICS.values() if metric.compared)
+    }  # fmt: skip
     exact = comparison["metrics"]["exact_match"]
-    assert (exact["score"], exact["other"], exact["difference"]) == (0, 50, -50)
+    assert exact["other_score"] >= 50
+    assert exact["difference"] == exact["score"] - exact["other_score"] < 0
+    assert comparison["differing"] == pytest.approx(-0.6 * exact["difference"])
     assert comparison["metrics"]["bleu"]["p_bootstrap"] < 0.01
     assert "this test set only: says nothing about other seeds" in printed
-    assert f"test: {first[0]} against {second}" in printed
-    assert "-50.00" in printed
-    path = first[0] / "eval" / "test.compare-second.json"
-    before = path.read_bytes()
-    path.unlink()
-    one, other = (Evaluation(Run(folder), "test", {}) for folder in (first[0], second))
-    one.compare(one.read(), other, other.read())
-    assert path.read_bytes() == before
+    assert f"test: {first.folder} against {second}" in printed
+    assert f"{exact['difference']:+.2f}" in printed
+    assert comparison["run"] == {key: first.scores[key] for key in IDENTITY}
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in (folder / "eval").iterdir()}
+def refused(folder, references=None) -> str:
+    """The message about a run that cannot be compared with ours."""
+    path = folder / "eval" / "test.ref.txt"
+    if references is None:
+        references = read_lines(path) if path.exists() else []
+    with pytest.raises(UserError) as error:
+        ScoreFiles(Run(folder), "test", {}).read_comparable(references)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["json", "hyp.txt", "ref.txt"])
-def test_a_missing_file_is_one_line(copy, kind):
-    path = copy / "eval" / f"test.{kind}"
+def test_a_missing_file_is_named_with_the_command_that_writes_it(broken, kind):
+    path = broken / "eval" / f"test.{kind}"
     path.unlink()
-    again = f"python -m experiments.evaluate --workdir={copy} --split=test"
-    assert refused(copy) == f"{path} is missing; {again} writes it"
+    command = f"python -m experiments.evaluate --workdir={broken} --split=test"
+    assert refused(broken) == f"{path} is missing; {command} writes it"
 
 
-def test_a_line_too_few_is_one_line(copy):
-    path, references = (copy / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
-    path.write_text("".join(f"{line}\n" for line in lines_of(path)[:-1]))
-    assert refused(copy).startswith(f"{path} has 199 lines, {references} 200; python -m experiments.evaluate")
-    path.write_text("")
-    assert refused(copy).startswith(f"{path} has 0 lines, {references} 200; ")
+def test_files_of_different_lengths_are_refused(broken):
+    hypotheses, references = (broken / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
+    hypotheses.write_text("".join(f"{line}\n" for line in read_lines(hypotheses)[:-1]))
+    assert refused(broken).startswith(
+        f"{hypotheses} has 59 lines, {references} 60; python -m experiments.eval"
+    )
+    hypotheses.write_text("")
+    assert refused(broken).startswith(f"{hypotheses} has 0 lines, {references} 60; ")
 
 
-def test_another_test_set_is_refused(copy):
-    path = copy / "eval" / "test.ref.txt"
-    right = lines_of(path)
-    assert Evaluation(Run(copy), "test", {}).comparable(right).references == right
-    changed = [*right[:16], "another", *right[17:]]
-    line = refused(copy, changed)
-    assert line == f"{path} is another test set: line 17 is {right[16]!r} there, 'another' here"
-    assert refused(copy, right[:-1]).endswith("it has 200 lines, split 'test' here 199")
+def test_another_test_set_is_refused(broken):
+    path = broken / "eval" / "test.ref.txt"
+    references = read_lines(path)
+    assert ScoreFiles(Run(broken), "test", {}).read_comparable(references).references == references
+    changed = [*references[:16], "another", *references[17:]]
+    line = refused(broken, changed)
+    assert f"{path} is another test set: line 17 is {references[16]!r} there, 'another' here; " in line
+    assert "it has 60 lines, split 'test' here 59; " in refused(broken, references[:-1])
 
 
-def test_another_signature_is_refused(copy):
-    path = copy / "eval" / "test.json"
+def test_another_signature_is_refused_if_the_metric_is_compared(broken):
+    path = broken / "eval" / "test.json"
     scores = json.loads(path.read_text())
+    del scores["signatures"]["bleu_legacy"]
+    path.write_text(json.dumps(scores))
+    references = read_lines(broken / "eval" / "test.ref.txt")
+    ScoreFiles(Run(broken), "test", {}).read_comparable(references)
     scores["signatures"]["chrf"] = scores["signatures"]["chrf"].replace("nw:0", "nw:2")
     path.write_text(json.dumps(scores))
-    line = refused(copy)
+    line = refused(broken)
     assert line.startswith("the signature of chrf is nrefs:1|case:mixed|eff:yes|nc:6|nw:2|")
-    assert line.endswith(f"here; python -m experiments.evaluate --workdir={copy} --split=test scores it anew")
-
-
-def test_an_older_evaluation_compares_if_what_is_compared_is_the_same(copy):
-    path = copy / "eval" / "test.json"
-    scores = json.loads(path.read_text())
-    scores["signatures"] = {name: scores["signatures"][name] for name in COMPARED[1:]}
-    path.write_text(json.dumps(scores))
-    references = lines_of(copy / "eval" / "test.ref.txt")
-    Evaluation(Run(copy), "test", {}).comparable(references)
-    scores["signatures"].pop("chrf")
-    path.write_text(json.dumps(scores))
-    assert refused(copy).startswith("the signature of chrf is None in ")
-
-
-def test_a_refusal_comes_before_anything_is_scored(call, first, copy):
-    (copy / "eval" / "test.hyp.txt").unlink()
-    done = call("evaluate", f"--workdir={first[0]}", f"--compare={copy}", status=2)
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {copy}/eval/test.hyp.txt is missing; python -m ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_an_empty_split_is_one_line(number_words):
-    corpus = Corpus(number_words)
-    corpus._parts["test"] = "test[:0]"
-    for read in (corpus.split, corpus.texts):
-        with pytest.raises(UserError, match="^split 'test' of number_words is empty$"):
-            read("test")
-
-
-def test_a_line_end_within_a_reference_is_a_space():
-    """What is scored is what stands in the file: one line a sentence."""
-    corpus = corpus_of(["one\ntwo", "three\r", "\u2028four"])
-    assert evaluate._texts(corpus, "test")[1] == ["one two", "three ", "\u2028four"]
+    assert line.endswith(f"; python -m experiments.evaluate --workdir={broken} --split=test scores it again")
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
     (tmp_path / "lines").write_bytes("one\u2028\rtwo\x85\n\nthree\n".encode())
-    assert lines_of(tmp_path / "lines") == ["one\u2028\rtwo\x85", "", "three"]
-
-
-def refused(folder, references=None):
-    """What is said of a run whose outputs cannot be compared with ours."""
-    path = folder / "eval" / "test.ref.txt"
-    if references is None:
-        references = lines_of(path) if path.exists() else []
-    with pytest.raises(UserError) as caught:
-        Evaluation(Run(folder), "test", {}).comparable(references)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def corpus_of(references):
-    return SimpleNamespace(texts=lambda split: (["source"] * len(references), references))
-
-
-def test_what_was_never_trained_is_refused_unless_a_policy_is_named(call, tmp_path):
-    """Learned positions: a table has rows for 1,024 pieces, and no training list is half as long."""
-    folder = tmp_path / "learned"
-    call("train", SMOKE, "--config.train.steps=2", "--config.model.positions=learned", f"--workdir={folder}")
-    arguments = (f"--workdir={folder}", "--split=test_long")
-    (line,) = call("evaluate", *arguments, status=2).stderr.splitlines()[-1:]
-    assert "but model.positions='learned' was trained up to" in line
-    assert "--set=model.overflow=clamp or zero" in line
-    call("evaluate", *arguments, "--set=model.overflow=clamp")
-    assert not (folder / "eval" / "test_long.json").exists()
-    scores = json.loads((folder / "eval" / "test_long,model.overflow=clamp.json").read_text())
-    assert scores["changes"] == {"model.overflow": "clamp"}
-
-
-def test_a_changed_run_stands_beside_the_plain_one_and_is_compared_with_it(call, first, tmp_path):
-    folder = shutil.copytree(first[0], tmp_path / "first")
-    plain = contents(folder)
-    changes = ("--set=model.dtype=bfloat16", "--set=decode.beam_size=2", "--set=decode.beam_size=1")
-    printed = call("evaluate", f"--workdir={folder}", *changes, f"--compare={folder}").stdout
-    written = contents(folder)
-    assert {name: written.pop(name) for name in plain} == plain
-    name = "test,decode.beam_size=1,model.dtype=bfloat16"
-    assert set(written) == {f"{name}.{kind}" for kind in ("json", "hyp.txt", "ref.txt", "compare-first.json")}
-    scores, comparison = (json.loads(written[f"{name}.{kind}"]) for kind in ("json", "compare-first.json"))
-    assert scores["changes"] == {"model.dtype": "bfloat16", "decode.beam_size": 1}
-    before = json.loads(plain["test.json"])
-    assert before["changes"] == {}
-    assert "overflow" not in before
-    assert scores["params_sha256"] == before["params_sha256"]
-    assert scores["perplexity"] != before["perplexity"]
-    assert comparison["run"]["changes"] == scores["changes"]
-    assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
-    assert comparison["metrics"]["chrf"]["other"] == before["chrf"]
-    assert f"test: {folder}{name.removeprefix('test')} against {folder}\n" in printed
-    assert f"{folder}: checkpoint 2, decode.beam_size=1, model.dtype=bfloat16\n" in printed
-
-
-def test_what_a_run_scored_with_changes_is_compared_with(call, first, second):
-    """Each value by what the config makes of it, however it was written."""
-    folder = shutil.copytree(second, second.parent / "with, a comma")
-    changed = "test,decode.length_penalty=1.0,decode.sampling=True"
-    for path in (folder / "eval").iterdir():
-        path.rename(path.with_name(path.name.replace("test", changed)))
-    missing = call("evaluate", f"--workdir={first[0]}", f"--compare={folder}", status=2).stderr
-    named = f"--compare={folder},decode.length_penalty=1.0,decode.sampling=True"
-    assert missing.endswith(f" --split=test writes it; there is {named}\n")
-    written = f"--compare={folder},decode.sampling=true,decode.length_penalty=1"
-    printed = call("evaluate", f"--workdir={first[0]}", written).stdout
-    assert f"test: {first[0]} against {named.removeprefix('--compare=')}\n" in printed
-    path = first[0] / "eval" / f"test.compare-{changed.replace('test', 'with, a comma')}.json"
-    comparison = json.loads(path.read_text())
-    path.unlink()
-    assert comparison["other"] == {
-        "folder": str(folder),
-        **{fact: json.loads((folder / "eval" / f"{changed}.json").read_text())[fact] for fact in IDENTITY},
-    }
-    assert comparison["metrics"]["exact_match"]["difference"] == -50
-
-
-IDENTITY = ("checkpoints", "params_sha256", "changes")
+    assert read_lines(tmp_path / "lines") == ["one\u2028\rtwo\x85", "", "three"]
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("compare", "message"),
     [
         ("{first},{second}", "{first},{second} is not a run: it has no config.json"),
-        ("{second},decode.beam", "--compare=decode.beam: it must be KEY=VALUE"),
-        ("{second},decode.beam=1", "unknown config key decode.beam; the nearest known one is"),
-        ("{second},model.d_model=1", "model.d_model: only decode.*, model.overflow and model.dtype can be"),
+        ("{second},decode.beam", "--compare=decode.beam has no value; write --compare=KEY=VALUE"),
+        (
+            "{second},decode.bean_size=1",
+            "unknown config key decode.bean_size; did you mean decode.beam_size?",
+        ),
+        ("{second},model.d_model=1", "model.d_model cannot change after training; only decode.*, "),
         ("nowhere", "nowhere is not a run: it has no config.json"),
         ("{first}/config.json", "{first}/config.json is not a folder"),
     ],
 )
-def test_what_cannot_be_compared_with_is_one_line(first, second, other, message, monkeypatch):
-    own = Evaluation(Run(first[0]), "test", {})
-    names = {"first": first[0], "second": second}
-    monkeypatch.setattr(evaluate, "COMPARE", SimpleNamespace(value=other.format(**names)))
-    with pytest.raises(UserError) as caught:
-        evaluate._other(own, corpus_of([]))
-    assert str(caught.value).startswith(message.format(**names))
+def test_a_comparison_that_cannot_be_made_is_one_line(first, second, compare, message):
+    """Before anything is scored."""
+    names = {"first": first.folder, "second": second}
+    line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={compare.format(**names)}")
+    assert line.startswith(message.format(**names))
 
 
-def test_what_no_file_can_be_called_is_refused(second):
-    one = Evaluation(Run(second), "test", {"decode.penalty": "x" * 200})
-    other = Evaluation(Run(second), "test", {"decode.penalty": "y" * 30})
+def test_a_refusal_comes_before_anything_is_scored(first, broken):
+    (broken / "eval" / "test.hyp.txt").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("transformer.tasks.translation.Translation.evaluate")
+        line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={broken}")
+    assert line.startswith(f"{broken}/eval/test.hyp.txt is missing; python -m ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split="], "--split names no split; name at least one, such as test"),
+        (["--split=dev"], "number_words has no split 'dev'; it has "),
+        (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),
+        (["--config.decode.seed=3"], "unknown flag --config.decode.seed; here it is --set=decode.seed=3"),
+    ],
+)
+def test_wrong_flags_are_one_line(first, arguments, message):
+    assert refuse("evaluate", f"--workdir={first.folder}", *arguments).startswith(message)
+
+
+def test_sentences_longer_than_any_trained_on_need_a_policy(first):
+    """test_long has longer lists than the training split."""
+    flags = (f"--workdir={first.folder}", "--set=model.overflow=error")
+    line = refuse("evaluate", *flags, "--split=test_long")
+    assert line.startswith("split 'test_long' has a source of ")
+    assert "tokens, but model.positions='sinusoidal' was trained up to" in line
+    assert "--set=model.overflow=extrapolate or clamp or zero" in line
+
+
+def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
+    """It is compared with the run's plain evaluation. Sentences in parts are counted."""
+    folder = shutil.copytree(first.folder, tmp_path / "first")
+    for path in (folder / "eval").glob("*compare*"):
+        path.unlink()
+    plain = contents(folder)
+    changes = {"model.dtype": "bfloat16", "decode.beam_size": 1, "decode.max_source_length": 24}
+    flags = [f"--set={key}={value}" for key, value in changes.items()]
+    printed = call(
+        "evaluate", f"--workdir={folder}", "--set=decode.beam_size=3", *flags, f"--compare={folder}"
+    ).stdout
+    written = contents(folder)
+    assert {name: written.pop(name) for name in plain} == plain
+    suffix = ",decode.beam_size=1,decode.max_source_length=24,model.dtype=bfloat16"
+    endings = ("json", "hyp.txt", "ref.txt", "compare-first.json")
+    assert set(written) == {f"test{suffix}.{ending}" for ending in endings}
+    scores, comparison = (
+        json.loads(written[f"test{suffix}.{kind}"]) for kind in ("json", "compare-first.json")
+    )
+    assert scores["changes"] == comparison["run"]["changes"] == changes
+    assert first.scores["changes"] == comparison["other"]["changes"] == {}
+    assert scores["params_sha256"] == first.scores["params_sha256"]
+    assert scores["perplexity"] != first.scores["perplexity"]
+    assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
+    assert comparison["metrics"]["chrf"]["other_score"] == first.scores["chrf"]
+    assert f"test: {folder}{suffix} against {folder}\n" in printed
+    assert f"{folder}: checkpoint 300{suffix.replace(',', ', ')}\n" in printed
+    lengths = Corpus(Run(folder).config.data).split("test").source.lengths
+    assert (lengths > 24).any()
+    assert f"test: {(lengths > 24).sum()} of more than 24 tokens, translated in parts\n" in printed
+
+
+def test_an_evaluation_with_changes_is_named_by_its_values(second):
+    """A value is compared as the config reads it, however it was written."""
+    folder = shutil.copytree(second, second.with_name("with, a comma"))
+    suffix = ",decode.length_penalty=1.0,decode.sampling=True"
+    for path in (folder / "eval").iterdir():
+        path.rename(path.with_name(path.name.replace("test", f"test{suffix}")))
+    missing = refuse("evaluate", f"--workdir={second}", f"--compare={folder}")
+    assert missing.endswith(f" --split=test writes it; there is --compare={folder}{suffix}")
+    changes = {"decode.sampling": True, "decode.length_penalty": 1.0}
+    files, compared = ScoreFiles(Run(second), "test", {}), ScoreFiles(Run(folder), "test", changes)
+    comparison = files.compare(files.read(), compared, compared.read(), files.read().references)
+    assert comparison["exact_match"].difference == 0
+    path = second / "eval" / f"test.compare-with, a comma{suffix}.json"
+    assert json.loads(path.read_text())["other"]["folder"] == str(folder)
+
+
+def test_changes_that_make_no_file_name_are_refused(second):
+    files = ScoreFiles(Run(second), "test", {"decode.penalty": "x" * 200})
+    compared = ScoreFiles(Run(second), "test", {"decode.penalty": "y" * 30})
     for changes in ({"decode.penalty": "a/b"}, {"decode.penalty": "x" * 250}):
-        with pytest.raises(UserError, match="no file can be called 'test,decode.penalty="):
-            Evaluation(Run(second), "test", changes).path(".json")
-    assert len(one.path(".json").name) == 225
-    with pytest.raises(UserError, match=r"no file can be called 'test,.*\.compare-second,"):
-        one.comparison(other)
+        with pytest.raises(UserError, match="'test,decode.penalty=.*' cannot be a file name"):
+            ScoreFiles(Run(second), "test", changes).path(".json")
+    assert len(files.path(".json").name) == 225
+    with pytest.raises(UserError, match=r"'test,.*\.compare-second,.*' cannot be a file name"):
+        files.comparison_path(compared)
+
+
+def test_scores_of_all_metrics_need_no_registration(second):
+    """`compute_scores` reads the registry."""
+    references = read_lines(second / "eval" / "test.ref.txt")
+    summary = {"loss": 1.0, "nll": 1.0, "accuracy": 1.0, "perplexity": 1.0, "perplexity_per_character": 1.0}
+    outputs = Outputs(references, references, references, [True] * len(references), summary, 10)
+    assert set(compute_scores(outputs)) == set(METRICS)

@@ -1,24 +1,22 @@
-"""translate on input that is hostile or careless: N lines in, N lines out, whatever is in them."""
+"""The command that translates: any input, its flags, a terminal, signals."""
 
-import dataclasses
+import io
 import itertools
 import json
 import os
-import pty
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from experiments import lines
-from experiments.runs import Run
-from tests.experiments.test_commands import ROOT, SMOKE, environment
-from transformer.data.corpus import Corpus
-from transformer.data.tokenizer import Tokenizer
+from experiments import cli, text_io, translate
+from experiments.run_folder import Run
+from tests.support.commands import call, refuse, start
 from transformer.decoding.translator import Translator
+
+pytestmark = pytest.mark.xdist_group("translate")
 
 CLEAN = [b"one", b"two; three", b"twenty-one thousand", b"nine hundred and ninety; four", b"six; five"]
 ODD = [
@@ -36,308 +34,249 @@ ODD = [
     b"\xef\xbb\xbfone",
     b"</s> one <pad>",
     "\u4eba".encode() * 350_000,  # a megabyte without a space
-    b"twenty; " * 300,
-    b"seven" * 300,
+    b"twenty; " * 100,
+    b"seven" * 100,
 ]
+LINES = ["one", "two; three", "", "nine hundred"]
+INPUT = "".join(f"{line}\n" for line in LINES)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, data_dir):
-    """A run, trained until it tells words apart, that translates at most 64 pieces at once."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    command = [sys.executable, "-m", "experiments.train", SMOKE, f"--workdir={folder}"]
-    changes = {"train.steps": 300, "train.validate_every": 300, "decode.max_source": 64, "decode.beam_size": 2, "decode.length_penalty": 1.0}  # fmt: skip
-    command += [f"--config.{field}={value}" for field, value in changes.items()]
-    subprocess.run(command, cwd=ROOT, env=environment(data_dir), capture_output=True, check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(folder, data_dir):
-    def start():
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [sys.executable, "-m", "experiments.translate", f"--workdir={folder}"]
-        return subprocess.Popen(command, cwd=ROOT, env=environment(data_dir), **pipes)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def translator(folder):
-    trained = Run(folder).load()
-    return Translator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
-
-
-def test_odd_lines_keep_the_count_and_leave_their_neighbours_alone(start, translator):
-    """Odd and clean lines by turns; the last one has no line end."""
-    given = [line for pair in zip(ODD, itertools.cycle(CLEAN), strict=False) for line in pair]
-    process = start()
-    out, err = process.communicate(b"\n".join(given))
-    assert process.returncode == 0, err
-    translations = out.split(b"\n")
-    assert translations.pop() == b""
-    assert len(translations) == len(given)
-    for odd, translation in zip(given, translations, strict=True):
-        assert b"\r" not in translation
-        assert odd.strip() or not translation
-    alone = [one.encode() for one in translator([line.decode() for line in CLEAN])]
-    assert len({*alone, b""}) == len(CLEAN) + 1
-    for number, translation in enumerate(translations[1::2]):
-        assert translation == alone[number % len(CLEAN)]
-    assert translations[6] == translator(["one; two"])[0].encode()
-    reports = err.decode().splitlines()
-    assert [report.split(" has ")[0] for report in reports] == [
-        f"line {given.index(line) + 1}" for line in ODD[-2:]
-    ]
-    assert all(" parts of at most 64" in report for report in reports)
-
-
-def test_ctrl_c_and_a_reader_that_leaves_end_quietly(start):
-    """One after a first block of lines was printed, the other while it is."""
-    interrupted, left = start(), start()
-    for process in (interrupted, left):
-        process.stdin.write(b"one\n" * lines.LINES)
-        process.stdin.flush()
-    assert left.stdout.readline().endswith(b"\n")
-    left.stdout.close()
-    for _ in range(lines.LINES):
-        assert interrupted.stdout.readline().endswith(b"\n")
-    interrupted.send_signal(signal.SIGINT)
-    left.stdin.write(b"one\n" * lines.LINES)
-    left.stdin.close()
-    assert interrupted.stdout.read() == b""
-    assert (interrupted.wait(60), interrupted.stderr.read()) == (130, b"")
-    assert (left.wait(60), left.stderr.read()) == (0, b"")
-
-
-def test_a_line_is_answered_before_the_next_one_comes(start, translator):
-    process = start()
-    for line in (b"one", b"two; three", b"", b"six; five"):
-        process.stdin.write(line + b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline().decode() == translator([line.decode()])[0] + "\n"
-    assert process.communicate() == (b"", b"")
-
-
-WATCHED = """
-from experiments import entry, translate
-
-search = translate.Translator.search
-translate.Translator.search = lambda *given: (print("searched", given[1].shape), search(*given))[1]
-entry.run(translate.main)
-"""
-
-
-def test_a_terminal_is_told_that_it_loads_and_what_is_compiled_is_there_before_the_prompt(folder, data_dir):
-    """Each search says which shape it has: that of a first short line was searched with before."""
-    master, terminal = pty.openpty()
-    command = [sys.executable, "-c", WATCHED, f"--workdir={folder}", "--n_best=2"]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(data_dir), **pipes)
-    os.close(terminal)
-
-    def until_prompt():
-        said = ""
-        while not said.endswith("en> "):
-            said += os.read(master, 1_000).decode()
-        return said.splitlines()
-
-    try:
-        first = until_prompt()
-        os.write(master, b"one\n")
-        then = until_prompt()
-        os.write(master, b"\n")
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        os.close(master)
-    title = "One sentence a line; an empty line or Ctrl-D ends."
-    assert first == [f"loading {folder} ...", then[1], title, "en> "]
-    assert then[1].startswith("searched (1, ")
-    assert [line.split("\t")[0] for line in then] == ["one", then[1], "1", "1", "en> "]
-
-
-DRIVER = """
-import json, os, sys
-from absl.testing import flagsaver
-from experiments import entry, translate
-
-results, said = [], os.dup(1)
-for arguments in json.load(open(sys.argv[1])):
-    untouched = flagsaver.save_flag_values()
-    for descriptor, name in enumerate(("in", "out", "err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if descriptor else 0)), descriptor)
-    sys.argv = ["translate", *arguments]
-    try:
-        entry.run(translate.main)
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        results.append([end.code or 0, open("out").read(), open("err").read()])
-    flagsaver.restore_flag_values(untouched)
-os.write(said, json.dumps(results).encode())
-"""
-
-
-def commands(folder, data_dir, tmp_path, *calls):
-    """What `translate` does with some flags, one call after another in one process: status, output, errors.
-
-    Each finds `INPUT` on standard input and as the file "in" of the folder that it is in.
-    """
-    (tmp_path / "in").write_text(INPUT)
-    (tmp_path / "calls").write_text(json.dumps([[f"--workdir={folder}", *call] for call in calls]))
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "calls"],
-        cwd=tmp_path,
-        env=environment(data_dir) | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-INPUT = "one\ntwo; three\n\nnine hundred\n"
-
-
-@pytest.fixture(scope="module")
-def other_seed(folder, data_dir):
-    """A run of the same vocabulary with other weights."""
-    other = folder.with_name("other_seed")
-    command = [sys.executable, "-m", "experiments.train", SMOKE, f"--workdir={other}"]
-    command += ["--config.train.steps=1", "--config.train.seed=1"]
-    subprocess.run(command, cwd=ROOT, env=environment(data_dir), capture_output=True, check=True)
-    return other
-
-
-def of_run(folder, **changes):
+def load_translator(folder, **changes) -> Translator:
     trained = Run(folder).load({f"decode.{field}": value for field, value in changes.items()})
     return Translator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
 
 
-def test_what_the_flags_do(folder, other_seed, data_dir, tmp_path, translator):
-    (tmp_path / "begins").write_text("drei\n\n\nacht\n")
+@pytest.fixture(scope="module")
+def translator(trained) -> Translator:
+    return load_translator(trained)
+
+
+@pytest.fixture(scope="module")
+def best(translator) -> list[str]:
+    """The translations of `LINES`."""
+    return translator(LINES)
+
+
+@pytest.fixture(scope="module")
+def other_seed(smoke, tmp_path_factory):
+    """A run with the same vocabulary and other weights."""
+    folder = tmp_path_factory.mktemp("runs") / "other_seed"
+    call("train", *smoke, "--config.train.steps=1", "--config.train.seed=1", f"--workdir={folder}")
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with input files."""
+    (tmp_path / "in").write_text(INPUT)
+    (tmp_path / "prefixes").write_text("drei\n\n\nacht\n")
     (tmp_path / "targets").write_text("eins\nzwei; drei\n\nneun\n")
-    calls = {
-        "plain": ["--input=in", "--output=written"],
-        "n best": ["--n_best=2"],
-        "scores": ["--scores", "--set=decode.length_penalty=0"],
-        "prefix": ["--prefix=begins"],
-        "targets": ["--targets=targets", "--input=in"],
-        "attention": ["--attention=maps.npz"],
-        "ensemble": [f"--ensemble={other_seed}", "--targets=targets"],
-        "greedy": ["--set=decode.beam_size=1", "--set=decode.max_length=2", "--set=model.dtype=bfloat16"],
-        "drawn": ["--set=decode.sampling=true", "--set=decode.seed=3"],
-        "again": ["--set=decode.sampling=true", "--set=decode.seed=3"],
-    }
-    results = commands(folder, data_dir, tmp_path, *calls.values())
-    assert [(status, errors) for status, _, errors in results] == [(0, "")] * len(calls)
-    out = {name: result[1] for name, result in zip(calls, results, strict=True)}
-    texts = INPUT.split("\n")[:-1]
-    best = translator(texts)
-    assert out["plain"] == ""
-    assert (tmp_path / "written").read_text() == "".join(f"{one}\n" for one in best)
+    (tmp_path / "short").write_text("a\nb\nc")
+    (tmp_path / "long").write_text("\n\n\n" + "drei " * 90)
+    return tmp_path
 
-    ranked = [line.split("\t") for line in out["n best"].splitlines()]
-    assert [row[0] for row in ranked] == ["1", "1", "2", "2", "3", "4", "4"]
-    assert [row[2] for row in ranked[::2][:2]] == best[:2]
-    assert float(ranked[0][1]) >= float(ranked[1][1])
 
-    begins = out["prefix"].splitlines()
-    assert [begins[1], begins[2]] == best[1:3]
-    assert begins[0].startswith("drei")
-    assert begins[3].startswith("acht")
+def test_odd_lines_keep_the_count_and_leave_their_neighbors_alone(trained, translator):
+    """Odd and clean lines by turns; the last line has no line end."""
+    lines = [line for pair in zip(ODD, itertools.cycle(CLEAN), strict=False) for line in pair]
+    done = call("translate", f"--workdir={trained}", stdin=b"\n".join(lines))
+    translations = done.stdout.split("\n")
+    assert translations.pop() == ""
+    assert len(translations) == len(lines)
+    for line, translation in zip(lines, translations, strict=True):
+        assert "\r" not in translation
+        assert line.strip() or not translation
+    alone = translator([line.decode() for line in CLEAN])
+    assert len({*alone, ""}) == len(CLEAN) + 1
+    for number, translation in enumerate(translations[1::2]):
+        assert translation == alone[number % len(CLEAN)]
+    assert translations[6] == translator(["one; two"])[0]
+    reports = done.stderr.splitlines()
+    assert [report.split(" has ")[0] for report in reports] == [
+        f"line {lines.index(line) + 1}" for line in ODD[-2:]
+    ]
+    assert all(" parts of at most 64" in report for report in reports)
 
-    given = [json.loads(line) for line in out["targets"].splitlines()]
-    targets = ["eins", "zwei; drei", "", "neun"]
-    found = translator.log_probs(texts, targets)
-    for one, own in zip(given, found, strict=True):
-        assert one["log_probs"] == pytest.approx(own, abs=1e-4)
-        assert one["log_prob"] == pytest.approx(own.sum(), abs=1e-4)
-        assert len(one["pieces"]) == len(own)
-    assert given[0]["pieces"][-1] == "</s>"
-    score, text = out["scores"].splitlines()[0].split("\t")  # what its pieces are is beyond doubt
-    assert float(score) == pytest.approx(float(translator.log_probs(["one"], [text])[0].sum()), abs=1e-3)
-    both = [found, of_run(other_seed).log_probs(texts, targets)]
-    for line, *each in zip(out["ensemble"].splitlines(), *both, strict=True):
-        mean = np.log(np.mean(np.exp(np.float64(each)), axis=0))
+
+def test_standard_input_is_translated_line_by_line(trained, best):
+    assert call("translate", f"--workdir={trained}", stdin=INPUT.encode()).stdout.splitlines() == best
+
+
+def test_files_are_read_and_written(trained, files, best):
+    done = call("translate", f"--workdir={trained}", "--input=in", "--output=out", cwd=files)
+    assert done.stdout == ""
+    assert (files / "out").read_text().splitlines() == best
+
+
+def test_n_best_writes_number_score_and_translation(trained, best):
+    done = call("translate", f"--workdir={trained}", "--n_best=2", stdin=INPUT.encode())
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "4", "4"]
+    assert [row[2] for row in rows[::2][:2]] == best[:2]
+    assert float(rows[0][1]) >= float(rows[1][1])
+
+
+def test_a_score_stands_before_its_translation(trained):
+    flags = (f"--workdir={trained}", "--scores", "--set=decode.length_penalty=0")
+    score, text = call("translate", *flags, stdin=b"one\n").stdout.rstrip("\n").split("\t")
+    hypothesis = load_translator(trained, length_penalty=0.0).hypotheses(["one"])[0][0]
+    assert text == hypothesis.text
+    assert float(score) == pytest.approx(hypothesis.score, abs=1e-3)
+
+
+def test_a_prefix_begins_its_translation(trained, files, best):
+    flags = (f"--workdir={trained}", "--input=in", "--prefix=prefixes")
+    translations = call("translate", *flags, cwd=files).stdout.splitlines()
+    assert translations[1:3] == best[1:3]
+    assert translations[0].startswith("drei")
+    assert translations[3].startswith("acht")
+
+
+def test_given_targets_are_scored(trained, other_seed, files, translator):
+    """By the run, and by an ensemble: the mean of the probabilities."""
+    targets = (files / "targets").read_text().split("\n")[:-1]
+    flags = (f"--workdir={trained}", "--input=in", "--targets=targets")
+    rows = [json.loads(line) for line in call("translate", *flags, cwd=files).stdout.splitlines()]
+    log_probs = translator.log_probs(LINES, targets)
+    for row, expected in zip(rows, log_probs, strict=True):
+        assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
+        assert row["log_prob"] == pytest.approx(expected.sum(), abs=1e-4)
+        assert len(row["tokens"]) == len(expected)
+    assert rows[0]["tokens"][-1] == "</s>"
+
+    ensemble = call("translate", *flags, f"--ensemble={other_seed}", cwd=files).stdout.splitlines()
+    members = [log_probs, load_translator(other_seed).log_probs(LINES, targets)]
+    for line, *log_probs in zip(ensemble, *members, strict=True):
+        mean = np.log(np.mean(np.exp(np.float64(log_probs)), axis=0))
         assert json.loads(line)["log_probs"] == pytest.approx(mean, abs=1e-4)
 
-    assert out["attention"].splitlines() == best
-    with np.load(tmp_path / "maps.npz") as maps:
-        assert {name.split("/")[0] for name in maps} == {"1", "2", "4"}
+
+def test_the_attention_of_each_line_is_kept(trained, files, best):
+    flags = (f"--workdir={trained}", "--input=in", "--attention=maps.npz")
+    assert call("translate", *flags, cwd=files).stdout.splitlines() == best
+    with np.load(files / "maps.npz") as maps:
+        assert {name.split("/")[0] for name in maps} == {"1", "2", "4"}  # line 3 is blank
         source, target = maps["2/source"].tolist(), maps["2/target"].tolist()
         assert "".join(source) == "\u2581two;\u2581three</s>"
         assert "".join(target).replace("\u2581", " ").strip() == best[1] + "</s>"
         assert maps["2/encoder"].shape == (1, 2, len(source), len(source))
         assert maps["2/decoder"].shape == (1, 2, len(target), len(target))
+        assert maps["2/cross"].shape == (1, 2, len(target), len(source))
         np.testing.assert_allclose(maps["2/cross"].sum(axis=-1), np.ones((1, 2, len(target))), rtol=1e-5)
-        assert maps["2/cross"].shape[-1] == len(source)
-    assert out["drawn"] == out["again"] != (tmp_path / "written").read_text()
-    short = of_run(folder, beam_size=1, max_length=2)(texts)
-    assert out["greedy"].splitlines() == short != best
 
 
-def test_what_cannot_be_is_one_line(folder, data_dir, tmp_path):
-    other = tmp_path / "other"
-    command = [sys.executable, "-m", "experiments.train", SMOKE, f"--workdir={other}"]
-    command += ["--config.train.steps=1", "--config.data.vocab_size=290"]
-    subprocess.run(command, cwd=ROOT, env=environment(data_dir), capture_output=True, check=True)
-    (tmp_path / "short").write_text("a\nb\nc")
-    (tmp_path / "long").write_text("\n\n\n" + "drei " * 90)
-    only = "only decode.*, model.overflow and model.dtype can be changed after training"
-    cases = [
+def test_search_settings_change_for_one_call(trained, best):
+    settings = ("--set=decode.beam_size=1", "--set=decode.max_output_length=2", "--set=model.dtype=bfloat16")
+    translations = call("translate", f"--workdir={trained}", *settings, stdin=INPUT.encode()).stdout
+    assert translations.splitlines() != best
+    assert all(len(line.split()) <= 2 for line in translations.splitlines())
+
+
+def test_samples_are_reproducible(trained, best):
+    flags = (f"--workdir={trained}", "--set=decode.sampling=true", "--set=decode.seed=3")
+    samples = [call("translate", *flags, stdin=INPUT.encode()).stdout for _ in range(2)]
+    assert samples[0] == samples[1] != INPUT
+    assert samples[0].splitlines() != best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--input=nope"], "--input=nope: No such file or directory"),
         (["--input=/"], "--input=/: Is a directory"),
         (["--output=no/out"], "--output=no/out: No such file or directory"),
         (["--attention=no/maps.npz"], "--attention=no/maps.npz: No such file or directory"),
         (["--prefix=nope"], "--prefix=nope: No such file or directory"),
-        (["--prefix=short"], "--prefix has 3 lines, the input 4; each needs one for one"),
-        (["--targets=short"], "--targets has 3 lines, the input 4; each needs one for one"),
+        (["--prefix=short"], "--prefix has 3 lines, the input 4; give one for each input line"),
+        (["--targets=short"], "--targets has 3 lines, the input 4; give one for each input line"),
         (["--prefix=long"], "prefix 4 has "),
         (["--targets=in", "--n_best=2"], "--targets and --n_best exclude each other: "),
         (["--targets=in", "--scores"], "--targets and --scores exclude each other: "),
         (["--targets=in", "--prefix=in"], "--targets and --prefix exclude each other: "),
         (["--targets=in", "--attention=maps"], "--targets and --attention exclude each other: "),
-        ([f"--ensemble={folder}", "--attention=maps"], "--ensemble and --attention exclude each other: "),
-        (["--input=in", "--output=./in"], "--output and --input are the same file, ./in"),
+        (["--ensemble={run}", "--attention=maps"], "--ensemble and --attention exclude each other: "),
+        (["--input=in", "--output=./in"], "--output and --input are the same file, ./in; name two files"),
         (["--ensemble=nope"], "nope is not a run: it has no config.json"),
-        ([f"--ensemble={other}"], f"{other} has another vocabulary than {folder}: no ensemble of both"),
-        (["--n_best=3"], "decode.beam_size is 2; the 3 best need at least as many"),
-        (["--n_best=0"], "flag --n_best=0: "),
-        (["--set=model.d_model=3"], f"model.d_model: {only}"),
-        (["--set=train.steps=3"], f"train.steps: {only}"),
-        (["--set=decode.beam=3"], "unknown config key decode.beam; the nearest known one is decode.beam_size"),
-        (["--set=decode.beam_size"], "--set=decode.beam_size: it must be KEY=VALUE"),
-        (["--set=decode.beam_size=none"], "decode.beam_size is 'none'; it must be of type int"),
+        (["--n_best=3"], "decode.beam_size is 2; it must be at least 3"),
+        (["--n_best=0"], "--n_best is '0'; it must be a positive integer"),
+        (["--set=model.d_model=3"], "model.d_model cannot change after training; only decode.*, "),
+        (["--set=decode.beam_size"], "--set=decode.beam_size has no value; write --set=KEY=VALUE"),
         (["--set=decode.penalty=none"], "decode.penalty is 'none'; it must be one of: length, wu"),
         (["--set=model.overflow=none"], "model.overflow is 'none'; for model.positions='sinusoidal' it must be"),
-    ]  # fmt: skip
-    results = commands(folder, data_dir, tmp_path, *(arguments for arguments, _ in cases))
-    for (arguments, message), (status, out, errors) in zip(cases, results, strict=True):
-        assert (status, out, errors.count("\n")) == (2, "", 1), (arguments, errors)
-        assert errors.startswith(f"error: {message}"), arguments
-    assert (tmp_path / "in").read_text() == INPUT
+        (["--config.decode.seed=1"], "unknown flag --config.decode.seed; here it is --set=decode.seed=1"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_one_line(trained, files, arguments, message):
+    arguments = [argument.format(run=trained) for argument in arguments]
+    line = refuse("translate", f"--workdir={trained}", *arguments, stdin=INPUT.encode(), cwd=files)
+    assert line.startswith(message)
+    assert (files / "in").read_text() == INPUT
 
 
-def test_evaluate_says_how_many_sentences_were_in_parts(folder, data_dir, tmp_path):
-    run = Run(shutil.copytree(folder, tmp_path / "run"))
-    config = json.loads((run.folder / "config.json").read_text())
-    config["decode"]["max_source"] = 16
-    (run.folder / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={run.folder}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(data_dir), capture_output=True, text=True, check=True
-    )
-    data = dataclasses.replace(run.config.data, data_dir=data_dir)
-    lengths = Corpus(data, Tokenizer.load(run.folder / "tokenizer.model")).split("test").source.lengths
-    assert (lengths > 16).any()
-    assert f"test: {(lengths > 16).sum()} of more than 16 pieces, translated in parts" in done.stdout
+def test_an_ensemble_needs_one_vocabulary(trained, tmp_path, monkeypatch):
+    """The vocabulary is compared before the models are joined."""
+    folder = shutil.copytree(trained, tmp_path / "other")
+    load = Run.load
+
+    def load_with_other_vocabulary(run, changes):
+        loaded = load(run, changes)
+        if run.folder == folder:
+            loaded.tokenizer.sha256 = "other"
+        return loaded
+
+    monkeypatch.setattr(Run, "load", load_with_other_vocabulary)
+    line = refuse("translate", f"--workdir={trained}", f"--ensemble={folder}", stdin=b"one\n")
+    assert line == f"{folder} has another vocabulary than {trained}; an ensemble needs the same one"
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal as standard input."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_prompt_after_the_first_search_is_compiled(trained, monkeypatch, capsys, best):
+    """The search before the prompt has the shape of that for a first short line."""
+    shapes, search = [], Translator.search
+
+    def recorded(self, source, *arguments):
+        shapes.append(source.shape)
+        return search(self, source, *arguments)
+
+    read, write = os.pipe()
+    os.write(write, b"one\n\n")
+    os.close(write)
+    monkeypatch.setattr(Translator, "search", recorded)
+    with Terminal(open(read, "rb"), "utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert cli.call(translate, [f"--workdir={trained}", "--n_best=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"loading {trained} ...", "One sentence per line; an empty line or Ctrl-D ends."]
+    first, second = (line.split("\t") for line in lines[2:4])
+    assert (first[0], first[2], second[0]) == ("en> 1", best[0], "1")
+    assert lines[4] == "en> "
+    assert shapes[0] == shapes[1] == (1, shapes[0][1])
+
+
+def test_a_line_is_answered_before_the_next_and_ctrl_c_ends_quietly(trained, best):
+    """A real process gets the signal between two lines, after a whole block of them."""
+    with start("translate", f"--workdir={trained}") as process:
+        for line, translation in zip(LINES, best, strict=True):
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline().decode() == translation + "\n"
+        process.stdin.write(b"one\n" * text_io.BLOCK_LINES)
+        process.stdin.flush()
+        for _ in range(text_io.BLOCK_LINES):
+            assert process.stdout.readline().decode() == best[0] + "\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == b""
+        assert (process.wait(60), process.stderr.read()) == (cli.INTERRUPTED, b"")
 
 
 @pytest.mark.slow
-def test_a_megabyte_in_one_line_is_translated_whole(start):
-    process = start()
-    out, err = process.communicate(b"one\n" + b"twenty; " * 131_072 + b"\ntwo\n")
-    assert process.returncode == 0
-    assert out.count(b"\n") == 3
-    assert err.decode().startswith("line 2 has ")
+def test_a_megabyte_in_one_line_is_translated_whole(trained):
+    done = call("translate", f"--workdir={trained}", stdin=b"one\n" + b"twenty; " * 131_072 + b"\ntwo\n")
+    assert done.stdout.count("\n") == 3
+    assert done.stderr.startswith("line 2 has ")

@@ -1,39 +1,55 @@
-"""The benchmark of sentence lengths, on models of no size."""
+"""The benchmark of sentence lengths, on tiny models."""
 
 import numpy as np
 import pytest
 
 from experiments import plots
-from experiments.speed.lengths import Trainer, batch, benchmark_lengths
-from tests.tiny import tiny_config
+from experiments.speed.lengths import FixedLengthTraining, benchmark_lengths, full_batch
+from tests.support.commands import refuse
+from tests.support.tiny import tiny_config
 from transformer.config import EOS, DataConfig, ExperimentConfig, UserError
 
-CONFIGS = {
-    kind: ExperimentConfig(tiny_config(kind=kind, num_layers=1), DataConfig(vocab_size=13))
-    for kind in ("transformer", "recurrent_attention")
-}
+CONFIG = ExperimentConfig(model=tiny_config(num_layers=1), data=DataConfig(vocab_size=13))
 
 
-def test_every_slot_is_a_piece():
-    found = batch(3, 5, 13)
-    for side in (found.source, found.target):
+def test_a_batch_has_no_padding():
+    batch = full_batch(3, 5, 13)
+    for side in (batch.source, batch.target):
         assert side.tokens.shape == (3, 5)
         assert (side.tokens[:, -1] == EOS).all()
         assert (side.tokens[:, :-1] > EOS + 1).all()
-        np.testing.assert_array_equal(side.segments, [[1] * 5, [2] * 5, [3] * 5])
+        np.testing.assert_array_equal(side.segment_ids, [[1] * 5, [2] * 5, [3] * 5])
         np.testing.assert_array_equal(side.positions, [list(range(5))] * 3)
 
 
 def test_each_config_is_timed_at_each_length():
-    found = benchmark_lengths(CONFIGS, [4], batch_tokens=16, repeats=2, seconds=0.01)
-    assert set(found) == set(CONFIGS)
-    for row in found.values():
-        slowest, fastest = row[4]["spread"]
-        assert 0 < slowest <= row[4]["tokens_per_second"] <= fastest
-    assert plots.speed_by_length(found, "title").axes[0].get_legend() is not None
+    configs = {"first": CONFIG, "second": CONFIG}
+    results = benchmark_lengths(configs, [4], batch_tokens=16, repeats=2, turn_seconds=0.01)
+    assert list(results) == ["first", "second"]
+    for by_length in results.values():
+        slowest, fastest = by_length[4]["spread"]
+        assert 0 < slowest <= by_length[4]["tokens_per_second"] <= fastest
+    assert plots.speed_by_length(results, "title").axes[0].get_legend() is not None
 
 
 def test_a_length_that_a_model_cannot_place_is_refused():
-    learned = ExperimentConfig(tiny_config(positions="learned"), DataConfig(vocab_size=13))
-    with pytest.raises(UserError, match="--lengths has 18; the model places at most 17 pieces"):
-        Trainer(learned, 18, 36)
+    learned = ExperimentConfig(model=tiny_config(positions="learned"), data=DataConfig(vocab_size=13))
+    with pytest.raises(UserError, match="--lengths has 18; the model accepts at most 17 tokens"):
+        FixedLengthTraining(learned, 18, 36)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["lengths", "--lengths=16,many"], "--lengths has 'many'; each must be a whole number from 2 to"),
+        (["lengths", "--lengths=5000"], "--lengths has '5000'; each must be a whole number from 2 to"),
+        ([], "missing subcommand; choose one of: train, decode, lengths"),
+        (["train", "decode"], "unexpected argument 'decode'; see --help"),
+        (["train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
+        (["train", "--peer=fairseq"], "--peer is 'fairseq'; it must be one of: torch"),
+        (["decode", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
+        (["decode", "--peer=fairseq"], "--peer is 'fairseq'; it must be one of: ctranslate2, transformers"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message):
+    assert refuse("benchmark", *flags).startswith(message)

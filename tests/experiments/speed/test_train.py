@@ -1,4 +1,4 @@
-"""The benchmark of training, on a model of no size."""
+"""The benchmark of training, on a tiny model."""
 
 import contextlib
 import importlib.util
@@ -6,53 +6,70 @@ import importlib.util
 import pytest
 
 from experiments.speed import train
-from experiments.speed.train import Interval, Trainer, benchmark
+from experiments.speed.train import Interval, PackedTraining, TorchTraining, benchmark
 from experiments.speed.workload import Shape
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 from transformer.config import UserError
 
-SMALL = Shape(tiny_config(), mean_length=5, row_length=16, batch_tokens=64)
+SMALL = Shape(tiny_config(num_layers=1), mean_length=5, row_length=16, batch_tokens=64)
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
-    monkeypatch.setattr(train, "PAIRS", 200)
+def few_sentences(monkeypatch):
+    monkeypatch.setattr(train, "NUM_PAIRS", 200)
     monkeypatch.setattr(train.matmul_rate, "__defaults__", (64, 2))  # [64, 64], twice
 
 
+class Clockwork(contextlib.AbstractContextManager):
+    """A peer that trains on 10 tokens per step, 100 steps per second."""
+
+    def __init__(self, shape):
+        self.shape, self.turns = shape, []
+
+    def turn(self, steps):
+        self.turns.append(steps)
+        return Interval(steps, seconds=steps * 0.01, tokens=steps * 10)
+
+    def __exit__(self, *_):
+        pass
+
+
 def test_figures_agree_with_each_other(monkeypatch):
-    turns = []
-
-    @contextlib.contextmanager
-    def peer(name):
-        assert name == "small"
-        yield lambda steps: turns.append(steps) or Interval(steps, seconds=steps * 1.0, tokens=steps * 10)
-
-    monkeypatch.setitem(train.PEERS, "clockwork", peer)
-    found = benchmark("small", SMALL, ["clockwork"], repeats=3, seconds=2.0)
-    assert turns == [2, 2, 2, 2, 2]  # warming up, timing, three rounds of two seconds
-    slowest, fastest = found["spread"]
-    assert 0 < slowest <= found["tokens_per_second"] <= fastest
-    assert found["peers"]["clockwork"]["tokens_per_second"] == 10
-    assert slowest / 10 <= found["peers"]["clockwork"]["ratio"] <= fastest / 10
-    assert 0 <= found["padding"] < 0.5
-    assert 0 <= found["waiting_for_data"] < 1
-    useful_flops = found["utilisation"] * found["matmul_flops_per_second"]
-    slots = found["step_seconds"] * found["tokens_per_second"] / (1 - found["padding"])
-    assert useful_flops / found["tokens_per_second"] == pytest.approx(
-        found["flops_per_step"] / slots, rel=0.3
-    )
+    peer = Clockwork("small")
+    monkeypatch.setitem(train.PEERS, "clockwork", lambda shape: peer if shape == peer.shape else None)
+    figures = benchmark("small", SMALL, ["clockwork"], repeats=3, turn_seconds=0.02)
+    assert peer.turns == [2, 2, 2, 2, 2]  # warm-up, timing, three rounds of two steps
+    slowest, fastest = figures["spread"]
+    assert 0 < slowest <= figures["tokens_per_second"] <= fastest
+    assert figures["peers"]["clockwork"]["tokens_per_second"] == pytest.approx(1_000)
+    assert slowest / 1_001 <= figures["peers"]["clockwork"]["ratio"] <= fastest / 999
+    assert 0 <= figures["padding"] < 0.5
+    assert 0 <= figures["waiting_for_data"] < 1
+    useful_flops = figures["utilisation"] * figures["matmul_flops_per_second"]
+    slots = figures["step_seconds"] * figures["tokens_per_second"] / (1 - figures["padding"])
+    flops_per_slot = figures["flops_per_step"] / slots
+    assert useful_flops / figures["tokens_per_second"] == pytest.approx(flops_per_slot, rel=0.3)
 
 
-def test_steps_are_trained_on_as_many_tokens_as_asked():
-    trainer = Trainer(SMALL)
-    interval = trainer(20)
+def test_a_turn_trains_on_the_tokens_of_its_steps():
+    training = PackedTraining(SMALL)
+    interval = training.turn(20)
     assert interval.steps == 20
     assert interval.tokens / 20 == pytest.approx(64, rel=0.1)
-    assert interval.tokens <= 20 * trainer.slots
+    assert interval.tokens <= 20 * training.slots
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is there")
-def test_a_peer_that_is_not_installed_is_one_line():
-    with pytest.raises(UserError, match="--peer=torch needs PyTorch: pip install"), train.torch_peer("tiny"):
-        pass
+def test_a_missing_peer_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--peer=torch needs PyTorch: pip install"):
+        TorchTraining("tiny")
+
+
+@pytest.mark.slow
+def test_pytorch_is_timed_in_a_process_of_its_own():
+    pytest.importorskip("torch")
+    with TorchTraining("tiny") as peer:
+        interval = peer.turn(1)
+    assert interval.steps == 1
+    assert interval.seconds > 0
+    assert interval.tokens == pytest.approx(4_096, rel=0.05)

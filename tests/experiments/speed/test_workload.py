@@ -1,30 +1,37 @@
-"""What is timed is the same for us and for a peer."""
+"""Sentences that are timed, the same for us and for every peer."""
 
 import numpy as np
 import pytest
 
-from experiments.speed.workload import SHAPES, bucketed, sentences
+from experiments.speed.workload import SHAPES, length_sorted_batches, sentence_pairs
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_buckets_hold_the_sentences_once_and_as_many_tokens_as_asked(name):
+def test_batches_hold_the_sentences_once_and_the_tokens_asked_for(name):
     shape = SHAPES[name]
-    source, target = sentences(shape, 2_000)
-    known = {(s.tobytes(), t.tobytes()) for s, t in zip(source, target, strict=True)}
-    seen = []
-    for batch in bucketed(shape, 2_000):
+    source, target = sentence_pairs(shape, 2_000)
+    pairs = {(s.tobytes(), t.tobytes()) for s, t in zip(source, target, strict=True)}
+    batched = []
+    for batch in length_sorted_batches(shape, 2_000):
         assert (batch[1] != 0).sum() == pytest.approx(shape.batch_tokens, abs=shape.row_length)
-        seen += [tuple(row[row != 0].tobytes() for row in pair) for pair in zip(*batch, strict=True)]
-    assert len(set(seen)) == len(seen)
-    assert set(seen) <= known
-    assert sum(len(t) for _, t in seen) / 4 > sum(map(len, target)) - 2 * shape.batch_tokens
+        batched += [tuple(row[row != 0].tobytes() for row in pair) for pair in zip(*batch, strict=True)]
+    assert len(set(batched)) == len(batched)
+    assert set(batched) <= pairs
+    assert sum(len(t) for _, t in batched) / 4 > sum(map(len, target)) - 2 * shape.batch_tokens
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_lengths_are_as_described(name):
     shape = SHAPES[name]
-    for side in sentences(shape, 20_000):
-        lengths = np.array([len(one) for one in side])
+    for sentences in sentence_pairs(shape, 20_000):
+        lengths = np.array([len(tokens) for tokens in sentences])
         assert lengths.mean() == pytest.approx(shape.mean_length, rel=0.05)
         assert lengths.max() <= shape.row_length
-        assert all(one[-1] == 2 and (one[:-1] > 3).all() for one in side[:100])
+        assert all(tokens[-1] == 2 and (tokens[:-1] > 3).all() for tokens in sentences[:100])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_config_of_a_shape_has_its_model_and_batches(name):
+    config = SHAPES[name].config
+    assert config.model == SHAPES[name].model
+    assert (config.train.batch_tokens, config.data.vocab_size) == (4_096, 10_000)

@@ -1,1 +1,0 @@
-"""Studies: named variants times seeds, run by a local queue and reported with error bars."""

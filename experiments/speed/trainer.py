@@ -1,0 +1,36 @@
+"""The train step of a config on one device, as the training loop runs it."""
+
+import jax
+
+from transformer.batch import Batch
+from transformer.config import ExperimentConfig
+from transformer.model import build_model, init_params
+from transformer.tasks.translation import make_loss_fn
+from transformer.training.parallelism import Single
+from transformer.training.train_step import init_state, make_train_step
+from transformer.training.trainable import Hyperparameters, Totals
+
+
+class Trainer:
+    """A model with random weights, and its training.
+
+    Attributes:
+      model: the model.
+      state: its current state.
+    """
+
+    def __init__(self, config: ExperimentConfig):
+        self.model = build_model(config.model, config.data.vocab_size)
+        self._parallelism, self._parts = Single(), config.train.accumulation
+        self.state = self._parallelism.put(init_state(init_params(self.model, 0), config))
+        self._step = make_train_step(make_loss_fn(self.model), config, self._parallelism)
+        self._key, self._hyperparameters = jax.random.key(0), Hyperparameters.from_config(config)
+
+    def shard(self, batch: Batch) -> Batch:
+        """Moves a batch to the device."""
+        return self._parallelism.shard(batch, self._parts)
+
+    def step(self, batch: Batch) -> Totals:
+        """Makes one update and returns its totals, without waiting for them."""
+        self.state, totals, _ = self._step(self.state, batch, self._key, self._hyperparameters)
+        return totals

@@ -1,0 +1,18 @@
+"""Studies: named variants times seeds, run by a local queue and reported with error bars."""
+
+from experiments.study.queue import Job, run_jobs
+from experiments.study.results import Study, read_study
+from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
+from experiments.study.tables import write_report
+
+__all__ = [
+    "Job",
+    "PlannedRun",
+    "Study",
+    "Sweep",
+    "expand",
+    "load_sweep",
+    "read_study",
+    "run_jobs",
+    "write_report",
+]

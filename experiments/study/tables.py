@@ -1,0 +1,108 @@
+"""Report of a study: tables in Markdown and CSV, and plots, in report/ of its folder."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import plots
+from experiments.study.results import Study
+from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.significance import interval
+
+
+def write_report(root: Path, study: Study) -> Path:
+    """Writes report/ and returns its path."""
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    sweep = study.sweep
+    (folder / "table.md").write_text(score_table(study))
+    _write_csv(
+        folder / "table.csv",
+        ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"],
+        (
+            [variant, split, metric, len(values), *interval(values)]
+            for variant, split, metric, values in _cells(study)
+        ),
+    )
+    _write_csv(
+        folder / "runs.csv",
+        ["variant", "seed", "split", *sweep.metrics],
+        (
+            [variant, seed, split, *(splits[split][metric] for metric in sweep.metrics)]
+            for variant, seeds in study.scores.items()
+            for seed, splits in sorted(seeds.items())
+            for split in splits
+        ),
+    )
+    metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
+    values = {
+        split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
+        for split in sweep.splits
+    }
+    plots.comparison(values, metric, title).savefig(folder / "table.png")
+    if METRICS[metric].by_length:
+        curves = {
+            (variant, split): study.by_length(variant, split, metric)
+            for split in sweep.splits
+            for variant in sweep.variants
+        }
+        (folder / "by_length.md").write_text(length_table(curves, metric))
+        plots.scores_by_length(curves, metric, title).savefig(folder / "by_length.png")
+    return folder
+
+
+def report_text(study: Study, folder: Path) -> str:
+    """Returns the table of scores and the files of the report, to be printed."""
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    return f"{score_table(study)}\n{folder}: {names}"
+
+
+def score_table(study: Study) -> str:
+    """Returns mean ± standard deviation over seeds: a row per variant, a column per split and metric."""
+    sweep = study.sweep
+    columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
+    rows = [
+        ["variant", "seeds", *(f"{split} {metric}" for split, metric in columns)],
+        ["---", "---:", *("---:" for _ in columns)],
+    ]
+    for variant in sweep.variants:
+        cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
+        rows.append([variant, str(len(study.scores[variant])), *cells])
+    return _markdown(rows)
+
+
+def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: str) -> str:
+    """Returns the scores by source length, with a row per variant and split; see `Study.by_length`."""
+    ends = sorted({end for curve in curves.values() for end in curve})
+    rows = [[f"{metric} by source tokens, up to", *map(str, ends)], ["---", *("---:" for _ in ends)]]
+    for (variant, split), curve in curves.items():
+        cells = [_cell(curve[end], metric) if end in curve else "" for end in ends]
+        rows.append([f"{variant}, {split}", *cells])
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(values: Sequence[float], metric: str) -> str:
+    if not values:
+        return "missing"
+    form = METRICS[metric].format
+    mean, deviation, *_ = interval(values)
+    return f"{mean:{form}} ± {deviation:{form}}" if len(values) > 1 else f"{mean:{form}}"
+
+
+def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
+    for variant in study.sweep.variants:
+        for split in study.sweep.splits:
+            for metric in study.sweep.metrics:
+                yield variant, split, metric, study.values(variant, split, metric)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

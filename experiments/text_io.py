@@ -1,0 +1,145 @@
+"""Lines of text as they arrive, and the lines that `translate` writes for them."""
+
+import dataclasses
+import functools
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, Protocol
+
+from experiments.attention_file import AttentionFile
+from transformer.config import UserError
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.translator import Hypothesis, Translator
+
+BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # a block holds no more, except for its last line
+PAUSE, MAX_WAIT = 0.05, 0.5  # seconds without new data, and since the first line, that end a block
+READ_BYTES = 1 << 16
+
+
+def read_blocks(file: int) -> Iterator[list[bytes]]:
+    """Yields the lines of an open file, pipe or terminal in blocks, without their line ends.
+
+    A block ends after `BLOCK_LINES` lines or `BLOCK_BYTES` bytes, or earlier if no more data has arrived, so
+    that a line is answered before the next one is written. Only a line feed ends a line.
+
+    Args:
+      file: a file descriptor.
+    """
+    block: list[bytes] = []
+    unended: list[bytes] = []  # the parts of a line whose end has not arrived; joined once
+    size, started = 0, 0.0
+    while True:
+        wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else None
+        if not select.select([file], [], [], wait)[0]:
+            yield block
+            block, size = [], 0
+            continue
+        data = os.read(file, READ_BYTES)
+        if not data:
+            break
+        *ended, rest = data.split(b"\n")
+        for end in ended:
+            if not block:
+                started = time.monotonic()
+            block.append(b"".join([*unended, end]))
+            unended.clear()
+            size += len(block[-1]) + 1
+            if len(block) == BLOCK_LINES or size >= BLOCK_BYTES:
+                yield block
+                block, size = [], 0
+        if rest:
+            unended.append(rest)
+    if unended:
+        block.append(b"".join(unended))
+    if block:
+        yield block
+
+
+def decode_line(line: bytes) -> str:
+    """Returns a line as text, without a carriage return at its end; invalid UTF-8 becomes U+FFFD."""
+    return line.removesuffix(b"\r").decode("utf-8", errors="replace")
+
+
+class Answer(Protocol):
+    """Returns the lines to write for texts, the first of which is number `first`, counted from 0."""
+
+    def __call__(self, texts: Sequence[str], first: int) -> Iterable[str]: ...
+
+
+def write_answers(answer: Answer, blocks: Iterable[Sequence[bytes]], out: BinaryIO) -> None:
+    """Answers the lines of each block, and writes the answers before the next block is read."""
+    first = 0
+    for block in blocks:
+        for line in answer([decode_line(line) for line in block], first):
+            out.write(line.encode() + b"\n")
+        out.flush()
+        first += len(block)
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationAnswer:
+    """Answers with translations; tabs separate the columns of a line.
+
+    Attributes:
+      translator: finds up to `n_best` translations of a text.
+      n_best: with more than 1, a line is written per translation: number, score, translation.
+      scores: whether the single translation is written as score, translation.
+      prefixes: the beginning of each translation; None: no prefixes.
+      attention: file for the attention of each line; lines in parts are then refused.
+    """
+
+    translator: Translator
+    n_best: int = 1
+    scores: bool = False
+    prefixes: Sequence[str] | None = None
+    attention: AttentionFile | None = None
+
+    def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
+        """Yields the translations of all texts."""
+        prefixes = None if self.prefixes is None else self.prefixes[first : first + len(texts)]
+        on_split = functools.partial(self._report_parts, first)
+        results = self.translator.hypotheses(texts, prefixes, first, on_split=on_split)
+        for number, (text, hypotheses) in enumerate(zip(texts, results, strict=True), start=first + 1):
+            if self.attention is not None:
+                self.attention.add(number, text, hypotheses[0].text)
+            for hypothesis in hypotheses:
+                yield self._line(number, hypothesis)
+
+    def _line(self, number: int, hypothesis: Hypothesis) -> str:
+        columns = [f"{number}"] if self.n_best > 1 else []
+        columns += [f"{hypothesis.score:.4f}"] if self.n_best > 1 or self.scores else []
+        return "\t".join([*columns, hypothesis.text])
+
+    def _report_parts(self, first: int, index: int, num_tokens: int, num_parts: int) -> None:
+        line = f"line {first + index + 1} has {num_tokens:,} tokens"
+        limit = f"{self.translator.max_source_length:,}"
+        if self.attention is not None:
+            raise UserError(
+                f"{line}; --attention takes at most {limit}: shorten the line or leave out --attention"
+            )
+        print(f"{line}: translated in {num_parts:,} parts of at most {limit}", file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreAnswer:
+    """Answers with the log-probabilities of given translations, in nats, as one JSON object per line."""
+
+    translator: Translator
+    tokenizer: Tokenizer
+    targets: Sequence[str]
+
+    def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
+        """Yields the scores of the targets of all texts."""
+        targets = self.targets[first : first + len(texts)]
+        encoded = self.tokenizer.encode_all(targets)
+        for tokens, log_probs in zip(encoded, self.translator.log_probs(texts, targets, first), strict=True):
+            values = {
+                "log_prob": round(float(log_probs.sum()), 6),
+                "tokens": self.tokenizer.names(tokens),
+                "log_probs": [round(float(log_prob), 6) for log_prob in log_probs],
+            }
+            yield json.dumps(values, ensure_ascii=False)

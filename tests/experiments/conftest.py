@@ -1,0 +1,34 @@
+"""Fixtures of the tests of commands: one trained run for all of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import SMOKE, call
+from transformer.files import lock
+
+
+@pytest.fixture(scope="session")
+def smoke(data_dir) -> tuple[str, ...]:
+    """Flags of a run that trains in seconds."""
+    return (*SMOKE, f"--config.data.data_dir={data_dir}")
+
+
+@pytest.fixture(scope="session")
+def trained(session_folder, smoke) -> Path:
+    """A run of 300 steps, so that it tells words apart. Tests do not write into it."""
+    folder = session_folder / "trained"
+    changes = {
+        "optimizer.learning_rate": 1e-2,
+        "train.steps": 300,
+        "train.validate_every": 150,
+        "train.log_every": 50,
+        "decode.beam_size": 2,
+        "decode.length_penalty": 1.0,
+        "decode.max_source_length": 64,
+    }
+    flags = [f"--config.{field}={value}" for field, value in changes.items()]
+    with lock(session_folder / "trained.lock", wait=True):
+        if not (folder / "result.json").exists():
+            call("train", *smoke, *flags, f"--workdir={folder}")
+    return folder

@@ -1,0 +1,253 @@
+"""The command line that all commands share: flags, exit statuses, messages."""
+
+import errno
+import os
+import platform
+import signal
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from absl import flags as absl_flags
+
+from experiments import cli
+from experiments.config_files import read_changes
+from tests.support.commands import ROOT
+from transformer.config import UserError
+
+
+@pytest.fixture
+def command():
+    """A command with flags of every kind; it prints the number of its runs."""
+    module = ModuleType("command", "Does nothing.")
+
+    def define_flags(flags):
+        cli.define_config(flags)
+        cli.define_workdir(flags)
+        absl_flags.DEFINE_integer("runs", 1, "Number of runs.", lower_bound=1, flag_values=flags)
+        absl_flags.DEFINE_integer("layer", 1, "Number of a layer.", flag_values=flags)
+        absl_flags.DEFINE_float("seconds", 1.0, "Duration.", flag_values=flags)
+        absl_flags.DEFINE_bool("json", False, "Print JSON.", flag_values=flags)
+
+    module.define_flags = define_flags
+    module.main = lambda flags: print(flags.runs)
+    return module
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Calls a command that must refuse its arguments, and returns its one line."""
+    monkeypatch.chdir(ROOT)
+
+    def refused(module, *arguments):
+        assert cli.call(module, arguments) == cli.USAGE
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        return line.removeprefix("error: ")
+
+    return refused
+
+
+def test_a_command_gets_its_flags(command, capsys):
+    assert cli.call(command, ["--workdir=runs/a", "--runs", "3"]) == 0
+    assert capsys.readouterr().out == "3\n"
+
+
+def test_two_calls_do_not_share_flags(command, capsys):
+    cli.call(command, ["--workdir=runs/a", "--runs=3"])
+    cli.call(command, ["--workdir=runs/a"])
+    assert capsys.readouterr().out == "3\n1\n"
+
+
+def test_help_describes_the_command_and_its_flags(command, capsys):
+    assert cli.call(command, ["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Does nothing.")
+    assert "--workdir: Run folder." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir is missing; see --help"),
+        (["--workdir"], "--workdir has no value; write --workdir=VALUE"),
+        (["--runs=0"], "--runs is '0'; it must be a positive integer"),
+        (["--layer=2.5"], "--layer is '2.5'; it must be a whole number"),
+        (["--seconds=long"], "--seconds is 'long'; it must be a number"),
+        (["--json=maybe"], "--json is 'maybe'; it must be true or false"),
+        (["--workdri=a"], "unknown flag --workdri; did you mean --workdir?"),
+        (["--colour=red"], "unknown flag --colour; see --help"),
+        (["--workdir=a", "oops"], "unexpected argument 'oops'; see --help"),
+        (
+            ["configs/base.py:smoke", "--workdir=a"],
+            "unexpected argument 'configs/base.py:smoke'; write --config=configs/base.py:smoke",
+        ),
+        (["--set=decode.seed=3"], "unknown flag --set; here it is --config.decode.seed=3"),
+    ],
+)
+def test_wrong_arguments_are_one_line(command, refused, arguments, message):
+    assert refused(command, *arguments) == message
+
+
+def test_a_command_for_trained_runs_says_how_it_changes_a_field(refused):
+    module = ModuleType("command")
+    module.define_flags = cli.define_changes
+    message = "unknown flag --config.decode.seed; here it is --set=decode.seed=3"
+    assert refused(module, "--config.decode.seed=3") == message
+    assert refused(module, "--config.decode.seed", "3") == message
+
+
+def test_a_subcommand_is_passed_to_main(capsys, refused):
+    module = ModuleType("command")
+    module.SUBCOMMANDS = ("train", "decode")
+    module.define_flags = lambda flags: None
+    module.main = lambda flags, subcommand: print(subcommand)
+    assert cli.call(module, ["decode"]) == 0
+    assert capsys.readouterr().out == "decode\n"
+    assert refused(module) == "missing subcommand; choose one of: train, decode"
+    assert refused(module, "test") == "missing subcommand; choose one of: train, decode"
+    assert refused(module, "train", "decode") == "unexpected argument 'decode'; see --help"
+
+
+def test_config_fields_change_the_config_file(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configs = []
+    command.main = lambda flags: configs.append(cli.config(flags))
+    changes = ["--config.model.d_ff=96", "--config.train.patience", "3", "--config.data.options.lists=50"]
+    assert cli.call(command, ["--workdir=a", "--config=configs/number_words.py:smoke", *changes]) == 0
+    assert cli.call(command, ["--workdir=a"]) == 0
+    config, missing = configs
+    assert (config.model.d_ff, config.train.patience, config.data.options["lists"]) == (96, 3, 50)
+    assert missing is None
+
+
+def test_config_fields_need_a_config_file(command, refused):
+    command.main = cli.config
+    line = refused(command, "--workdir=a", "--config.train.steps=3")
+    assert line == "--config.train.steps needs --config; a run resumes with its own config.json"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("that is wrong"), cli.USAGE, "error: that is wrong\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            cli.USAGE,
+            "error: a/b: Permission denied; change its permissions or name another file\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            cli.USAGE,
+            "error: a/b: the disk or quota is full; free some space\n",
+        ),
+        (KeyboardInterrupt(), cli.INTERRUPTED, ""),
+    ],
+)
+def test_an_error_becomes_an_exit_status(command, capsys, error, status, message):
+    def fail(flags):
+        raise error
+
+    command.main = fail
+    assert cli.call(command, ["--workdir=a"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_is_raised(command):
+    command.main = lambda flags: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        cli.call(command, ["--workdir=a"])
+
+
+def test_a_reader_that_has_ended_is_no_error(command, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        command.main = lambda flags: print("x" * 100_000, flush=True)
+        assert cli.call(command, ["--workdir=a"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_signal_asks_for_a_stop_and_the_handlers_are_restored(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with cli.StopSignal("stopping") as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
+    assert capsys.readouterr().err == "stopping\n"
+
+
+FAULTS = """
+import ctypes, resource, sys, threading
+from experiments.cli import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+faults = []
+
+def allocate():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(50_000_000))
+    libc.memset(block, 1, 50_000_000)
+    libc.free(block)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+for _ in range(4):
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    thread.join()
+print(faults[-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_freed_memory_is_reused():
+    """50 MB are 12,207 pages. It needs separate processes, for the setting holds for a whole process."""
+
+    def count_faults(setting):
+        command = [sys.executable, "-c", FAULTS, setting]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert count_faults("keep") < 100 < 10_000 < count_faults("default")
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes"),
+    [
+        (["decode.beam_size=1", "decode.beam_size=2"], {"decode.beam_size": 2}),
+        (["model.dtype=bfloat16"], {"model.dtype": "bfloat16"}),
+        (["model.overflow=null"], {"model.overflow": None}),
+        (["decode.max_output_length=None"], {"decode.max_output_length": None}),
+        (["decode.length_penalty=1"], {"decode.length_penalty": 1.0}),
+        (["decode.sampling=True"], {"decode.sampling": True}),
+        (["data.options.train=a=b.tsv"], {"data.options.train": "a=b.tsv"}),
+    ],
+)
+def test_changes_have_the_type_of_their_field(texts, changes):
+    assert read_changes(texts, "set") == changes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("decode.beam_size", "--set=decode.beam_size has no value; write --set=KEY=VALUE"),
+        ("decode.beam_size=2.5", "decode.beam_size is '2.5'; it must be a whole number"),
+        ("decode.beam_size=none", "decode.beam_size is 'none'; it must be a whole number"),
+        ("decode.sampling=maybe", "decode.sampling is 'maybe'; it must be true or false"),
+        ("decode.bean_size=7", "unknown config key decode.bean_size; did you mean decode.beam_size?"),
+        ("steps=3", "unknown config key steps; did you mean train.steps?"),
+        ("wibble=3", "unknown config key wibble"),
+    ],
+)
+def test_a_wrong_change_is_one_line(text, message):
+    with pytest.raises(UserError) as error:
+        read_changes([text], "set")
+    assert str(error.value) == message

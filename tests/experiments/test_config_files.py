@@ -1,0 +1,69 @@
+"""Config files and study files that a user names."""
+
+import pytest
+
+from experiments.config_files import load_config, load_module, load_values, with_changes
+from tests.support.commands import ROOT
+from transformer.config import UserError
+
+
+@pytest.fixture
+def checkout(monkeypatch):
+    """The root of the checkout as the current folder."""
+    monkeypatch.chdir(ROOT)
+
+
+def refused(function, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    return str(error.value)
+
+
+def test_a_config_file_with_arguments_and_changes(checkout):
+    config = load_config("configs/number_words.py:smoke,en-fr", {"model.d_ff": 96, "data.options.lists": "9"})
+    assert (config.data.target, config.train.steps, config.model.d_ff) == ("fr", 20, 96)
+    assert config.data.options == {"lists": "9"}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("configs/nope.py", "there is no config file 'configs/nope.py'"),
+        ("number_words", "there is no config file 'number_words'; did you mean configs/number_words.py?"),
+        ("configs/multi30k", "there is no config file 'configs/multi30k'; did you mean configs/multi30k.py?"),
+        ("recurence", "there is no config file 'recurence'; did you mean configs/sweeps/recurrence.py?"),
+    ],
+)
+def test_a_missing_file_is_refused_and_a_near_one_named(checkout, path, message):
+    assert refused(load_values, path) == message
+
+
+def test_outside_the_checkout_its_root_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(load_module, "configs/base.py", "config")
+    assert line == f"there is no config file 'configs/base.py' here; run the command in {ROOT}"
+
+
+def test_a_file_that_fails_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "fails.py").write_text("def get_config(argument):\n    return {}['key']\n")
+    (tmp_path / "config.txt").touch()
+    broken = refused(load_values, str(tmp_path / "broken.py"))
+    assert broken == f"config file {tmp_path}/broken.py: ZeroDivisionError: division by zero"
+    assert "does not define get_config" in refused(load_values, str(tmp_path / "empty.py"))
+    assert refused(load_values, str(tmp_path / "fails.py")).endswith("fails.py: KeyError: 'key'")
+    assert "is not a Python file" in refused(load_module, str(tmp_path / "config.txt"), "sweep")
+
+
+def test_changes_leave_the_original_alone():
+    values = {"model": {"d_ff": 1}, "data": {"options": {}}}
+    changed = with_changes(values, {"model.d_ff": 2, "data.options.lists": 3, "train.steps": 4})
+    assert changed == {"model": {"d_ff": 2}, "data": {"options": {"lists": 3}}, "train": {"steps": 4}}
+    assert values == {"model": {"d_ff": 1}, "data": {"options": {}}}
+
+
+def test_an_unknown_key_is_refused():
+    assert refused(with_changes, {}, {"model.num_layer": 3}) == (
+        "unknown config key model.num_layer; did you mean model.num_layers?"
+    )

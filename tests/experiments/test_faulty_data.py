@@ -1,0 +1,215 @@
+"""Faulty text and full disks: one line that says how to mend it, nothing lost, nothing left in the way."""
+
+import gzip
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.commands import ROOT, environment, refuse
+from transformer.config import DataConfig
+from transformer.data.builders import resolve_options
+from transformer.data.corpus import Corpus
+
+ENGLISH = [f"a man and {number} dogs run" for number in range(200)]
+GERMAN = [f"ein Mann und {number} Hunde rennen" for number in range(200)]
+# The options of configs/text.py.
+OPTIONS = {
+    "held_out": 2_000,
+    "min_characters": 1,
+    "max_characters": 1_000,
+    "max_ratio": 9.0,
+    "deduplicate": True,
+}
+FLAGS = (
+    f"--config={ROOT}/configs/text.py:smoke",
+    "--workdir=run",
+    "--config.data.data_dir=data",
+    "--config.data.vocab_size=100",
+    "--config.train.steps=1",
+)
+
+
+def write(path, lines):
+    data = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with good files."""
+    write(tmp_path / "good.en", ENGLISH)
+    write(tmp_path / "good.de", GERMAN)
+    write(tmp_path / "pairs.tsv", [f"{e}\t{g}" for e, g in zip(ENGLISH, GERMAN, strict=True)])
+    return tmp_path
+
+
+def refused(folder, train, *flags) -> str:
+    """The message of the command that trains on files of the folder."""
+    return refuse("train", *FLAGS, f"--config.data.options.train={train}", *flags, cwd=folder)
+
+
+def check_mended(folder, train, vocab_size=100):
+    """Checks that the same data can be prepared once the fault is mended."""
+    assert not list((folder / "data").rglob("incomplete*"))
+    assert not list((folder / "run").glob("*.model"))
+    corpus = Corpus(
+        resolve_options(
+            DataConfig(
+                name="parallel_text",
+                data_dir=str(folder / "data"),
+                vocab_size=vocab_size,
+                options={**OPTIONS, "train": train},
+            )
+        )
+    )
+    assert len(corpus.split("train")) == 180
+    assert len(corpus.split("validation")) == len(corpus.split("test")) == 10
+
+
+@pytest.mark.parametrize(
+    ("english", "german", "message"),
+    [
+        (ENGLISH, GERMAN[:-2], "bad.de ends after 198 lines, bad.en after 200"),
+        (ENGLISH[:-1], GERMAN, "bad.en ends after 199 lines, bad.de after 200"),
+        ([], [], "data.options.train: bad.en,bad.de has no pairs"),
+        (["x" * 5_000], ["y"], "data.options.train: no pair is left for train: 1 pairs read; dropped 0 empty, "
+         "1 longer than 1,000 characters, 0 with a ratio above 9, 0 duplicates; 0 to train on"),
+        (["", "a"], ["b", " "], "data.options.train: no pair is left for train: 2 pairs read; dropped 2 empty, "
+         "0 longer than 1,000 characters, 0 with a ratio above 9, 0 duplicates; 0 to train on"),
+    ],
+    ids=["shorter target", "shorter source", "empty", "all too long", "all empty"],
+)  # fmt: skip
+def test_text_that_cannot_be_trained_on(folder, english, german, message):
+    write(folder / "bad.en", english)
+    write(folder / "bad.de", german)
+    assert refused(folder, "bad.en,bad.de").startswith(message)
+    write(folder / "bad.en", ENGLISH)
+    write(folder / "bad.de", GERMAN)
+    check_mended(folder, f"{folder}/bad.en,{folder}/bad.de")
+
+
+def damage(path):
+    """Makes a faulty file or folder, by its name."""
+    if path.name == "cut.gz":
+        write(path, ENGLISH * 50)
+        path.write_bytes(path.read_bytes()[:-20])
+    elif path.name == "flipped.gz":
+        write(path, ENGLISH * 50)
+        data = bytearray(path.read_bytes())
+        data[20:24] = b"\xff" * 4
+        path.write_bytes(data)
+    elif path.name == "latin1.en":
+        path.write_bytes("\n".join([*ENGLISH[:6], "caf\xe9"]).encode("latin-1"))
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("latin1.en", "latin1.en:7: not UTF-8"),
+        ("cut.gz", "cut.gz: broken after line "),
+        ("flipped.gz", "flipped.gz: broken after line "),
+        ("folder", "data.options.train: folder (or .gz) is not a file"),
+    ],
+)
+def test_a_file_that_cannot_be_read(folder, name, message):
+    damage(folder / name)
+    assert refused(folder, f"{name},good.de").startswith(message)
+    check_mended(folder, f"{folder}/good.en,{folder}/good.de")
+
+
+def test_a_missing_file(folder):
+    assert refused(folder, "no.tsv").startswith("data.options.train: no.tsv (or .gz) is not a file")
+
+
+def test_a_file_where_prepared_data_should_be(folder):
+    line = refused(folder, "pairs.tsv", "--config.data.data_dir=good.en")
+    assert line.startswith("cannot create good.en/parallel_text/")
+
+
+def test_a_vocabulary_that_the_text_cannot_fill(folder):
+    line = refused(folder, "pairs.tsv", "--config.data.vocab_size=5000")
+    start, size = line.split("at most ")
+    assert start.startswith("data.vocab_size is 5000; ")
+    check_mended(folder, str(folder / "pairs.tsv"), vocab_size=int(size.split(":")[0].split()[0]))
+
+
+def test_a_sentence_longer_than_the_position_table(folder):
+    longer = ("--config.model.positions=learned", "--config.model.max_positions=3")
+    line = refused(folder, "pairs.tsv", *longer)
+    assert line.startswith("split 'train' has a source of ")
+    assert line.endswith(" tokens, but model.positions='learned' ends at 3; raise model.max_positions")
+
+
+# Runs the command with a limit on the size of files, in bytes: it stands for a full disk.
+LIMITED = """
+import resource, runpy, sys
+
+size = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def train_with_limit(folder, *flags, file_size=resource.RLIM_INFINITY) -> subprocess.CompletedProcess:
+    """Trains in a real process, whose files may grow to `file_size` bytes."""
+    command = [sys.executable, "-c", LIMITED, str(file_size), *FLAGS, "--config.data.options.train=pairs.tsv"]
+    # A cache in the folder, since its files would be cut as well.
+    env = environment() | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    return subprocess.run(
+        [*command, *flags], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def message_of(done) -> str:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().split("\n")[-1]
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("file_size", "place"), [(600, "run: "), (3_000, "data/parallel_text/"), (10_000, "data/parallel_text/")]
+)
+def test_a_full_disk_during_preparation(folder, file_size, place):
+    """The config of the run, the data set, or its tokens exceed the limit."""
+    line = message_of(train_with_limit(folder, file_size=file_size))
+    assert line.removeprefix(f"{folder}/").startswith(place)
+    assert "the disk or quota is full; free some space" in line
+    check_mended(folder, str(folder / "pairs.tsv"))
+
+
+@pytest.mark.faults
+def test_a_full_disk_leaves_no_partial_vocabulary_in_the_run(folder):
+    """The vocabulary is larger than the config."""
+    options = {**OPTIONS, "train": str(folder / "pairs.tsv")}
+    data = DataConfig(name="parallel_text", data_dir=str(folder / "data"), vocab_size=200, options=options)
+    size = len(Corpus(resolve_options(data)).tokenizer.model)
+    line = message_of(train_with_limit(folder, "--config.data.vocab_size=200", file_size=size - 1))
+    assert line.startswith("run: the disk")
+    assert (folder / "run" / "config.json").exists()
+    check_mended(folder, str(folder / "pairs.tsv"), vocab_size=200)
+
+
+@pytest.mark.faults
+def test_a_full_disk_during_training_keeps_the_last_checkpoint(folder):
+    """Orbax reports it from its own threads; the same command resumes the run."""
+    steps = "--config.train.steps=20"
+    first = train_with_limit(folder, steps)
+    assert first.returncode == 0, first.stderr
+    (folder / "run" / "result.json").unlink()
+    shutil.rmtree(folder / "run" / "checkpoints" / "20")  # as if the run had ended earlier
+    line = message_of(train_with_limit(folder, steps, file_size=40_000))
+    assert line.startswith("run: the disk or quota is full; free some space")
+    assert line.endswith("give the same command again: it resumes from the last checkpoint")
+    assert (folder / "run" / "checkpoints" / "10").is_dir()
+    again = train_with_limit(folder, steps)
+    assert "resuming from step 10" in again.stderr
+    assert again.returncode == 0, again.stderr
+    assert (folder / "run" / "checkpoints" / "20").is_dir()

@@ -1,0 +1,117 @@
+"""The commands of studies: a launch, a second launch, an interruption, a report."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, launch
+from experiments.study.queue import Ended
+from tests.support.commands import call, refuse, start
+from transformer.files import read_json
+
+pytestmark = pytest.mark.xdist_group("launch")
+
+SWEEP = """
+CONFIG = "configs/number_words.py:smoke"
+VARIANTS = {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {"optimizer.learning_rate": 1e-2}}
+SPLITS = ("test",)
+METRICS = ("exact_match", "chrf")
+"""
+
+
+@pytest.fixture
+def study_flags(tmp_path, data_dir) -> tuple[str, ...]:
+    """Flags of a study of two runs, with the shapes of the trained run of these tests."""
+    (tmp_path / "rates.py").write_text(SWEEP)
+    changes = {
+        "data.data_dir": data_dir,
+        "data.options.lists": 60,
+        "decode.batch_tokens": 4096,
+        "decode.beam_size": 2,
+        "train.parallelism": "single",
+    }
+    sets = [f"--set={key}={value}" for key, value in changes.items()]
+    return (f"--sweep={tmp_path}/rates.py", f"--root={tmp_path}/study", "--seeds=1", *sets)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs the jobs of a study in this process; `run_jobs` is tested in test_study.py."""
+
+    def run_jobs(jobs, slots, should_stop):
+        for job in jobs:
+            for _, _, module, *arguments in job.commands:
+                call(module.removeprefix("experiments."), *arguments)
+            yield Ended(job, 0, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+
+
+def test_a_study_runs_whatever_is_missing_and_nothing_else(study_flags, in_this_process, tmp_path):
+    root = tmp_path / "study"
+    first = call("launch", *study_flags)
+    assert "rates: 2 runs, 0 done, 2 to do" in first.stdout
+    assert "[2/2] fast/0-" in first.stdout
+    results = sorted(root.glob("*/0-*/result.json"))
+    assert [read_json(path)["status"] for path in results] == ["done", "done"]
+    table = (root / "report" / "table.md").read_text()
+    assert table in first.stdout
+
+    written = [path.stat().st_mtime_ns for path in results]
+    (results[0].parent / "eval" / "test.json").unlink()
+    second = call("launch", *study_flags)
+    assert "rates: 2 runs, 1 done, 1 to do" in second.stdout
+    assert [path.stat().st_mtime_ns for path in results] == written
+    assert (root / "report" / "table.md").read_text() == table
+    assert table in call("report", f"--root={root}").stdout
+
+    line = refuse("launch", *study_flags, "--set=train.steps=11")
+    assert line == (
+        f"{root} holds this study with other settings: train.steps is 20 there, 11 here; name another --root"
+    )
+
+
+def test_a_failed_run_is_reported_and_the_others_run(study_flags, tmp_path, monkeypatch):
+    def run_jobs(jobs, slots, should_stop):
+        yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (3, 0), strict=True))
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    done = call("launch", *study_flags, status=1)
+    log = next(tmp_path.glob("study/slow/0-*")) / "log.txt"
+    assert f"failed with status 3, see {log} after 0:01" in done.stdout
+    assert "[2/2] fast/0-" in done.stdout
+
+
+def test_an_interrupted_study_saves_its_runs_and_says_so(study_flags, tmp_path):
+    """The launcher and the run that it asks to save are real processes."""
+    flags = (*study_flags, "--set=train.steps=100000", "--set=train.validate_every=50000")
+    with start("launch", *flags, text=True) as process:
+        while not any("step 10 " in log.read_text() for log in tmp_path.glob("study/*/*/log.txt")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (cli.PREEMPTED, "stopping: the running runs save first\n")
+    assert output.endswith("interrupted; the same command resumes the study\n")
+    (result,) = tmp_path.glob("study/*/*/result.json")
+    assert json.loads(result.read_text())["status"] == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("launch", ["--sweep=nope.py"], "there is no sweep file 'nope.py'"),
+        ("launch", ["--sweep=positions"], "there is no sweep file 'positions'; did you mean configs/sweeps/positions.py?"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--set=steps=3"], "unknown config key steps"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--seeds=0"], "--seeds is '0'; it must be a positive integer"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--config.train.steps=3"],
+         "unknown flag --config.train.steps; here it is --set=train.steps=3"),
+        ("report", [], "/nowhere is not a study: it has no study.json; experiments.launch --sweep=FILE starts one"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_one_line(command, arguments, message):
+    assert refuse(command, "--root=/nowhere", *arguments).startswith(message)
+    assert not Path("/nowhere").exists()

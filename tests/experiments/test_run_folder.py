@@ -1,0 +1,144 @@
+"""Run folders: config, changes after training, result, trained model."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.run_folder import Run, changed, converted
+from tests.support.commands import refuse
+from transformer.config import ExperimentConfig, TrainConfig, UserError
+from transformer.tasks import resolve
+
+
+@pytest.fixture
+def config() -> ExperimentConfig:
+    return resolve(ExperimentConfig(train=TrainConfig(keep_last=3)))
+
+
+def refused(function, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    return str(error.value)
+
+
+def test_a_run_stores_its_config(config, tmp_path):
+    run = Run(tmp_path / "new" / "run")
+    assert run.begin(config) == config
+    assert run.config == config
+    assert run.begin(None) == config
+
+
+def test_until_training_starts_a_new_config_replaces_the_stored_one(config, tmp_path):
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
+    run = Run(tmp_path)
+    run.begin(config)
+    assert run.begin(longer) == run.config == longer
+    (tmp_path / "tokenizer.model").touch()
+    assert run.begin(longer) == longer
+    message = f"{tmp_path} has another config: train.steps is 7 there, 100000 here; name another --workdir"
+    assert refused(run.begin, config) == message
+
+
+def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
+    (tmp_path / "file").touch()
+    assert refused(Run, tmp_path / "file") == f"{tmp_path}/file is not a folder; name a run folder"
+    assert refused(Run(tmp_path / "file" / "run").begin, config).startswith(
+        f"cannot create {tmp_path}/file/run"
+    )
+    message = refused(lambda: Run(tmp_path).config)
+    assert (
+        message
+        == f"{tmp_path} is not a run: it has no config.json; experiments.train --config=FILE starts one"
+    )
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused(lambda: Run(tmp_path).config)
+    assert "has no checkpoint yet; train it first" in refused(begun(config, tmp_path / "untrained").load)
+
+
+def begun(config, folder) -> Run:
+    run = Run(folder)
+    run.begin(config)
+    return run
+
+
+def test_a_config_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    """Root may read every file, so the error is made up."""
+
+    def deny(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", deny)
+    line = refuse("visualize", f"--workdir={tmp_path}")
+    assert line.startswith(f"{tmp_path}/config.json: Permission denied")
+
+
+def test_one_process_at_a_time_trains_a_run(config, tmp_path):
+    run = begun(config, tmp_path)
+    with run.locked():
+        assert "is in use by another process" in refused(run.locked().__enter__)
+    with run.locked():
+        pass
+
+
+def test_search_and_marked_fields_may_change_after_training(config):
+    changes = {
+        "decode.beam_size": 2,
+        "decode.length_penalty": 1,
+        "model.dtype": "bfloat16",
+        "model.overflow": None,
+    }
+    assert changed(config, changes) == dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dtype="bfloat16"),
+        decode=dataclasses.replace(config.decode, beam_size=2, length_penalty=1.0),
+    )
+    assert converted(config, changes)["decode.length_penalty"] == 1.0
+    assert changed(config, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.d_ff", 7, "model.d_ff cannot change after training; only decode.*, model.overflow and model.dtype can"),
+        ("data.name", "x", "data.name cannot change after training; only decode.*, model.overflow and model.dtype can"),
+        ("decode", 7, "decode is a group of fields; write one of them, such as decode.beam_size"),
+        ("decode.bean_size", 7, "unknown config key decode.bean_size; did you mean decode.beam_size?"),
+        ("decode.beam_size", 0, "decode.beam_size is 0; it must be at least 1"),
+        ("decode.average_last", 4, "decode.average_last is 4; it must be at most train.keep_last (3)"),
+        ("model.dtype", "float16", "model.dtype is 'float16'; it must be float32 or bfloat16"),
+    ],
+)  # fmt: skip
+def test_other_changes_are_refused(config, key, value, message):
+    assert refused(changed, config, {key: value}) == message
+
+
+def test_the_trained_model_is_the_mean_of_the_last_checkpoints(trained):
+    run = Run(trained)
+    last, mean = run.load(), run.load({"decode.average_last": 2})
+    assert (last.steps, mean.steps) == ([300], [150, 300])
+    assert last.params_sha256 == run.result["params_sha256"] != mean.params_sha256
+    assert last.model.trained_lengths is not None
+
+
+def test_a_vocabulary_that_was_replaced_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    (folder / "tokenizer.model").unlink()
+    assert "tokenizer.model is missing" in refused(Run(folder).load)
+
+
+def test_a_result_names_the_versions_it_was_computed_with(config, tmp_path):
+    run = begun(config, tmp_path)
+    assert run.result == {}
+    run.write_result(status="done", step=3)
+    assert (run.result["status"], run.result["step"]) == ("done", 3)
+    assert set(run.result["versions"]) >= {"jax", "flax", "optax", "sacrebleu"}
+    assert run.result["device"]
+
+
+def test_commands_on_trained_runs_refuse_a_folder_that_is_none():
+    commands = (("train",), ("evaluate",), ("translate", "--input=/dev/null"), ("visualize",))
+    for command in commands:
+        line = refuse(*command, "--workdir=/nowhere")
+        assert line.startswith("/nowhere is not a run: it has no config.json"), command

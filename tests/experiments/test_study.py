@@ -1,0 +1,243 @@
+"""Studies: plan, queue, results and report, without training."""
+
+import csv
+import dataclasses
+import json
+import sys
+import time
+
+import pytest
+
+from experiments.run_folder import Run
+from experiments.study.queue import Job, run_jobs
+from experiments.study.results import check_root, is_complete, read_study, write_study
+from experiments.study.sweep import Sweep, expand, load_sweep
+from experiments.study.tables import score_table, write_report
+from tests.support.commands import ROOT
+from transformer.config import UserError
+from transformer.evaluation.metrics import METRICS, Metric
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return Sweep(
+        name="demo",
+        config="configs/number_words.py",
+        variants={"base": {}, "deep": {"model.num_layers": 3}},
+        splits=("test", "test_long"),
+        metrics=("exact_match", "bleu"),
+    )
+
+
+def refused(function, *arguments, **options) -> str:
+    with pytest.raises(UserError) as error:
+        function(*arguments, **options)
+    return str(error.value)
+
+
+def test_a_plan_has_every_variant_with_every_seed(sweep):
+    runs = expand(sweep, {"train.steps": 7}, seeds=2)
+    assert [(run.variant, run.seed) for run in runs] == [("base", 0), ("deep", 0), ("base", 1), ("deep", 1)]
+    assert {run.config.train.steps for run in runs} == {7}
+    assert [run.config.model.num_layers for run in runs] == [2, 3, 2, 3]
+    assert [run.config.train.seed for run in runs] == [0, 0, 1, 1]
+
+
+def test_a_run_is_named_by_its_result(sweep):
+    """Fields that do not affect the result leave the name; every other field changes it."""
+    (run, deep) = expand(sweep, {}, seeds=1)
+    assert run.id.startswith("base/0-")
+    assert run.id.partition("/")[2] != deep.id.partition("/")[2]
+    unimportant = {
+        "train.log_every": 1,
+        "train.parallelism": "pmap",
+        "data.data_dir": "/x",
+        "data.workers": 2,
+    }
+    assert expand(sweep, unimportant, seeds=1)[0].id == run.id
+    for key, value in {"train.batch_tokens": 99, "data.options.lists": "9", "decode.seed": 0}.items():
+        changed = expand(sweep, {key: value}, seeds=1)[0]
+        assert (changed.id == run.id) == (key == "decode.seed"), key
+
+
+@pytest.mark.parametrize(
+    ("variant", "overrides", "message"),
+    [
+        ({"model.num_layer": 3}, {}, "unknown config key model.num_layer; did you mean model.num_layers?"),
+        ({"model": {"num_layers": 3}}, {}, "variant new has a group, model; write model.num_layers"),
+        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set=model.d_ff: the study varies this field; change the sweep file"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_made_is_refused(sweep, variant, overrides, message):
+    wrong = dataclasses.replace(sweep, variants={"new": variant})
+    assert refused(expand, wrong, overrides, seeds=1) == message
+
+
+def test_a_wrong_name_is_refused_before_anything_is_trained(sweep):
+    wrong = dataclasses.replace(sweep, variants={"new": {"model.positions": "lerned"}})
+    assert refused(expand, wrong, {}, seeds=1).startswith("model.positions is 'lerned'; it must be one of: ")
+
+
+def test_a_sweep_file_is_refused_by_what_is_wrong_with_it(tmp_path):
+    path = tmp_path / "study.py"
+    assert refused(load_sweep, "nowhere.py") == "there is no sweep file 'nowhere.py'"
+    path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
+    assert "does not define METRICS" in refused(load_sweep, str(path))
+    path.write_text("METRICS = ('bluu',)\nCONFIG = 'configs/base.py'\n")
+    assert refused(load_sweep, str(path)).startswith(
+        f"an entry of METRICS in {path} is 'bluu'; it must be one"
+    )
+
+
+def test_config_arguments_of_a_study_are_added_to_its_own(sweep):
+    assert load_sweep("configs/sweeps/positions.py:smoke").config == "configs/number_words.py:smoke"
+    assert load_sweep("configs/sweeps/table3.py:smoke").config == "configs/table3.py:number_words,smoke"
+
+
+def test_a_study_keeps_its_folder(sweep, tmp_path):
+    check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 512}})
+    check_root(tmp_path, more, expand(more, {}, seeds=2))
+    shorter = expand(sweep, {"train.steps": 7}, seeds=1)
+    message = refused(check_root, tmp_path, sweep, shorter)
+    assert message == f"{tmp_path} holds this study with other settings; name another --root"
+    Run(tmp_path / expand(sweep, {}, seeds=1)[0].id).begin(expand(sweep, {}, seeds=1)[0].config)
+    message = refused(check_root, tmp_path, sweep, shorter)
+    assert "with other settings: train.steps is 1200 there, 7 here; name another --root" in message
+    renamed = dataclasses.replace(sweep, name="another")
+    message = refused(check_root, tmp_path, renamed, expand(renamed, {}, seeds=1))
+    assert message == f"{tmp_path} holds the study 'demo', not 'another'; name another --root"
+
+
+def test_a_run_and_a_study_are_told_apart(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    run = Run(tmp_path / runs[0].id)
+    run.begin(runs[0].config)
+    assert refused(check_root, run.folder, sweep, runs) == (
+        f"{run.folder} is a run, not a study; name another --root"
+    )
+    assert refused(read_study, run.folder).startswith(f"{run.folder} is a run, not a study; ")
+    assert refused(read_study, tmp_path / "base").startswith(
+        f"{tmp_path}/base is not a study: it has no study.json"
+    )
+    assert refused(lambda: Run(tmp_path).config) == (
+        f"{tmp_path} is a study, not a run; name one of its runs, such as {tmp_path}/{runs[0].id}"
+    )
+    assert refused(Run(tmp_path).begin, runs[0].config).startswith(f"{tmp_path} is a study, not a run; ")
+
+
+def make_job(folder, name, *codes):
+    return Job(name, [[sys.executable, "-c", code] for code in codes], folder / name / "log.txt")
+
+
+def test_the_queue_limits_the_running_jobs_and_survives_failures(tmp_path):
+    busy = f"""
+import os, pathlib, time
+place = pathlib.Path({str(tmp_path)!r}) / "busy"; place.mkdir(exist_ok=True)
+mine = place / str(os.getpid()); mine.touch(); print("running", len(list(place.iterdir())), flush=True)
+time.sleep(0.4); mine.unlink()
+"""
+    jobs = [make_job(tmp_path, name, busy) for name in "abcd"]
+    jobs.insert(1, make_job(tmp_path, "bad", "raise SystemExit(3)", "print('never')"))
+    ended = {job.name: status for job, status, _ in run_jobs(jobs, slots=2)}
+    assert ended == {"a": 0, "bad": 3, "b": 0, "c": 0, "d": 0}
+    assert "never" not in jobs[1].log.read_text()
+    counts = [int(jobs[i].log.read_text().split()[1]) for i in (0, 2, 3, 4)]
+    assert max(counts) == 2
+
+
+def test_the_commands_of_a_job_run_in_order(tmp_path):
+    job = make_job(tmp_path, "a", "print('first')", "print('second')")
+    (ended,) = run_jobs([job], slots=1)
+    assert ended[:2] == (job, 0)
+    assert job.log.read_text() == "first\nsecond\n"
+
+
+def test_a_stopped_queue_asks_its_jobs_to_save_and_waits(tmp_path):
+    saves = """
+import signal, time
+def save(*_): time.sleep(0.5); print("saved", flush=True); raise SystemExit(75)
+signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
+"""
+    jobs = [make_job(tmp_path, "a", saves, "print('never')"), make_job(tmp_path, "b", "print('never')")]
+
+    def ready():
+        return "ready" in jobs[0].log.read_text()
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(jobs, slots=1, should_stop=ready))
+    assert time.monotonic() - started < 30
+    assert jobs[0].log.read_text() == "ready\nsaved\n"
+    assert not jobs[1].log.exists()
+
+
+def test_a_run_is_complete_when_its_last_checkpoint_is_evaluated(tmp_path):
+    run, scores = Run(tmp_path), tmp_path / "eval" / "test.json"
+    scores.parent.mkdir()
+    assert not is_complete(run, ["test"])
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "step": 20}))
+    assert not is_complete(run, ["test"])
+    scores.write_text(json.dumps({"checkpoints": [10]}))
+    assert not is_complete(run, ["test"])
+    scores.write_text(json.dumps({"checkpoints": [10, 20]}))
+    assert is_complete(run, ["test"])
+    assert not is_complete(run, ["test", "test_long"])
+    (tmp_path / "result.json").write_text(json.dumps({"status": "preempted", "step": 20}))
+    assert not is_complete(run, ["test"])
+
+
+@pytest.fixture
+def study(tmp_path, sweep):
+    """Scores of three runs of four: deep/1 has not been evaluated."""
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run, score in zip(runs, (90.0, 80.0, 94.0), strict=False):
+        for split in sweep.splits:
+            path = tmp_path / run.id / "eval" / f"{split}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ranges = [{"most": 8, "sentences": 30, "exact_match": score}]
+            if split == "test_long":
+                ranges = [{"most": most, "sentences": 10, "exact_match": score - 40} for most in (8, 16)]
+            ranges.append({"most": 32, "sentences": 9, "exact_match": 0.0})  # too few to report
+            scores = {"exact_match": score, "bleu": score / 2, "brevity": 0.5, "by_length": ranges}
+            path.write_text(json.dumps(scores))
+    return tmp_path
+
+
+def test_a_report_has_means_intervals_seeds_and_lengths(study):
+    folder = write_report(study, read_study(study))
+    table = (folder / "table.md").read_text()
+    assert table == score_table(read_study(study))
+    assert "| base | 2 | 92.00 ± 2.83 | 46.00 ± 1.41 | 92.00 ± 2.83 | 46.00 ± 1.41 |" in table
+    assert "| deep | 1 | 80.00 | 40.00 | 80.00 | 40.00 |" in table
+    header, base = list(csv.reader((folder / "table.csv").read_text().splitlines()))[:2]
+    assert base[:4] == ["base", "test", "exact_match", "2"]
+    assert header[4:] == ["mean", "standard_deviation", "low_95", "high_95"]
+    # Student's t with one degree of freedom: 12.7062 standard errors.
+    assert list(map(float, base[4:])) == pytest.approx([92, 8**0.5, 92 - 25.4124, 92 + 25.4124])
+    assert "base,1,test,94.0,47.0" in (folder / "runs.csv").read_text()
+    by_length = (folder / "by_length.md").read_text()
+    assert "| exact_match by source tokens, up to | 8 | 16 |" in by_length
+    assert "| base, test | 92.00 ± 2.83 |  |" in by_length
+    assert "| base, test_long | 52.00 ± 2.83 | 52.00 ± 2.83 |" in by_length
+    for figure in ("table.png", "by_length.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_new_metric_needs_an_entry_in_the_registry_only(study, monkeypatch):
+    monkeypatch.setitem(METRICS, "brevity", Metric("brevity", lambda outputs: 0.5, format=".4f"))
+    stored = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps(stored | {"metrics": ["brevity"]}))
+    folder = write_report(study, read_study(study))
+    assert "| deep | 1 | 0.5000 | 0.5000 |" in (folder / "table.md").read_text()
+    assert not (folder / "by_length.md").exists()
+
+
+def test_a_report_of_an_unfinished_study(tmp_path, sweep):
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    folder = write_report(tmp_path, read_study(tmp_path))
+    assert "| base | 0 | missing |" in (folder / "table.md").read_text()

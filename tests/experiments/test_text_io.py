@@ -1,0 +1,187 @@
+"""Lines as they arrive, and the lines that `translate` writes for them."""
+
+import io
+import os
+import threading
+import time
+
+import pytest
+
+from experiments import text_io
+from experiments.text_io import TranslationAnswer, decode_line, read_blocks, write_answers
+from transformer.config import UserError
+from transformer.decoding.translator import Hypothesis
+
+
+@pytest.fixture
+def pipe():
+    """The two ends of a pipe: a descriptor to read, a file to write."""
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as end:
+        yield read, end
+    os.close(read)
+
+
+def blocks_of(tmp_path, content):
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+    with open(path, "rb") as file:
+        return list(read_blocks(file.fileno()))
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n", [b""]),
+        (b"a", [b"a"]),
+        (b"a\nb\n", [b"a", b"b"]),
+        (b"a\nb", [b"a", b"b"]),
+        (b"a\n\n", [b"a", b""]),
+        (b"a\r\nb\rc\r\n", [b"a\r", b"b\rc\r"]),
+        ("a\u2028b\x85\x0bc\n".encode(), ["a\u2028b\x85\x0bc".encode()]),
+        (b"a" * 200_000 + b"\n" + b"b" * 200_000, [b"a" * 200_000, b"b" * 200_000]),
+    ],
+)
+def test_only_a_line_feed_ends_a_line(tmp_path, content, lines):
+    assert [line for block in blocks_of(tmp_path, content) for line in block] == lines
+
+
+def test_a_line_loses_a_final_carriage_return_and_invalid_bytes():
+    assert decode_line(b"one\rtwo\r") == "one\rtwo"
+    assert decode_line(b"\r\r") == "\r"
+    assert decode_line(b"\xffone\xc3") == "\ufffdone\ufffd"
+
+
+def test_a_block_has_a_limited_number_of_lines_and_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_io, "BLOCK_LINES", 3)
+    monkeypatch.setattr(text_io, "BLOCK_BYTES", 10)
+    blocks = [[b"a", b"b", b"c"], [b"d", b"e" * 20], [b"f"]]
+    content = b"\n".join(line for block in blocks for line in block)
+    assert blocks_of(tmp_path, content) == blocks
+
+
+def test_a_line_does_not_wait_for_the_next(pipe):
+    """Nor do two lines wait for the end of a third."""
+    read, write = pipe
+    blocks = read_blocks(read)
+    write.write(b"one\n")
+    assert next(blocks) == [b"one"]
+    write.write(b"two\nthree\nfo")
+    assert next(blocks) == [b"two", b"three"]
+    write.write(b"ur\n")
+    assert next(blocks) == [b"four"]
+    write.write(b"five")
+    write.close()
+    assert list(blocks) == [[b"five"]]
+
+
+def test_lines_that_trickle_do_not_wait_for_a_pause(pipe, monkeypatch):
+    """One line every 10 ms, which is shorter than a pause."""
+    monkeypatch.setattr(text_io, "PAUSE", 5.0)
+    monkeypatch.setattr(text_io, "MAX_WAIT", 0.2)
+    read, write = pipe
+
+    def trickle():
+        with write:
+            for _ in range(100):
+                write.write(b"a\n")
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    sizes = [len(block) for block in read_blocks(read)]
+    thread.join()
+    assert sum(sizes) == 100
+    assert len(sizes) > 2
+
+
+def test_a_long_line_is_joined_once(tmp_path, monkeypatch):
+    """Joining it at each of its 100,000 reads would take minutes."""
+    monkeypatch.setattr(text_io, "READ_BYTES", 64)
+    line = bytes(range(11, 139)) * 50_000
+    started = time.process_time()
+    assert blocks_of(tmp_path, line) == [[line]]
+    assert time.process_time() - started < 5  # seconds; about 0.2
+
+
+class ShoutingTranslator:
+    """Translates into upper case, and hypothesis n into n times the number of the line besides."""
+
+    max_source_length = 64
+
+    def __init__(self, n_best=1):
+        self.n_best = n_best
+
+    def hypotheses(self, texts, prefixes, first, on_split):
+        for index, text in enumerate(texts):
+            if text == "break":
+                raise UserError("broken")
+            if len(text) > self.max_source_length:
+                on_split(index, len(text), 2)
+        pairs = enumerate(zip(texts, prefixes or [""] * len(texts), strict=True), start=first)
+        return [
+            [Hypothesis(prefix + text.upper() + str(number) * n, -n, True) for n in range(self.n_best)]
+            for number, (text, prefix) in pairs
+        ]
+
+
+def shouted(blocks, n_best=1, **options):
+    out = io.BytesIO()
+    write_answers(TranslationAnswer(ShoutingTranslator(n_best), n_best, **options), blocks, out)
+    return out.getvalue()
+
+
+def test_no_lines_give_no_lines():
+    assert shouted([]) == b""
+
+
+def test_lines_are_counted_over_all_blocks(capsys):
+    assert shouted([[b"a"] * 3, [b"b" * 1_065]]) == b"A\n" * 3 + b"B" * 1_065 + b"\n"
+    assert capsys.readouterr().err == "line 4 has 1,065 tokens: translated in 2 parts of at most 64\n"
+    assert shouted([[b"a"], [b"b", b"c"]], prefixes=["x", "y", "z"]) == b"xA\nyB\nzC\n"
+
+
+def test_columns_of_an_answer():
+    assert shouted([[b"a"]], scores=True) == b"0.0000\tA\n"
+    rows = [line.split(b"\t") for line in shouted([[b"a"], [b"b", b"c"]], n_best=2).splitlines()]
+    assert rows == [
+        [b"1", b"0.0000", b"A"],
+        [b"1", b"-1.0000", b"A0"],
+        [b"2", b"0.0000", b"B"],
+        [b"2", b"-1.0000", b"B1"],
+        [b"3", b"0.0000", b"C"],
+        [b"3", b"-1.0000", b"C2"],
+    ]
+
+
+def test_translations_before_an_error_are_written():
+    class Out(io.BytesIO):
+        def flush(self):
+            flushed.append(self.getvalue())
+
+    flushed, out = [], Out()
+    with pytest.raises(UserError):
+        write_answers(TranslationAnswer(ShoutingTranslator()), [[b"a"], [b"break"]], out)
+    assert flushed == [b"A\n"]
+
+
+class AttentionList:
+    """Records calls of `add`."""
+
+    def __init__(self):
+        self.added = []
+
+    def add(self, *arguments):
+        self.added.append(arguments)
+
+
+def test_attention_is_recorded_per_line_and_refused_for_a_line_in_parts():
+    attention = AttentionList()
+    assert shouted([[b"a"], [b"b"]], attention=attention) == b"A\nB\n"
+    assert attention.added == [(1, "a", "A"), (2, "b", "B")]
+    message = (
+        "^line 3 has 70 tokens; --attention takes at most 64: shorten the line or leave out --attention$"
+    )
+    with pytest.raises(UserError, match=message):
+        shouted([[b"a", b"b"], [b"c" * 70]], attention=AttentionList())

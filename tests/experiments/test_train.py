@@ -1,0 +1,125 @@
+"""The command that trains: a new run, a finished run, an interrupted run, and refusals."""
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from experiments import cli
+from experiments.progress import TrainingLines
+from experiments.run_folder import Run
+from tests.support.commands import call, refuse, start
+
+pytestmark = pytest.mark.xdist_group("train")
+
+
+def test_a_run_leaves_the_files_that_readme_lists(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "config.json",
+        "tokenizer.model",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "result.json",
+    }
+    result = Run(trained).result
+    assert (result["status"], result["step"]) == ("done", 300)
+    assert len(result["params_sha256"]) == 64
+    assert result["validation"]["step"] == 300
+
+
+def test_a_finished_run_is_not_trained_again(trained):
+    assert "is trained already: 300 steps" in call("train", f"--workdir={trained}").stdout
+
+
+def test_another_config_is_refused_by_its_fields(smoke, trained):
+    line = refuse("train", *smoke, f"--workdir={trained}")
+    assert line.startswith(
+        f"{trained} has another config: optimizer.learning_rate is 0.01 there, 0.003 here; "
+    )
+    assert "train.steps is 300 there, 20 here; " in line
+    assert line.endswith("; and 4 more; name another --workdir")
+
+
+def test_a_run_in_training_is_left_alone(trained):
+    with Run(trained).locked():
+        line = refuse("train", f"--workdir={trained}")
+    assert line.startswith(f"{trained} is in use by another process")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nope.py"], "there is no config file 'configs/nope.py'"),
+        (["--config=number_words"], "there is no config file 'number_words'; did you mean configs/number_words.py?"),
+        (["--config=configs/base.py:tiny"], "the config argument is 'tiny'; it must be one of: smoke"),
+        (["--config.train.steps=many"], "train.steps is 'many'; it must be a whole number"),
+        (["--config.train.steps=2.5"], "train.steps is '2.5'; it must be a whole number"),
+        (["--config.train.steps=0"], "train.steps is 0; it must be at least 1"),
+        (["--config.decode.sampling=maybe"], "decode.sampling is 'maybe'; it must be true or false"),
+        (["--config.model.positons=learned"], "unknown config key model.positons; did you mean model.positions?"),
+        (["--config.model.positions=lerned"], "model.positions is 'lerned'; it must be one of: "),
+        (["--config.data.options.text=raw"], "data.options.text is not an option of number_words; its options: lists"),
+        (["--config.data.options.lists=no"], "data.options.lists is 'no'; it must be a whole number"),
+    ],
+)  # fmt: skip
+def test_a_refused_start_leaves_no_folder(smoke, tmp_path, arguments, message):
+    assert refuse("train", *smoke, *arguments, f"--workdir={tmp_path}/a").startswith(message)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_could_not_start_starts_once_its_config_is_mended(smoke, tmp_path):
+    missing = ("--config=configs/text.py:smoke", "--config.data.options.train=no.tsv")
+    assert "no.tsv" in refuse("train", *missing, f"--workdir={tmp_path}/a")
+    call("train", *smoke, "--config.train.steps=1", f"--workdir={tmp_path}/a")
+    assert Run(tmp_path / "a").result["status"] == "done"
+
+
+@pytest.fixture
+def interrupted(smoke, tmp_path):
+    """A run of 100,000 steps whose process got a SIGTERM, and the output of the process."""
+    changes = ("--config.train.steps=100000", "--config.train.validate_every=50000")
+    streams = {"text": True, "stderr": subprocess.STDOUT}
+    with start("train", *smoke, *changes, f"--workdir={tmp_path}", **streams) as process:
+        while "step 10 " not in (line := process.stdout.readline()):
+            assert line, "the process has ended"
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == cli.PREEMPTED
+    return tmp_path, output
+
+
+def test_sigterm_saves_and_the_same_command_resumes(interrupted, monkeypatch):
+    """The first signal reaches a real process; the second one is raised in this process at the first record."""
+    folder, output = interrupted
+    assert "stopping: saving first\n" in output
+    assert output.endswith(f"saved; python -m experiments.train --workdir={folder} resumes it\n")
+    result = Run(folder).result
+    assert result["status"] == "preempted"
+    assert result["step"] >= 10
+
+    records = []
+
+    def stop_once(self, record):
+        if not records:
+            signal.raise_signal(signal.SIGTERM)
+        records.append(record)
+
+    monkeypatch.setattr(TrainingLines, "record", stop_once)
+    done = call("train", f"--workdir={folder}", status=cli.PREEMPTED)
+    assert f"resuming from step {result['step']}\n" in done.stderr
+    resumed = Run(folder).result
+    assert (resumed["status"], resumed["step"] > result["step"]) == ("preempted", True)
+    assert resumed["seconds"] > result["seconds"]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_bug_leaves_its_traceback_in_the_run(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.train.train", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("train", *smoke, f"--workdir={tmp_path}")
+    assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text()
+    assert Run(tmp_path).result["status"] == "failed"

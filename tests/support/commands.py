@@ -1,0 +1,98 @@
+"""Commands in the process of the test, and in real processes."""
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from experiments import cli
+
+ROOT = Path(__file__).parent.parent.parent
+# A run that trains in seconds: on one device, whatever number of devices the test process has, and with few
+# shapes, since each is compiled.
+SMOKE = (
+    "--config=configs/number_words.py:smoke",
+    "--config.train.parallelism=single",
+    "--config.data.options.lists=60",
+    "--config.decode.batch_tokens=4096",
+)
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(name: str, *arguments: str | Path, status: int = 0, stdin: bytes = b"", cwd: Path = ROOT) -> Done:
+    """Runs a command in this process.
+
+    Args:
+      name: module of the command in `experiments`.
+      arguments: words after its name.
+      status: the exit status with which it must end.
+      stdin: content of standard input.
+      cwd: current folder.
+    """
+    module = importlib.import_module(f"experiments.{name}")
+    streams = {stream: io.TextIOWrapper(io.BytesIO(), "utf-8") for stream in ("stdout", "stderr")}
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as source,
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(streams["stdout"]),
+        contextlib.redirect_stderr(streams["stderr"]),
+    ):
+        source.buffer.write(stdin)
+        source.seek(0)
+        terminal, sys.stdin = sys.stdin, source
+        try:
+            ended = cli.call(module, list(map(str, arguments)))
+        finally:
+            sys.stdin = terminal
+    for stream in streams.values():
+        stream.flush()
+    done = Done(ended, *(stream.buffer.getvalue().decode() for stream in streams.values()))
+    assert done.status == status, done.stderr
+    return done
+
+
+def refuse(name: str, *arguments: str | Path, **options) -> str:
+    """Runs a command that must refuse its arguments; returns its one line, without "error: "."""
+    done = call(name, *arguments, status=cli.USAGE, **options)
+    *before, line = done.stderr.splitlines()
+    assert line.startswith("error: "), done.stderr
+    assert not any("error" in text.lower() for text in before), done.stderr
+    return line.removeprefix("error: ")
+
+
+@contextlib.contextmanager
+def start(name: str, *arguments: str | Path, **options) -> Iterator[subprocess.Popen]:
+    """Runs a command in a real process, whose standard streams are pipes; kills it at the end."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+    with subprocess.Popen(command, **{"cwd": ROOT, "env": environment(), **pipes, **options}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a real process: one device, and the compiled programs of this session."""
+    changes = {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return os.environ | changes
