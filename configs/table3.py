@@ -1,18 +1,18 @@
-"""Table 3: each row is one line, at the paper's scale and at a small one.
+"""Table 3: each row is one line, at the paper's scale and at a small scale.
 
     python -m experiments.describe --config=configs/table3.py:C-N2
     python -m experiments.train --config=configs/table3.py:C-N2,number_words --workdir=runs/c-n2
 
-Arguments: a row; `multi30k` or `number_words` for small data and the row's small values. No row: base.
-Not trained by us at the paper's scale, which is WMT 2014 through TFDS: perplexity and BLEU of each row on
-newstest2013 stand in the paper's Table 3. No checkpoints are averaged, as there.
+Arguments: a row; `multi30k` or `number_words` for small data and the small values of the row. Without a
+row: base. We have not trained the paper's scale, which is WMT 2014 through TFDS: the paper's Table 3 has
+perplexity and BLEU of each row on newstest2013. As there, no checkpoints are averaged.
 
 The small base is configs/multi30k.py (4 layers, d_model 128, d_ff 256, 4 heads, dropout 0.3), or
 configs/number_words.py with d_ff 256 and dropout 0.1 (2 layers, d_model 128, 4 heads), so that the small
-values are new to both. The small `big` trains as long as its base, and with its dropout.
+values change either of them. The small `big` has the dropout and the number of steps of its base.
 
-`smoke` shrinks the base; the row's small values come after it, so a row is still another model than its
-base, except A-h4 and C-N2, whose small values smoke has already.
+`smoke` shrinks the base before the row is applied, so every row still changes it, except A-h4 and C-N2,
+whose small values are those of smoke.
 """
 
 import functools
@@ -25,11 +25,11 @@ from configs import base, big, multi30k, number_words
 
 
 class Row(NamedTuple):
-    """What a row changes: dotted config keys and their values.
+    """Changes of a row: dotted config keys and their values.
 
     Attributes:
       paper: at the paper's scale.
-      small: with `multi30k` or `number_words`.
+      small: with `multi30k`, `number_words` or `smoke`.
     """
 
     paper: Mapping[str, Any]

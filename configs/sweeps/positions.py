@@ -3,8 +3,8 @@
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
 
-number_words trains on lists of 1 to 4 numbers; test_long asks for 5 to 10. A learned table has no vector for
-a position past the longest list trained on, so it gives the last one it has: `overflow` says so.
+number_words trains on lists of 1 to 4 numbers; test_long has lists of 5 to 10. A learned table has no vector
+beyond the longest list trained on: `model.overflow` repeats the last vector there.
 """
 
 CONFIG = "configs/number_words.py"

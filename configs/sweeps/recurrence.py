@@ -3,9 +3,9 @@
 
     python -m experiments.launch --sweep=configs/sweeps/recurrence.py --root=runs/recurrence --seeds=3
 
-Three models of 0.98 to 1.01M parameters on the same data and the same target pieces. Each has the best of
+Three models of 0.98 to 1.01M parameters on the same data with the same vocabulary. Each has the best of
 three learning rates (1e-3, 2e-3, 4e-3) by validation loss after 600 steps; docs/studies/recurrence.md has
-the results. number_words trains on lists of 1 to 4 numbers; test_long asks for 5 to 10.
+the results. number_words trains on lists of 1 to 4 numbers; test_long has lists of 5 to 10.
 """
 
 CONFIG = "configs/number_words.py"

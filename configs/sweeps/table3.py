@@ -1,10 +1,10 @@
-"""Table 3 at a small scale: which of the Transformer's sizes and regularisers does what?
+"""Table 3 at a small scale: the effect of each size and regularizer of the Transformer.
 
     python -m experiments.launch --sweep=configs/sweeps/table3.py --root=runs/table3 --seeds=3
 
-20 rows; number_words trains on lists of 1 to 4 numbers, and test_long asks for 5 to 10. Each row changes
-what its namesake of the paper changes, by the small values of configs/table3.py; and learned positions go on
-with the last one past the longest list trained on.
+20 rows; number_words trains on lists of 1 to 4 numbers, test_long has lists of 5 to 10. Each row changes
+the fields that its namesake changes in the paper, to the small values of configs/table3.py. Beyond the
+longest list trained on, learned positions repeat the last vector.
 """
 
 from configs.table3 import ROWS
