@@ -33,10 +33,10 @@ demo: env
 	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
 
 test: env
-	$(RUN) pytest -n 2 -m "not slow and not faults"
+	$(RUN) pytest -n 2 --dist loadgroup -m "not slow and not faults"
 
 test-all: env
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadgroup
 
 lint: env
 	$(BIN)/ruff format --check .

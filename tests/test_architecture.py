@@ -1,4 +1,4 @@
-"""Imports point down the list of DESIGN; the library knows no flags."""
+"""Imports point down the list of packages, and the library knows no flags."""
 
 import ast
 from pathlib import Path
@@ -6,14 +6,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each may import what stands after it; `model` and `data` not each other.
-ORDER = ["evaluation", "decoding", "training", "model", "data", "disk", "fidelity", "config"]
-ALLOWED = {stop: set(ORDER[number:]) for number, stop in enumerate(ORDER)}
-ALLOWED["model"] -= {"data"}
+# Each may import the ones after it.
+LIBRARY = [
+    "tasks",
+    "decoding",
+    "evaluation",
+    "training",
+    "model",
+    "data",
+    "fidelity",
+    "files",
+    "batch",
+    "config",
+    "config_fields",
+]
+FORBIDDEN = {
+    "model": {"data", "files", "fidelity"},
+    "training": {"data"},  # no tokenizer, no builder
+    "decoding": {"evaluation"},
+    "evaluation": {"training"},
+}
 
 
 def imports(path):
-    """Dotted names that a file imports, wherever in it."""
+    """Dotted names that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -28,16 +44,20 @@ def files(folder):
 
 @pytest.mark.parametrize("path", files("transformer"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_library_imports_downwards(path):
-    stop = path.relative_to(ROOT / "transformer").parts[0].removesuffix(".py")
+    package = path.relative_to(ROOT / "transformer").parts[0].removesuffix(".py")
+    if package == "__init__":
+        allowed = set()
+    else:
+        allowed = set(LIBRARY[LIBRARY.index(package) :]) - FORBIDDEN.get(package, set())
     for name in imports(path):
-        package, _, rest = name.partition(".")
-        assert package not in ("experiments", "configs", "absl", "ml_collections"), name
-        if package == "transformer":
-            assert rest.split(".")[0] in ALLOWED[stop], f"{path} imports {name}"
+        top, _, rest = name.partition(".")
+        assert top not in ("experiments", "configs", "absl", "ml_collections"), name
+        if top == "transformer":
+            assert rest.split(".")[0] in allowed, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", files("configs"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_configs_know_the_config_alone(path):
+def test_configs_import_configs_and_the_config_only(path):
     for name in imports(path):
         if name.startswith(("transformer", "experiments")):
             assert name.startswith("transformer.config."), name
@@ -49,3 +69,19 @@ def test_the_library_prints_nothing_and_postpones_no_annotation():
         assert "from __future__ import annotations" not in source
         calls = (node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
         assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
+
+
+def test_no_two_commands_differ_by_an_ending():
+    stems = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+    for shorter in stems:
+        similar = [stem for stem in stems if stem != shorter and stem.startswith(shorter[:-1])]
+        assert not similar, f"{shorter} and {similar}"
+
+
+def test_every_package_says_what_it_is_for_and_what_it_exports():
+    for path in files("transformer"):
+        if path.name == "__init__.py" and path.parent.name != "transformer":
+            tree = ast.parse(path.read_text())
+            assert ast.get_docstring(tree), path
+            names = [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
+            assert "__all__" in names, path
