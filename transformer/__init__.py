@@ -1,18 +1,18 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017), as a library.
 
-Data flows one way, and imports point the same way, from the last stop to the first:
-`evaluation` -> `decoding` -> `training` -> `model`, `data` -> `config`.
+A package imports only packages after it in this list: `tasks`, `decoding`, `evaluation`, `training`, `model`,
+`data`. `model` and `data` do not import each other.
 
-Shapes stand in signatures. One letter has one meaning everywhere, einsums included:
+Shapes are part of signatures. These letters name the axes in models, einsums and the search:
 
-    b  batch (rows)            m  d_model
-    s  source length           f  d_ff
-    t  target length           d  d_k, a head's query and key width
-    q  query length            e  d_v, a head's value width
-    k  key length              h  heads
-    n  hypotheses a sentence   v  vocabulary
-    r  rows times hypotheses   a  width of an encoder state, in both directions
-    c  distances told apart
+    b  batch (rows)              m  d_model
+    s  source length             f  d_ff
+    t  target length             d  d_k, query and key width of a head
+    q  query length              e  d_v, value width of a head
+    k  key length                h  heads
+    n  hypotheses per sentence   v  vocabulary
+    r  rows times hypotheses     a  width of a recurrent encoder's state, both directions together
+    c  distinct distances        p  prefix length
 
-Masks are boolean and True means "may attend".
+In losses and metrics, n is a number of tokens or sentences. Masks are boolean; True means "may attend".
 """

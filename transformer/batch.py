@@ -15,10 +15,11 @@ class TokenBatch(NamedTuple):
     """Rows of tokens, each of which may hold several packed examples.
 
     Attributes:
-      tokens: [b, t].
-      segment_ids: [b, t], the example a token belongs to, as a positive id that is unique in its row; 0 is
-        padding. The tokens of a segment are contiguous. A source and its target have the same id.
-      positions: [b, t], the position of a token in its own segment, counted from 0; 0 in padding.
+      tokens: [b, t], the tokens, padded with `PAD`.
+      segment_ids: [b, t], the id of the example that a token belongs to. An id is positive and unique within
+        a row; padding has id 0. The tokens of an example are contiguous. A source and its target have the
+        same id.
+      positions: [b, t], the position of a token in its example, counted from 0. Padding has position 0.
     """
 
     tokens: IntArray
@@ -27,24 +28,24 @@ class TokenBatch(NamedTuple):
 
     @classmethod
     def from_tokens(cls, tokens: IntArray) -> "TokenBatch":
-        """Rows that hold one example each, padded at the end with `PAD`."""
+        """Makes a batch of rows that hold one example each and are padded at the end with `PAD`."""
         rows = jnp.arange(1, tokens.shape[0] + 1, dtype=jnp.int32)[:, None]
         index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         return cls(
             tokens=tokens,
             segment_ids=jnp.where(tokens != PAD, rows, 0),
-            # 0 in padding, so that no position lies past the end of a position table.
+            # Padding has position 0, so that no position lies past the end of a position table.
             positions=jnp.where(tokens != PAD, index, 0),
         )
 
 
 class Batch(NamedTuple):
-    """Sentence pairs.
+    """A batch of sentence pairs.
 
     Attributes:
-      source: the sources.
-      target: the targets.
-      characters: [b], characters of the raw target sentences in each row.
+      source: the source sentences.
+      target: the target sentences.
+      characters: [b], the number of characters in the raw target sentences of each row.
     """
 
     source: TokenBatch

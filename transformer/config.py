@@ -1,9 +1,9 @@
 """Experiment configuration. Defaults are the paper's base model.
 
-A field is declared once, by `option`: its default, the values that the paper reports for it, whether it
-affects the result, and when it is read. `fidelity`, the run's hash and the commands derive the rest from
-these declarations. Values that are wrong for any use are refused here; names (a data set, a position
-scheme) are checked by the dict they select from.
+Each field is declared once, with `option`: its default, the values that the paper reports for the field,
+whether the field affects the result, and when the field is read. `fidelity`, the hash of a run and the
+commands read these declarations. This module refuses values that are never valid. A field that holds a name
+(of a data set or a position scheme) is checked against the dict that defines the names.
 """
 
 import dataclasses
@@ -76,11 +76,12 @@ _AS_DEEP = Rule("num_layers", lambda config: config.model.num_layers)
 _AS_WIDE = Rule("d_model / num_heads", lambda config: config.model.d_model / config.model.num_heads)
 _PEAK = Rule("(d_model * warmup_steps)^-0.5", lambda config: paper_peak(config))
 _CHANGES_NOTHING = "changes no result"
-_READ_BY_DEPARTURES = "only read by settings that are departures themselves"
+_CHANGES_ROUNDING = "changes rounding only"
+_READ_BY_DEPARTURES = "read only by values that are departures already"
 
 
 def paper_peak(config: "ExperimentConfig") -> float:
-    """Learning rate at the end of the warm-up by equation 3: (d_model * warmup_steps)^-0.5."""
+    """Returns the learning rate at the end of the warm-up (equation 3): (d_model * warmup_steps)^-0.5."""
     return (config.model.d_model * config.optimizer.warmup_steps) ** -0.5
 
 
@@ -92,13 +93,13 @@ class ModelConfig(Section):
 
     # A name in model.KINDS.
     kind: str = option("transformer", paper={"section 3.1": ["transformer"]})
-    # N, layers of the encoder and of the decoder.
+    # N, the number of layers of the encoder and of the decoder.
     num_layers: int = option(
         6,
         paper={"section 3.1": [6], "Table 3, row C": [2, 4, 8]},
         read_if=lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
     )
-    # None: num_layers.
+    # If None, num_layers; the same holds for decoder_layers.
     encoder_layers: int | None = option(
         None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
     )
@@ -113,19 +114,19 @@ class ModelConfig(Section):
         paper={"section 3.3": [2_048], "Table 3, row C": [1_024], "Table 3, row C and big": [4_096]},
         read_if=_has_attention_layers,
     )
-    # h.
+    # h, the number of attention heads.
     num_heads: int = option(
         8, paper={"section 3.2.2": [8], "Table 3, row A": [1, 4, 16, 32]}, read_if=_has_attention_layers
     )
-    # Width of the queries and keys of a head; None: d_model / num_heads.
+    # Width of the queries and keys of a head; if None, d_model / num_heads.
     d_k: int | None = option(
         None,
         paper={"section 3.2.2": [_AS_WIDE], "Table 3, row B": [16, 32]},
         read_if=_has_attention_layers,
     )
-    # Width of the values of a head; None: d_model / num_heads.
+    # Width of the values of a head; if None, d_model / num_heads.
     d_v: int | None = option(None, paper={"section 3.2.2": [_AS_WIDE]}, read_if=_has_attention_layers)
-    # P_drop.
+    # P_drop, the probability that an activation is dropped.
     dropout_rate: float = option(
         0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2], "Table 3, big": [0.3]}
     )
@@ -141,13 +142,14 @@ class ModelConfig(Section):
         paper={"section 3.5": ["sinusoidal"], "Table 3, row E": ["learned"]},
         read_if=_has_attention_layers,
     )
-    # Rows of a learned position table; `overflow` begins there at the latest.
+    # Rows of a learned position table. `overflow` applies from this position on at the latest.
     max_positions: int = option(
         1_024,
         not_in_paper="the paper does not say how many positions it learns; sinusoids have no end",
         read_if=_has_attention_layers,
     )
-    # Beyond the longest sequence trained on: error, clamp, zero or extrapolate; None: the scheme's default.
+    # Behavior beyond the longest sequence trained on: error, clamp, zero or extrapolate; if None, the default
+    # of the position scheme.
     overflow: str | None = option(
         None,
         paper={"section 3.5": [Rule("sinusoids continue"), "extrapolate"]},
@@ -155,7 +157,7 @@ class ModelConfig(Section):
         read_if=_has_attention_layers,
         departs_if=lambda config: config.model.overflow != "error",  # a refusal changes no result
     )
-    # relative, t5_bias: distances told apart; None: the scheme's default.
+    # Largest distance that `relative` and `t5_bias` distinguish; if None, the default of the position scheme.
     max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
     # A name in model.layers.NORMS.
     norm: str = option("layer_norm", paper={"section 3.1": ["layer_norm"]}, read_if=_has_attention_layers)
@@ -163,21 +165,21 @@ class ModelConfig(Section):
     residual: str = option("post_norm", paper={"section 3.1": ["post_norm"]}, read_if=_has_attention_layers)
     # A name in model.layers.FEED_FORWARDS.
     feed_forward: str = option("relu", paper={"section 3.3": ["relu"]}, read_if=_has_attention_layers)
-    # Whether a gated feed-forward layer has 2/3 of d_ff, so that it has as many parameters.
+    # Whether a gated feed-forward layer has width 2/3 d_ff, and so as many parameters as one without a gate.
     equal_parameters: bool = option(
         False,
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
     )
-    # A name in model.embedding.EMBEDDINGS: which of the three matrices are shared.
+    # A name in model.embedding.EMBEDDINGS, which selects the matrices that are shared.
     embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
-    # Recurrent kinds: a name in model.recurrent.CELLS.
+    # A name in model.recurrent.CELLS, for recurrent kinds.
     cell: str = option(
         "lstm",
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: not _has_attention_layers(config),
     )
-    # Of activations; parameters, softmax and norm statistics stay float32.
+    # Type of the activations. Parameters, softmax and the statistics of norms stay float32.
     dtype: str = option("float32", paper={"section 6.1: single precision": ["float32"]}, changeable=True)
 
     def __post_init__(self):
@@ -196,22 +198,22 @@ class ModelConfig(Section):
 
     @property
     def encoder_depth(self) -> int:
-        """N of the encoder, resolved."""
+        """Number of encoder layers."""
         return self.encoder_layers or self.num_layers
 
     @property
     def decoder_depth(self) -> int:
-        """N of the decoder, resolved."""
+        """Number of decoder layers."""
         return self.decoder_layers or self.num_layers
 
     @property
     def key_width(self) -> int:
-        """d_k, resolved."""
+        """Width of the queries and keys of a head: d_k or its default."""
         return self.d_k or self.d_model // self.num_heads
 
     @property
     def value_width(self) -> int:
-        """d_v, resolved."""
+        """Width of the values of a head: d_v or its default."""
         return self.d_v or self.d_model // self.num_heads
 
 
@@ -228,19 +230,19 @@ class DataConfig(Section):
     )
     source: str = option("en", paper={"section 5.1": ["en"]})  # language translated from
     target: str = option("de", paper={"section 5.1": ["de", "fr"]})  # language translated to
-    # Where prepared data is stored; None: the default folder of TFDS.
+    # Folder for prepared data; if None, the default folder of TFDS.
     data_dir: str | None = option(None, not_in_paper="a path", affects_result=False)
-    # Options of this data set, checked against the dataclass of its builder.
+    # Options of the data set, checked against the dataclass that declares them.
     options: Mapping[str, Any] = option(
         default_factory=dict, not_in_paper="declared by each builder for itself"
     )
     # SentencePiece model type: bpe, unigram or char.
     tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
-    # Tokens, shared by both languages, special ones included.
+    # Number of tokens in the vocabulary that both languages share, special tokens included.
     vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
-    # Tokens in a packed row; longer training pairs are dropped and counted.
+    # Tokens per packed row. Training pairs with a longer side are dropped, and the log says how many.
     row_length: int = option(256, not_in_paper="the paper does not say which pairs are too long to train on")
-    # Processes that assemble batches; 0: a thread of the trainer.
+    # Processes that assemble batches; if 0, a thread of the training process assembles them.
     workers: int = option(0, not_in_paper=_CHANGES_NOTHING, affects_result=False)
 
     def __post_init__(self):
@@ -261,29 +263,29 @@ class OptimizerConfig(Section):
     name: str = option("adam", paper={"section 5.3": ["adam"]})
     # A name in training.optimizers.SCHEDULES.
     schedule: str = option("paper", paper={"equation 3": ["paper"]})
-    # At the peak; None: (d_model * warmup_steps)^-0.5.
+    # Learning rate at the peak; if None, (d_model * warmup_steps)^-0.5.
     learning_rate: float | None = option(None, paper={"equation 3": [_PEAK]})
     warmup_steps: int = option(4_000, paper={"section 5.3": [4_000]})
-    # wsd: steps of the final decay; None: a tenth of train.steps.
+    # Steps of the final decay of `wsd`; if None, a tenth of train.steps.
     decay_steps: int | None = option(
         None,
         not_in_paper=_READ_BY_DEPARTURES,
-        read_if=lambda config: config.optimizer.schedule == "wsd",
+        read_if=lambda config: config.optimizer.schedule not in ("paper", "constant", "cosine"),
     )
-    beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # sgd: momentum
+    beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # momentum of sgd
     beta2: float = option(
         0.98, paper={"section 5.3": [0.98]}, read_if=lambda config: config.optimizer.name != "sgd"
     )
     epsilon: float = option(
         1e-9, paper={"section 5.3": [1e-9]}, read_if=lambda config: config.optimizer.name != "sgd"
     )
-    # Decoupled, of matrices only (Loshchilov and Hutter 2019): adamw, muon.
+    # Decoupled decay of matrices only (Loshchilov and Hutter 2019), for adamw and muon.
     weight_decay: float = option(
         0.0,
         paper={"section 5.3": [0.0]},
-        read_if=lambda config: config.optimizer.name in ("adamw", "muon"),
+        read_if=lambda config: config.optimizer.name not in ("adam", "sgd"),
     )
-    # Largest global norm of the gradient of the mean loss; None: no clipping.
+    # Largest global norm of the gradient of the mean loss; if None, no clipping.
     clip_norm: float | None = option(None, paper={"section 5.3": [Rule("no clipping")]})
 
     def __post_init__(self):
@@ -310,23 +312,26 @@ class TrainConfig(Section):
     steps: int = option(100_000, paper={"section 5.2": [100_000, 300_000]})
     # Target tokens per step, on average, padding not counted.
     batch_tokens: int = option(25_000, paper={"section 5.1": [25_000]})
-    # Parts into which the rows of a step are cut to save memory.
-    accumulation: int = option(1, not_in_paper=_CHANGES_NOTHING)
-    # eps_ls.
+    # Number of parts into which the rows of a step are cut, to save memory.
+    accumulation: int = option(1, not_in_paper=_CHANGES_ROUNDING)
+    # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_NOTHING, affects_result=False)
-    log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # steps
+    log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # in steps
     # Steps between validations; each writes a checkpoint.
     validate_every: int = option(
         1_000,
         paper={"sections 5.2 and 6.1: every 10 minutes": [1_500, 600]},
         departs_if=lambda config: config.decode.average_last > 1,
     )
-    # Validations in a row without a lower plain loss that end training early; None: no early end.
+    # Training ends after this many validations in a row without a lower loss (without label smoothing); if
+    # None, training never ends early.
     patience: int | None = option(None, paper={"section 5.2": [Rule("no early end")]})
     # Checkpoints kept besides the best.
-    keep_last: int = option(10, not_in_paper="decode.average_last is what counts")
+    keep_last: int = option(
+        10, not_in_paper="decode.average_last selects the checkpoints that are used", affects_result=False
+    )
 
     def __post_init__(self):
         self._at_least(0, "seed")
@@ -335,7 +340,7 @@ class TrainConfig(Section):
         self._fraction("label_smoothing")
 
 
-# A trained run may be searched with other values.
+# These fields may be changed after training.
 search_option = functools.partial(option, changeable=True)
 
 
@@ -345,7 +350,7 @@ class DecodeConfig(Section):
 
     section: ClassVar[str] = "decode"
 
-    # 1: greedy.
+    # Hypotheses per sentence; 1 is greedy search.
     beam_size: int = search_option(
         4, paper={"section 6.1": [4]}, read_if=lambda config: not config.decode.sampling
     )
@@ -353,25 +358,25 @@ class DecodeConfig(Section):
     penalty: str = search_option("wu", paper={"section 6.1": ["wu"]}, departs_if=_has_beam)
     # alpha, the exponent of the penalty.
     length_penalty: float = search_option(0.6, paper={"section 6.1": [0.6]}, departs_if=_has_beam)
-    # Output tokens beyond those of the input.
+    # An output has at most this many tokens more than the input.
     max_extra_length: int = search_option(50, paper={"section 6.1": [50]})
-    # Output tokens, EOS included; None: no further limit.
+    # Largest number of output tokens, EOS included; if None, only max_extra_length limits the output.
     max_output_length: int | None = search_option(None, paper={"section 6.1": [Rule("input length + 50")]})
-    # Output tokens, EOS included.
+    # Smallest number of output tokens, EOS included.
     min_output_length: int = search_option(1, paper={"section 6.1": [Rule("no minimum"), 1]})
-    # Whether outputs are sampled, not searched for.
+    # Whether outputs are sampled; otherwise the most probable outputs are searched for.
     sampling: bool = search_option(False, paper={"section 6.1": [False]})
     temperature: float = search_option(1.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
-    # Number of most probable tokens to sample from; None: all.
+    # Number of most probable tokens to sample from; if None, all tokens.
     top_k: int | None = search_option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
-    # Probability mass to sample from (nucleus); None: 1.
+    # Total probability of the most probable tokens to sample from (nucleus); if None, all tokens.
     top_p: float | None = search_option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
     seed: int = search_option(0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
-    # Checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
+    # Number of checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
     average_last: int = search_option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]})
-    # Source tokens per batch, padding included; two batches are searched at once.
-    batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_NOTHING)
-    # Longest source translated in one go, EOS included; a longer one is translated in parts.
+    # Source tokens per batch of a search or a validation, padding included; two batches are searched at once.
+    batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_ROUNDING)
+    # Tokens of the longest source that is translated in one go, EOS included. A longer source is split.
     max_source_length: int = search_option(
         1_024, not_in_paper="the paper does not say what it does with long sources"
     )
@@ -417,7 +422,7 @@ class ExperimentConfig:
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """The config as plain nested dicts, for JSON."""
+    """Returns a config as plain nested dicts, for JSON."""
     return dataclasses.asdict(config)
 
 
@@ -431,7 +436,7 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys; an empty dict has no key."""
+    """Returns nested dicts as one dict with dotted keys. An empty dict has no key in the result."""
     flat = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -439,7 +444,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_key(key: str) -> None:
-    """Checks that a dotted key names a config field; options of a data set are checked by its builder.
+    """Checks that a dotted key names a config field. Keys of `data.options` are checked elsewhere.
 
     Raises:
       UserError: no config has the key.
@@ -456,11 +461,12 @@ def check_key(key: str) -> None:
 
 
 def result_hash(config: ExperimentConfig, options_type: type | None = None) -> str:
-    """Eight hexadecimal digits over all fields that affect the result; other fields change nothing.
+    """Returns eight hexadecimal digits of a hash over all fields that affect the result.
 
     Args:
-      config: with resolved `data.options`.
-      options_type: the dataclass that declares these options; None: all of them affect the result.
+      config: a config with complete `data.options`, as `tasks.resolve` returns it.
+      options_type: the dataclass that declares the options of the data set; if None, every option affects
+        the result.
     """
     declared = declarations(ExperimentConfig)
     if options_type is not None:
@@ -474,7 +480,7 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
 
 
 def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
-    """Describes the fields in which two configs differ: the first three, and how many more."""
+    """Describes the first three fields in which two configs differ, and counts the remaining ones."""
     old, new = flatten(to_dict(stored)), flatten(to_dict(given))
     fields = [
         f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"

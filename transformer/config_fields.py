@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 
     Attributes:
       text: the paper's words.
-      value: the number these words give for a config; None where there is no number.
+      value: returns the number that the text gives for a config, or None if the text gives no number.
     """
 
     text: str
@@ -43,9 +43,9 @@ class Declaration(NamedTuple):
     """Metadata of a config field.
 
     Attributes:
-      paper: the values that the paper reports, by the place where it reports them.
-      not_in_paper: the reason why no value departs from the paper, where it reports none.
-      affects_result: whether another value trains or evaluates another model.
+      paper: maps each place in the paper to the values that the place reports.
+      not_in_paper: the reason why no value departs from the paper, if the paper reports no values.
+      affects_result: whether another value changes the trained model or its scores.
       changeable: whether a trained run may be used with another value.
       read_if: conditions under which the field has an effect; all must hold.
       departs_if: condition under which a value that the paper does not report is a departure.
@@ -72,7 +72,7 @@ def option(
 ) -> Any:
     """Declares a config field; see `Declaration`. Exactly one of `paper` and `not_in_paper` is given."""
     if bool(paper) == bool(not_in_paper):
-        raise TypeError("give either the paper's values or the reason why it has none")
+        raise TypeError("`paper` and `not_in_paper` are both given or both missing; give one of them")
     conditions = read_if if isinstance(read_if, tuple) else (read_if,)
     metadata = {
         "declaration": Declaration(
@@ -85,7 +85,7 @@ def option(
 
 
 class Section:
-    """Checks shared by the groups of fields; `section` is the prefix under which a user knows the fields."""
+    """Checks that all groups of fields share. `section` is the prefix of the fields in dotted keys."""
 
     section: ClassVar[str]
 
@@ -104,14 +104,14 @@ class Section:
 
 
 def declarations(cls: type, prefix: str = "") -> dict[str, Declaration]:
-    """The declaration of every field, by dotted key; `cls` is a config or the options of a data set."""
-    found: dict[str, Declaration] = {}
+    """Returns the declaration of each dotted key; `cls` is a config or the options of a data set."""
+    declared: dict[str, Declaration] = {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
-            found |= declarations(field.type, f"{prefix}{field.name}.")
+            declared |= declarations(field.type, f"{prefix}{field.name}.")
         else:
-            found[prefix + field.name] = field.metadata["declaration"]
-    return found
+            declared[prefix + field.name] = field.metadata["declaration"]
+    return declared
 
 
 def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -120,7 +120,7 @@ def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any
     Args:
       cls: the dataclass.
       values: field name to value.
-      prefix: of the dotted keys in messages, such as "model.".
+      prefix: beginning of the dotted keys in messages, such as "model.".
 
     Raises:
       UserError: an unknown key, or a value of the wrong type or range.
@@ -134,10 +134,14 @@ def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any
 
 
 def unknown_key(key: str, known: Sequence[str]) -> UserError:
-    """The error for a key that does not exist; it names a known key only where one is near."""
-    names = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.7)
-    return UserError(f"unknown config key {key}" + (f"; did you mean {names[near[0]]}?" if near else ""))
+    """Returns the error for a key that does not exist. The message names a similar key, if there is one."""
+    section, _, name = key.rpartition(".")
+    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    for candidates in (siblings, known):  # a similar key in the same section is more likely meant
+        names = {candidate.rpartition(".")[2]: candidate for candidate in candidates}
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+            return UserError(f"unknown config key {key}; did you mean {names[near[0]]}?")
+    return UserError(f"unknown config key {key}; docs/family.md and `experiments.describe` list the fields")
 
 
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

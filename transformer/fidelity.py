@@ -1,8 +1,8 @@
 """Departures of a config from the paper.
 
-A departure is a value that the paper does not report: not for base, not for big, not in a row of Table 3; or
-a combination of values that it reports for different models. The fields declare what the paper reports
-(`transformer.config`).
+A departure is a value that the paper does not report for base, for big or for a row of Table 3. A combination
+of values that the paper reports only for different models is a departure, too. Each config field declares the
+values that the paper reports (`transformer.config`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,21 +38,21 @@ BIG: dict[str, Any] = {
     "train.label_smoothing": 0.1,
     "train.steps": 300_000,
 }
-BIG_ONLY = {"model.dropout_rate", "train.steps"}  # columns whose value for big stands in no row
+BIG_ONLY = {"model.dropout_rate", "train.steps"}  # values of big that no other row has
 
 
 def is_read(field: str, config: ExperimentConfig) -> bool:
-    """Whether a field has an effect, given the other values of a config."""
+    """Returns true if a field has an effect, given the other values of a config."""
     declared = declarations(ExperimentConfig).get(field)
     return declared is None or all(condition(config) for condition in declared.read_if)
 
 
 def departures(config: ExperimentConfig, options_type: type | None = None) -> list[str]:
-    """One line per departure, which begins with the field; none for a config of the paper.
+    """Returns one line per departure. Each line begins with a field. The paper's configs give no lines.
 
     Args:
-      config: with resolved `data.options`.
-      options_type: the dataclass that declares these options; None: they are not compared.
+      config: a config with complete `data.options`, as `tasks.resolve` returns it.
+      options_type: the dataclass that declares the options of the data set; if None, they are not compared.
     """
     declared = declarations(ExperimentConfig)
     if options_type is not None:
@@ -85,7 +85,7 @@ def _unequal_depths(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _mixed_pairs(config: ExperimentConfig, declared: Mapping[str, Declaration]) -> Iterator[str]:
-    """Values that the paper has for its other pair of languages."""
+    """Yields a line for each field whose value the paper reports only for the other pair of languages."""
     values = flatten(to_dict(config))
     for field, value in PAIRS.get(_without_version(config.data.name), {}).items():
         if values[field] != value and _is_reported(field, values[field], declared[field], config):
@@ -95,7 +95,10 @@ def _mixed_pairs(config: ExperimentConfig, declared: Mapping[str, Declaration]) 
 
 
 def _mixed_rows(config: ExperimentConfig, departing: Sequence[str]) -> Iterator[str]:
-    """Values that the paper has in Table 3, but not in one model; fields that depart are left out."""
+    """Yields a line if Table 3 has each of the values, but no single model of the paper has all of them.
+
+    The fields in `departing` have lines of their own and are left out.
+    """
     base, columns = _columns(ExperimentConfig()), _columns(config)
     changed = {field for field in columns if columns[field] != base[field] and field not in departing}
     big = BIG | ({"model.dropout_rate": 0.1} if config.data.target == "fr" else {})
@@ -106,12 +109,14 @@ def _mixed_rows(config: ExperimentConfig, departing: Sequence[str]) -> Iterator[
     values = ", ".join(
         f"{names.get(field, field)} is {columns[field]!r}" for field in columns if field in changed
     )
-    models = "no single model of the paper has this" if len(changed) > 1 else "the paper's with big only"
+    models = "no single model of the paper has these values"
+    if len(changed) == 1:
+        models = "the paper has this value with big only"
     yield f"{values}; {models} (Table 3)"
 
 
 def _columns(config: ExperimentConfig) -> dict[str, Any]:
-    """The columns of Table 3."""
+    """Returns the values of a config for the columns of Table 3."""
     values = flatten(to_dict(config))
     columns = {field: values[field] for field in BIG} | {"model.num_layers": config.model.encoder_depth}
     if columns["model.d_k"] == config.model.d_model / config.model.num_heads:

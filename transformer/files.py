@@ -48,11 +48,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(folder: Path, wait: bool) -> Iterator[None]:
-    """Holds the lock of a folder, which is created if it is missing. One process at a time can hold it.
+    """Holds the lock of a folder, which only one process can hold. Creates the folder if it is missing.
 
     Args:
       folder: the folder; its lock is the file `.lock` in it.
-      wait: whether to wait for a process that holds the lock.
+      wait: whether to wait while another process holds the lock.
 
     Raises:
       UserError: the folder cannot be created, or another process holds the lock and `wait` is false.
@@ -71,7 +71,7 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk(place: Path, advice: str = "") -> Iterator[None]:
-    """Turns the error of a full disk, from whichever library, into a `UserError` of one line.
+    """Raises a `UserError` of one line for a full disk, whichever library reports it.
 
     Args:
       place: the file or folder that is written, for the message.

@@ -17,9 +17,9 @@ class LengthBatch(NamedTuple):
     """Sentences of similar length.
 
     Attributes:
-      members: numbers of the sentences.
+      members: the number of each sentence in the data.
       length: tokens per row, padding included.
-      num_rows: rows of the batch; those after the members are padding.
+      num_rows: rows of the batch. Rows after those of the sentences are padding.
     """
 
     members: Int[np.ndarray, "b"]
@@ -28,14 +28,14 @@ class LengthBatch(NamedTuple):
 
 
 def length_batches(lengths: Int[np.ndarray, "sentences"], max_tokens: int) -> Iterator[LengthBatch]:
-    """Yields batches of sentences of similar length, the longest first, all full but the last.
+    """Yields batches of sentences of similar length. The longest sentences come first.
 
-    Few shapes occur, since each is compiled: the padded length determines the rows of a full batch, and the
-    last batch has a power of two or a multiple of eight.
+    Every shape is compiled, so few shapes occur. The padded length determines the number of rows of a full
+    batch. The last batch may not be full; its number of rows is a power of two or a multiple of eight.
 
     Args:
-      lengths: tokens of each sentence.
-      max_tokens: tokens per batch, padding included. A batch of one sentence may exceed it.
+      lengths: number of tokens of each sentence.
+      max_tokens: tokens per batch, padding included. A batch of one sentence may have more.
     """
     order = np.argsort(-lengths, kind="stable")
     while len(order):
@@ -67,8 +67,8 @@ def pad_rows(
 
     Args:
       lists: the tokens of each row.
-      length: tokens per row; None: those of the longest list.
-      num_rows: rows of the array; None: as many as there are lists.
+      length: tokens per row; if None, the length of the longest list.
+      num_rows: rows of the array; if None, one row per list.
     """
     shape = num_rows or len(lists), length or max(map(len, lists))
     array = np.full(shape, PAD, np.int32)
@@ -82,7 +82,7 @@ def evaluation_batches(split: Split, max_tokens: int) -> Iterator[Batch]:
 
     Args:
       split: the pairs.
-      max_tokens: tokens per side of a batch, padding included. A batch of one pair may exceed it.
+      max_tokens: tokens per side of a batch, padding included. A batch of one pair may have more.
     """
     for members, length, num_rows in length_batches(split.lengths, max_tokens):
         yield assemble(split, list(members[:, None]), num_rows, length, length)
@@ -91,9 +91,9 @@ def evaluation_batches(split: Split, max_tokens: int) -> Iterator[Batch]:
 def assemble(
     split: Split, rows: Sequence[np.ndarray], num_rows: int, source_length: int, target_length: int
 ) -> Batch:
-    """Writes the pairs of each row one after the other. Rows that are missing stay padding.
+    """Makes a batch whose rows hold pairs one after another. Rows that are missing are padding.
 
-    The segment id of a pair is its number plus one, so that it identifies the pair in any batch.
+    The segment id of a pair is the number of the pair plus one, so the id identifies the pair in any batch.
 
     Args:
       split: the pairs.

@@ -1,4 +1,4 @@
-"""Bucketing for training: rows of one pair, and batches of pairs of similar length."""
+"""Bucketing for training: a row holds one pair, and a batch holds pairs of similar length."""
 
 import functools
 import itertools
@@ -9,8 +9,8 @@ from jaxtyping import Int
 
 from transformer.data.plan import select_fitting
 
-MAX_SHAPES = 8  # of the batches of a plan, since each shape is compiled
-MAX_CHUNKS = 64  # that the batches of an epoch are grouped into before they are merged to buckets
+MAX_SHAPES = 8  # shapes of batches per plan, since each shape is compiled
+MAX_CHUNKS = 64  # groups of batches that are then merged into buckets
 
 
 class Bucket(NamedTuple):
@@ -18,7 +18,7 @@ class Bucket(NamedTuple):
 
     Attributes:
       pairs: numbers of the pairs.
-      batches: numbers of the batches that they fill, counted from the shortest pairs on.
+      batches: numbers of the batches that the pairs fill. Batch 0 has the shortest pairs.
       shape: rows, tokens per source row and tokens per target row of each batch.
     """
 
@@ -28,12 +28,12 @@ class Bucket(NamedTuple):
 
 
 class BucketedPlan:
-    """Training batches of rows with one pair each, for models that do not support packing; a `Plan`.
+    """A `Plan` whose rows hold one pair each, for models that do not support packing.
 
-    The pairs are sorted by length and cut into batches of equally many target tokens. A bucket is a run of
-    such batches, so that a few long pairs get no batch to themselves. Each epoch assigns the pairs of a
-    bucket to its batches at random. The length of a pair is that of its longer side, each side relative to
-    the mean of its language.
+    The pairs are sorted by length and cut into batches with the same number of target tokens. The length of
+    each side counts relative to the mean length in that language, and the longer side of a pair decides. A
+    bucket is a run of whole batches, so the longest pairs fill a batch, too. Each epoch assigns the pairs of
+    a bucket to the batches of the bucket at random.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class BucketedPlan:
         batch_tokens: int,
         seed: int,
     ):
-        """Sorts the pairs and forms the buckets; arguments and errors as for `PackedPlan`."""
+        """Sorts the pairs and forms the buckets; see `PackedPlan` for arguments and errors."""
         pairs, lengths = select_fitting(source_lengths, target_lengths, row_length)
         self.dropped = len(source_lengths) - len(pairs)
         self.max_lengths = tuple(lengths.max(axis=1).tolist())
@@ -52,7 +52,7 @@ class BucketedPlan:
         pairs, lengths = pairs[order], lengths[:, order]
         tokens = np.cumsum(lengths[1])
         num_batches = max(1, round(tokens[-1] / batch_tokens))
-        # There are fewer batches if a pair has more tokens than a batch is to hold: none is empty.
+        # If a pair has more tokens than a batch should hold, there are fewer batches, so that none is empty.
         _, starts = np.unique((tokens - 1) * num_batches // tokens[-1], return_index=True)
         self.steps_per_epoch = len(starts)
         bounds = [*starts.tolist(), len(pairs)]
@@ -80,7 +80,7 @@ class BucketedPlan:
         return list(batches[number][:, None])
 
     def _find(self, step: int) -> tuple[Bucket, int, np.random.Generator]:
-        """Returns a step's bucket, the number of its batch in the bucket, and the generator for its pairs."""
+        """Returns the bucket of a step, the batch's number in the bucket, and the generator for the pairs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng((self._seed, epoch))
         batch = int(rng.permutation(self.steps_per_epoch)[number])
@@ -89,7 +89,7 @@ class BucketedPlan:
 
 
 def merge_batches(lengths: Int[np.ndarray, "2 pairs"], bounds: list[int]) -> list[int]:
-    """Merges neighbouring batches into at most `MAX_SHAPES` runs, those first that add the least padding.
+    """Merges neighboring batches into at most `MAX_SHAPES` runs; the least additional padding comes first.
 
     Args:
       lengths: source and target length of each pair, sorted.

@@ -1,4 +1,4 @@
-"""Data sets: `BUILDERS`, their options, and their preparation. Any other name is a data set of TFDS.
+"""Data sets: names, options and preparation. A name that is not in `BUILDERS` is a data set of TFDS.
 
 To add a data set, write a subclass of `PairBuilder` and of `Options`, and add the builder to `BUILDERS`.
 """
@@ -50,11 +50,11 @@ def resolve_options(data: DataConfig) -> DataConfig:
 
 
 def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set, and prepares the data as array_record unless it is prepared.
+    """Returns the builder of a data set. Prepares the data as array_record, unless this was done before.
 
     Args:
       data: the config of the data set.
-      progress: receives progress reports; None: the log does.
+      progress: receives progress reports; if None, they are logged.
 
     Raises:
       UserError: an unknown data set, an option or file that cannot be used, a full disk, or a set of TFDS
@@ -73,7 +73,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
                 builder.download_and_prepare()
             else:
                 tfds_sets.prepare(builder)
-        # The first builder does not know what another process may have prepared in the meantime.
+        # The first builder does not notice data that another process has prepared in the meantime.
         builder = _make_builder(data, progress)
     if isinstance(builder, PairBuilder) and "report" in builder.info.metadata:
         log.info(builder.info.metadata["report"])
@@ -82,7 +82,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
 
 @contextlib.contextmanager
 def preparation_lock(folder: Path) -> Iterator[None]:
-    """Lets one process at a time prepare data in a folder; the others wait.
+    """Lets one process at a time prepare data in a folder; other processes wait.
 
     Raises:
       UserError: the folder cannot be created, or the disk is full.

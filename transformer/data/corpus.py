@@ -13,15 +13,13 @@ from transformer.data import tfds_sets
 from transformer.data.builders import BUILDERS, preparation_lock, prepare
 from transformer.data.progress import LogLines, Progress
 from transformer.data.records import Pair, read_chunks
-from transformer.data.splits import Side, Split, load_split, write_split
+from transformer.data.splits import Split, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import atomic_folder, atomic_write
 
-__all__ = ["Corpus", "Side", "Split"]
-
 log = logging.getLogger(__name__)
 
-VOCABULARY_PAIRS = 1_000_000  # at most, to learn the vocabulary from
+VOCABULARY_PAIRS = 1_000_000  # largest number of pairs that the vocabulary is learned from
 
 
 class Corpus:
@@ -35,12 +33,14 @@ class Corpus:
     def __init__(
         self, data: DataConfig, tokenizer: Tokenizer | None = None, progress: Progress | None = None
     ):
-        """Prepares the data set and learns its vocabulary from the training split, unless both exist.
+        """Prepares the data set and learns its vocabulary from the training split.
+
+        What already exists is reused.
 
         Args:
           data: the config of the data set, its languages and its vocabulary.
-          tokenizer: the vocabulary of an earlier run; None: the one that `data` describes.
-          progress: receives progress reports; None: the log does.
+          tokenizer: the vocabulary of an earlier run; if None, the vocabulary that `data` describes.
+          progress: receives progress reports; if None, they are logged.
 
         Raises:
           UserError: data that cannot be used; see `builders.prepare`.
@@ -62,7 +62,7 @@ class Corpus:
 
     @property
     def identity(self) -> str:
-        """Name of the data and its preparation; different contents have different names."""
+        """Name of the data and of its preparation. Different contents have different names."""
         chosen = [f"{name}={part}" for name, part in self._parts.items() if name != part]
         return " ".join([self._builder.info.full_name, *chosen])
 
@@ -106,11 +106,11 @@ class Corpus:
         if split not in self._parts:
             advice = ""
             if split in ("train", "validation", "test") and self._data.name == "parallel_text":
-                advice = f"; set data.options.{split} to its files"
+                advice = f", or set data.options.{split} to the files of this split"
             elif split in ("train", "validation", "test") and self._data.name not in BUILDERS:
-                advice = f"; set data.options.{split} to a part of a split: train[99%:]"
+                advice = f", or set data.options.{split} to a part of a split, such as train[99%:]"
             known = ", ".join(self.splits)
-            raise UserError(f"{self._data.name} has no split {split!r}; it has {known}{advice}")
+            raise UserError(f"{self._data.name} has no split {split!r}; choose {known}{advice}")
         if not self.size(split):
             raise UserError(f"split {split!r} of {self._data.name} is empty; choose another split")
 
@@ -136,7 +136,7 @@ class Corpus:
     def _vocabulary_texts(self) -> Iterator[str]:
         """Yields both sides of the training pairs, or of a random sample of `VOCABULARY_PAIRS` of them.
 
-        SentencePiece stores them all in memory. The sample is always the same.
+        SentencePiece keeps all of these sentences in memory. The sample is always the same.
         """
         self._check_split("train")
         num_pairs, sample, suffix = self.size("train"), None, ""

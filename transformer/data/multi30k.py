@@ -17,7 +17,7 @@ class Multi30kOptions(Options):
 
     # raw or lc.norm.tok (lower-cased, normalized, tokenized).
     text: str = option("raw", not_in_paper=ONLY_A_DEPARTURE)
-    # Folder that holds the files already; None: they are downloaded.
+    # Folder with the files; if None, the files are downloaded.
     manual_dir: str | None = option(None, not_in_paper="a path", affects_result=False)
 
     def __post_init__(self):
@@ -52,8 +52,8 @@ class Multi30k(PairBuilder):
             if is_full(error):
                 raise
             raise UserError(
-                f"multi30k cannot be downloaded ({type(error).__name__}); get {self.REPOSITORY} yourself "
-                "and set data.options.manual_dir"
+                f"multi30k cannot be downloaded ({type(error).__name__}); download the files of "
+                f"{self.REPOSITORY} yourself and set data.options.manual_dir to their folder"
             ) from error
         return {split: read_pairs(*map(Path, paths)) for split, paths in downloaded.items()}
 

@@ -22,16 +22,16 @@ class NumberWordsOptions(Options):
 
 
 class NumberWords(PairBuilder):
-    """Lists of numbers as words, by num2words: "twelve; ninety-one" and "zwölf; einundneunzig".
+    """Lists of numbers that num2words writes as words: "twelve; ninety-one" and "zwölf; einundneunzig".
 
-    A list has 1 to 4 numbers, in `test_long` 5 to 10. Each number is drawn uniformly below 10, 100, ... or
-    100,000, and the lengths and bounds are drawn uniformly, too. No list is in two splits. A small model
-    learns the task in minutes, but must learn every number, the order of its parts (German puts ones before
-    tens) and the order of the list.
+    A list has 1 to 4 numbers; in the split `test_long` a list has 5 to 10. Each number is drawn uniformly
+    below a bound of 10, 100, ... or 100,000. The bounds and the lengths of the lists are drawn uniformly,
+    too. No list is in two splits. A small model learns the task in minutes. The model must learn every
+    number, the order of words in a number (German puts ones before tens) and the order of the list.
     """
 
     options_type: ClassVar = NumberWordsOptions
-    # (fewest, most) numbers per list. These splits have 1,000 lists each, or as many as the training split.
+    # (fewest, most) numbers per list. Each split has 1,000 lists, or fewer if the training split has fewer.
     HELD_OUT: ClassVar = {"test": (1, 4), "validation": (1, 4), "test_long": (5, 10)}
 
     def variant(self) -> str:
@@ -40,8 +40,8 @@ class NumberWords(PairBuilder):
     def pairs(self, dl_manager):
         to_source, to_target = _number_names(self.data.source), _number_names(self.data.target)
         sampler = _ListSampler()
-        # Held-out lists are drawn first, so that the number of training lists does not change them from
-        # 1,000 on.
+        # Held-out lists are drawn first, so that they do not depend on the number of training lists (from
+        # 1,000 on).
         size = min(1_000, self.options.lists)
         lists = {split: list(sampler.draw(size, *bounds)) for split, bounds in self.HELD_OUT.items()}
         lists["train"] = sampler.draw(self.options.lists, 1, 4)
@@ -75,5 +75,5 @@ def _number_names(language: str) -> Callable[[int], str]:
 
     if language not in num2words.CONVERTER_CLASSES:
         known = ", ".join(sorted(num2words.CONVERTER_CLASSES))
-        raise UserError(f"number_words: language {language!r} is unknown to num2words; it has: {known}")
+        raise UserError(f"number_words: language {language!r} is unknown to num2words; choose: {known}")
     return functools.cache(functools.partial(num2words.num2words, lang=language))

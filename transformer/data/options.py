@@ -1,4 +1,4 @@
-"""Options of a data set: `data.options`, checked against the dataclass in which the set declares them."""
+"""Options of a data set: `data.options`, checked against the dataclass that declares the options."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ ONLY_A_DEPARTURE = "read only by a data set that the paper does not use"
 
 @dataclasses.dataclass(frozen=True)
 class Options(Section):
-    """Base class of the options of a data set; has none itself. A field is declared with `config.option`."""
+    """Base class of the options of a data set. A subclass declares its fields with `config.option`."""
 
     section: ClassVar[str] = "data.options"
 
@@ -22,8 +22,8 @@ def read_options(options_type: type[Options], data: DataConfig, owner: str) -> A
 
     Args:
       options_type: the dataclass that declares the options.
-      data: the config that gives values.
-      owner: the data set, for messages.
+      data: the config that holds the values.
+      owner: name of the data set in messages.
 
     Raises:
       UserError: an option that the data set does not have, or a value of the wrong type or range.

@@ -9,16 +9,18 @@ from transformer.data.plan import select_fitting
 
 
 class PackedPlan:
-    """Training batches of packed rows, a `Plan`.
+    """A `Plan` whose rows hold several pairs each.
 
-    The packing depends on the lengths of the pairs only: it is computed once, on the histogram of lengths
-    (after Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). Each epoch assigns
-    the pairs of equal lengths to the places for these lengths at random, and shuffles the rows.
+    The packing depends only on the lengths of the pairs. It is computed once, from the histogram of lengths
+    (after Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). Every place in a row
+    is for a pair with certain lengths. Each epoch assigns the pairs with these lengths to such places at
+    random, and shuffles the rows.
 
     Attributes, besides those of `Plan`:
       source_length: tokens per source row.
       target_length: tokens per target row. The language that needs fewer tokens has shorter rows.
-      num_rows: rows per batch. The last few may be empty, since the rows of an epoch are spread evenly.
+      num_rows: rows per batch. The rows of an epoch are spread evenly over its batches, so the last rows of a
+        batch may be empty.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class PackedPlan:
         Args:
           source_lengths: tokens of the source of each pair, EOS included.
           target_lengths: tokens of the target of each pair, EOS included.
-          row_length: tokens per row of the language that needs more.
+          row_length: tokens per row of the language that needs more tokens.
           batch_tokens: target tokens per batch, on average.
           seed: seed of the order of each epoch.
 
@@ -43,7 +45,7 @@ class PackedPlan:
         """
         self._pairs, lengths = select_fitting(source_lengths, target_lengths, row_length)
         self.dropped = len(source_lengths) - len(self._pairs)
-        # Pairs of equal lengths are of one kind. A code for both lengths sorts faster than two numbers.
+        # Pairs with equal lengths are of one kind. A code for both lengths sorts faster than two numbers.
         codes = lengths[0] * (row_length + 1) + lengths[1]
         codes, kind_of_pair, counts = np.unique(codes, return_inverse=True, return_counts=True)
         self._kind_of_pair = kind_of_pair.astype(np.int32)
@@ -89,7 +91,7 @@ class PackedPlan:
 
 
 class PackedRow(NamedTuple):
-    """Equal rows.
+    """Rows that hold pairs of the same kinds; pairs with equal lengths are of one kind.
 
     Attributes:
       kinds: the kind of each pair in a row.
@@ -101,10 +103,10 @@ class PackedRow(NamedTuple):
 
 
 class OpenRows:
-    """Rows during packing, by the space (free tokens) that is left on the source and the target side."""
+    """Rows during packing, grouped by space: the numbers of free tokens on the source and target sides."""
 
     def __init__(self, capacity: tuple[int, int]):
-        """Begins without rows; `capacity` is the number of tokens per source row and per target row."""
+        """Starts without rows; `capacity` is the number of tokens per source row and per target row."""
         self._groups: dict[tuple[int, int], list[PackedRow]] = {}
         self._count = np.zeros(np.array(capacity) + 1, np.int64)
         # Space left, relative to the capacity, summed over both sides.
@@ -112,19 +114,19 @@ class OpenRows:
         self._nowhere = self._leftover.max() + 1
 
     def add(self, rows: PackedRow, source_space: int, target_space: int) -> None:
-        """Adds rows with this much space."""
+        """Adds equal rows with the given space on each side."""
         self._groups.setdefault((source_space, target_space), []).append(rows)
         self._count[source_space, target_space] += rows.count
 
     def pop_best(self, source: int, target: int) -> tuple[PackedRow, int, int] | None:
-        """Removes equal rows into which a pair fits best, so that it leaves the least space.
+        """Removes equal rows into which a pair fits best, so that the pair leaves the least space.
 
         Args:
           source: source length of the pair.
           target: target length of the pair.
 
         Returns:
-          The rows and the space that the pair will leave on each side, or None if it fits nowhere.
+          The rows and the space that the pair will leave on each side, or None if the pair fits nowhere.
         """
         leftover, is_open = self._leftover[source:, target:], self._count[source:, target:] > 0
         candidates = np.where(is_open, leftover, self._nowhere)
@@ -147,11 +149,11 @@ def pack_histogram(
     counts: Int[np.ndarray, "kinds"],
     capacity: tuple[int, int],
 ) -> list[PackedRow]:
-    """Packs pairs by best-fit decreasing in two dimensions, whole groups of equal rows at once.
+    """Packs pairs with the best-fit-decreasing heuristic in two dimensions, a group of equal rows at a time.
 
     Args:
-      source: source length of each kind of pair.
-      target: target length of each kind of pair. Neither length exceeds its capacity.
+      source: source length of each kind of pair; pairs with equal lengths are of one kind.
+      target: target length of each kind of pair. A pair of any kind fits into an empty row.
       counts: number of pairs of each kind.
       capacity: tokens per source row and per target row.
     """

@@ -18,8 +18,8 @@ Pairs = Iterable[Pair]
 class PairBuilder(FileReaderBuilder, skip_registration=True):
     """TFDS builder of sentence pairs, stored as array_record in the order in which `pairs` yields them.
 
-    A subclass implements `variant` and `pairs`, and is registered in `builders.BUILDERS`. It names the
-    dataclass of its options, a subclass of `Options`, as `options_type`.
+    A subclass implements `variant` and `pairs`, and is registered in `builders.BUILDERS`. The subclass sets
+    `options_type` to the dataclass of its options, a subclass of `Options`.
 
     Attributes:
       data: the config of the data set.
@@ -30,11 +30,11 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, data: DataConfig, progress: Progress | None = None):
-        """Makes the builder; prepares nothing.
+        """Makes the builder, but prepares no data.
 
         Args:
           data: the config of the data set.
-          progress: receives progress reports; None: the log does.
+          progress: receives progress reports; if None, they are logged.
 
         Raises:
           UserError: an option that cannot be used.
@@ -50,7 +50,7 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def variant(self) -> str:
-        """Name of the prepared content. Different contents must have different names."""
+        """Returns the name of the prepared content. Different contents must have different names."""
 
     @abc.abstractmethod
     def pairs(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Pairs]:

@@ -1,6 +1,6 @@
-"""parallel_text: text files of the user, cleaned by rules, with held-out validation and test pairs.
+"""parallel_text: the user's text files, cleaned by rules, with held-out validation and test pairs.
 
-Memory grows by about 60 bytes per pair, for any length of sentence: hashes, their order, and a fate.
+No sentence is kept in memory, only hashes and a code per pair, so a large text needs little memory.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ class ParallelTextOptions(Options):
     """
 
     train: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
-    validation: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # None: held out of train
-    test: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # None: held out of train
-    # Pairs held out of train for validation, and as many for test, where these are not given.
+    validation: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # if None, held out of train
+    test: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # if None, held out of train
+    # Pairs held out of train for validation if that is None, and as many for test if that is None.
     held_out: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
     # Training pairs with a shorter side are dropped.
     min_characters: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
     # Training pairs with a longer side are dropped.
     max_characters: int | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
-    # Training pairs with a greater ratio of their sides, in characters, are dropped.
+    # Training pairs are dropped if one side has more than this many times the characters of the other side.
     max_ratio: float | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
     # Whether a training pair that repeats an earlier one is dropped.
     deduplicate: bool = option(False, not_in_paper=ONLY_A_DEPARTURE)
@@ -53,7 +53,7 @@ class ParallelTextOptions(Options):
 
 
 class Fate(enum.IntEnum):
-    """Use of a pair of the training text: a split, or the rule that drops it."""
+    """Use of a pair of the training text: the split that gets the pair, or the rule that drops the pair."""
 
     TRAIN = 0
     SHORT = 1
@@ -66,10 +66,10 @@ class Fate(enum.IntEnum):
 
 
 class ParallelText(PairBuilder):
-    """Pairs of text files.
+    """Sentence pairs of text files.
 
-    Validation and test pairs that are not given are held out of the training text. Training pairs are
-    dropped by the rules of the options (see `decide_fates`); given validation and test pairs are not.
+    If validation or test has no file, pairs of the training text are held out for that split. The rules in
+    the options drop pairs of the training text (see `decide_fates`), but never pairs of the other files.
     """
 
     options_type: ClassVar = ParallelTextOptions
@@ -87,7 +87,7 @@ class ParallelText(PairBuilder):
         for split, paths in files.items():
             if next(read_pairs(*paths), None) is None:
                 names = ",".join(map(str, paths))
-                raise UserError(f"data.options.{split}: {names} has no pairs; give a file that has some")
+                raise UserError(f"data.options.{split}: {names} has no pairs; give a file that has pairs")
         train = files.pop("train")
         held_out = [fate for split, fate in self.SPLITS.items() if split not in ("train", *files)]
         fates = decide_fates(read_pairs(*train), self.options, held_out)
@@ -96,7 +96,7 @@ class ParallelText(PairBuilder):
             if not np.any(fates == fate):
                 raise UserError(
                     f"data.options.train: no pair is left for {fate.name.lower()}: {summary}; "
-                    "give more text or relax the rules"
+                    "give more text, or relax the rules in data.options"
                 )
         self.info.metadata["report"] = f"{','.join(map(str, train))}: {summary}"
         splits = {split: read_pairs(*paths) for split, paths in files.items()}
@@ -106,11 +106,14 @@ class ParallelText(PairBuilder):
         return splits
 
     def _files(self) -> dict[str, list[Path]]:
-        """Returns the files of each given split."""
+        """Returns the files of each split for which the options give files."""
         if self.options.train is None:
-            raise UserError(f"data.options.train is not set; give {FORMS}")
+            raise UserError(f"data.options.train is not set; set it to {FORMS}")
         if self.options.validation is None and not self.options.held_out:
-            raise UserError(f"data.options.validation is not set; give {FORMS}, or set data.options.held_out")
+            raise UserError(
+                f"data.options.validation is not set; set it to {FORMS}, or take pairs "
+                "from the training text with data.options.held_out"
+            )
         files = {}
         for split in self.SPLITS:
             text = getattr(self.options, split)
@@ -128,15 +131,15 @@ def decide_fates(
 ) -> UInt[np.ndarray, "pairs"]:
     """Decides the fate of each pair of a training text.
 
-    Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less: the pairs
-    with the smallest hashes, which are the same in both directions of translation. No sentence of either
-    language is in two splits: a pair with a sentence of an earlier pair is not held out, and a pair with a
-    sentence of a held-out pair is dropped.
+    Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less. The pairs
+    with the smallest hashes are held out; a pair has the same hash in both directions of translation. No
+    sentence of either language is in two splits: a pair that shares a sentence with an earlier pair is not
+    held out, and a pair that shares a sentence with a held-out pair is dropped.
 
     Args:
       pairs: all pairs of the text.
       options: the rules.
-      held_out: VALIDATION, TEST or both: the splits for which there is no text.
+      held_out: the splits without a file: VALIDATION, TEST or both.
     """
     codes, sources, targets = bytearray(), array("Q"), array("Q")
     for source, target in pairs:
@@ -161,7 +164,7 @@ def decide_fates(
 
 
 def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) -> str:
-    """Counts of pairs by fate, as one line."""
+    """Returns one line with the number of pairs of each fate."""
     count = dict(zip(Fate, np.bincount(fates, minlength=len(Fate)), strict=True))
     below = "empty" if options.min_characters == 1 else "below {:,} characters"
     reasons = [
@@ -181,7 +184,7 @@ def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) ->
 
 
 def _apply_length_rules(source: str, target: str, options: ParallelTextOptions) -> Fate:
-    """Counts characters, since some languages have no spaces; space around a sentence does not count."""
+    """Counts characters, since some languages have no spaces. Space around a sentence does not count."""
     shorter, longer = sorted((len(source.strip()), len(target.strip())))
     if shorter < options.min_characters:
         return Fate.SHORT
@@ -195,7 +198,7 @@ def _apply_length_rules(source: str, target: str, options: ParallelTextOptions) 
 def _is_repeated(
     keys: UInt[np.ndarray, "pairs"], fates: UInt[np.ndarray, "pairs"]
 ) -> Bool[np.ndarray, "pairs"]:
-    """Marks the pairs whose key an earlier pair has; only pairs with fate TRAIN are considered."""
+    """Marks the pairs that have the key of an earlier pair. Considers only pairs with fate TRAIN."""
     remaining = np.flatnonzero(fates == Fate.TRAIN)
     _, first = np.unique(keys[remaining], return_index=True)
     repeated = np.zeros(len(keys), bool)
@@ -205,7 +208,7 @@ def _is_repeated(
 
 
 def _set_fate(fates: UInt[np.ndarray, "pairs"], selected: Bool[np.ndarray, "pairs"], fate: Fate) -> None:
-    """Changes the fate of the selected pairs, in place, if it is TRAIN."""
+    """Changes the fate of those selected pairs whose fate is TRAIN, in place."""
     fates[selected & (fates == Fate.TRAIN)] = fate
 
 

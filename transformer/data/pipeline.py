@@ -11,16 +11,16 @@ from transformer.data.splits import Split
 
 
 class TrainingBatches:
-    """Sequence of the batches of all steps, each assembled when it is requested."""
+    """Sequence of the batches of all steps. A batch is assembled when it is requested."""
 
     def __init__(
         self, split: Split, plan: Plan, num_steps: int, process_index: int = 0, process_count: int = 1
     ):
-        """Divides the rows of each batch among processes: `process_index`, `+ process_count`, and so on.
+        """Gives this process every `process_count`-th row of each batch, from row `process_index` on.
 
         Args:
           split: the pairs.
-          plan: their distribution over batches.
+          plan: assigns the pairs to batches.
           num_steps: number of batches.
           process_index: number of this process.
           process_count: number of processes that train together.
@@ -38,12 +38,12 @@ class TrainingBatches:
 
 
 def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[Batch]:
-    """Yields the batches from `first_step` on, assembled ahead.
+    """Yields the batches from `first_step` on. Later batches are assembled in the background.
 
     Args:
       batches: the batches of all steps.
       first_step: number of the first batch.
-      workers: processes that assemble batches; 0: a thread of this process.
+      workers: processes that assemble batches; if 0, a thread of this process assembles them.
     """
     dataset = grain.MapDataset.source(batches)[first_step:]
     served = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))

@@ -1,7 +1,7 @@
 """Interface of the plans, which assign training pairs to the rows of batches.
 
-A plan is computed from the lengths of the pairs and a seed, and gives the batch of any step without those
-before it, so that training resumes from a step number alone. All epochs have equally many steps.
+A plan depends only on the lengths of the pairs and a seed. A plan gives the batch of any step without the
+batches before it, so training resumes from a step number alone. All epochs have the same number of steps.
 """
 
 from typing import Protocol, runtime_checkable
@@ -15,9 +15,9 @@ class Plan(Protocol):
     """Training batches of all steps, counted from 0 over all epochs.
 
     Attributes:
-      steps_per_epoch: batches that show every pair once.
-      max_lengths: tokens of the longest source and of the longest target that are trained on.
-      dropped: number of pairs left out because a side is longer than a row.
+      steps_per_epoch: number of batches that together hold every pair once.
+      max_lengths: tokens of the longest source and of the longest target in the batches.
+      dropped: number of pairs that are in no batch, because a side is longer than a row.
     """
 
     steps_per_epoch: int

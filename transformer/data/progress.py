@@ -18,14 +18,14 @@ class Progress(Protocol):
         """Reports that `activity` has handled `done` of `total` pairs.
 
         Args:
-          activity: such as "tokenizing train".
-          done: 0 when the activity begins.
-          total: None if the number of pairs is unknown.
+          activity: description of the work, such as "tokenizing train".
+          done: number of handled pairs; 0 when the activity begins.
+          total: number of all pairs; None if it is unknown.
         """
 
 
 class LogLines:
-    """Logs a line every few seconds, and none for an activity that ends sooner."""
+    """Logs a line every few seconds. Logs nothing for an activity that ends sooner."""
 
     def __init__(self, seconds: float = 10.0):
         """Sets the time between two lines, in seconds."""
@@ -45,7 +45,7 @@ class LogLines:
 def watched(
     chunks: Iterable[Chunk], progress: Progress, activity: str, total: int | None = None
 ) -> Iterator[Chunk]:
-    """Yields the chunks and reports each when the next one is requested; at the end the total is known."""
+    """Yields the chunks. Reports a chunk when the next one is requested, and the total at the end."""
     done = 0
     progress(activity, done, total)
     for chunk in chunks:

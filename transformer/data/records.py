@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from transformer.data.progress import Progress, watched
 
-Pair = tuple[str, str]  # source and target; of sentences or of languages
+Pair = tuple[str, str]  # source and target: two sentences, or two languages
 CHUNK = 4_096  # pairs read or written together, since single reads are slow
 SHARD = 1_000_000  # pairs per file
 
@@ -27,7 +27,8 @@ def write_split(
 ) -> tfds.core.SplitInfo:
     """Writes the pairs of a split in the given order.
 
-    The writer of TFDS sorts a split in memory, and needs TensorFlow above 1 GB.
+    This function replaces the writer of TFDS, which sorts a split in memory and needs TensorFlow for a split
+    above 1 GB.
     """
     template = builder._get_filename_template(split)
     pairs, num_bytes, shard_lengths = iter(pairs), 0, []
@@ -58,15 +59,15 @@ def read_chunks(
     activity: str,
     sample: Int[np.ndarray, "_"] | None = None,
 ) -> Iterator[list[Pair]]:
-    """Yields the pairs of a split, `CHUNK` pairs at once.
+    """Yields the pairs of a split in lists of `CHUNK` pairs.
 
     Args:
       builder: a prepared data set.
       split: a split or a part of one, such as `train[:99%]`.
       languages: source and target language.
       progress: receives progress reports.
-      activity: the purpose of reading, for these reports.
-      sample: numbers of the pairs to read; None: all.
+      activity: the purpose of reading, for the progress reports.
+      sample: numbers of the pairs to read; if None, all pairs are read.
     """
     raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES  # the parser of TFDS is much slower than `_to_pair`
     records = builder.as_data_source(split=split, deserialize_method=raw_bytes)

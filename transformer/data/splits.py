@@ -19,8 +19,8 @@ class Side:
     """The sentences of one language.
 
     Attributes:
-      tokens: of all sentences; sentence i is tokens[offsets[i]:offsets[i + 1]].
-      offsets: one more than there are sentences.
+      tokens: the tokens of all sentences. Sentence i is tokens[offsets[i]:offsets[i + 1]].
+      offsets: the start of each sentence in `tokens`, and the end of the last sentence.
     """
 
     tokens: Integer[np.ndarray, "tokens"]
@@ -41,10 +41,10 @@ class Split:
     """The sentence pairs of a split, in the order of the data set.
 
     Attributes:
-      source: the sources.
-      target: the targets.
+      source: the source sentences.
+      target: the target sentences.
       characters: length of each raw target sentence, in characters.
-      folder: the folder that the arrays are mapped from; None: they are in memory.
+      folder: the folder that the arrays are mapped from; None if the arrays are in memory.
     """
 
     source: Side
@@ -73,7 +73,7 @@ class Split:
 
 
 def load_split(folder: Path) -> Split:
-    """Maps the files of `write_split` into memory; a pair is read when it is used."""
+    """Maps the files that `write_split` wrote into memory. A pair is read when it is used."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     source, target = (Side(arrays[side], arrays[f"{side}_offsets"]) for side in SIDES)
     return Split(source, target, arrays["characters"], folder)
@@ -106,7 +106,7 @@ def write_split(folder: Path, chunks: Iterable[list[tuple[str, str]]], tokenizer
 
 
 class GrowingArray:
-    """A .npy file with one axis that is appended to. `close` writes the final length into its header."""
+    """A .npy file of a one-dimensional array that grows. `close` writes the final length into the header."""
 
     def __init__(self, path: Path, dtype: npt.DTypeLike):
         """Creates the file."""

@@ -14,15 +14,16 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
     """Yields the pairs of one TSV file, or of two files with one sentence per line. Lines end at "\\n" only.
 
     Raises:
-      UserError: a file is broken or not UTF-8, a line has no two fields, or the files differ in length.
+      UserError: a file is damaged or not UTF-8, a line does not have two fields, or two files do not have the
+        same number of lines.
     """
     if len(paths) == 1:
         for number, line in enumerate(_lines(paths[0]), start=1):
             fields = line.split("\t")
             if len(fields) != 2:
                 raise UserError(
-                    f"{paths[0]}:{number}: {len(fields)} tab-separated fields; there must be 2 "
-                    "(give two files of plain text as source.txt,target.txt)"
+                    f"{paths[0]}:{number}: expected 2 tab-separated fields, found {len(fields)}; "
+                    "for one file per language give source.txt,target.txt"
                 )
             yield fields[0], fields[1]
         return
@@ -32,18 +33,18 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
             shorter, longer = paths if pair[0] is None else reversed(paths)
             num_left = sum(1 for side in sides for _ in side)
             raise UserError(
-                f"{shorter} ends after {number - 1} lines, {longer} after {number + num_left}; "
-                "they must have equally many"
+                f"{shorter} has {number - 1} lines, but {longer} has {number + num_left}; "
+                "both must have the same number of lines"
             )
         yield pair
 
 
 def existing_file(path: Path, field: str) -> Path:
-    """Returns the file, or the file of this name with `.gz` appended.
+    """Returns `path`, or `path` with `.gz` appended if only that file exists.
 
     Args:
       path: the file.
-      field: the config field that names it, for the message.
+      field: the config field that names the file, for the message.
 
     Raises:
       UserError: neither file exists.
@@ -51,11 +52,11 @@ def existing_file(path: Path, field: str) -> Path:
     for candidate in (path, path.with_name(path.name + ".gz")):
         if candidate.is_file():
             return candidate
-    raise UserError(f"{field}: {path} (or .gz) is not a file; give the path of one")
+    raise UserError(f"{field}: {path} (or .gz) is not a file; give the path of a file")
 
 
 def fingerprint(paths: Iterable[Path], suffix: str = "") -> str:
-    """Twelve hexadecimal digits of a hash over the contents of files and a suffix."""
+    """Returns twelve hexadecimal digits of a hash over the contents of files and a suffix."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -76,4 +77,6 @@ def _lines(path: Path) -> Iterator[str]:
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number}: not UTF-8; convert the file to UTF-8") from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}: broken after line {number}: {error}; get the file again") from None
+            raise UserError(
+                f"{path}: compressed file is damaged after line {number}: {error}; download or copy it again"
+            ) from None

@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TfdsOptions(Options):
-    """Options of a TFDS set: a split or a part of one ("train[:99%]"), or None for the split of that name."""
+    """Options of a TFDS set.
+
+    Each option is a split, a part of a split ("train[:99%]"), or None for the split with the option's name.
+    """
 
     train: str | None = option(None, paper={"section 5.1": [Rule("the whole split")]})
     validation: str | None = option(None, paper={"section 6.2": [Rule("newstest2013")]})
@@ -28,7 +31,7 @@ class TfdsOptions(Options):
 
 
 def describe(name: str) -> str:
-    """Describes a name for messages about its options."""
+    """Returns the name of a data set as messages about options show it."""
     return f"{name}, which is read as the name of a TFDS set"
 
 
@@ -36,12 +39,12 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
     """Returns the builder of a set, prepared or not.
 
     Args:
-      data: the config; its name may end in a version and means the newest one otherwise.
-      other_names: data sets that are not of TFDS, for the message.
+      data: the config. `data.name` may end in a version; otherwise the newest version is used.
+      other_names: names of the data sets that do not come from TFDS, for the message.
 
     Raises:
-      UserError: no such set, variant or version; a language that it lacks; or a set that is prepared in
-        another format than array_record.
+      UserError: the set, variant or version does not exist, the set lacks a language, or the set is prepared
+        in another format than array_record.
     """
     import tensorflow_datasets.translate  # noqa: F401  (registers the sets)
 
@@ -71,7 +74,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """
     name = builder.info.full_name.removesuffix(f"/{builder.version}")
     needs_tensorflow = UserError(f"preparing {name} needs TensorFlow: pip install -e '.[prepare]'")
-    # TFDS opens the archives of its sets with TensorFlow, after hours of downloads.
+    # TFDS opens the archives of its sets with TensorFlow, and would fail only after hours of downloads.
     is_part_of_tfds = type(builder).__module__.startswith("tensorflow_datasets.")
     if is_part_of_tfds and not has_tensorflow():
         raise needs_tensorflow
@@ -83,7 +86,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
             raise
         if isinstance(error, ImportError) and not has_tensorflow():
             raise needs_tensorflow from error
-        raise UserError(f"{name} cannot be prepared: {type(error).__name__}: {_one_line(error)}") from error
+        raise UserError(
+            f"{name} cannot be prepared: {type(error).__name__}: {_one_line(error)}; "
+            "check the network and data.data_dir, then run the same command again"
+        ) from error
 
 
 def has_tensorflow() -> bool:
@@ -92,10 +98,10 @@ def has_tensorflow() -> bool:
 
 
 def split_parts(data: DataConfig, info: tfds.core.DatasetInfo) -> dict[str, str]:
-    """Returns the part of the set that each split is read from, by the name of the split.
+    """Maps the name of each split to the part of the set that the split is read from.
 
     Raises:
-      UserError: an option that is no part of a split, or two splits that overlap.
+      UserError: an option is not a part of a split, or two splits overlap.
     """
     given = dataclasses.asdict(read_options(TfdsOptions, data, describe(data.name)))
     parts = {name: name for name in info.splits}
@@ -105,13 +111,13 @@ def split_parts(data: DataConfig, info: tfds.core.DatasetInfo) -> dict[str, str]
         if any(_overlap(*pair) for pair in itertools.product(files[first], files[second])):
             raise UserError(
                 f"data.options.{first} is {parts[first]!r} and data.options.{second} is {parts[second]!r}; "
-                "they overlap: choose parts that do not, such as train[:99%] and train[99%:]"
+                "these parts overlap; choose parts that do not, such as train[:99%] and train[99%:]"
             )
     return parts
 
 
 def _files(data: DataConfig, info: tfds.core.DatasetInfo, name: str, part: str) -> list[FileInstruction]:
-    """Returns the records of each file that a part of a set consists of."""
+    """Returns the files of a part of a set, and the range of records in each file."""
     try:
         return info.splits[part].file_instructions
     except Exception as error:  # raised by the parser of TFDS
@@ -127,7 +133,7 @@ def _overlap(first: FileInstruction, second: FileInstruction) -> bool:
 
 
 def _check_languages(data: DataConfig, features: tfds.features.FeatureConnector) -> None:
-    """Checks the languages before a set is prepared, which may take hours."""
+    """Checks that a set has both languages. Runs before the preparation, which may take hours."""
     texts = []
     if isinstance(features, tfds.features.FeaturesDict):
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))

@@ -21,7 +21,7 @@ class Tokenizer:
 
     Attributes:
       model: contents of the model file.
-      sha256: their digest, which ties checkpoints to the vocabulary that they were trained with.
+      sha256: digest of `model`, which ties a checkpoint to the vocabulary that it was trained with.
       vocab_size: number of tokens, special ones included.
     """
 
@@ -77,7 +77,7 @@ class Tokenizer:
         return [tokens.tolist() for tokens in self.encode_arrays(texts)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns what `encode_all` does as arrays, for large numbers of texts. Uses all cores."""
+        """Returns the same tokens as `encode_all`, as arrays. Uses all cores, for many texts."""
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         return self._processor.encode(texts, add_eos=True, return_type="numpy")
 
@@ -92,7 +92,7 @@ class Tokenizer:
         return np.array([name.startswith(WORD_START) for name in self.names(range(self.vocab_size))])
 
     def names(self, tokens: Sequence[int] | Integer[np.ndarray, "_"]) -> list[str]:
-        """Returns tokens as strings, for figures; U+2581 begins the first token of a word."""
+        """Returns tokens as strings, for figures. The first token of a word begins with U+2581."""
         return [self._processor.id_to_piece(int(token)) for token in tokens]
 
 
@@ -100,9 +100,10 @@ def _explain(message: str, vocab_size: int) -> str:
     """Rewrites the error message of SentencePiece's trainer as one line that says what to set."""
     field = f"data.vocab_size is {vocab_size}"
     if most := re.search(r"too high.*<= (\d+)", message):
-        return f"{field}; the training text fills at most {most[1]}: set that or less"
+        return f"{field}, but the training text fills at most {most[1]} tokens; set it to {most[1]} or less"
     if least := re.search(r"required_chars. \d+ vs (\d+)", message):
-        return f"{field}; the characters of the training text need at least {least[1]}: set that or more"
+        needed = f"the characters of the training text need {least[1]} tokens"
+        return f"{field}, but {needed}; set it to {least[1]} or more"
     if "sentences_.empty" in message or "all_chars_count" in message:
-        return f"{field}; the training text is empty: give text to learn a vocabulary from"
+        return f"{field}, but the training text is empty; give text to learn a vocabulary from"
     return f"{field}; SentencePiece says: {message.rsplit('] ', 1)[-1]}"

@@ -1,7 +1,7 @@
-"""Search for translations: over any step function (search.py), with a model, and from text to text.
+"""Search for translations.
 
-`Translator` is the entry point. `BeamSearch` and `IndependentSearch` (greedy search, sampling) know no
-model; `ModelSearch` runs them with one.
+`Translator` is the entry point and maps text to text. `BeamSearch` and `IndependentSearch` (greedy search,
+sampling) work with any step function; `ModelSearch` runs them with a model.
 """
 
 from transformer.decoding.length_penalty import PENALTIES

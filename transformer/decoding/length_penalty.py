@@ -1,4 +1,4 @@
-"""Length penalties, by which log-probabilities of outputs of different lengths become comparable scores."""
+"""Length penalties, which make the log-probabilities of outputs of different lengths comparable."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Divides the log-probability of an output with the given number of tokens, EOS included; never decreases.
+# Maps the number of tokens of an output, EOS included, to a divisor of its log-probability. The divisor never
+# decreases with the number of tokens.
 LengthPenalty = Callable[[Int[Array, "*b"] | int], Float[Array, "*b"]]
 
 

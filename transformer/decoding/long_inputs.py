@@ -14,7 +14,7 @@ class Part(NamedTuple):
 
     Attributes:
       tokens: tokens of the part, closed by EOS.
-      separator: joins its translation to that of the part before it.
+      separator: text between the translation of the previous part and the translation of this part.
     """
 
     tokens: Int[np.ndarray, "s"]
@@ -24,15 +24,14 @@ class Part(NamedTuple):
 def split_tokens(
     tokens: Int[np.ndarray, "s"], max_length: int, starts_word: Bool[np.ndarray, "v"]
 ) -> Iterator[Part]:
-    """Yields parts of at most `max_length` tokens, each as long as possible and ending before a word.
+    """Yields parts of at most `max_length` tokens. Each part is as long as possible and ends before a word.
 
-    The translations of two such parts are joined by a space. If no word begins within `max_length` tokens
-    (Chinese, or one endless word), the split is between two tokens and their translations are joined by
-    nothing.
+    A space joins the translations of such parts. If no word begins within `max_length` tokens (Chinese, or
+    one endless word), the text is split between two tokens, and the translations are joined without a space.
 
     Args:
       tokens: tokens of a text, closed by EOS. Each part is closed by EOS too.
-      max_length: at least 2.
+      max_length: largest number of tokens per part, at least 2.
       starts_word: for each token of the vocabulary, whether it begins a word.
     """
     starts = starts_word[tokens]

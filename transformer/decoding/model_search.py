@@ -1,4 +1,4 @@
-"""Search with a model: in one program, or in several programs with ever fewer sentences."""
+"""Search with a model: in one program, or in several programs that drop finished sentences."""
 
 import dataclasses
 import functools
@@ -24,8 +24,9 @@ from transformer.decoding.search import (
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 
-# Hypotheses below which no sentence is dropped. In XLA's products on CPU, a row has the same bits in any
-# batch of 64 rows or more and other bits in a smaller one (jax 0.10); neighbours must not change an output.
+# No sentence is dropped if fewer hypotheses would remain. In XLA's products on CPU, a row of a small batch
+# can be rounded differently than in a large batch, and the other sentences of a batch must not change an
+# output.
 MIN_HYPOTHESES = 64
 
 
@@ -33,11 +34,11 @@ class SearchRows(NamedTuple):
     """State of a search with a model. Every array but `state.index` has one row per sentence.
 
     Attributes:
-      limits: as in `Constraints`.
-      prefix: as in `Constraints`.
-      sentence_ids: as in `Sampler`.
+      limits: see `Constraints`.
+      prefix: see `Constraints`.
+      sentence_ids: see `Sampler`.
       encoder_cache: shared by the hypotheses of a sentence; see `EncoderDecoder.start_decoding`.
-      state: a `BeamState` or an `IndependentState`; None before it is made.
+      state: a `BeamState` or an `IndependentState`; None before `start` makes the state.
     """
 
     limits: Int[Array, "b"]
@@ -49,7 +50,7 @@ class SearchRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSearch:
-    """The search that a config describes, with a model: pure functions of the parameters.
+    """Search with a model, as a config describes it. The methods are pure functions of the parameters.
 
     Attributes:
       model: predicts the next token.
@@ -83,7 +84,7 @@ class ModelSearch:
 
     @property
     def num_hypotheses(self) -> int:
-        """Hypotheses per sentence."""
+        """Number of hypotheses per sentence."""
         return self.n_best if self.config.sampling else self.config.beam_size
 
     def __call__(
@@ -100,10 +101,10 @@ class ModelSearch:
         Args:
           params: parameters of the model.
           source: tokens of the sentences, padded with PAD; padding rows have limit 0.
-          limits: as in `Constraints`.
+          limits: see `Constraints`.
           length: static upper bound on the limits.
-          prefix: as in `Constraints`.
-          sentence_ids: as in `Sampler`; None: the rows' numbers.
+          prefix: see `Constraints`.
+          sentence_ids: see `Sampler`; if None, the numbers of the rows.
         """
         rows = self.start(params, source, limits, length, prefix, sentence_ids)
         for number, size in enumerate(cache_sizes(length)):
@@ -112,7 +113,7 @@ class ModelSearch:
         return self.result(rows)
 
     def start(self, params, source, limits, length, prefix=None, sentence_ids=None) -> SearchRows:
-        """Encodes the sentences; arguments as in `__call__`."""
+        """Encodes the sentences; see `__call__` for the arguments."""
         sentence_ids = jnp.arange(len(source)) if sentence_ids is None else sentence_ids
         encoder_cache, model_state = self.model.apply(
             {"params": params}, source, self.num_hypotheses, cache_sizes(length)[0], method="start_decoding"
@@ -157,13 +158,14 @@ class ModelSearch:
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkingSearch:
-    """A `ModelSearch` that drops finished sentences: it halves its rows once half of them are enough.
+    """A `ModelSearch` that drops finished sentences.
 
-    Searches with the same model and settings share their compiled programs.
+    When at most half of the rows are unfinished, the number of rows is halved. Searches with the same model
+    and settings share compiled programs.
 
     Attributes:
-      search: the search.
-      min_hypotheses: rows are not halved if fewer hypotheses would remain.
+      search: the search whose rows are halved.
+      min_hypotheses: the number of rows is not halved if fewer hypotheses would remain.
     """
 
     search: ModelSearch
@@ -178,7 +180,7 @@ class ShrinkingSearch:
         prefix: Int[np.ndarray, "b p"] | None = None,
         sentence_ids: Int[np.ndarray, "b"] | None = None,
     ) -> SearchResult:
-        """Returns the outputs of each row as NumPy arrays; arguments as in `ModelSearch.__call__`."""
+        """Returns the outputs of each row as NumPy arrays; see `ModelSearch.__call__` for the arguments."""
         rows = _start(self.search, params, source, limits, length, prefix, sentence_ids)
         members, outputs = np.arange(len(source)), None
         for number, size in enumerate(cache_sizes(length)):
@@ -200,7 +202,7 @@ class ShrinkingSearch:
         return outputs
 
     def _half(self, num_rows: int) -> int:
-        """Number of rows after halving; 0: rows are not halved."""
+        """Returns the number of rows after halving, or 0 if the number must not be halved."""
         half = num_rows // 2
         return half if half * self.search.num_hypotheses >= self.min_hypotheses else 0
 
@@ -222,7 +224,7 @@ def select_rows(rows: SearchRows, indices: Int[Array, "c"]) -> SearchRows:
 
 
 def _updated(outputs: SearchResult, members: Int[np.ndarray, "c"], result: SearchResult) -> SearchResult:
-    """Copies the outputs and replaces those of some rows."""
+    """Returns a copy of the outputs in which `result` replaces the rows `members`."""
 
     def replace(old, new):
         old = old.copy()

@@ -13,13 +13,13 @@ Scalar = Float[Array, ""] | float
 
 
 def keep_top_k(logits: Float[Array, "*b v"], k: int) -> Float[Array, "*b v"]:
-    """Masks all but the `k` most probable tokens; keeps every token that ties with the last of them."""
+    """Masks all but the `k` most probable tokens. Keeps tokens that are as probable as the last of these."""
     smallest = top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits >= smallest, logits, NEG_INF)
 
 
 def keep_top_p(logits: Float[Array, "*b v"], p: Scalar) -> Float[Array, "*b v"]:
-    """Masks all but the nucleus: the fewest most probable tokens with total probability of at least `p`."""
+    """Masks all but the nucleus: the fewest tokens that have a total probability of at least `p`."""
     descending = jnp.sort(logits, axis=-1, descending=True)
     preceding = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
     smallest = jnp.min(jnp.where(preceding < p, descending, jnp.inf), axis=-1, keepdims=True)
@@ -28,15 +28,15 @@ def keep_top_p(logits: Float[Array, "*b v"], p: Scalar) -> Float[Array, "*b v"]:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Samples from softmax(logits / temperature), cut to the `top_k` most probable, then to the nucleus.
+    """Samples from softmax(logits / temperature), cut to the `top_k` tokens and then to the nucleus.
 
     Attributes:
       key: decides all samples.
       sentence_ids: a number for each sentence. The samples of a sentence depend on its number, on the
         hypothesis and on the position of the token, not on the rest of the batch.
       temperature: divides the logits.
-      top_k: number of tokens to sample from; None: all.
-      top_p: probability of the nucleus; None: 1.
+      top_k: number of most probable tokens to sample from; if None, all tokens.
+      top_p: total probability of the nucleus; if None, the nucleus has all tokens.
     """
 
     key: Key[Array, ""]
@@ -47,7 +47,7 @@ class Sampler:
 
     def __call__(self, logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
         """Samples a token at position `index` for each hypothesis."""
-        # Relative to the largest logit, so that no low temperature moves an allowed logit below NEG_INF.
+        # Relative to the largest logit, so that a low temperature moves no allowed logit below NEG_INF.
         relative = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
         logits = jnp.maximum(relative, NEG_INF)
         if self.top_k is not None:

@@ -1,9 +1,9 @@
 """Beam search and greedy search over a step function (paper, section 6.1), independent of any model.
 
-The step function maps (tokens [b n], parents [b n], state, index) to (logits [b n v], state) for n
-hypotheses per sentence. `tokens` are at position `index` of the decoder's input, BOS at position 0.
-`parents` are the hypotheses of the previous step that each hypothesis extends: the model selects the
-entries of its state accordingly, in the way that costs it least.
+The step function maps (tokens [b n], parents [b n], state, index) to (logits [b n v], state) for n hypotheses
+per sentence. `tokens` are the decoder's input at position `index`; the input at position 0 is BOS. `parents`
+gives, for each hypothesis, the hypothesis of the previous step that it extends. The model selects the entries
+of the parents in its state.
 """
 
 import dataclasses
@@ -25,8 +25,6 @@ Step = Callable[
 ]
 # (logits [b n v], index) -> the next token of each hypothesis.
 ChooseToken = Callable[[Float[Array, "b n v"], Int[Array, ""]], Int[Array, "b n"]]
-# (state, length) -> the model's state with caches for `length` tokens per hypothesis.
-ResizeCache = Callable[[PyTree, int], PyTree]
 
 
 class Constraints(NamedTuple):
@@ -35,7 +33,7 @@ class Constraints(NamedTuple):
     Attributes:
       limits: largest number of tokens of each sentence's output, EOS included; 0 for padding rows.
       min_length: smallest number of tokens, EOS included.
-      prefix: first tokens of each sentence's output, padded with PAD; fewer than its limit.
+      prefix: first tokens of each sentence's output, padded with PAD. A prefix is shorter than the limit.
     """
 
     limits: Int[Array, "b"]
@@ -67,7 +65,7 @@ class SearchResult(NamedTuple):
 
 
 def cache_sizes(length: int) -> list[int]:
-    """Cache sizes of a search in tokens: 16, 32, ..., `length`; `length` alone if it is below 24.
+    """Returns the cache sizes of a search in tokens: 16, 32, ..., `length`; below 24, only `length`.
 
     Attention reads the whole cache and most outputs end long before their limit, so a search starts with a
     small cache.
@@ -81,10 +79,10 @@ class BeamState(NamedTuple):
 
     Attributes:
       index: number of tokens chosen so far.
-      tokens: live hypotheses, BOS first, best first.
-      log_prob: their log-probabilities in nats.
-      completed: hypotheses that ended or reached their limit, BOS first.
-      finished: sentences whose outputs cannot change any more.
+      tokens: tokens of the live hypotheses, best hypothesis first. The first token is BOS.
+      log_prob: log-probabilities of the live hypotheses, in nats.
+      completed: hypotheses that ended or reached the limit. The first token is BOS.
+      finished: whether the outputs of a sentence cannot change any more.
       parents: the hypothesis of the previous step that each live hypothesis extends.
       model_state: state of the model.
     """
@@ -125,7 +123,7 @@ class BeamSearch:
         return BeamState(
             index=jnp.int32(0),
             tokens=tokens.at[:, :, 0].set(BOS),
-            log_prob=no_score.at[:, 0].set(0),  # all hypotheses are equal at first: one is live
+            log_prob=no_score.at[:, 0].set(0),  # all hypotheses are equal at first, so only one is live
             completed=SearchResult(tokens, no_score, jnp.zeros(no_score.shape, bool)),
             finished=constraints.limits <= 0,
             parents=jnp.zeros(no_score.shape, jnp.int32),
@@ -168,9 +166,9 @@ class BeamSearch:
 
 
 def _best_extensions(log_prob, logits, allowed_logits):
-    """Log-probabilities, parents and tokens of the best extensions over all hypotheses of a sentence."""
+    """Returns log-probabilities, parents and tokens of the best extensions of all hypotheses."""
     num_rows, size = log_prob.shape
-    # The best extensions of a sentence are among the best of each hypothesis.
+    # The best extensions of a sentence are among the best extensions of each hypothesis.
     best, token = top_k(allowed_logits, min(size, logits.shape[-1]))
     totals = log_prob[..., None] + best - log_normalizer(logits)[..., None]
     log_prob, flat = jax.lax.top_k(totals.reshape(num_rows, -1), size)
@@ -178,7 +176,7 @@ def _best_extensions(log_prob, logits, allowed_logits):
 
 
 def _merge(first: SearchResult, second: SearchResult) -> SearchResult:
-    """The best outputs of two results, as many as the first one has."""
+    """Returns the best outputs of two results, as many as the first result has."""
     merged = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), first, second)
     order = jnp.lexsort((-merged.score, ~merged.ended))[:, : first.score.shape[1]]
     return jax.tree.map(lambda x: _select(x, order), merged)
@@ -191,13 +189,13 @@ def _select(x: Array, hypotheses: Int[Array, "b n"]) -> Array:
 
 
 def most_probable(logits: Float[Array, "b n v"], index: Int[Array, ""]) -> Int[Array, "b n"]:
-    """The most probable token: greedy search."""
+    """Returns the most probable tokens, for greedy search."""
     del index
     return top_k(logits, 1)[1][..., 0]
 
 
 class IndependentState(NamedTuple):
-    """State of an `IndependentSearch` between two steps; the fields are those of `BeamState`."""
+    """State of an `IndependentSearch` between two steps; see `BeamState` for the fields."""
 
     index: Int[Array, ""]
     tokens: Int[Array, "b n t"]
@@ -209,12 +207,12 @@ class IndependentState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class IndependentSearch:
-    """Greedy search or sampling: each hypothesis is extended by one token, independently of the others.
+    """Greedy search or sampling: each hypothesis is extended independently of other hypotheses.
 
     Attributes:
       num_hypotheses: number of outputs per sentence.
       penalty: length penalty of the score.
-      choose_token: the next token: `most_probable`, or a `Sampler`.
+      choose_token: chooses the next token: `most_probable` or a `Sampler`.
     """
 
     num_hypotheses: int = 1
@@ -273,28 +271,3 @@ def advance(
         return (state.index < length) & (jnp.sum(~state.finished) > max_unfinished)
 
     return jax.lax.while_loop(unfinished, functools.partial(search.extend, step, constraints), state)
-
-
-def run(
-    search: Search,
-    step: Step,
-    model_state: PyTree,
-    constraints: Constraints,
-    length: int,
-    resize_cache: ResizeCache = lambda state, length: state,
-) -> SearchResult:
-    """Searches until every sentence is finished.
-
-    Args:
-      search: the search.
-      step: predicts the next tokens; see the module's docstring.
-      model_state: state of the model before the first step, with caches for `cache_sizes(length)[0]` tokens.
-      constraints: conditions that outputs satisfy.
-      length: static upper bound on `constraints.limits`.
-      resize_cache: enlarges the caches in the state of the model.
-    """
-    state = search.init(model_state, constraints, length)
-    for size in cache_sizes(length):
-        state = state._replace(model_state=resize_cache(state.model_state, size))
-        state = advance(search, step, constraints, state, size)
-    return search.result(constraints, state)

@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-CHUNK_SIZE = 64  # neighbouring tokens that are first represented by their maximum
+CHUNK_SIZE = 64  # neighboring tokens, which are first represented by their largest logit
 
 
 def log_normalizer(logits: Float[Array, "*b v"]) -> Float[Array, "*b"]:
-    """log sum exp: the number to subtract from a logit to get a log-probability."""
+    """Returns log sum exp, which is subtracted from a logit to get a log-probability."""
     return jax.nn.logsumexp(logits, axis=-1)
 
 
 def top_k(logits: Float[Array, "*b v"], k: int) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
-    """The `k` largest logits and their tokens, largest first; of equal logits, the smaller token first.
+    """Returns the `k` largest logits and the tokens, largest first; of equal logits, smaller token first.
 
     Equals `jax.lax.top_k`, which sorts the whole vocabulary. The `k` largest logits lie in the `k` chunks
-    with the largest maxima, so only these chunks are sorted, which is several times faster on CPU.
+    with the largest maxima, so only these chunks are sorted, which is faster on CPU.
     """
     *batch, vocab_size = logits.shape
     if k * CHUNK_SIZE >= vocab_size:

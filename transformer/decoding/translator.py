@@ -23,7 +23,7 @@ from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 from transformer.model.masks import NEG_INF
 
-# Vocabularies learned from unusual text contain line ends; a translation is one line of a text file.
+# A vocabulary learned from unusual text may contain line ends, but a translation is one line of a text file.
 LINE_ENDS = str.maketrans("\n\r", "  ")
 
 # Batches searched at the same time: one uses the cores that another leaves idle.
@@ -37,8 +37,8 @@ class Hypothesis(NamedTuple):
 
     Attributes:
       text: the translation, without line ends.
-      score: log-probability in nats divided by the length penalty; the sum over the parts of a text.
-      ended: whether the model ended it before its limit; of a text in parts, whether it ended all of them.
+      score: log-probability in nats divided by the length penalty. A text in parts has the sum of the scores.
+      ended: whether the model ended the translation, or every part of a translation, before the limit.
     """
 
     text: str
@@ -47,13 +47,13 @@ class Hypothesis(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """A search: for a text, or for a part of one.
+    """A search for the translation of a text, or of a part of a text.
 
     Attributes:
-      text_index: the text.
-      tokens: tokens of the part, closed by EOS.
-      separator: as in `long_inputs.Part`.
-      sentence_id: as in `Sampler`.
+      text_index: index of the text.
+      tokens: tokens of the text or part, closed by EOS.
+      separator: see `long_inputs.Part`.
+      sentence_id: see `Sampler`.
       prefix: first tokens of the output.
     """
 
@@ -83,7 +83,7 @@ class Translator:
         config: DecodeConfig | None = None,
         n_best: int = 1,
     ):
-        """Sets up the search of `config`; None: the paper's, beam size 4 and alpha 0.6."""
+        """Sets up the search that `config` describes; if None, the paper's (beam size 4, alpha 0.6)."""
         self._model, self._params, self._tokenizer = model, jax.device_put(params), tokenizer
         self._config = config or DecodeConfig()
         self._search = ShrinkingSearch(ModelSearch(model, self._config, n_best))
@@ -104,19 +104,20 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Returns the translations of each text, best first, or samples in the order of sampling.
 
-        The translation of white space is empty. If the model produces NaN, the translation is empty, with
-        score -inf, and has not ended.
+        The translation of white space is empty. If the model produces NaN, the translation is empty, its
+        score is -inf and `ended` is false.
 
         Args:
-          texts: sentences of any length. They are searched in threads, which see no JAX context manager.
-          prefixes: the beginning of the translation of each text; of a text in parts, of its first part.
-          first: number of the first text, if the texts are part of a longer sequence; samples depend on it.
+          texts: sentences of any length. Threads translate the texts and see no JAX context manager.
+          prefixes: the beginning of the translation of each text, or of its first part if it is split.
+          first: number of the first text, if the texts are part of a longer sequence. Samples depend on the
+            number of a text.
           progress: called with the number of finished texts.
           on_split: called before the search for each text that is translated in parts, with its index in
             `texts`, its number of tokens and its number of parts.
 
         Raises:
-          UserError: a prefix has at least as many tokens as its output may have.
+          UserError: a prefix is too long for its output.
         """
         requests = self._requests(texts, prefixes, first, on_split)
         lengths = np.array([len(request.tokens) for request in requests], int)
@@ -144,10 +145,10 @@ class Translator:
         Args:
           source: tokens of the sentences, padded with PAD.
           prefixes: first tokens of the outputs of the first rows.
-          sentence_ids: a number for each row, which decides its samples; None: the number of the row.
+          sentence_ids: a number for each row, which decides its samples; if None, the number of the row.
 
         Raises:
-          UserError: a prefix has at least as many tokens as its output may have.
+          UserError: a prefix is too long for its output.
         """
         limits, length = self.output_limits(source)
         forced = None
@@ -156,8 +157,8 @@ class Translator:
                 if len(prefix) >= limits[row]:
                     number = row if sentence_ids is None else sentence_ids[row]
                     raise UserError(
-                        f"prefix {number + 1} has {len(prefix)} tokens; it must have fewer than its output "
-                        f"may have ({limits[row]}, EOS included): shorten it or raise decode.max_extra_length"
+                        f"prefix {number + 1} has {len(prefix)} tokens, but the output has at most "
+                        f"{limits[row]}, EOS included; shorten the prefix or raise decode.max_extra_length"
                     )
             forced = pad_rows(prefixes, length, len(source))
         return self._search(self._params, source, limits, length, forced, sentence_ids)
@@ -179,7 +180,7 @@ class Translator:
 
         Args:
           texts: sentences.
-          targets: a translation of each.
+          targets: a translation of each sentence.
           first: number of the first text, if the texts are part of a longer sequence; for messages.
 
         Raises:
@@ -215,11 +216,11 @@ class Translator:
                 )
 
     def _requests(self, texts, prefixes, first, on_split) -> list[_Request]:
-        """The searches for all texts; arguments as in `hypotheses`. Texts without a token need none."""
+        """Returns the searches for all texts; see `hypotheses`. A text without tokens needs no search."""
         prefix_tokens = None if prefixes is None else self._tokenizer.encode_arrays(prefixes)
         requests: list[_Request] = []
         for index, tokens in enumerate(self._tokenizer.encode_all(texts)):
-            # EOS alone, or white space for which the vocabulary may have tokens.
+            # The text is empty, or white space, for which the vocabulary may have tokens.
             if len(tokens) == 1 or texts[index].isspace():
                 continue
             parts = list(
@@ -228,7 +229,7 @@ class Translator:
             if len(parts) > 1:
                 on_split(index, len(tokens), len(parts))
             for number, part in enumerate(parts):
-                # The parts of a text have different numbers, or equal parts would have equal samples.
+                # The parts of a text have different numbers; otherwise equal parts would have equal samples.
                 sentence_id = (first + index + PART_STRIDE * number) % 2**31
                 prefix = None if prefix_tokens is None else prefix_tokens[index][: -1 if number == 0 else 0]
                 requests.append(_Request(index, part.tokens, part.separator, sentence_id, prefix))
@@ -236,7 +237,7 @@ class Translator:
 
     def _search_batch(self, requests: Sequence[_Request], batch: LengthBatch) -> SearchResult:
         members = [requests[member] for member in batch.members]
-        # No sentence is longer than the model's positions, so its padding need not be.
+        # No sentence is longer than the model's positions, so the padded length need not be either.
         length = min(batch.length, self._model.max_lengths.source or batch.length)
         source = pad_rows([request.tokens for request in members], length, batch.num_rows)
         sentence_ids = np.zeros(batch.num_rows, np.int32)
@@ -245,7 +246,7 @@ class Translator:
         return self.search(source, prefixes, sentence_ids)
 
     def _read(self, result: SearchResult) -> list[Hypothesis]:
-        """The outputs of one row, or an empty one if the model produced NaN."""
+        """Returns the outputs of one row, or an empty output if the model produced NaN."""
         outputs = [
             Hypothesis(self._tokenizer.decode(tokens).translate(LINE_ENDS), float(score), bool(ended))
             for tokens, score, ended in zip(*result, strict=True)
@@ -257,7 +258,7 @@ class Translator:
 def _join_parts(
     requests: Sequence[_Request], results: Sequence[Sequence[Hypothesis]], num_texts: int
 ) -> list[list[Hypothesis]]:
-    """The translations of each text: those of equal rank of its parts, joined."""
+    """Returns the translations of each text. Joins translations of its parts that have the same rank."""
     translations = [[Hypothesis("", 0.0, True)] for _ in range(num_texts)]
     pairs = zip(requests, results, strict=True)
     for index, group in itertools.groupby(pairs, key=lambda pair: pair[0].text_index):

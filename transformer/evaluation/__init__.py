@@ -1,6 +1,6 @@
 """Evaluation of trained models: metrics, significance, attention weights.
 
-`METRICS` is the registry: tables, JSON files, comparisons and reports show what it holds.
+`METRICS` is the registry of metrics. Tables, JSON files, comparisons and reports show its entries.
 """
 
 from transformer.evaluation.attention import AttentionWeights, attention_weights

@@ -14,14 +14,14 @@ from transformer.model.encoder_decoder import EncoderDecoder
 
 
 class AttentionWeights(NamedTuple):
-    """Weights of every layer and head for one sentence pair. Each row of keys sums to 1.
+    """Weights of every layer and head for one sentence pair. The weights of a query sum to 1.
 
     A recurrent decoder has cross-attention only, with one layer and one head.
 
     Attributes:
       encoder: self-attention of the source.
       decoder: causal self-attention of the shifted target: query i reads token i - 1 and predicts token i.
-      cross: attention from the same queries to the source.
+      cross: attention from the queries of `decoder` to the source.
     """
 
     encoder: Float[np.ndarray, "layers h s s"] | None
@@ -36,7 +36,7 @@ def attention_weights(
 
     Args:
       model: the model.
-      params: its parameters.
+      params: the parameters of the model.
       source: tokens, closed by EOS.
       target: tokens, closed by EOS.
 
@@ -76,6 +76,6 @@ def _intermediates(
 
 
 def _padded(tokens: list[int], limit: int | None) -> Int[np.ndarray, "1 s"]:
-    """One row of a length that many sentences share, so that few programs are compiled."""
+    """Returns one row. Many sentences share its padded length, so that few programs are compiled."""
     length = bucket(len(tokens)) if limit is None else min(bucket(len(tokens)), limit)
     return pad_rows([tokens], max(len(tokens), length))

@@ -5,7 +5,7 @@ import functools
 import regex
 from sacrebleu.metrics import BLEU
 
-# In the order in which they are applied.
+# Rules of the tokenizer, in the order in which they are applied.
 _RULES = (
     (regex.compile(r"\s+"), " "),
     (regex.compile(r"[\x00-\x1f]"), ""),
@@ -27,10 +27,10 @@ def moses_german(text: str) -> str:
 
     Punctuation marks, commas outside numbers and apostrophes are tokens; a hyphen is not. A period at the
     end of a word is a token, except after an abbreviation or before a lower-case letter. A period at the end
-    of the text always is.
+    of the text is always a token.
 
-    Differs from Moses: it knows the most frequent of Moses's abbreviations only, and it does not escape
-    punctuation, which changes no score.
+    Differs from Moses: only the most frequent of Moses's abbreviations are known. Punctuation is not escaped,
+    which changes no score.
     """
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -58,15 +58,14 @@ class LegacyBLEU(BLEU):
 
     Hypotheses and references are tokenized (`moses_german`), compounds are split at hyphens
     (`split_compounds`), and the score is that of multi-bleu.perl: case-sensitive, without smoothing, 0 if no
-    n-gram of some length matches. It compares with EN-DE in Table 2 of the paper only: on one checkpoint it
-    gave 29.02 where sacreBLEU's BLEU was 27.52 (tensor2tensor issue #317). Other languages are tokenized as
-    German.
+    n-gram of some length matches. The score compares only with EN-DE in Table 2 of the paper, and is higher
+    than sacreBLEU's BLEU (tensor2tensor issue #317). Other languages are tokenized as German.
 
-    Differs from the paper: that script reads references that are tokenized already; these are raw.
+    Differs from the paper: the script reads tokenized references; this class tokenizes raw references.
     """
 
     def __init__(self, references=None):
-        # sacreBLEU's list of tokenizers is closed, so `tokenize` cannot name this one.
+        # sacreBLEU's list of tokenizers is closed, so `tokenize` cannot name this tokenizer.
         super().__init__(tokenize="none", force=True, smooth_method="none")
         self.tokenizer = functools.lru_cache(maxsize=2**16)(lambda text: split_compounds(moses_german(text)))
         self.tokenizer_signature = "moses-de+atat"

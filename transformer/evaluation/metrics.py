@@ -1,6 +1,6 @@
-"""Metrics of translations. Each is an entry of `METRICS`, which tables, JSON, comparisons and reports read.
+"""Metrics of translations: the entries of `METRICS`, which tables, JSON, comparisons and reports read.
 
-References are raw sentences: scores of text made of tokens would be scores of other text than the data's.
+References are raw sentences, not decoded tokens, so that scores can be compared with published scores.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from transformer.evaluation.legacy import LegacyBLEU
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The translations of a test set, and the material to score them.
+    """The translations of a test set, with the sources and references.
 
     Attributes:
       sources: raw source sentences.
-      hypotheses: a translation of each.
-      references: a raw reference of each.
+      hypotheses: a translation of each source.
+      references: a raw reference translation of each source.
       ended: whether the model ended each translation before its limit; None if unknown.
       summary: results of teacher forcing on the references, such as "nll" (nats per token) and "perplexity".
       num_tokens: tokens of the references, EOS included, to which `summary` refers.
 
     Raises:
-      ValueError: different numbers of sources, hypotheses and references, or none.
+      ValueError: there are different numbers of sources, hypotheses and references, or no sentences.
     """
 
     sources: Sequence[str]
@@ -65,14 +65,17 @@ class Metric:
       name: key of the score in JSON, tables and `METRICS`.
       compute: returns the score.
       format: format specification of the score in tables.
-      higher_is_better: None if neither direction is.
+      higher_is_better: None if neither direction is better.
       shown: whether the table of scores shows it.
-      compared: whether the comparison of two models includes it.
-      by_length: whether it is also computed for ranges of source lengths.
-      sentence_scores: returns a score per sentence, of which `compute` returns the mean. Without it (and
-        without `scorer`) a comparison has no p-value.
-      scorer: makes sacreBLEU's metric from keyword argument `references`; its own paired tests compare it.
-      signature: the settings that the score depends on. Scores with different signatures do not compare.
+      compared: whether the comparison of two models includes it. The outputs of an earlier evaluation are
+        texts only, so a compared metric must not read `ended` or `summary`.
+      by_length: whether the metric is also computed for ranges of source lengths.
+      sentence_scores: returns a score per sentence; `compute` returns the mean of these scores. Without
+        `sentence_scores` and `scorer`, a comparison has no p-value.
+      scorer: makes sacreBLEU's metric from the keyword argument `references`. sacreBLEU's paired tests
+        compare two models.
+      signature: the settings that the score depends on. Scores with different signatures are not
+        comparable.
     """
 
     name: str
@@ -80,7 +83,7 @@ class Metric:
     format: str = ".2f"
     higher_is_better: bool | None = True
     shown: bool = True
-    compared: bool = True
+    compared: bool = False
     by_length: bool = False
     sentence_scores: Callable[[Outputs], Sequence[float]] | None = None
     scorer: Callable[..., sacrebleu.metrics.base.Metric] | None = None
@@ -111,11 +114,11 @@ def sacrebleu_metric(
 
 def summary_metric(name: str, **options: Any) -> Metric:
     """Returns a metric that is an entry of `Outputs.summary`."""
-    return Metric(name, lambda outputs: outputs.summary[name], compared=False, **options)
+    return Metric(name, lambda outputs: outputs.summary[name], **options)
 
 
 def exact_matches(outputs: Outputs) -> list[float]:
-    """Per sentence, 100 if the hypothesis equals the reference, otherwise 0."""
+    """Returns, per sentence, 100 if the hypothesis equals the reference, otherwise 0."""
     pairs = zip(outputs.hypotheses, outputs.references, strict=True)
     return [100.0 * (hypothesis == reference) for hypothesis, reference in pairs]
 
@@ -126,7 +129,7 @@ _bleu = functools.partial(BLEU, force=True)
 
 
 def length_ratio(outputs: Outputs) -> float:
-    """Tokens of the hypotheses divided by tokens of the references, tokenized as for `bleu`."""
+    """Tokens of the hypotheses divided by tokens of the references, with the tokenizer of `bleu`."""
     scorer = _bleu(references=[list(outputs.references)])
     return float(scorer.corpus_score(list(outputs.hypotheses), None).ratio)
 
@@ -144,19 +147,19 @@ def repeats_itself(text: str) -> bool:
 
 
 def looping(outputs: Outputs) -> list[float]:
-    """Per sentence, 100 if the hypothesis repeats itself, otherwise 0; see `repeats_itself`."""
+    """Returns, per sentence, 100 if the hypothesis repeats itself, otherwise 0; see `repeats_itself`."""
     return [100.0 * repeats_itself(hypothesis) for hypothesis in outputs.hypotheses]
 
 
 def at_limit(outputs: Outputs) -> list[float]:
-    """Per sentence, 100 if the hypothesis reached its limit without an end, otherwise 0."""
+    """Returns, per sentence, 100 if the hypothesis reached its limit without an end, otherwise 0."""
     return [100.0 * (not ended) for ended in outputs.ended]
 
 
 def perplexity_per_word(outputs: Outputs) -> float:
-    """exp(nats per word of the references), words being separated by white space.
+    """Returns exp(nats per word of the references). White space separates words.
 
-    Like perplexity per character, it compares between vocabularies.
+    Models with different vocabularies can be compared in this metric, as in perplexity per character.
     """
     num_words = sum(len(reference.split()) for reference in outputs.references)
     nats = outputs.summary["nll"] * outputs.num_tokens / max(1, num_words)
@@ -167,34 +170,33 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         # Share of hypotheses equal to their references, 0 to 100.
-        mean_metric("exact_match", exact_matches, by_length=True),
+        mean_metric("exact_match", exact_matches, by_length=True, compared=True),
         # Cased, with sacreBLEU's default tokenization (13a).
-        sacrebleu_metric("bleu", _bleu, by_length=True),
+        sacrebleu_metric("bleu", _bleu, by_length=True, compared=True),
         # Lower-cased.
-        sacrebleu_metric("bleu_lc", functools.partial(_bleu, lowercase=True)),
-        # Tokenized by `intl`, which knows the punctuation of all of Unicode; cased, then lower-cased.
-        sacrebleu_metric("bleu_intl", functools.partial(_bleu, tokenize="intl"), shown=False, compared=False),
+        sacrebleu_metric("bleu_lc", functools.partial(_bleu, lowercase=True), compared=True),
+        # With the tokenizer `intl`, which knows the punctuation of all of Unicode: cased, then lower-cased.
+        sacrebleu_metric("bleu_intl", functools.partial(_bleu, tokenize="intl"), shown=False),
         sacrebleu_metric(
             "bleu_lc_intl",
             functools.partial(_bleu, lowercase=True, tokenize="intl"),
             shown=False,
-            compared=False,
         ),
         # Split at spaces, for text that is tokenized already.
-        sacrebleu_metric("bleu_tok", functools.partial(_bleu, tokenize="none")),
-        # The paper's, for comparison with its Table 2 only; see `LegacyBLEU`.
-        sacrebleu_metric("bleu_legacy", LegacyBLEU, shown=False, compared=False),
+        sacrebleu_metric("bleu_tok", functools.partial(_bleu, tokenize="none"), compared=True),
+        # The paper's BLEU, for comparison with Table 2 of the paper only; see `LegacyBLEU`.
+        sacrebleu_metric("bleu_legacy", LegacyBLEU, shown=False),
         # chrF2.
-        sacrebleu_metric("chrf", CHRF, by_length=True),
-        Metric("length_ratio", length_ratio, ".3f", higher_is_better=None, compared=False),
+        sacrebleu_metric("chrf", CHRF, by_length=True, compared=True),
+        Metric("length_ratio", length_ratio, ".3f", higher_is_better=None),
         # Shares of hypotheses, 0 to 100.
-        mean_metric("looping", looping, higher_is_better=False, compared=False),
-        mean_metric("at_limit", at_limit, higher_is_better=False, compared=False),
+        mean_metric("looping", looping, higher_is_better=False),
+        mean_metric("at_limit", at_limit, higher_is_better=False),
         summary_metric("loss", format=".4f", higher_is_better=False, shown=False),
         summary_metric("nll", format=".4f", higher_is_better=False, shown=False),
         summary_metric("accuracy", format=".4f", shown=False),
         summary_metric("perplexity", format=".3f", higher_is_better=False),
-        Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False, compared=False),
+        Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False),
         summary_metric("perplexity_per_character", format=".4f", higher_is_better=False),
     )
 }
@@ -202,28 +204,28 @@ FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 
 def compute_scores(outputs: Outputs) -> dict[str, float]:
-    """Returns the score of every metric in `METRICS`, by name."""
+    """Returns the score of every metric in `METRICS`, under the name of the metric."""
     return {name: metric.compute(outputs) for name, metric in METRICS.items()}
 
 
 def signatures() -> dict[str, str]:
-    """Returns the signature of every metric that has one, by name."""
+    """Returns the signature of every metric that has one, under the name of the metric."""
     return {name: metric.signature for name, metric in METRICS.items() if metric.signature}
 
 
 def by_length(outputs: Outputs, source_lengths: Int[np.ndarray, "n"]) -> list[dict[str, Any]]:
-    """Scores of the sentences with sources of up to 8 tokens, of 9 to 12, 13 to 16, 17 to 24, 25 to 32, ...
+    """Returns scores per range of source lengths: up to 8 tokens, 9 to 12, 13 to 16, 17 to 24, 25 to 32, ...
 
     Args:
-      outputs: of the whole test set.
+      outputs: the outputs for the whole test set.
       source_lengths: tokens of each source, EOS included.
 
     Returns:
-      For each range that has sentences, from short to long: least and most (tokens, inclusive), sentences
-      (their number), and the score of every metric with `by_length`.
+      For each range that has sentences, from short to long: "least" and "most" (tokens, inclusive),
+      "sentences" (number of sentences), and the score of every metric with `by_length`.
 
     Raises:
-      ValueError: different numbers of lengths and sentences.
+      ValueError: the numbers of lengths and sentences differ.
     """
     if len(source_lengths) != len(outputs.sources):
         raise ValueError(f"{len(source_lengths)} lengths for {len(outputs.sources)} sources")

@@ -1,7 +1,7 @@
-"""Tests of whether a difference is more than chance: between two models on one test set, and across seeds.
+"""Tests of whether a difference is more than chance.
 
-These are two questions. `compare` asks what other sentences would have given, for the same two models;
-`interval` asks what other seeds would give, for the same test set.
+Two questions are possible. `compare` asks what the same two models would give on other sentences. `interval`
+asks what other seeds would give on the same test set.
 """
 
 import math
@@ -16,7 +16,7 @@ from scipy.special import bdtr, stdtrit
 
 from transformer.evaluation.metrics import Metric, Outputs
 
-# sacreBLEU's numbers, for the randomization test of other metrics.
+# Settings of sacreBLEU's randomization test, which other metrics use, too.
 NUM_SAMPLES = 10_000
 SEED = 12_345
 
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       score: score of the model.
-      other_score: score of the model it is compared with.
+      other_score: score of the model that the first model is compared with.
       difference: score - other_score.
       p_bootstrap: two-sided, from paired bootstrap resampling (Koehn 2004); None if the test does not apply.
       p_randomization: two-sided, from approximate randomization (Riezler and Maxwell 2005); None if the
@@ -52,9 +52,9 @@ class Interval(NamedTuple):
 
 
 def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Compares two models by one metric; swapping them changes the sign of the difference only.
+    """Compares two models in one metric. Swapping the models changes only the sign of the difference.
 
-    Metrics of sacreBLEU are tested by sacreBLEU's paired tests, other metrics with a score per sentence by
+    Metrics of sacreBLEU use sacreBLEU's paired tests. Other metrics with a score per sentence use
     randomization over the sentences. The samples have a fixed seed, so a result can be reproduced.
 
     Raises:
@@ -73,7 +73,7 @@ def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Compari
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's 95% t-interval of the mean of one value per seed; NaN if there are too few values."""
+    """Returns Student's 95% t-interval of the mean of one value per seed; NaN if there are too few values."""
     mean = statistics.fmean(values) if values else math.nan
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan, math.nan)
@@ -85,8 +85,9 @@ def interval(values: Sequence[float]) -> Interval:
 def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
     """Returns the two-sided p-value of the mean of paired differences if their signs were random.
 
-    Exact, as a sign test, if all differences that are not 0 have the same size, as those of a metric that is
-    right or wrong per sentence. Otherwise from `NUM_SAMPLES` samples, the observed signs counted as one more.
+    The p-value is exact (a sign test) if all differences other than 0 have the same size, as in a metric that
+    is right or wrong per sentence. Otherwise it comes from `NUM_SAMPLES` random samples, and the observed
+    signs count as one more sample.
     """
     differences = differences[differences != 0]
     if not len(differences):
@@ -96,7 +97,7 @@ def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
         smaller = min(num_negative, len(differences) - num_negative)
         return min(1.0, 2 * float(bdtr(smaller, len(differences), 0.5)))
     rng = np.random.default_rng(SEED)
-    observed = abs(differences.sum()) * (1 - 1e-9)  # a sum of the same numbers in another order is as large
+    observed = abs(differences.sum()) * (1 - 1e-9)  # equal sums may be rounded differently
     num_extreme = 0
     for _ in range(100):
         signs = 1.0 - 2.0 * rng.integers(0, 2, (NUM_SAMPLES // 100, len(differences)))
@@ -105,14 +106,14 @@ def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
 
 
 def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Comparison by sacreBLEU's tests, with its numbers of samples (1,000 and 10,000) and its seed.
+    """Compares with sacreBLEU's tests, numbers of samples (1,000 and 10,000) and seed.
 
-    Differs from sacreBLEU: it counts only samples with a larger difference than the observed one, not those
-    with an equal one, and so reports p = 0.0001 for a model that is compared with itself. Here p is 1 if
-    there is no difference. If k sentences differ, p_randomization is at least 2^(1 - k): this share of all
-    assignments gives the observed difference or its opposite.
+    Differs from sacreBLEU: sacreBLEU counts only samples with a larger difference than the observed one, not
+    samples with an equal difference. So sacreBLEU reports p = 0.0001 for a model that is compared with
+    itself. Here p is 1 if there is no difference. If k sentences differ, p_randomization is at least
+    2^(1 - k), because this share of all assignments gives the observed difference or its opposite.
     """
-    # One metric at a time: sacreBLEU does not tell metrics of the same class, such as all BLEUs, apart.
+    # One metric at a time: sacreBLEU cannot distinguish metrics of the same class, such as two BLEUs.
     scorer = metric.scorer(references=[list(outputs.references)])
     systems = [("other", list(other_outputs.hypotheses)), ("model", list(outputs.hypotheses))]
     results, signatures = {}, {}

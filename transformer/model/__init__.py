@@ -1,4 +1,4 @@
-"""Models: tokens in, next-token logits out. They know nothing of text, losses or devices."""
+"""Models, which map tokens to next-token logits. Models know nothing of text, losses or devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,10 +53,10 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 def build_model(
     config: ModelConfig, vocab_size: int, trained_lengths: tuple[int, int] | None = None
 ) -> EncoderDecoder:
-    """Makes the model that a config describes; `trained_lengths` as in `EncoderDecoder`.
+    """Makes the model that a config describes; see `EncoderDecoder` for `trained_lengths`.
 
     Raises:
-      UserError: a name that is not in its dict, or a value that the position scheme refuses.
+      UserError: an unknown name, or a value that the position scheme refuses.
     """
     for field, entries in CHOICES.items():
         choose(entries, getattr(config, field), f"model.{field}")
@@ -66,11 +66,11 @@ def build_model(
 
 
 def init_params(model: EncoderDecoder, seed: int) -> PyTree:
-    """Initial parameters, a pure function of config, vocabulary size and seed."""
+    """Returns the initial parameters, which depend only on the config, the vocabulary size and the seed."""
     batch = TokenBatch.from_tokens(jnp.ones((1, 2), jnp.int32))
     return jax.jit(model.init)(jax.random.key(seed), batch, batch)["params"]
 
 
 def parameter_shapes(model: EncoderDecoder) -> PyTree:
-    """Shapes and types of the parameters; nothing is computed."""
+    """Returns the shapes and types of the parameters without computing the parameters."""
     return jax.eval_shape(lambda: init_params(model, seed=0))

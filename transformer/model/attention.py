@@ -15,13 +15,13 @@ from transformer.model.positions import PositionScheme
 
 
 class RowIndices(NamedTuple):
-    """Positions of self-attention's queries, and the places of queries and keys in their rows.
+    """Positions of the queries of self-attention, and the indices of queries and keys in a row.
 
     Attributes:
       positions: position of each query in its example.
       query_index: index of each query in its row.
       key_index: index of each key in its row.
-      length: static bound on `positions`.
+      length: static upper bound; every position is below `length`.
     """
 
     positions: Int[Array, "b q"]
@@ -31,14 +31,14 @@ class RowIndices(NamedTuple):
 
     @classmethod
     def whole_rows(cls, positions: Int[Array, "b t"]) -> "RowIndices":
-        """Indices for self-attention over whole rows: every token is a query and a key."""
+        """Makes the indices for self-attention over whole rows, where every token is a query and a key."""
         length = positions.shape[1]
         index = jnp.arange(length)
         return cls(positions, index, index, length)
 
 
 class LayerPositions(NamedTuple):
-    """A position scheme as the self-attention of one layer sees it; see the hooks of `PositionScheme`."""
+    """A position scheme for the self-attention of one layer; see the hooks of `PositionScheme`."""
 
     scheme: PositionScheme
     layer: int
@@ -49,11 +49,11 @@ class LayerPositions(NamedTuple):
         return self.scheme.transform(heads, self.indices.positions, self.indices.length)
 
     def bias(self, query_heads: Float[Array, "b q h d"]) -> Float[Array, "#b h q k"] | None:
-        """Returns what is added to the logits."""
+        """Returns the bias that is added to the logits, or None."""
         return self.scheme.bias(self.layer, query_heads, self.indices.query_index, self.indices.key_index)
 
     def value_bias(self, weights: Float[Array, "b h q k"]) -> Float[Array, "b q h e"] | None:
-        """Returns what is added to the attended values."""
+        """Returns the bias that is added to the attended values, or None."""
         return self.scheme.value_bias(self.layer, weights, self.indices.query_index, self.indices.key_index)
 
 
@@ -77,8 +77,8 @@ def scaled_dot_product_attention(
     Args:
       query, key, value: Q, K and V, projected.
       mask: the keys that each query may see.
-      bias: added to the scaled logits; the paper adds none.
-      dropout_mask: factors on the weights, 0 where a weight is dropped; the paper drops none.
+      bias: added to the scaled logits; the paper has no bias.
+      dropout_mask: factors on the weights, 0 where a weight is dropped; the paper drops no weights.
 
     Returns:
       The attended values and the weights. A query that may see no key has uniform weights, not NaN.
@@ -94,10 +94,11 @@ def scaled_dot_product_attention(
 
 
 class MultiHeadAttention(nn.Module):
-    """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O; projections without bias, Xavier-uniform at first.
+    """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O.
 
-    Self-attention reads the keys and values of its own input, cross-attention those of the encoder's output,
-    and a decoding step those in a cache. The weights are sown as `intermediates`.
+    The projections have no bias; the initial weights are Xavier-uniform. Self-attention reads keys and values
+    of its input, cross-attention reads those of the encoder's output, and a decoding step reads those in a
+    cache. The attention weights are sown as `intermediates`.
 
     Attributes:
       gain: factor on the initial kernels of values and output.
@@ -126,11 +127,11 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           x: the queries' tokens.
-          keys_values: see `keys_values`.
+          keys_values: keys and values from the method `keys_values`.
           mask: the keys that each query may see.
-          positions: the position scheme's hooks; None in cross-attention.
-          dropout: bound to the queries' rows.
-          key_positions: as in `BoundDropout.weights_mask`.
+          positions: the hooks of the position scheme; None in cross-attention.
+          dropout: dropout that is bound to the rows of the queries.
+          key_positions: see `BoundDropout.weights_mask`.
         """
         query = self._split(self.query(x))
         key, value = keys_values
@@ -147,7 +148,7 @@ class MultiHeadAttention(nn.Module):
         return self.output(heads.reshape(*heads.shape[:2], -1))
 
     def keys_values(self, x: Float[Array, "b k m"], positions: LayerPositions | None = None) -> KeysValues:
-        """K W^K and V W^V for the tokens that are attended to, split into heads."""
+        """Returns K W^K and V W^V for the tokens that are attended to, split into heads."""
         key, value = self._split(self.key(x)), self._split(self.value(x))
         return KeysValues(key if positions is None else positions.transform(key), value)
 

@@ -1,4 +1,4 @@
-"""The blocks of the Transformer and their stacks (paper, section 3.1 and figure 1)."""
+"""The blocks of the Transformer, and stacks of blocks (paper, section 3.1 and figure 1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from transformer.model.residual import RESIDUALS
 
 
 class CrossInputs(NamedTuple):
-    """The source as one layer's cross-attention reads it.
+    """Inputs from the source for the cross-attention of one layer.
 
     Attributes:
       keys_values: the keys and values of the encoder's output.
@@ -30,9 +30,9 @@ class CrossInputs(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention in a decoder, and feed-forward, each inside its residual connection.
+    """Self-attention, cross-attention (in a decoder) and a feed-forward network, with residual connections.
 
-    Serves encoder and decoder, whole rows and single decoding steps.
+    The encoder and the decoder use this class, for whole rows and for single decoding steps.
     """
 
     config: ModelConfig
@@ -63,12 +63,12 @@ class Block(nn.Module):
 
         Args:
           x: the tokens of whole rows, or in a search one token of each hypothesis.
-          mask: what self-attention may see.
-          positions: the position scheme's hooks for self-attention; None: it has none.
-          dropout: bound to the rows.
-          cross: what cross-attention reads.
-          cache: earlier keys and values of self-attention; None: those of `x` are all.
-          index: the step of a search, at which the keys and values of `x` are written.
+          mask: the keys that each query of self-attention may see.
+          positions: the hooks of the position scheme; if None, self-attention sees no positions.
+          dropout: dropout that is bound to the rows.
+          cross: inputs of cross-attention.
+          cache: keys and values of the previous steps; if None, self-attention reads only those of `x`.
+          index: the step of a search; the keys and values of `x` are written to the cache at this step.
 
         Returns:
           The output, and the cache with the keys and values of `x`.
@@ -98,8 +98,8 @@ class Stack(nn.Module):
     """N identical blocks above the sum of embeddings and positions: the encoder or the decoder.
 
     Attributes:
-      is_decoder: whether the blocks have cross-attention, and positions are causal.
-      trained_length: as in `PositionScheme`.
+      is_decoder: whether the blocks have cross-attention and the positions are causal.
+      trained_length: see `PositionScheme`.
     """
 
     config: ModelConfig
@@ -123,10 +123,10 @@ class Stack(nn.Module):
         caches: Sequence[KVCache] | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b q m"], tuple[KVCache | None, ...]]:
-        """Applies the blocks to embedded tokens; arguments as for `Block`, one of each per layer.
+        """Applies the blocks to embedded tokens; see `Block`. `cross` and `caches` have an entry per layer.
 
         Returns:
-          The last block's output, and each layer's cache.
+          The output of the last block, and the cache of each layer.
         """
         absent = [None] * len(self.layers)
         inputs = zip(self.layers, cross or absent, caches or absent, strict=True)
@@ -139,5 +139,5 @@ class Stack(nn.Module):
         return x if self.norm is None else self.norm(x), tuple(written)
 
     def cross_keys_values(self, encoder_output: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
-        """Each layer's cross-attention keys and values of the encoder's output."""
+        """Returns the keys and values of the encoder's output for the cross-attention of each layer."""
         return tuple(layer.cross_attention.keys_values(encoder_output) for layer in self.layers)

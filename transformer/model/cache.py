@@ -1,7 +1,7 @@
 """Keys and values that a search keeps between decoding steps.
 
-Caches are never reordered when hypotheses continue one another: a `DecoderState` maps each hypothesis to the
-entries of its path instead.
+Caches are never reordered when one hypothesis continues another. Instead, a `DecoderState` maps each
+hypothesis to the cache entries of its tokens.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from transformer.model.attention import KeysValues
 class KVCache(NamedTuple):
     """Cached keys and values of one attention layer.
 
-    The entries k are source tokens, or what all hypotheses of a sentence have written: entry t n + i is
-    hypothesis i's at step t. They are the last axis, so that both products of attention read the cache in
-    place. In another order each step copies it, which on CPU takes longer than the products.
+    In cross-attention, an entry (axis k) belongs to a source token. In self-attention, entry t n + i belongs
+    to step t of hypothesis i. The entries are the last axis, so that both products of attention read the
+    cache in place. With another order of axes, each step would copy the whole cache.
     """
 
     key: Float[Array, "b h d k"]
@@ -26,23 +26,23 @@ class KVCache(NamedTuple):
 
     @classmethod
     def store(cls, keys_values: KeysValues) -> "KVCache":
-        """A cache of projected keys and values."""
+        """Makes a cache of projected keys and values."""
         return cls(*(jnp.moveaxis(array, 1, -1) for array in keys_values))
 
     def load(self) -> KeysValues:
-        """The keys and values as attention takes them."""
+        """Returns the keys and values in the axis order of attention."""
         return KeysValues(*(jnp.moveaxis(array, -1, 1) for array in self))
 
     def empty(self, num_entries: int) -> "KVCache":
-        """A cache for keys and values of the same widths."""
+        """Returns an empty cache for keys and values of the same widths."""
         return KVCache(*(jnp.zeros((*array.shape[:-1], num_entries), array.dtype) for array in self))
 
     def extend(self, num_entries: int) -> "KVCache":
-        """Adds empty entries."""
+        """Returns the cache with `num_entries` empty entries added."""
         return KVCache(*(jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, num_entries))) for array in self))
 
     def write(self, keys_values: KeysValues, index: Int[Array, ""]) -> "KVCache":
-        """Writes the keys and values of all hypotheses at step `index`."""
+        """Returns the cache with the keys and values of all hypotheses written at step `index`."""
         new = KVCache.store(keys_values)
         start = index * new.key.shape[-1]
         return KVCache(
@@ -52,7 +52,7 @@ class KVCache(NamedTuple):
 
 
 class EncoderCache(NamedTuple):
-    """The source as the decoder's cross-attentions read it, shared by the hypotheses of a sentence.
+    """The source for the decoder's cross-attention. The hypotheses of a sentence share it.
 
     Attributes:
       layers: the cache of each decoder layer.
@@ -68,14 +68,14 @@ class DecoderState(NamedTuple):
 
     Attributes:
       layers: the self-attention cache of each decoder layer.
-      ancestors: the hypothesis that wrote each token of a hypothesis.
+      ancestors: for each hypothesis and each of its tokens, the hypothesis that wrote the token.
     """
 
     layers: tuple[KVCache, ...]
     ancestors: Int[Array, "b n t"]
 
     def extend(self, length: int) -> "DecoderState":
-        """Makes space for `length` tokens per hypothesis."""
+        """Returns a state with space for `length` tokens per hypothesis in total."""
         _, num_hypotheses, old_length = self.ancestors.shape
         steps = length - old_length
         return DecoderState(
@@ -84,7 +84,7 @@ class DecoderState(NamedTuple):
         )
 
     def advance(self, parents: Int[Array, "b n"], index: Int[Array, ""]) -> Int[Array, "b n t"]:
-        """The ancestors at step `index`, when each hypothesis continues one of the step before."""
+        """Returns the ancestors at step `index`, where each hypothesis continues its parent."""
         rows, num_hypotheses, _ = self.ancestors.shape
         ancestors = jnp.take_along_axis(self.ancestors, parents[..., None], axis=1)
         itself = jnp.broadcast_to(jnp.arange(num_hypotheses)[None, :, None], (rows, num_hypotheses, 1))

@@ -1,8 +1,9 @@
-"""Dropout (paper, section 5.4) whose masks depend on the example, not on where it is computed.
+"""Dropout (paper, section 5.4) whose masks depend on the example, not on its row, batch or device.
 
 A mask bit is an integer hash of (key, site, example, position, channel). So an example loses the same
-activations in any row, batch, device or part of an accumulated step, and a traced rate needs no
-recompilation. The mixing function is the 32-bit finaliser "lowbias32" of C. Wellons' hash prospector (2018).
+activations in any row, in any batch, on any device and in any part of an accumulated step. The rate can be
+traced, so another rate needs no recompilation. The mixing function is the 32-bit finalizer "lowbias32" of
+C. Wellons' hash prospector (2018).
 """
 
 import zlib
@@ -14,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from transformer.batch import TokenBatch
 
-# Sites in addition to the paper's: the outputs of sub-layers and the sums of embeddings and positions.
+# Places of dropout in addition to the paper's places. The paper drops outputs of sub-layers and sums of
+# embeddings and positions.
 DROPOUT_SITES: dict[str, frozenset[str]] = {
     "paper": frozenset(),
     # The attention weights, and the hidden activations of the feed-forward network.
@@ -26,10 +28,10 @@ Site = tuple[str, ...]
 
 
 class Dropout(NamedTuple):
-    """A request to a model to drop activations.
+    """Key and rate with which a model drops activations.
 
     Attributes:
-      key: decides the masks; each training step has another.
+      key: decides the masks; each training step has another key.
       rate: probability that an activation is zeroed, in [0, 1); may be traced.
     """
 
@@ -41,11 +43,11 @@ class BoundDropout(NamedTuple):
     """Dropout bound to the rows whose activations it drops; see `bind_dropout`.
 
     Attributes:
-      seed: decides the masks; None: nothing is dropped.
-      threshold: activations whose hash is below it are dropped.
+      seed: decides the masks; if None, nothing is dropped.
+      threshold: an activation is dropped if its hash is below the threshold.
       scale: factor on the activations that are not dropped, 1 / (1 - rate).
       batch: the rows.
-      sites: drop in addition to the paper's.
+      sites: an entry of `DROPOUT_SITES`.
     """
 
     seed: UInt32[Array, ""] | None = None
@@ -55,7 +57,7 @@ class BoundDropout(NamedTuple):
     sites: frozenset[str] = frozenset()
 
     def __call__(self, x: Float[Array, "b t m"], site: Site) -> Float[Array, "b t m"]:
-        """Drops activations of a module."""
+        """Drops activations of the module at `site`."""
         if self.seed is None:
             return x
         return x * self._mask(hash_bits(self.seed, site, self.batch, x.shape[-1])).astype(x.dtype)
@@ -67,12 +69,12 @@ class BoundDropout(NamedTuple):
     def weights_mask(
         self, site: Site, num_heads: int, key_positions: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b h q k"] | None:
-        """Factors on attention weights, if `sites` include them: 0 or `scale`.
+        """Returns factors on attention weights, 0 or `scale`; None if `sites` do not include the weights.
 
         Args:
-          site: the attention.
+          site: path of the attention module.
           num_heads: h.
-          key_positions: positions of the keys in their examples; None: the keys are the queries' tokens.
+          key_positions: positions of the keys in their examples; if None, those of the queries.
         """
         if self.seed is None or "attention" not in self.sites:
             return None
@@ -89,7 +91,10 @@ NO_DROPOUT = BoundDropout()
 
 
 def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper") -> BoundDropout:
-    """Binds a request to the rows of a batch; `sites` is a name in `DROPOUT_SITES`. None drops nothing."""
+    """Binds `dropout` to the rows of a batch; `sites` is a key of `DROPOUT_SITES`.
+
+    If `dropout` is None, nothing is dropped.
+    """
     if dropout is None:
         return NO_DROPOUT
     return BoundDropout(
@@ -104,7 +109,7 @@ def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper
 def hash_bits(
     seed: UInt32[Array, ""], site: Site, batch: TokenBatch, num_channels: int
 ) -> UInt32[Array, "b t m"]:
-    """Uniform bits for each channel of each token."""
+    """Returns uniform bits for each channel of each token."""
     channels = _spread(jnp.arange(num_channels))[None, None, :]
     return _mix(_token_bits(seed, site, batch)[:, :, None] ^ channels)
 

@@ -8,7 +8,9 @@ from jaxtyping import Array, Float, Int
 
 
 class LogitFactors(NamedTuple):
-    """The two factors of the logits, for a loss that never holds all of their product.
+    """The two factors whose product is the logits.
+
+    A loss can compute the product in chunks, so that the logits are never all in memory.
 
     Attributes:
       vectors: the decoder's output for each token, in the compute dtype.
@@ -19,13 +21,13 @@ class LogitFactors(NamedTuple):
     table: Float[Array, "v m"]
 
     def logits(self) -> Float[Array, "... v"]:
-        """vectors table^T, in float32."""
+        """Returns vectors table^T, in float32."""
         table = self.table.astype(self.vectors.dtype)
         return jnp.einsum("...m,vm->...v", self.vectors, table, preferred_element_type=jnp.float32)
 
 
 class Tables(NamedTuple):
-    """The name of the matrix for each of the three uses; equal names share one matrix."""
+    """The name of the matrix for each of three uses. Uses with equal names share one matrix."""
 
     source: str
     target: str
@@ -40,10 +42,12 @@ EMBEDDINGS: dict[str, Tables] = {
 
 
 class Embedding(nn.Module):
-    """The matrices for source, target and output: normal, with standard deviation d_model^-0.5, at first.
+    """The matrices for source, target and output.
+
+    The initial weights are normal with standard deviation d_model^-0.5.
 
     Attributes:
-      names: the matrix that each use reads.
+      names: the name of the matrix that each use reads.
     """
 
     vocab_size: int
@@ -64,7 +68,7 @@ class Embedding(nn.Module):
         return self._embed(self.names.target, tokens)
 
     def logit_factors(self, x: Float[Array, "b t m"]) -> LogitFactors:
-        """The decoder's output beside the matrix of the pre-softmax linear transformation."""
+        """Returns the decoder's output together with the matrix of the pre-softmax linear transformation."""
         return LogitFactors(x, self.tables[self.names.output])
 
     def _embed(self, name, tokens):

@@ -1,7 +1,7 @@
-"""The interface of every model: an encoder and a decoder between embeddings and pre-softmax transformation.
+"""Interface of all models: embeddings, an encoder, a decoder and the pre-softmax transformation.
 
-Training calls the model for the logits of all target tokens at once. `encode` and `decode` are its halves. A
-search calls `start_decoding` once and `decode_step` for every token.
+Training calls the model for the logits of all target tokens at once. A search calls `start_decoding` once and
+`decode_step` for every token.
 """
 
 import abc
@@ -18,18 +18,18 @@ from transformer.model.embedding import EMBEDDINGS, Embedding, LogitFactors
 
 
 class MaxLengths(NamedTuple):
-    """Tokens of the longest source and the longest target, EOS included; None: any."""
+    """Largest numbers of source and target tokens, EOS included; None if there is no limit."""
 
     source: int | None = None
     target: int | None = None
 
 
 class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
-    """Maps source and target tokens to next-token logits; each kind defines the abstract methods.
+    """Maps source and target tokens to next-token logits. Each kind of model defines the abstract methods.
 
     Attributes:
       trained_lengths: tokens of the longest source and the longest target in the training data; None during
-        training. The position scheme's `overflow` decides what happens beyond them.
+        training. `model.overflow` decides what happens to longer sequences.
       supports_packing: whether a row may hold several examples.
     """
 
@@ -54,37 +54,26 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
     def __call__(
         self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
     ) -> Float[Array, "b t v"]:
-        """Logits of each target token, given the source and the target tokens before it.
+        """Returns the logits of each target token, given the source and the target tokens before it.
 
         Args:
           source: source tokens; each example ends in EOS.
           target: the tokens to predict; each example ends in EOS. The model shifts them right.
-          dropout: key and rate in training; None: no dropout.
+          dropout: key and rate in training; if None, nothing is dropped.
         """
         return self.factored_logits(source, target, dropout).logits()
 
     def factored_logits(
         self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
     ) -> LogitFactors:
-        """As `__call__`, but returns the logits as the two factors of a product."""
+        """Returns the logits of `__call__` as the two factors of a product."""
         encoder_output = self.encode(source, dropout)
         vectors = self.decode_vectors(encoder_output, source, target, dropout)
         return self.embedding.logit_factors(vectors)
 
-    def decode(
-        self,
-        encoder_output: PyTree,
-        source: TokenBatch,
-        target: TokenBatch,
-        dropout: Dropout | None = None,
-    ) -> Float[Array, "b t v"]:
-        """As `__call__`, given the encoder's output."""
-        vectors = self.decode_vectors(encoder_output, source, target, dropout)
-        return self.embedding.logit_factors(vectors).logits()
-
     @abc.abstractmethod
     def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> PyTree:
-        """The encoder's output, which the decoder reads."""
+        """Returns the encoder's output, which the decoder reads."""
 
     @abc.abstractmethod
     def decode_vectors(
@@ -94,7 +83,7 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
         target: TokenBatch,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each target token, before the pre-softmax transformation."""
+        """Returns the decoder's output for each target token, before the pre-softmax transformation."""
 
     @abc.abstractmethod
     def start_decoding(
@@ -109,12 +98,12 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
 
         Returns:
           encoder_cache: the source, shared by the hypotheses of a sentence; every array has b rows.
-          state: the tokens read so far; every array has b rows.
+          state: memory of the target tokens read so far; every array has b rows.
         """
 
     @nn.nowrap
     def resize_cache(self, state: PyTree, length: int) -> PyTree:
-        """Returns the state with space for `length` tokens per hypothesis, at least as many as before."""
+        """Returns the state with space for `length` tokens per hypothesis; a state cannot shrink."""
         del length
         return state
 
@@ -131,17 +120,17 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
 
         Args:
           encoder_cache: see `start_decoding`.
-          state: of the step before.
+          state: the state that the previous step returned.
           tokens: decoder inputs; BOS at step 0.
-          parents: the hypothesis of the step before that each hypothesis continues.
-          index: the step, from 0.
+          parents: for each hypothesis, the hypothesis of the previous step that it continues.
+          index: number of the step, counted from 0.
 
         Returns:
-          The next token's logits, and the state of this step.
+          The logits of the next token, and the state after this step.
         """
 
 
 def shift_right(target: TokenBatch) -> Int[Array, "b t"]:
-    """The decoder's input (figure 1): the token before each target token, or BOS where a segment starts."""
+    """Returns the decoder's input (figure 1): BOS and then all target tokens of an example but the last."""
     previous = jnp.pad(target.tokens[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(target.positions == 0, BOS, previous)

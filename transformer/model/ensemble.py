@@ -12,9 +12,9 @@ from transformer.model.encoder_decoder import EncoderDecoder, MaxLengths
 
 
 class Ensemble(nn.Module):
-    """Models of one vocabulary that predict together: log p = log mean_i p_i.
+    """Models with the same vocabulary that predict together: log p = log mean_i p_i.
 
-    Their parameters are called `models_0`, `models_1`, ...; see `ensemble`.
+    The parameters of the models are called `models_0`, `models_1`, ...; see `ensemble`.
     """
 
     models: tuple[EncoderDecoder, ...]
@@ -26,19 +26,19 @@ class Ensemble(nn.Module):
         return MaxLengths(_smallest(source), _smallest(target))
 
     def __call__(self, source: TokenBatch, target: TokenBatch) -> Float[Array, "b t v"]:
-        """Log-probabilities of each target token, given the source and the target tokens before it."""
+        """Returns log-probabilities of each target token, given the source and earlier target tokens."""
         return _log_mean_softmax([model(source, target) for model in self.models])
 
     def start_decoding(
         self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[PyTree, PyTree]:
-        """As `EncoderDecoder.start_decoding`: the cache and the state of each model."""
+        """Returns the caches and the states of all models; see `EncoderDecoder.start_decoding`."""
         started = [model.start_decoding(source_tokens, num_hypotheses, cache_length) for model in self.models]
         return tuple(zip(*started, strict=True))
 
     @nn.nowrap
     def resize_cache(self, state: PyTree, length: int) -> PyTree:
-        """As `EncoderDecoder.resize_cache`, for the state of each model."""
+        """Resizes the state of each model; see `EncoderDecoder.resize_cache`."""
         states = zip(self.models, state, strict=True)
         return tuple(model.resize_cache(model_state, length) for model, model_state in states)
 
@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
         parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], PyTree]:
-        """As `EncoderDecoder.decode_step`, with log-probabilities for logits."""
+        """Returns log-probabilities and the states of all models; see `EncoderDecoder.decode_step`."""
         logits, states = [], []
         for model, model_cache, model_state in zip(self.models, encoder_cache, state, strict=True):
             model_logits, model_state = model.decode_step(model_cache, model_state, tokens, parents, index)
@@ -60,8 +60,8 @@ class Ensemble(nn.Module):
 
 
 def ensemble(models: Sequence[EncoderDecoder], params: Sequence[PyTree]) -> tuple[Ensemble, PyTree]:
-    """Joins models and their parameters."""
-    # Clones, since Flax takes one module at two places for a module with shared parameters.
+    """Joins models, and the parameters of the models, into an ensemble."""
+    # The models are cloned, since Flax shares the parameters of a module that occurs twice.
     joined = Ensemble(tuple(model.clone() for model in models))
     return joined, {f"models_{number}": model_params for number, model_params in enumerate(params)}
 

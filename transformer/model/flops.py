@@ -1,4 +1,4 @@
-"""Floating-point operations of a function's matrix products, which are nearly all of a model's."""
+"""Floating-point operations of matrix products, which are nearly all operations of a model."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from jax.extend.core import jaxprs_in_params
 
 
 def matmul_flops(function: Callable, *args, **kwargs) -> int:
-    """Multiplications and additions in the matrix products of `function(*args)`, which is traced, not run.
+    """Counts multiplications and additions in the matrix products of `function(*args)`, which is not run.
 
-    A product of [.., m, k] with [.., k, n] counts 2 m k n. A scan counts its body once per iteration, unlike
-    XLA's cost analysis, which counts it once; a conditional counts as its most expensive branch.
+    A product of [.., m, k] with [.., k, n] counts 2 m k n. The body of a scan counts once per
+    iteration, but only once in XLA's cost analysis. A conditional counts as its most expensive branch.
 
     Args:
       function: the function.
-      *args: arrays, or `jax.ShapeDtypeStruct`s instead.
-      **kwargs: likewise.
+      *args: arrays or `jax.ShapeDtypeStruct`s.
+      **kwargs: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       ValueError: a while loop with matrix products, whose number of iterations is unknown.
@@ -38,7 +38,7 @@ def _count_equation(equation) -> int:
         return 0
     match equation.primitive.name:
         case "while":
-            raise ValueError("a while loop has matrix products; its number of iterations is unknown")
+            raise ValueError("a while loop has an unknown number of matrix products; use a scan")
         case "cond":
             return max(inner)
         case "scan":

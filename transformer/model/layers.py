@@ -15,8 +15,8 @@ class Activation(NamedTuple):
     """The function between the two matrices of a feed-forward network.
 
     Attributes:
-      function: of the first product.
-      gated: whether the function's value multiplies a second product with the input.
+      function: applied to the first product.
+      gated: whether the result is multiplied by a second product of the input.
     """
 
     function: Callable[[Float[Array, "b t f"]], Float[Array, "b t f"]]
@@ -24,7 +24,7 @@ class Activation(NamedTuple):
 
 
 def gelu(x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-    """x Phi(x), with the exact normal distribution function (Hendrycks and Gimpel 2016)."""
+    """Returns x Phi(x), with the exact normal distribution function (Hendrycks and Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -40,15 +40,16 @@ FEED_FORWARDS: dict[str, Activation] = {
 
 
 def xavier_uniform(gain: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform initial weights with variance gain^2 * 2 / (inputs + outputs) (Glorot and Bengio 2010)."""
+    """Draws uniform weights with variance gain^2 * 2 / (inputs + outputs) (Glorot and Bengio 2010)."""
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
 class FeedForward(nn.Module):
     """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, equation 2; or gated, (f(x W) * x V) W_2.
 
-    Differs from the paper where `feed_forward` is not relu. The gated networks are Shazeer's (2020, equations
-    5 and 6), without biases; with `equal_parameters` their width is two thirds of d_ff, rounded, as there.
+    Differs from the paper if `feed_forward` is not relu. The gated networks are those of Shazeer (2020,
+    equations 5 and 6) and have no biases. With `equal_parameters`, the width of a gated network is two thirds
+    of d_ff, rounded, as in Shazeer's experiments.
 
     Attributes:
       gain: factor on the initial kernels.
@@ -80,7 +81,7 @@ def layer_norm(config: ModelConfig) -> nn.LayerNorm:
 def rms_norm(config: ModelConfig) -> nn.RMSNorm:
     """RMSNorm (Zhang and Sennrich 2019), without mean and bias; eps 1e-6.
 
-    Differs from the paper: LayerNorm.
+    Differs from the paper: LayerNorm is replaced.
     """
     return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype)
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Logit of a key that a query may not see. Its weight is 0 in float32, and a query that sees no key at all
-# gets uniform weights where minus infinity would give NaN.
+# Logit of a key that a query may not see; the weight of the key is 0 in float32. A query that sees no key
+# gets uniform weights; minus infinity would give NaN.
 NEG_INF = -1e9
 
 
@@ -24,11 +24,11 @@ def ancestor_mask(ancestors: Int[Array, "b n t"], index: Int[Array, ""]) -> Bool
     """Lets each hypothesis of a search see the cache entries of its own path.
 
     Args:
-      ancestors: the hypothesis that wrote each token of a hypothesis.
+      ancestors: see `DecoderState`.
       index: the current step; later steps have no entries yet.
 
     Returns:
-      A mask over the t * n entries of a `KVCache`: the hypotheses of a step are adjacent.
+      A mask over the t * n entries of a `KVCache`, where the hypotheses of a step are adjacent.
     """
     rows, num_hypotheses, length = ancestors.shape
     writers = jnp.arange(num_hypotheses)[None, None, None, :]

@@ -4,14 +4,14 @@ import numpy as np
 
 
 def sinusoid_table(length: int, d_model: int) -> np.ndarray:
-    """The paper's table [length, d_model], in float64: sine in even, cosine in odd channels."""
+    """Returns the paper's table [length, d_model], in float64: sine in even, cosine in odd channels."""
     exponent = np.arange(0, d_model, 2) / d_model
     angle = np.arange(length)[:, None] / 10_000 ** exponent[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
 
 
 def sinusoid_concat_table(length: int, d_model: int) -> np.ndarray:
-    """The table [length, d_model] of tensor2tensor, in float64: all sines, then all cosines."""
+    """Returns the table [length, d_model] of tensor2tensor, in float64: all sines, then all cosines."""
     pairs = d_model // 2
     exponent = np.arange(pairs) / max(pairs - 1, 1)
     angle = np.arange(length)[:, None] / 10_000 ** exponent[None, :]
@@ -19,16 +19,17 @@ def sinusoid_concat_table(length: int, d_model: int) -> np.ndarray:
 
 
 def t5_range_starts(num_ranges: int, max_distance: int) -> np.ndarray:
-    """The first distance of each range but the first, in one direction."""
+    """Returns the first distance of every range except the first range, in one direction."""
     exact = num_ranges // 2
     growth = (max_distance / exact) ** (np.arange(num_ranges - exact) / (num_ranges - exact))
     return np.concatenate([np.arange(1, exact), np.ceil(exact * growth - 1e-9)]).astype(np.int32)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """2^(-8/h), 2^(-16/h), ... for h heads.
+    """Returns the slopes 2^(-8/h), 2^(-16/h), ... for h heads.
 
-    If h is no power of two, the slopes for the power below it, then every second slope for the power above.
+    If h is not a power of two, the result is the slopes for the next smaller power of two, followed by every
+    second slope for the next larger power of two.
     """
     power = 1 << (num_heads.bit_length() - 1)
     slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)

@@ -1,7 +1,7 @@
-"""Position schemes: how a model knows the order of its tokens (paper, section 3.5).
+"""Position schemes, which tell a model the order of tokens (paper, section 3.5).
 
 A scheme is a subclass of `PositionScheme` that overrides some of its hooks, and an entry in `POSITIONS`.
-Encoder and decoder have one each; cross-attention sees no positions.
+The encoder and the decoder have one scheme each; cross-attention sees no positions.
 """
 
 from typing import ClassVar
@@ -22,15 +22,15 @@ from transformer.model.position_tables import (
 
 
 class PositionScheme(nn.Module):
-    """The places where order can enter a model. Each hook does nothing by default.
+    """Base class: `add`, `transform`, `bias` and `value_bias` are hooks, which do nothing by default.
 
     Attributes:
       causal: whether the scheme is a decoder's, where no query sees a later key.
       trained_length: longest sequence, in tokens, that the stack was trained on; None during training.
-      overflow_policies: what the scheme can do at positions from `limit` on, the default first: `error` (data
-        is refused, the model returns NaN), `clamp` (to the last position), `zero` (nothing is added),
-        `extrapolate` (the scheme's definition continues).
-      default_max_distance: `max_distance` where a config gives none; None: the scheme has no such limit.
+      overflow_policies: what the scheme can do at positions from `limit` on, the default first: `error`
+        (refuse the data; the model returns NaN), `clamp` (use the last position), `zero` (add nothing),
+        `extrapolate` (continue the definition of the scheme).
+      default_max_distance: `max_distance` if the config has none; None if the scheme has no such limit.
     """
 
     config: ModelConfig
@@ -55,28 +55,28 @@ class PositionScheme(nn.Module):
 
     @property
     def overflow(self) -> str:
-        """The overflow policy, resolved."""
+        """The overflow policy of the config, or the default of the scheme."""
         return self.config.overflow or self.overflow_policies[0]
 
     @property
     def limit(self) -> int:
-        """The first position that was never trained, or does not exist."""
+        """The first position that was never trained or does not exist."""
         return min(self.config.max_positions, self.trained_length or self.config.max_positions)
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that is not refused, in tokens, EOS included; None: any."""
+        """Tokens of the longest sequence that is not refused, EOS included; None if there is no limit."""
         return self.limit if self.overflow == "error" else None
 
     @property
     def max_distance(self) -> int | None:
-        """`max_distance`, resolved."""
+        """Largest distance that the scheme distinguishes; None if there is no such limit."""
         return self.config.max_distance or self.default_max_distance
 
     def __call__(
         self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
     ) -> Float[Array, "b t m"]:
-        """A stack's input: `add`, with the overflow policy at positions from `limit` on."""
+        """Returns the input of a stack: `add`, with the overflow policy at positions from `limit` on."""
         if self.overflow == "extrapolate":
             return self.add(x, positions, length)
         limit = self.limit
@@ -95,7 +95,7 @@ class PositionScheme(nn.Module):
     def transform(
         self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"], length: int
     ) -> Float[Array, "b t h d"]:
-        """Transforms the queries and the keys of self-attention; `length` as for `add`."""
+        """Transforms the queries and the keys of self-attention; see `add` for `length`."""
         return heads
 
     def bias(
@@ -105,9 +105,10 @@ class PositionScheme(nn.Module):
         query_index: Int[Array, "q"],
         key_index: Int[Array, "k"],
     ) -> Float[Array, "#b h q k"] | None:
-        """Returns what is added to the scaled logits of self-attention, if anything.
+        """Returns the bias that is added to the scaled logits of self-attention, or None.
 
-        Indices count from the start of a row, which may hold several examples: only differences matter.
+        Indices count from the start of a row, which may hold several examples, so only differences between
+        indices have a meaning.
         """
 
     def value_bias(
@@ -117,7 +118,7 @@ class PositionScheme(nn.Module):
         query_index: Int[Array, "q"],
         key_index: Int[Array, "k"],
     ) -> Float[Array, "b q h e"] | None:
-        """Returns what is added to the attended values, if anything; indices as for `bias`."""
+        """Returns the bias that is added to the attended values, or None; see `bias` for the indices."""
 
 
 class Sinusoidal(PositionScheme):
@@ -135,15 +136,15 @@ class Sinusoidal(PositionScheme):
         return x + jnp.asarray(self.table(length), x.dtype)[positions]
 
     def table(self, length: int) -> np.ndarray:
-        """The vector added at each position: [length, m]."""
+        """Returns the vector that is added at each position: [length, m]."""
         return sinusoid_table(length, self.config.d_model)
 
 
 class SinusoidalConcat(Sinusoidal):
     """The sinusoids of tensor2tensor: all sines, then all cosines.
 
-    Differs from the paper: the layout, and the wavelengths, whose i-th is 2 pi 10000^(i/(d_model/2 - 1)), so
-    that the last is exactly 10000 times the first.
+    Differs from the paper: the layout and the wavelengths. Wavelength i is 2 pi 10000^(i/(d_model/2 - 1)), so
+    the last wavelength is exactly 10000 times the first.
     """
 
     def table(self, length):
@@ -153,7 +154,8 @@ class SinusoidalConcat(Sinusoidal):
 class Learned(PositionScheme):
     """A trained vector per position (Table 3, row E; Gehring et al. 2017), one table per stack.
 
-    The paper does not give the initial values; here their deviation is d_model^-0.5, as in the embeddings.
+    The paper does not give the initial values; here they are normal with standard deviation d_model^-0.5,
+    like the embeddings.
     """
 
     overflow_policies = ("error", "clamp", "zero")
@@ -167,7 +169,7 @@ class Learned(PositionScheme):
 
 
 class NoPositions(PositionScheme):
-    """No positions: a decoder can infer order from its causal mask, an encoder sees a bag of tokens.
+    """No positions. A decoder can infer the order from the causal mask; an encoder sees a bag of tokens.
 
     Differs from the paper: nothing is added (Haviv et al. 2022; Kazemnejad et al. 2023).
     """
@@ -177,9 +179,9 @@ class Relative(PositionScheme):
     """A trained key and a trained value per distance (Shaw et al. 2018, equations 3 and 4).
 
     e_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k) and z_i = sum_j alpha_ij (x_j W^V + a^V_ij), where a_ij
-    depends on j - i, clipped to `max_distance` (16, as in their base model), on the layer and on the head.
-    The products of a query with the 2 * 16 + 1 keys are spread over the distances, and its weights gathered
-    from them, by a one-hot product, so the largest tensor is [q, k, 2 * 16 + 1].
+    depends on the layer, on the head and on j - i, clipped to `max_distance` (16, as in the base model of
+    Shaw et al.). A query is multiplied by the 2 * 16 + 1 vectors, and a one-hot product spreads the results
+    over the keys. So the largest tensor is [q, k, 2 * 16 + 1].
 
     Differs from the paper: relative positions in attention instead of sinusoids.
     """
@@ -208,7 +210,7 @@ class Relative(PositionScheme):
         return self.param(name, init, (depth, self.config.num_heads, 2 * self.max_distance + 1, width))
 
     def _one_hot(self, query_index, key_index, dtype):
-        """The row of the tables for each query and key: [q, k, c]."""
+        """Returns the row of the tables for each query and key: [q, k, c]."""
         last = self.max_distance
         distance = jnp.clip(key_index[None, :] - query_index[:, None], -last, last)
         return jax.nn.one_hot(distance + last, 2 * last + 1, dtype=dtype)
@@ -221,7 +223,7 @@ class T5Bias(PositionScheme):
     grow logarithmically up to `max_distance` (128), beyond which all distances share the last range. The
     layers of a stack share the numbers.
 
-    Differs from the paper: a bias of the logits instead of sinusoids; from T5: logits stay scaled.
+    Differs from the paper: a bias of the logits instead of sinusoids. Differs from T5: logits stay scaled.
     """
 
     num_ranges: ClassVar[int] = 32
@@ -251,10 +253,10 @@ class T5Bias(PositionScheme):
 
 
 class Alibi(PositionScheme):
-    """Logits that fall linearly with the distance, at one slope per head (Press et al. 2022, section 3).
+    """Logits that fall linearly with the distance, with one slope per head (Press et al. 2022, section 3).
 
-    Differs from the paper: no positions are added; from ALiBi, which has a decoder only: in the encoder both
-    directions count alike.
+    Differs from the paper: no positions are added. Differs from ALiBi, which has only a decoder: in the
+    encoder, both directions have the same slopes.
     """
 
     def bias(self, layer, query_heads, query_index, key_index):
@@ -267,7 +269,7 @@ class Rope(PositionScheme):
     """Queries and keys rotated by angles that grow with the position (Su et al. 2021, equations 14 and 34).
 
     Channels 2i and 2i + 1 are rotated by pos / 10000^(2i/d_k), so that a logit depends on the distance alone.
-    Sines and cosines are those of the paper's table, at width d_k.
+    The sines and cosines are those of the paper's table with width d_k.
 
     Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
     """

@@ -1,7 +1,7 @@
 """Recurrent encoder-decoders, without and with attention, for comparison with the Transformer.
 
-They read and write one token after the other, with Flax's cells. They differ in the decoder's view of the
-source: one vector, or an annotation per token.
+The models read and write one token after another, with Flax's cells. Without attention, the decoder sees the
+source as one vector; with attention, as one annotation per token.
 """
 
 from typing import ClassVar, NamedTuple
@@ -19,19 +19,20 @@ from transformer.model.masks import NEG_INF
 
 CELLS: dict[str, type[nn.RNNCellBase]] = {
     "lstm": nn.OptimizedLSTMCell,  # Hochreiter and Schmidhuber 1997
-    "gru": nn.GRUCell,  # Cho et al. 2014; the reset gate after the product with U, not before it
+    "gru": nn.GRUCell,  # Cho et al. 2014; the reset gate acts after the product with U, not before
 }
 
-# A layer's memory: LSTM's cell and hidden state, or GRU's hidden state; in a search, of each hypothesis.
+# Memory of a layer: the cell and hidden state of an LSTM, or the hidden state of a GRU. In a search, each
+# hypothesis has a memory.
 Carry = tuple[Float[Array, "*r m"], Float[Array, "*r m"]] | Float[Array, "*r m"]
 
 
 class RecurrentEncoderOutput(NamedTuple):
-    """The top encoder layer's view of a source.
+    """Output of the top encoder layer.
 
     Attributes:
-      annotations: its state at each token, in both directions if it has two.
-      summary: its state after the last step, of the backward direction if it has two.
+      annotations: the state of the layer at each token. Two directions are concatenated.
+      summary: the state of the backward direction after its last step.
     """
 
     annotations: Float[Array, "b s a"]
@@ -39,10 +40,10 @@ class RecurrentEncoderOutput(NamedTuple):
 
 
 class RecurrentEncoderCache(NamedTuple):
-    """The source as the decoder's steps read it, shared by the hypotheses of a sentence.
+    """The source for the steps of the decoder. The hypotheses of a sentence share it.
 
     Attributes:
-      annotations: as in `RecurrentEncoderOutput`; without attention the summary, as one annotation.
+      annotations: see `RecurrentEncoderOutput`. Without attention, the summary is the only annotation.
       keys: U_a h_j, the part of the alignment model that depends on the source alone; None without attention.
       mask: False in padding.
     """
@@ -55,9 +56,9 @@ class RecurrentEncoderCache(NamedTuple):
 class Recurrent(EncoderDecoder):
     """An encoder-decoder with a fixed context vector (Sutskever et al. 2014, Cho et al. 2014).
 
-    The encoder reads the source backwards, as Sutskever et al. do (their section 3.3); its last state is the
-    context c. Each decoder layer starts at tanh(V c), and c is an input of every step and of every
-    prediction, as in Cho et al. (their section 2.2).
+    The encoder reads the source backwards (Sutskever et al., section 3.3). The last state of the encoder is
+    the context c. Each decoder layer starts at tanh(V c), and c is an input of every step and of every
+    prediction (Cho et al., section 2.2).
 
     Differs from the paper: recurrence instead of attention. Dropout acts on the connections that are not
     recurrent (Zaremba et al. 2014).
@@ -72,7 +73,7 @@ class Recurrent(EncoderDecoder):
         self.decoder = RecurrentDecoder(self.config, self.attends)
 
     def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> RecurrentEncoderOutput:
-        """Annotations and summary of each row, which holds one example."""
+        """Returns the annotations and the summary of each row. A row holds one example."""
         x = self.embedding.source(source.tokens)
         return self.encoder(x, source.segment_ids != 0, bind_dropout(dropout, source))
 
@@ -83,7 +84,7 @@ class Recurrent(EncoderDecoder):
         target: TokenBatch,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each target token, from those before it."""
+        """Returns the decoder's output for each target token, given the tokens before."""
         x = self.embedding.target(shift_right(target))
         cache = self.decoder.encoder_cache(encoder_output, source.segment_ids != 0)
         carries = self.decoder.initial_carries(encoder_output.summary)
@@ -92,7 +93,7 @@ class Recurrent(EncoderDecoder):
     def start_decoding(
         self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[RecurrentEncoderCache, tuple[Carry, ...]]:
-        """Encodes one sentence per row for a search; the state has one size for any `cache_length`."""
+        """Encodes one sentence per row for a search. The state's size does not depend on `cache_length`."""
         del cache_length
         source = TokenBatch.from_tokens(source_tokens)
         encoder_output = self.encode(source)
@@ -108,7 +109,7 @@ class Recurrent(EncoderDecoder):
         parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], tuple[Carry, ...]]:
-        """Reads one token of each hypothesis, after its parent's, and predicts the next."""
+        """Reads one token of each hypothesis, from its parent's state on, and predicts the next token."""
         del index
 
         def inherit(carry):
@@ -123,8 +124,8 @@ class Recurrent(EncoderDecoder):
 class RecurrentAttention(Recurrent):
     """An encoder-decoder with additive attention and a bidirectional encoder (Bahdanau et al. 2015).
 
-    Differs from Bahdanau et al.: the prediction sees the new state s_i, theirs s_{i-1}; layers above the
-    first do not attend.
+    Differs from Bahdanau et al.: the prediction sees the new state s_i instead of s_{i-1}; layers above
+    the first do not attend.
     """
 
     attends: ClassVar[bool] = True
@@ -143,7 +144,7 @@ class RecurrentEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b s m"], mask: Bool[Array, "b s"], dropout: BoundDropout
     ) -> RecurrentEncoderOutput:
-        """Encodes rows whose padding, at the end, has a False `mask`."""
+        """Encodes rows. `mask` is False in the padding at the end of a row."""
         lengths = mask.sum(axis=1)
         x = dropout(x, self.path)
         for number, backward in enumerate(self.backward):
@@ -163,7 +164,7 @@ class RecurrentEncoder(nn.Module):
 
 
 class RecurrentDecoder(nn.Module):
-    """Layers that write the target; the first of them sees the source."""
+    """Layers that predict the target. Only the first layer sees the source."""
 
     config: ModelConfig
     attends: bool
@@ -183,21 +184,21 @@ class RecurrentDecoder(nn.Module):
         else:
             first = nn.RNN(_cell(config), return_carry=True)
         self.layers = [first, *(nn.RNN(_cell(config), return_carry=True) for _ in range(1, depth))]
-        vectors = 2 if config.cell == "lstm" else 1  # of a layer's carry
+        vectors = 2 if config.cell == "lstm" else 1  # in the carry of a layer
         self.initial = [nn.Dense(config.d_model, dtype=config.dtype) for _ in range(depth * vectors)]
         self.readout = nn.Dense(2 * config.d_model, dtype=config.dtype)
 
     def encoder_cache(
         self, encoder_output: RecurrentEncoderOutput, mask: Bool[Array, "b s"]
     ) -> RecurrentEncoderCache:
-        """The part of the decoder's input that is the same in all steps."""
+        """Returns the part of the decoder's input that is the same in all steps."""
         annotations, summary = encoder_output
         if self.attends:
             return RecurrentEncoderCache(annotations, self.keys(annotations), mask)
         return RecurrentEncoderCache(summary[:, None], None, jnp.ones((len(summary), 1), bool))
 
     def initial_carries(self, summary: Float[Array, "b m"]) -> tuple[Carry, ...]:
-        """Each layer's state before the first step: tanh(V c)."""
+        """Returns the state of each layer before the first step: tanh(V c)."""
         starts = [jnp.tanh(dense(summary)).astype(jnp.float32) for dense in self.initial]
         if self.config.cell == "lstm":
             return tuple(zip(starts[::2], starts[1::2], strict=True))
@@ -210,7 +211,7 @@ class RecurrentDecoder(nn.Module):
         cache: RecurrentEncoderCache,
         dropout: BoundDropout = NO_DROPOUT,
     ) -> tuple[Float[Array, "r t m"], tuple[Carry, ...]]:
-        """Continues from `carries`. There are r / b rows for each row of `cache`: its hypotheses."""
+        """Continues from `carries`. Each row of `cache` has r / b hypotheses, which are rows of `x`."""
         dtype = self.config.dtype
         x = dropout(x, self.path)
         if self.attends:
@@ -245,7 +246,7 @@ class AttendingCell(nn.Module):
         d_model, dtype = self.config.d_model, self.config.dtype
         query = nn.Dense(d_model, use_bias=False, dtype=dtype, name="query")(_hidden(carry))
         align = self.param("align", nn.initializers.normal(d_model**-0.5), (d_model,))
-        rows = len(cache.mask)  # the hypotheses of a sentence are the queries of its row
+        rows = len(cache.mask)  # the hypotheses of a sentence are the queries of one row
         context, weights = additive_attention(
             query.reshape(rows, -1, d_model), cache.keys, cache.annotations, cache.mask, align
         )
@@ -261,7 +262,7 @@ def additive_attention(
     mask: Bool[Array, "b s"],
     align: Float[Array, "m"],
 ) -> tuple[Float[Array, "b q a"], Float[Array, "b q s"]]:
-    """sum_j softmax_j(v_a^T tanh(W_a s + U_a h_j)) h_j (Bahdanau et al. 2015, section 3.1, appendix A.1.2).
+    """Returns sum_j softmax_j(v_a^T tanh(W_a s + U_a h_j)) h_j (Bahdanau et al. 2015, appendix A.1.2).
 
     Args:
       query: W_a s, projected.

@@ -18,10 +18,10 @@ from transformer.model.layers import NORMS
 
 
 class Residual(nn.Module, metaclass=abc.ABCMeta):
-    """The connection around one sub-layer; the output of every sub-layer is dropped (section 5.4).
+    """The connection around one sub-layer. Dropout acts on the output of every sub-layer (section 5.4).
 
     Attributes:
-      has_cross_attention: whether its block has cross-attention, as the decoder's blocks do.
+      has_cross_attention: whether the block has cross-attention, as in a decoder.
       final_norm: whether a stack needs one more norm at its end.
     """
 
@@ -31,7 +31,7 @@ class Residual(nn.Module, metaclass=abc.ABCMeta):
 
     @classmethod
     def initial_gain(cls, config: ModelConfig, has_cross_attention: bool) -> float:
-        """Factor on the initial kernels of a block's values, attention outputs and feed-forward networks."""
+        """Returns a factor on the initial kernels of values, attention outputs and feed-forward networks."""
         return 1.0
 
     def setup(self):
@@ -39,17 +39,17 @@ class Residual(nn.Module, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def before(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
-        """The sub-layer's input."""
+        """Returns the input of the sub-layer."""
 
     @abc.abstractmethod
     def after(
         self, x: Float[Array, "b t m"], y: Float[Array, "b t m"], dropout: BoundDropout
     ) -> Float[Array, "b t m"]:
-        """The connection's output, from the sub-layer's output y."""
+        """Returns the output of the connection, given the output y of the sub-layer."""
 
 
 class PostNorm(Residual):
-    """LayerNorm(x + Sublayer(x)), the paper's."""
+    """The paper's connection, LayerNorm(x + Sublayer(x))."""
 
     def before(self, x):
         return x
@@ -61,7 +61,7 @@ class PostNorm(Residual):
 class PreNorm(Residual):
     """x + Sublayer(LayerNorm(x)), and one more norm at the end of each stack.
 
-    Differs from the paper: the residual path is never normalised (tensor2tensor's later default).
+    Differs from the paper: the residual path is never normalized (tensor2tensor's later default).
     """
 
     final_norm = True

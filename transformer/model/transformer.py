@@ -15,7 +15,7 @@ from transformer.model.positions import POSITIONS
 
 
 class Transformer(EncoderDecoder):
-    """Attention in both stacks and between them; no recurrence."""
+    """Attention within the encoder, within the decoder and between the two, without recurrence."""
 
     def setup(self):
         super().setup()
@@ -31,13 +31,13 @@ class Transformer(EncoderDecoder):
     def max_lengths(self):
         scheme = POSITIONS[self.config.positions]
         lengths = self.trained_lengths or (None, None)
-        # No parent: the schemes are not this module's children, only asked for their limit.
+        # Without a parent, a scheme does not become a child of this module; only `max_length` is read.
         return MaxLengths(
             *(scheme(self.config, trained_length=length, parent=None).max_length for length in lengths)
         )
 
     def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> Float[Array, "b s m"]:
-        """The encoder's output for each source token."""
+        """Returns the encoder's output for each source token."""
         x = self.embedding.source(source.tokens)
         mask = segment_mask(source.segment_ids, source.segment_ids)
         indices = RowIndices.whole_rows(source.positions)
@@ -50,7 +50,7 @@ class Transformer(EncoderDecoder):
         target: TokenBatch,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """The decoder's output for each target token, each of which sees only those before it."""
+        """Returns the decoder's output for each target token. A token sees only earlier target tokens."""
         x = self.embedding.target(shift_right(target))
         mask = segment_mask(target.segment_ids, target.segment_ids) & causal_mask(x.shape[1])
         indices = RowIndices.whole_rows(target.positions)
@@ -74,7 +74,7 @@ class Transformer(EncoderDecoder):
 
     @nn.nowrap
     def resize_cache(self, state: DecoderState, length: int) -> DecoderState:
-        """Returns the state with space for `length` tokens per hypothesis, at least as many as before."""
+        """Returns the state with space for `length` tokens per hypothesis; a state cannot shrink."""
         return state.extend(length)
 
     def decode_step(
@@ -87,12 +87,12 @@ class Transformer(EncoderDecoder):
     ) -> tuple[Float[Array, "b n v"], DecoderState]:
         """Reads one token of each hypothesis and predicts the next.
 
-        The hypotheses of a sentence are the queries of its row, in both attentions.
+        In self-attention and in cross-attention, the hypotheses of a sentence are the queries of one row.
         """
         ancestors = state.advance(parents, index)
         _, num_hypotheses, length = ancestors.shape
         positions = jnp.broadcast_to(index, tokens.shape)
-        steps = jnp.repeat(jnp.arange(length), num_hypotheses)  # at which each cache entry was written
+        steps = jnp.repeat(jnp.arange(length), num_hypotheses)  # step at which each cache entry was written
         indices = RowIndices(positions, positions[0], steps, length)
         cross = [CrossInputs(cache.load(), encoder_cache.mask[:, None]) for cache in encoder_cache.layers]
         x, caches = self.decoder(

@@ -1,4 +1,4 @@
-"""Tasks: each joins data, model, loss, decoding and scores. A config names one as `config.task`."""
+"""Tasks. A task joins data, model, loss, decoding and scores. `config.task` names the task of a run."""
 
 from pathlib import Path
 
@@ -13,12 +13,14 @@ TASKS: dict[str, type[Task]] = {"translation": Translation}
 
 
 def task_type(config: ExperimentConfig) -> type[Task]:
-    """The task that a config names."""
+    """Returns the class of the task that a config names."""
     return choose(TASKS, config.task, "task")
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """Checks every name that a config selects, and completes `data.options` with their defaults.
+    """Checks the names in a config, and adds the defaults of options missing from `data.options`.
+
+    A name that is not in `data.builders.BUILDERS` is checked by TFDS when the data is opened.
 
     Raises:
       UserError: an unknown name, or an option that the data set does not have.

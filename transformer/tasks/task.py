@@ -13,11 +13,11 @@ from transformer.training.trainable import Trainable
 
 
 class LoadedModel(NamedTuple):
-    """A model as a run folder describes it, without its weights.
+    """The model of a run folder, without weights.
 
     Attributes:
       model: a Flax module.
-      tokenizer: its vocabulary; None for a task without text.
+      tokenizer: the vocabulary of the model; None for a task without text.
     """
 
     model: Any
@@ -33,7 +33,7 @@ class Task(Trainable):
     @classmethod
     @abc.abstractmethod
     def resolve(cls, config: ExperimentConfig) -> ExperimentConfig:
-        """Checks the names that a config selects, and completes `data.options` with their defaults.
+        """Checks the names in a config, and adds the defaults of options missing from `data.options`.
 
         Raises:
           UserError: an unknown name, or an option that the data set does not have.
@@ -42,7 +42,7 @@ class Task(Trainable):
     @classmethod
     @abc.abstractmethod
     def open(cls, config: ExperimentConfig, folder: Path, progress: Progress | None = None) -> "Task":
-        """Opens the data of a run, and prepares what is missing; the vocabulary is stored in the folder.
+        """Opens the data of a run, and prepares missing data. Stores the vocabulary in the folder.
 
         Raises:
           UserError: data that cannot be used.
@@ -54,7 +54,7 @@ class Task(Trainable):
         """Makes the model of a run folder from the metadata of one of its checkpoints; reads no data.
 
         Raises:
-          UserError: a file of the folder is missing or is not the one that the model was trained with.
+          UserError: a file of the folder is missing, or differs from the file of the training.
         """
 
     @abc.abstractmethod

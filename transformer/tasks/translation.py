@@ -52,8 +52,8 @@ class Evaluated(NamedTuple):
     Attributes:
       scores: JSON data: one figure per metric, signatures, number of sentences, scores by source length.
       outputs: the texts.
-      num_in_parts: sources that were too long to be translated in one go.
-      seconds: taken by the search, compilation included.
+      num_in_parts: number of sources that were too long to be translated in one go.
+      seconds: duration of the search, compilation included.
     """
 
     scores: dict[str, Any]
@@ -68,7 +68,7 @@ class Translation(Task):
     Attributes:
       config: the resolved config.
       corpus: the tokens of each split, and the vocabulary.
-      model: untrained; its weights are an argument of every method.
+      model: the model without weights; every method takes the weights as an argument.
     """
 
     criterion = "nll"
@@ -100,7 +100,10 @@ class Translation(Task):
             raise UserError(f"{path} is missing; restore it or train the run again")
         tokenizer = Tokenizer.load(path)
         if metadata["identity"]["vocabulary"] != tokenizer.sha256:
-            raise UserError(f"{path} is not the one that the checkpoints were trained with; restore it")
+            raise UserError(
+                f"{path} is not the vocabulary that the checkpoints were trained with; "
+                "restore the original file"
+            )
         trained_lengths = tuple(metadata["task"]["trained_lengths"])
         return LoadedModel(build_model(config.model, tokenizer.vocab_size, trained_lengths), tokenizer)
 
@@ -122,10 +125,10 @@ class Translation(Task):
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """The examples of each training batch.
+        """The assignment of examples to training batches.
 
         Raises:
-          UserError: no pair fits into a row, or a split has a sentence that the model cannot place.
+          UserError: no pair fits into a row, or a sentence has more tokens than the model has positions.
         """
         training, row_length = self.corpus.split("train"), self.config.data.row_length
         make_plan = PackedPlan if self.model.supports_packing else BucketedPlan
@@ -162,11 +165,11 @@ class Translation(Task):
         return serve(batches, first_step, self.config.data.workers)
 
     def validation_batches(self) -> Iterator[Batch]:
-        """Every process scores the whole split, so that they need not agree on a division."""
+        """Yields the whole split in every process, so that the processes need not agree on a division."""
         return evaluation_batches(self.corpus.split("validation"), self.config.decode.batch_tokens)
 
     def summary(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Means per target token, in nats, perplexities, accuracy, and the share of padding."""
+        """Returns mean losses per target token (in nats), perplexities, accuracy and the share of padding."""
         count, nll = totals["count"], totals["nll"]
         return {
             "loss": totals["loss"] / count,
@@ -183,13 +186,13 @@ class Translation(Task):
         """Translates and scores a split.
 
         Args:
-          model: with trained lengths.
-          params: its weights.
+          model: the model, built with `trained_lengths`.
+          params: the weights of the model.
           split: name of the split.
-          progress: is told how many sentences are done.
+          progress: called with the number of finished sentences.
 
         Raises:
-          UserError: there is no such split, or a sentence is longer than the model can place.
+          UserError: there is no such split, or a sentence has more tokens than the model has positions.
         """
         tokens = self.corpus.split(split)
         check_lengths(model, split, tokens.max_lengths)
@@ -198,11 +201,10 @@ class Translation(Task):
         totals = self._score_references(model, params, split)
 
         translator = Translator(model, params, self.corpus.tokenizer, self.config.decode)
-        started, split_texts = time.perf_counter(), []
-        ranked = translator.hypotheses(
-            sources, progress=progress, on_split=lambda *text: split_texts.append(text)
-        )
+        started = time.perf_counter()
+        ranked = translator.hypotheses(sources, progress=progress)
         seconds = time.perf_counter() - started
+        num_in_parts = int((tokens.source.lengths > translator.max_source_length).sum())
         outputs = Outputs(
             sources=sources,
             hypotheses=[hypotheses[0].text for hypotheses in ranked],
@@ -217,10 +219,10 @@ class Translation(Task):
             "sentences": len(sources),
             "by_length": by_length(outputs, tokens.source.lengths),
         }
-        return Evaluated(scores, outputs, len(split_texts), seconds)
+        return Evaluated(scores, outputs, num_in_parts, seconds)
 
     def _score_references(self, model, params, split) -> dict[str, float]:
-        """The totals of a split, each target token predicted from the reference before it."""
+        """Returns the totals of a split. A target token is predicted from the reference tokens before it."""
         parallelism = Single()
         eval_step = make_eval_step(make_loss_fn(model), parallelism)
         hyperparameters = Hyperparameters.from_config(self.config)
@@ -237,7 +239,7 @@ def translation_loss(
     key: Key[Array, ""] | None,
     hyperparameters: Hyperparameters,
 ) -> tuple[Float[Array, ""], Totals]:
-    """Label-smoothed cross-entropy (section 5.4), summed over target tokens, in nats; see `LossFn`."""
+    """Returns cross-entropy with label smoothing, summed over target tokens, in nats; see `LossFn`."""
     source, target = batch.source, batch.target
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
     factors = model.apply({"params": params}, source, target, dropout, method="factored_logits")
@@ -261,16 +263,16 @@ def translation_loss(
 
 
 def make_loss_fn(model: EncoderDecoder) -> LossFn:
-    """The loss of a batch as a function of the weights; see `translation_loss`."""
+    """Returns the loss of a batch as a function of the weights; see `translation_loss`."""
     return functools.partial(translation_loss, model)
 
 
 def check_lengths(model: EncoderDecoder, split: str, max_lengths: tuple[int, int]) -> None:
-    """Checks that a model can place every sentence of a split; none is clipped in silence.
+    """Checks that the model has positions for every sentence of a split, since no sentence is clipped.
 
     Args:
-      model: with or without trained lengths.
-      split: its name, for the message.
+      model: the model, built with or without `trained_lengths`.
+      split: name of the split, for the message.
       max_lengths: tokens of the longest source and the longest target in the split.
 
     Raises:

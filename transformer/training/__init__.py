@@ -1,6 +1,6 @@
-"""Training: optimizers, the train step, parallelism, the loop and checkpoints. It knows no task.
+"""Training: optimizers, the train step, parallelism, the loop and checkpoints.
 
-`train` takes the task as an argument, an object with the interface `Trainable`.
+This package knows no task: `train` takes the task as an argument, an object with the interface `Trainable`.
 """
 
 from transformer.training.checkpoints import Checkpoints, average, digest

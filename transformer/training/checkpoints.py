@@ -1,6 +1,7 @@
-"""Checkpoints: Orbax, written in the background, each with digests of its contents.
+"""Checkpoints, which Orbax writes in the background. Each checkpoint has digests of its contents.
 
-Orbax does not notice a flipped bit in a weight; the digests, stored in the same commit, reveal it.
+Orbax does not notice a flipped bit in a weight. The digests, stored in the same checkpoint, reveal such
+damage.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ from transformer.training.train_step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last few, and the best by the validation criterion."""
+    """The checkpoints of a run: the last few, and the best according to the validation criterion."""
 
     def __init__(self, folder: Path, keep_last: int | None = None):
-        """Opens a folder: with `keep_last` to train, otherwise to read, even while it is being trained."""
+        """Opens a folder: with `keep_last` to train, otherwise to read, even while the run trains."""
         best = BestN(
             get_metric_fn=lambda metrics: -metrics["criterion"],
             n=1,
@@ -40,7 +41,7 @@ class Checkpoints:
             ),
             item_names=("params", "opt_state", "metadata"),
         )
-        # Saved by an interruption between two validations.
+        # Steps that an interruption saved between two validations.
         self._unscored = [step for step in self.steps if self._manager.metrics(step) is None]
 
     @property
@@ -57,13 +58,13 @@ class Checkpoints:
         """Writes a state in the background.
 
         Args:
-          state: copied before this returns, so that the next update may reuse its memory.
+          state: the state. It is copied before the method returns, so the next update may reuse the memory.
           metadata: JSON data that is restored with the state.
-          criterion: ranks the checkpoint, lower is better; None where it was not measured.
+          criterion: ranks the checkpoints; lower is better. None if the criterion was not measured.
         """
         if criterion is None:
             self._unscored.append(int(state.step))
-        elif self._unscored:  # no longer needed
+        elif self._unscored:  # the new checkpoint replaces these
             self._manager.wait_until_finished()
             for step in self._unscored:
                 self._manager.delete(step)
@@ -80,7 +81,7 @@ class Checkpoints:
         )
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """Returns the latest state, in the shape of `template`, and its metadata; None without a checkpoint.
+        """Returns the latest state, in the shape of `template`, and its metadata; None if there is none.
 
         Raises:
           UserError: the checkpoint is unreadable or damaged, or has other shapes.
@@ -97,7 +98,7 @@ class Checkpoints:
         """Returns the weights of a step, in the shape of `template`, and its metadata.
 
         Raises:
-          UserError: as `restore`.
+          UserError: see `restore`.
         """
         items, metadata = self._read(step, {"params": template})
         return items["params"], metadata
@@ -127,16 +128,20 @@ class Checkpoints:
             damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
         except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(f"checkpoint {place} is unreadable: {reason}") from error
+            raise UserError(
+                f"checkpoint {place} is unreadable: {reason}; delete it to use the previous one"
+            ) from error
         if misshapen:
-            raise UserError(f"checkpoint {place} has other shapes: {', '.join(misshapen)}")
+            names = ", ".join(misshapen)
+            raise UserError(f"checkpoint {place} has other shapes: {names}; restore the run's config.json")
         if damaged:
-            raise UserError(f"checkpoint {place} is damaged: {', '.join(damaged)}")
+            names = ", ".join(damaged)
+            raise UserError(f"checkpoint {place} is damaged: {names}; delete it to use the previous one")
         return items, metadata
 
 
 def _by_path(opt_state: PyTree) -> dict[str, Any]:
-    """An optimizer's state as a flat dict: Orbax knows no NamedTuples, masks or empty states.
+    """Returns an optimizer's state as a flat dict, since Orbax knows no NamedTuples, masks or empty states.
 
     The leading number keeps the order of the leaves when Orbax sorts the names.
     """
@@ -148,13 +153,13 @@ def _by_path(opt_state: PyTree) -> dict[str, Any]:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shapes by path. Orbax restores whatever shape was stored, so they are compared."""
+    """Returns the shape of each path. Orbax restores any stored shape, so the caller compares the shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 of the paths, dtypes, shapes and values of a tree."""
+    """Returns the SHA-256 of the paths, dtypes, shapes and values of a tree."""
     state = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -164,7 +169,7 @@ def digest(tree: PyTree) -> str:
 
 
 def average(trees: list[PyTree]) -> PyTree:
-    """The mean of several weights (paper, section 6.1), summed in float64."""
+    """Returns the mean of several trees of weights (paper, section 6.1), computed in float64."""
     return jax.tree.map(
         lambda *leaves: np.mean([np.asarray(x, np.float64) for x in leaves], axis=0).astype(leaves[0].dtype),
         *trees,

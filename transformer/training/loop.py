@@ -25,21 +25,21 @@ class Observer(Protocol):
     """Shows the progress of a run."""
 
     def step(self, step: int) -> None:
-        """Called when an update was handed to the devices."""
+        """Is called after an update was handed to the devices."""
 
     def record(self, record: Record) -> None:
-        """Called when a record was written."""
+        """Is called after a record was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The end of a training session.
+    """Result of a call of `train`.
 
     Attributes:
-      step: updates done.
-      finished: whether the run is complete; otherwise the same call resumes it.
+      step: number of updates that the run has done.
+      finished: whether the run is complete; otherwise the same call resumes the run.
       tokens_seen: target tokens trained on.
-      validation: the last validation record.
+      validation: the last validation record; empty before the first validation.
       params_sha256: digest of the weights.
     """
 
@@ -55,9 +55,9 @@ class Patience:
     """Ends a run whose validation criterion has stopped falling.
 
     Attributes:
-      limit: validations in a row without a lower value that end the run; None: no limit.
+      limit: number of validations in a row without a lower value that end the run; None if there is no limit.
       best: the lowest value.
-      stale: validations since.
+      stale: number of validations since the lowest value.
     """
 
     limit: int | None
@@ -71,7 +71,7 @@ class Patience:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the run ends."""
+        """True once `limit` validations in a row brought no lower value."""
         return self.limit is not None and self.stale >= self.limit
 
 
@@ -82,17 +82,17 @@ def train(
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Trains to the end of a run, from its latest checkpoint where there is one.
+    """Trains a run to its end, from the latest checkpoint on if there is a checkpoint.
 
-    Writes checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU the weights of a run that was
-    stopped and resumed equal those of an uninterrupted one, bit for bit.
+    Writes checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU, a run that was stopped and
+    resumed has the same weights as an uninterrupted run, bit for bit.
 
     Args:
-      config: sections `optimizer` and `train`, and the hyperparameters.
-      task: what is trained.
+      config: the config; only `optimizer`, `train` and the hyperparameters are read.
+      task: the task to train.
       folder: the run folder.
       observer: is told of every step and record.
-      should_stop: asked after each step; when true, the state is saved and training returns.
+      should_stop: called after each step; if it returns true, the state is saved and training returns.
 
     Raises:
       UserError: the config or a checkpoint cannot be used, or training diverged.
@@ -100,6 +100,7 @@ def train(
     log.info("%d steps per epoch", task.steps_per_epoch)
     parallelism = make_parallelism(config.train.parallelism)
     hyperparameters = Hyperparameters.from_config(config)
+    # `task.init` draws the weights with the key of the seed itself, so the steps use another key.
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     train_step = make_train_step(task.loss, config, parallelism)
     eval_step = make_eval_step(task.loss, parallelism)
@@ -143,7 +144,7 @@ def train(
                 checkpoints.save(state, metadata, validation[task.criterion] if validate else None)
                 meter.restart()
             if patience.exhausted:
-                log.info("no better validation in %d: stopped at step %d", patience.limit, step)
+                log.info("no lower criterion in %d validations: stopped at step %d", patience.limit, step)
             if stop or patience.exhausted:
                 break
 
@@ -171,8 +172,8 @@ def _resume(
     for name, current in task.identity.items():
         if (stored := metadata["identity"].get(name)) != current:
             raise UserError(
-                f"{folder} was trained with another {name}: {stored}, now {current}; "
-                "restore it, or start a new run in another folder"
+                f"{folder} was trained with another {name} ({stored}, now {current}); "
+                f"restore the original {name}, or train in another folder"
             )
     log.info("resuming from step %d", state.step)
     return state, metadata
@@ -182,7 +183,7 @@ def _publish(record: Record, writer: MetricsWriter, observer: Observer) -> None:
     """Writes and shows a record.
 
     Raises:
-      UserError: its loss is not finite.
+      UserError: the loss of the record is not finite.
     """
     if not math.isfinite(record["loss"]):
         raise UserError(

@@ -16,8 +16,8 @@ class CrossEntropy(NamedTuple):
     """The loss of each token and its gradient.
 
     Attributes:
-      loss: smoothed, nats.
-      nll: not smoothed, nats.
+      loss: cross-entropy with label smoothing, in nats.
+      nll: cross-entropy without label smoothing, in nats.
       correct: whether no class has a higher logit than the label.
       gradient: of `loss`, with respect to the logits.
     """
@@ -31,7 +31,7 @@ class CrossEntropy(NamedTuple):
 def smoothed_cross_entropy(
     logits: Float[Array, "n v"], labels: Int[Array, "n"], epsilon: Float[Array, ""] | float
 ) -> CrossEntropy:
-    """Cross-entropy with the label mixed with the uniform distribution over all V classes.
+    """Cross-entropy whose target is the label, mixed with the uniform distribution over all V classes.
 
     The target distribution is q = (1 - eps) onehot(label) + eps / V (Szegedy et al. 2016, section 7). Then
     -sum(q log p) = logsumexp(z) - (1 - eps) z[label] - eps mean(z), which needs no one-hot matrix, and its
@@ -58,7 +58,7 @@ def summed_cross_entropy(
     counts: Bool[Array, "n"],
     epsilon: Float[Array, ""] | float,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Smoothed loss, plain loss and correct predictions, summed over the tokens that count.
+    """Returns smoothed loss, plain loss and number of correct predictions, summed where `counts` is true.
 
     The logits are computed `CHUNK` tokens at a time and never stored: the gradient of a chunk is computed
     while its logits are in memory. Of the three sums only the first has a gradient.
@@ -67,7 +67,7 @@ def summed_cross_entropy(
 
 
 def _scan_chunks(factors, labels, counts, epsilon, with_gradient):
-    """Returns the sums, and the gradient of the first with respect to the factors."""
+    """Returns the sums, and the gradient of the first sum with respect to the factors."""
     num_chunks = -(-len(labels) // CHUNK)
     size = -(-len(labels) // num_chunks)
 

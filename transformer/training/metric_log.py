@@ -1,4 +1,4 @@
-"""Records of a run: metrics.jsonl is the truth, tensorboard/ a view of it."""
+"""Records of a run. metrics.jsonl is the original; tensorboard/ shows the same records."""
 
 import json
 import time
@@ -25,11 +25,11 @@ def add_totals(totals: Iterable[Totals]) -> dict[str, float]:
 class Meter:
     """Adds up the steps since the last record.
 
-    Totals stay on the device until a record is asked for, so that the host never waits in between.
+    Totals stay on the device until a record is requested, so the host does not wait between two records.
     """
 
     def __init__(self, task: Trainable, num_steps: int, tokens_seen: int):
-        """Measures a run of `num_steps` updates that was trained on `tokens_seen` target tokens."""
+        """Measures a run of `num_steps` updates that has been trained on `tokens_seen` target tokens."""
         self._task, self._num_steps = task, num_steps
         self.tokens_seen = tokens_seen  # up to the last record
         self.restart()
@@ -88,7 +88,7 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """The records of a run folder, in order, up to the first line that is incomplete."""
+    """Returns the records of a run folder, in order, up to the first incomplete line."""
     path = folder / "metrics.jsonl"
     records = []
     for line in path.read_text().split("\n") if path.exists() else []:

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules (paper, section 5.3), as optax transformations.
 
-An entry of `OPTIMIZERS` is called inside the traced step, with a schedule over the traced peak: the learning
-rate changes without a recompilation, and any transformation of optax works as it is.
+An entry of `OPTIMIZERS` is called inside the traced step. The schedule depends on the traced peak, so the
+learning rate can change without a recompilation, and any optax transformation can be used unchanged.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Peak = Float[Array, ""] | float
 def paper(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
     """Equation 3: linear warm-up, then decay with the inverse square root of the step.
 
-    lrate = d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5), where the two meet at the peak,
+    lrate = d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5), where both terms are equal at the peak,
     (d_model * warmup_steps)^-0.5. `step` counts updates from 1.
     """
     del num_steps
@@ -64,7 +64,7 @@ def wsd(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
 
 
 def _join(config, peak, schedules, boundaries) -> optax.Schedule:
-    """A linear warm-up and then the schedules; the first update has a rate above 0."""
+    """Returns a linear warm-up followed by the schedules. The first update has a rate above 0."""
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     joined = optax.join_schedules([warmup, *schedules], [config.warmup_steps, *boundaries])
     return lambda count: jnp.asarray(joined(count + 1), jnp.float32)
@@ -85,7 +85,7 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, Peak, int], optax.Schedule]] = {
 
 
 def adam(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015), the paper's."""
+    """Adam (Kingma and Ba 2015), the paper's optimizer."""
     return optax.adam(learning_rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
 
@@ -107,8 +107,8 @@ def adamw(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Gradi
 def muon(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the kernels of dense layers; all other weights take Adam.
 
-    The momentum of a kernel is orthogonalized before it is applied. Both have Nesterov momentum. Only kernels
-    decay.
+    The momentum of a kernel is orthogonalized before it is applied. Muon and Adam have Nesterov momentum.
+    Only kernels decay.
 
     Differs from the paper: the optimizer.
     """
@@ -149,7 +149,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.Gradient
 
 
 def make_schedule(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
-    """The learning rate that a config names, given the number of updates done.
+    """Returns the schedule that a config names, which maps the number of updates to the learning rate.
 
     Raises:
       UserError: an unknown name, or fewer steps than the schedule needs.
@@ -158,7 +158,7 @@ def make_schedule(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.
 
 
 def make_optimizer(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that a config names, behind a clip of the gradient's global norm where one is set.
+    """Returns the optimizer that a config names. If `clip_norm` is set, the gradient is clipped first.
 
     Raises:
       UserError: an unknown name.

@@ -1,7 +1,7 @@
-"""Devices. The step is written once, for one device; parallelism sums it over several.
+"""Parallelism over devices. A step is written for one device; a parallelism sums over several devices.
 
-Batches are split by rows. States are replicated and stay plain trees, so that a checkpoint does not depend on
-the devices.
+Each device gets some rows of a batch. States are replicated and stay plain trees, so a checkpoint does not
+depend on the devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Parallelism(Protocol):
     """Compiles functions of (state, batch, key, hyperparameters) and splits their batches."""
 
     def compile(self, function: Callable, donate_state: bool = False) -> Callable:
-        """Compiles a function; of its four arguments only the second, the batch, is split."""
+        """Compiles a function of four arguments. Only the second argument, the batch, is split."""
 
     def put(self, tree: Any) -> Any:
         """Moves a state to its devices, in the form in which the compiled functions return it."""
@@ -28,11 +28,11 @@ class Parallelism(Protocol):
         """Sums over the devices, inside a compiled function."""
 
     def shard(self, batch: PyTree, parts: int = 1) -> PyTree:
-        """Moves a batch of this process to its devices, with `parts` equal parts on each."""
+        """Moves a batch of this process to the devices, with `parts` equal parts on each device."""
 
 
 class Single:
-    """One device."""
+    """Runs on one device."""
 
     def compile(self, function, donate_state=False):
         return jax.jit(function, donate_argnums=(0,) if donate_state else ())
@@ -54,7 +54,7 @@ class Pmap:
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
-        """Uses `devices`; None: all of them."""
+        """Uses `devices`; if None, all devices."""
         self._devices = list(devices or jax.devices())
         self._num_local = sum(device.process_index == jax.process_index() for device in self._devices)
 
@@ -83,12 +83,12 @@ PARALLELISMS: dict[str, Callable[[], Parallelism]] = {
 
 
 def make_parallelism(name: str) -> Parallelism:
-    """The parallelism that a config names."""
+    """Returns the parallelism that a config names."""
     return choose(PARALLELISMS, name, "train.parallelism")()
 
 
 def pad_batch(batch: PyTree, multiple: int) -> PyTree:
-    """Adds rows of zeros, which are padding and weigh nothing, up to a multiple."""
+    """Adds rows of padding, which do not count, up to a multiple of `multiple` rows."""
 
     def pad(x):
         return np.pad(x, ((0, -len(x) % multiple),) + ((0, 0),) * (x.ndim - 1))

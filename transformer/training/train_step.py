@@ -1,4 +1,4 @@
-"""One update and one validation batch: pure functions of state and batch, compiled by a parallelism."""
+"""The steps of training and of validation: pure functions, which a parallelism compiles."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
     """Everything that training changes.
 
     Attributes:
-      step: updates done.
+      step: number of updates done.
       params: the weights, float32.
       opt_state: the state of the optimizer.
     """
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Figures of an update besides its totals."""
+    """Figures of an update that are not in its totals."""
 
     gradient_norm: Float[Array, ""]  # of the mean loss, before clipping
     learning_rate: Float[Array, ""]
@@ -43,7 +43,7 @@ EvalStep = Callable[[PyTree, PyTree, None, Hyperparameters], Totals]
 
 
 def init_state(params: PyTree, config: ExperimentConfig) -> TrainState:
-    """The state before the first update.
+    """Returns the state before the first update.
 
     Raises:
       UserError: an optimizer or a schedule that does not exist or does not fit the config.
@@ -78,7 +78,7 @@ def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Para
 
 
 def make_eval_step(loss_fn: LossFn, parallelism: Parallelism) -> EvalStep:
-    """Compiles the totals of a batch, without dropout."""
+    """Compiles a function that returns the totals of a batch, without dropout."""
 
     def eval_step(params, batch, key, hyperparameters):
         return parallelism.reduce(loss_fn(params, batch, key, hyperparameters)[1])
@@ -87,7 +87,7 @@ def make_eval_step(loss_fn: LossFn, parallelism: Parallelism) -> EvalStep:
 
 
 def _summed_gradients(loss_fn, params, batch, key, hyperparameters, num_parts) -> tuple[PyTree, Totals]:
-    """Summed gradients and totals of a batch, computed in equal parts one after the other."""
+    """Sums gradients and totals over equal parts of a batch, which are computed one after another."""
 
     def gradients_of(batch):
         return jax.grad(loss_fn, has_aux=True)(params, batch, key, hyperparameters)

@@ -18,7 +18,7 @@ class Hyperparameters(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ExperimentConfig) -> "Hyperparameters":
-        """The values of a config; without `optimizer.learning_rate`, the paper's peak."""
+        """Returns the values of a config. If `optimizer.learning_rate` is None, the paper's peak is used."""
         return cls(
             learning_rate=config.optimizer.learning_rate or paper_peak(config),
             dropout_rate=config.model.dropout_rate,
@@ -26,8 +26,8 @@ class Hyperparameters(NamedTuple):
         )
 
 
-# Sums over a batch, to be added over parts, devices, steps and batches. At least "loss", which is minimized,
-# and "count", by which its gradient is divided: tokens of the target, or examples.
+# Sums over a batch, which can be added over parts, devices, steps and batches. Two sums are required: "loss",
+# which is minimized, and "count" (of target tokens or examples), which divides the gradient of the loss.
 Totals = dict[str, Float[Array, ""]]
 
 # (params, batch, key, hyperparameters) -> (summed loss, totals); without a key, no dropout.
@@ -35,13 +35,13 @@ LossFn = Callable[[PyTree, PyTree, Key[Array, ""] | None, Hyperparameters], tupl
 
 
 class Trainable(abc.ABC):
-    """A task, as the trainer sees it. `transformer.tasks` has the ones that a config can name.
+    """Interface of a task to training. `transformer.tasks` has the tasks that a config can name.
 
     Attributes:
-      identity: text that names the config, the data and the vocabulary; a checkpoint resumes only where
-        all of it is equal.
-      metadata: JSON data stored in each checkpoint, for those who use the trained model.
-      steps_per_epoch: updates that show every example once.
+      identity: names of the config, the data and the vocabulary. A checkpoint can be resumed only if all are
+        equal.
+      metadata: JSON data stored in each checkpoint; `Task.load_model` reads it.
+      steps_per_epoch: number of updates that use every example once.
       criterion: the entry of `summary` that ranks checkpoints and ends training early; lower is better.
     """
 
@@ -62,7 +62,7 @@ class Trainable(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, first_step: int) -> Iterator[PyTree]:
-        """Yields this process's rows of the batch of each step from `first_step` on, counted from 0."""
+        """Yields this process's rows of each batch, from step `first_step` on. The first step is 0."""
 
     @abc.abstractmethod
     def validation_batches(self) -> Iterator[PyTree]:
@@ -70,4 +70,4 @@ class Trainable(abc.ABC):
 
     @abc.abstractmethod
     def summary(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Returns the figures that totals stand for: at least "loss", a mean, and the criterion."""
+        """Returns figures that follow from totals: at least the mean "loss", and the criterion."""
