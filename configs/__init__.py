@@ -1,4 +1,5 @@
-"""Experiment configs: each file states a claim and defines `get_config`; `sweeps/` holds studies.
+"""Experiment configs. The docstring of each file states a claim, and `get_config` returns the config.
 
-A config file is named on the command line: `--config=configs/multi30k.py:cpu`.
+Name a config file on the command line: `--config=configs/multi30k.py:cpu`. The folder `sweeps/` holds
+studies.
 """

@@ -1,7 +1,7 @@
 """The paper's base model on WMT 2014 English-German: 65M parameters, 27.3 BLEU after 100,000 steps.
 
-Every other config starts from this one, whose values are the defaults of `ExperimentConfig`. We have not
-trained it: the figures are the paper's (Table 2).
+Every other config starts from this one. All values are the defaults of `ExperimentConfig`. We have not
+trained this model; the figures are the paper's (Table 2).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Variants = Mapping[str, Callable[[ConfigDict], None]]
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Returns the config of this file; every config file defines a function of this name and signature."""
+    """Returns the config. Every config file defines a function with this name and signature."""
     return with_arguments(defaults(), argument, {})
 
 
@@ -27,13 +27,13 @@ def defaults() -> ConfigDict:
 
 
 def _config_dict(section) -> ConfigDict:
-    # Without conversion `data.options` stays a plain dict, which takes any key.
+    # Without conversion, `data.options` stays a plain dict, which accepts any key.
     config = ConfigDict(convert_dict=False)
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             value = _config_dict(value)
-        elif value is None:  # a placeholder keeps the type, so that a config may set the field
+        elif value is None:  # a placeholder stores the type of the field, which a config may set
             kind, *_ = (kind for kind in typing.get_args(field.type) if kind is not types.NoneType)
             value = config_dict.placeholder(kind)
         config[field.name] = value
@@ -46,17 +46,17 @@ def with_arguments(
     variants: Variants,
     alternatives: Sequence[Collection[str]] = (),
 ) -> ConfigDict:
-    """Applies the arguments after the name of a config, in the order of `variants`.
+    """Applies the arguments that follow the name of a config file, in the order of `variants`.
 
     Args:
-      config: changed in place, and returned.
-      argument: comma-separated words, as in `configs/multi30k.py:cpu,smoke`.
-      variants: the change that each word makes. Every config accepts `smoke`, which comes last unless
-        `variants` places it.
-      alternatives: groups of words that exclude each other.
+      config: the config, which is changed in place and returned.
+      argument: comma-separated words, such as `cpu,smoke` in `configs/multi30k.py:cpu,smoke`.
+      variants: for each word, a function that changes the config. Every config also accepts the word `smoke`,
+        which is applied last unless `variants` contains `smoke`.
+      alternatives: groups of words; at most one word of each group may be given.
 
     Raises:
-      UserError: an unknown word, or two alternatives.
+      UserError: a word is unknown, or two words of a group are given.
     """
     words = dict.fromkeys(word for word in argument.split(",") if word)
     known = {**variants, "smoke": smoke}
@@ -73,10 +73,10 @@ def with_arguments(
 
 
 def smoke(config: ConfigDict) -> None:
-    """Shrinks a config so that it trains in seconds; its scores mean nothing."""
+    """Shrinks a config so that training takes seconds. The scores of such a run have no meaning."""
     config.model.update(num_layers=1, d_model=32, d_ff=64, num_heads=2)
     config.data.vocab_size = 300
-    if config.data.name == "number_words":
+    if "lists" in config.data.options:
         config.data.options = {**config.data.options, "lists": 200}
     config.optimizer.update(warmup_steps=10, learning_rate=3e-3)
     config.train.update(steps=20, batch_tokens=256, log_every=5, validate_every=10)

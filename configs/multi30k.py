@@ -2,14 +2,14 @@
 
     python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k
 
-The recipe has at most 8,000 steps of 8,192 target tokens and ends after 10 validations without a lower loss.
-Tokenised lower-cased BLEU on test_2016_flickr, mean of the last 10 checkpoints, beam 5: 40.74 ± 0.03 over
-seeds 0 to 2 in 5.4 minutes, three runs at once on one H200 (jax 0.11.2, 2026-11-26); Wu et al. report 41.02.
-`multi30k.py:cpu`, one seed: 40.59 after 8,680 steps in 26 minutes on two busy CPU cores (jax 0.10.2,
-2026-11-24).
+Training has at most 8,000 steps of 8,192 target tokens and ends after 10 validations without a lower loss.
+The tokenized, lower-cased BLEU on test_2016_flickr is 40.74 ± 0.03 over seeds 0 to 2; Wu et al. report 41.02.
+These scores use the mean of the last 10 checkpoints and a beam of 5. Three runs at once took 5.4 minutes on
+one H200 (jax 0.11.2, 2026-11-26). `multi30k.py:cpu` reached 40.59 with one seed, after 8,680 steps in 26
+minutes on two busy CPU cores (jax 0.10.2, 2026-11-24).
 
-Arguments: `de-en` for the other direction, `raw` for the plain text in place of the lower-cased, tokenised
-text, `cpu` for a run on two cores.
+Arguments: `de-en` translates from German to English, `raw` uses the plain text instead of the lower-cased,
+tokenized text, and `cpu` is for two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _cpu(config: ConfigDict) -> None:
-    config.model.dropout_rate = 0.2  # 40 epochs; the full recipe has up to 148
+    config.model.dropout_rate = 0.2  # for 40 epochs; the full recipe has up to 148
     config.optimizer.update(warmup_steps=1_000, learning_rate=4e-3)
     config.train.update(steps=8_680, batch_tokens=2_048, validate_every=217)
 

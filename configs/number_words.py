@@ -1,10 +1,10 @@
-"""English number lists into German, 98.0% exact match on 1,000 unseen lists: the demo.
+"""The demo: translates English number lists into German, with 98.0% exact match on 1,000 unseen lists.
 
     python -m experiments.train --config=configs/number_words.py --workdir=runs/demo
 
-Measured 2026-11-23, two CPU cores, jax 0.10.2: four minutes of training.
+Training took four minutes on two CPU cores (jax 0.10.2, 2026-11-23).
 
-Arguments: a pair of languages that num2words writes, as in `number_words.py:en-ko`.
+Arguments: `en-fr`, `en-ko`, `en-es` or `en-tr` for another target language.
 """
 
 import functools
@@ -19,7 +19,7 @@ TARGETS = ("de", "fr", "ko", "es", "tr")
 def get_config(argument: str = "") -> ConfigDict:
     config = base.defaults()
     config.model.update(num_layers=2, d_model=128, d_ff=512, num_heads=4, dropout_rate=0.0)
-    config.data.update(name="number_words", vocab_size=512, row_length=64)
+    config.data.update(name="number_words", vocab_size=512, row_length=64, options={"lists": 50_000})
     config.optimizer.update(warmup_steps=300, learning_rate=2e-3)
     config.train.update(steps=1_200, batch_tokens=1_024, log_every=50, validate_every=300)
     variants = {f"en-{target}": functools.partial(_translate_to, target) for target in TARGETS}

@@ -1,18 +1,19 @@
-"""Table 3: each row is one line, at the paper's scale and at a small scale.
+"""The rows of the paper's Table 3, each at the paper's scale and at a small scale.
 
     python -m experiments.describe --config=configs/table3.py:C-N2
     python -m experiments.train --config=configs/table3.py:C-N2,number_words --workdir=runs/c-n2
 
-Arguments: a row; `multi30k` or `number_words` for small data and the small values of the row. Without a
-row: base. We have not trained the paper's scale, which is WMT 2014 through TFDS: the paper's Table 3 has
-perplexity and BLEU of each row on newstest2013. As there, no checkpoints are averaged.
+Arguments: the name of a row (`base` by default), and `multi30k` or `number_words` for the small scale, which
+has small data and small values of each row. The paper's scale is WMT 2014 through TFDS. We have not trained
+at that scale; the paper's Table 3 has the perplexity and BLEU of each row on newstest2013. As in that table,
+no checkpoints are averaged.
 
-The small base is configs/multi30k.py (4 layers, d_model 128, d_ff 256, 4 heads, dropout 0.3), or
-configs/number_words.py with d_ff 256 and dropout 0.1 (2 layers, d_model 128, 4 heads), so that the small
-values change either of them. The small `big` has the dropout and the number of steps of its base.
+At the small scale, rows change configs/multi30k.py (4 layers, d_model 128, d_ff 256, 4 heads, dropout 0.3) or
+configs/number_words.py with d_ff 256 and dropout 0.1 (2 layers, d_model 128, 4 heads). The small values of a
+row differ from both configs. The small `big` keeps the dropout and the number of steps.
 
-`smoke` shrinks the base before the row is applied, so every row still changes it, except A-h4 and C-N2,
-whose small values are those of smoke.
+`smoke` shrinks the config before the row is applied. So every row still changes the config, except A-h4 and
+C-N2, whose small values equal the values of `smoke`.
 """
 
 import functools
@@ -25,18 +26,19 @@ from configs import base, big, multi30k, number_words
 
 
 class Row(NamedTuple):
-    """Changes of a row: dotted config keys and their values.
+    """The changes of a row: new values by dotted config key.
 
     Attributes:
-      paper: at the paper's scale.
-      small: with `multi30k`, `number_words` or `smoke`.
+      paper: the changes at the paper's scale.
+      small: the changes with `multi30k`, `number_words` or `smoke`.
     """
 
     paper: Mapping[str, Any]
     small: Mapping[str, Any]
 
 
-# The paper does not say how many positions it learns; 1,024 would add 1.05M parameters, its column none.
+# The paper does not say how many positions row E learns. 1,024 positions would add 1.05M parameters, but
+# Table 3 lists no additional parameters for this row.
 LEARNED = {"model.positions": "learned", "model.max_positions": 512}
 
 ROWS = {
@@ -67,7 +69,7 @@ SCALES = ("multi30k", "number_words")
 def get_config(argument: str = "") -> ConfigDict:
     small = any(word in (*SCALES, "smoke") for word in argument.split(","))
     rows = {name: functools.partial(_change, row.small if small else row.paper) for name, row in ROWS.items()}
-    # In this order: the data, then smoke, then the row.
+    # Applied in this order: the data, then smoke, then the row.
     variants = {"multi30k": _multi30k, "number_words": _number_words, "smoke": base.smoke, **rows}
     return base.with_arguments(base.defaults(), argument, variants, alternatives=[SCALES, rows])
 

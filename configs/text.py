@@ -1,11 +1,11 @@
-"""Your parallel text: a small model, for some thousand pairs and up.
+"""A small model for your own parallel text, which should have at least a few thousand pairs.
 
     python -m experiments.train --config=configs/text.py --workdir=runs/mine \\
         --config.data.source=en --config.data.target=is --config.data.options.train=pairs.tsv
 
-`data.options.train` is one file of tab-separated pairs or two files, source,target; each may be .gz.
-`data.options.validation` and `data.options.test` have the same forms. A split without a file is held out of
-the training text.
+`data.options.train` is one file of tab-separated pairs, or two files: `source,target`. Each file may be
+compressed (.gz). `data.options.validation` and `data.options.test` have the same forms. If `validation` or
+`test` has no file, pairs of the training text are held out for that split.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "held_out": 2_000,
         "min_characters": 1,
         "max_characters": 1_000,
-        # As in clean-corpus-n of Moses; loose enough for Chinese, which needs a third of the characters.
+        # The value of Moses' clean-corpus-n. Loose enough for Chinese, which needs a third of the characters.
         "max_ratio": 9.0,
         "deduplicate": True,
     }

@@ -1,16 +1,17 @@
-"""WMT 2014 as the paper trains it (sections 5 and 6, Table 2): base, 27.3 BLEU English to German.
+"""The paper's training on WMT 2014 (sections 5 and 6): base has 27.3 BLEU from English to German (Table 2).
 
     python -m experiments.prepare --config=configs/wmt14.py
     python -m experiments.train --config=configs/wmt14.py --workdir=runs/wmt14
     python -m experiments.evaluate --workdir=runs/wmt14
 
-Arguments: `big` for the big model (28.4), `en-fr` for English to French (base 38.1, big 41.8).
+Arguments: `big` for the big model (28.4 BLEU), `en-fr` for English to French (base 38.1, big 41.8 BLEU).
 
-We have not trained it: the figures are the paper's, on tokenised text with split German compounds, unlike
-any score of ours. The averaged checkpoints are 10 minutes apart on the paper's machine: 1,500 steps of base,
-600 of big. The validation split of TFDS is newstest2013, its test split newstest2014.
+We have not trained these models; the figures are the paper's. The paper computes BLEU on tokenized text with
+split German compounds; of our scores, only `bleu_legacy` does so. The averaged checkpoints are 1,500 steps
+apart for base and 600 steps for big, which took 10 minutes on the paper's machine. TFDS has newstest2013 as
+the validation split and newstest2014 as the test split.
 
-Differs from the paper: for French, BPE in place of WordPiece.
+Differs from the paper: for French, the vocabulary is BPE instead of WordPiece.
 """
 
 from ml_collections import ConfigDict
@@ -33,4 +34,4 @@ def _big(config: ConfigDict) -> None:
 
 def _french(config: ConfigDict) -> None:
     config.data.update(name="wmt14_translate/fr-en", target="fr", vocab_size=32_000)
-    config.model.dropout_rate = 0.1  # of big as well
+    config.model.dropout_rate = 0.1  # also for big, as in the paper

@@ -1,4 +1,4 @@
-"""Attention of a model for many lines, in a file that NumPy reads."""
+"""Writes the attention weights of many translated lines into one .npz file."""
 
 import zipfile
 from pathlib import Path
@@ -7,16 +7,17 @@ import numpy as np
 
 from experiments.run_folder import Trained
 from transformer.config import EOS
-from transformer.evaluation.attention import attention_weights
+from transformer.evaluation.attention import AttentionWeights, attention_weights
 
 
 class AttentionFile:
     """An .npz file with the attention weights of many lines, written line by line.
 
-    For line i, counted from 1, it holds the tokens as text, `i/source` and `i/target`, and the weights of
-    `AttentionWeights`: `i/encoder` [layers, h, s, s], `i/decoder` [layers, h, t, t] and `i/cross`
-    [layers, h, t, s]. Recurrent models have `i/cross` only. The queries and keys of the decoder are its
-    inputs: target token i is predicted from query i, which reads target token i - 1.
+    A key begins with the number n of the line, counted from 1. `n/source` and `n/target` hold the tokens as
+    text. `n/encoder` [layers, h, s, s], `n/decoder` [layers, h, t, t] and `n/cross` [layers, h, t, s] hold
+    the fields of `AttentionWeights`; recurrent models have `n/cross` only. The decoder reads the target
+    shifted by one token: query i reads target token i - 1 and predicts target token i. Key j of `n/decoder`
+    stands for target token j - 1.
     """
 
     def __init__(self, path: str | Path, trained: Trained):
@@ -32,14 +33,12 @@ class AttentionFile:
         self._file = zipfile.ZipFile(path, "w")
 
     def add(self, number: int, text: str, translation: str) -> None:
-        """Writes the weights with which the model reads `translation` after `text`; none for a blank line."""
-        trained, tokenizer = self._trained, self._trained.tokenizer
-        source, target = tokenizer.encode_all([text, translation])
+        """Writes the attention weights of the model for `text` and `translation`; skips a blank line."""
+        tokenizer = self._trained.tokenizer
+        source = tokenizer.encode(text)
         if len(source) == 1 or text.isspace():
             return
-        # The translation may have reached the last position without an end; then its EOS has none.
-        target = target[: trained.model.max_lengths.target]
-        weights = attention_weights(trained.model, trained.params, source, target)
+        target, weights = translation_attention(self._trained, source, translation)
         arrays = {"source": tokenizer.names(source), "target": tokenizer.names(target), **weights._asdict()}
         for name, values in arrays.items():
             if values is not None:
@@ -51,3 +50,12 @@ class AttentionFile:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+
+
+def translation_attention(
+    trained: Trained, source: list[int], translation: str
+) -> tuple[list[int], AttentionWeights]:
+    """Returns the tokens of a translation, and the attention weights with which they are predicted."""
+    # If the translation was cut off at the last position, no position is left for EOS.
+    target = trained.tokenizer.encode(translation)[: trained.model.max_lengths.target]
+    return target, attention_weights(trained.model, trained.params, source, target)

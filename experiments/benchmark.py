@@ -1,19 +1,22 @@
-"""Times training and translation. Nothing else should run at the same time.
+"""Measures the speed of training and translation. Nothing else should run at the same time.
 
     python -m experiments.benchmark train --json --peer=torch
     python -m experiments.benchmark decode --json --peer=ctranslate2,transformers
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
 
-`train`: text of mixed lengths, beside the matrix-product rate of the same machine in the same process.
-Utilisation is the share of that rate that the matrix products of the model reach, padding not counted.
-`decode`: beam search for 24 tokens of each of 128 sentences, the encoder included; peers have the same
-weights, and their outputs are compared with ours. `lengths`: the variants of a study on sentences of one
-length after another, with a constant number of tokens per batch.
+`train` times training on sentences of mixed lengths. Utilisation compares the FLOPs per second of the model's
+matrix products, without padding, with the FLOPs per second that the machine reaches on large matrices.
+`decode` times beam search for 128 sentences, encoder included. Each output has 24 tokens. `lengths` times
+training of the variants of a study at several sentence lengths, with the same number of tokens per batch.
+
+Peers are other toolkits that do the same work in the same rounds. For `decode`, peers use the same weights,
+and the benchmark compares the outputs of peers with ours.
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
@@ -28,31 +31,44 @@ SUBCOMMANDS = ("train", "decode", "lengths")
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_bool("json", False, "Print JSON.", flag_values=flags)
+    absl_flags.DEFINE_bool("json", False, "Print the results as JSON.", flag_values=flags)
     absl_flags.DEFINE_list(
         "peer",
         "",
-        "Peers timed in the same run, separated by commas. train: torch; decode: ctranslate2, transformers.",
+        "Other toolkits to time in the same rounds, separated by commas: torch for train; ctranslate2 and "
+        "transformers for decode.",
         flag_values=flags,
     )
     absl_flags.DEFINE_string(
         "sweep",
         "configs/sweeps/recurrence.py",
-        "lengths: study whose variants are timed.",
+        "For lengths: study file whose variants are timed.",
         flag_values=flags,
     )
     absl_flags.DEFINE_list(
-        "lengths", "16,64,256,1024", "lengths: tokens per sentence, separated by commas.", flag_values=flags
+        "lengths",
+        "16,64,256,1024",
+        "For lengths: numbers of tokens per sentence, separated by commas.",
+        flag_values=flags,
     )
     absl_flags.DEFINE_integer(
-        "batch_tokens", 4_096, "lengths: target tokens per step.", lower_bound=1, flag_values=flags
+        "batch_tokens", 4_096, "For lengths: target tokens per step.", lower_bound=1, flag_values=flags
     )
-    absl_flags.DEFINE_string("figure", None, "lengths: image file of the plot.", flag_values=flags)
-    absl_flags.DEFINE_list("shape", "tiny,base", "Shapes to time, separated by commas.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "figure", None, "For lengths: image file to which the plot is written.", flag_values=flags
+    )
+    absl_flags.DEFINE_list(
+        "shape",
+        "tiny,base",
+        "For train and decode: model sizes to time, separated by commas.",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_integer(
-        "repeats", 5, "Rounds; medians are over them.", lower_bound=1, flag_values=flags
+        "repeats", 5, "Number of rounds; results are medians over rounds.", lower_bound=1, flag_values=flags
     )
-    absl_flags.DEFINE_float("seconds", 10, "Approximate duration of a turn.", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "seconds", 10, "Approximate seconds per round for each toolkit or variant.", flag_values=flags
+    )
 
 
 def main(flags: FlagValues, subcommand: str) -> None:
@@ -80,7 +96,7 @@ def _train(flags: FlagValues) -> None:
     table = Table("", *results)
     _add_rows(table, TRAIN_ROWS, results)
     for peer, by_shape in peers.items():
-        _add_rows(table, {f"{peer}: tokens per second": _rate, "  ours to theirs": _ratio}, by_shape)
+        _add_rows(table, {f"{peer}: tokens per second": _rate, RATIO_LABEL: _ratio}, by_shape)
     Console().print(table)
 
 
@@ -94,7 +110,7 @@ def _decode(flags: FlagValues) -> None:
     for peer in flags.peer:
         choose(PEERS, peer, "--peer").require(f"--peer={peer}")
     if flags.peer and (backend := jax.default_backend()) != "cpu":
-        raise UserError(f"--peer compares on a CPU, and JAX is on {backend}; set JAX_PLATFORMS=cpu")
+        raise UserError(f"--peer compares toolkits on the CPU, but JAX uses {backend}; set JAX_PLATFORMS=cpu")
     results = {}
     for name, shape in shapes.items():
         print(f"timing {name}: {flags.repeats} rounds", file=sys.stderr)
@@ -116,6 +132,8 @@ def _lengths(flags: FlagValues) -> None:
     from experiments.speed.lengths import benchmark_lengths
     from experiments.study.sweep import expand, load_sweep
 
+    if flags.figure is not None and not (folder := Path(flags.figure).parent).is_dir():
+        raise UserError(f"--figure={flags.figure}: there is no folder {folder}; create it first")
     cli.use_compilation_cache()
     lengths = sorted(_length(text, flags.batch_tokens) for text in flags.lengths)
     configs = {run.variant: run.config for run in expand(load_sweep(flags.sweep), {}, seeds=1)}
@@ -136,7 +154,8 @@ def _lengths(flags: FlagValues) -> None:
 def _length(text: str, batch_tokens: int) -> int:
     if not text.isdigit() or not 2 <= int(text) <= batch_tokens:
         raise UserError(
-            f"--lengths has {text!r}; each must be a whole number from 2 to --batch_tokens ({batch_tokens})"
+            f"--lengths has {text!r}; a length must be a whole number "
+            f"from 2 to --batch_tokens ({batch_tokens})"
         )
     return int(text)
 
@@ -153,8 +172,9 @@ def _spread(result: Mapping[str, Any]) -> str:
     return "{:,.0f} to {:,.0f}".format(*result["spread"])
 
 
-Rows = dict[str, Callable[[Mapping[str, Any]], str]]  # label -> cell of a result
+Rows = dict[str, Callable[[Mapping[str, Any]], str]]  # label of a row -> function from a result to the cell
 
+RATIO_LABEL = "  our speed divided by the peer's"
 TRAIN_ROWS: Rows = {
     "useful target tokens per second": _rate,
     "  slowest to fastest round": _spread,
@@ -172,11 +192,11 @@ DECODE_ROWS: Rows = {
 }
 PEER_ROWS: Rows = {
     "  slowest to fastest round": _spread,
-    "  ours to theirs": _ratio,
+    RATIO_LABEL: _ratio,
     "  settings": lambda result: result["settings"],
     "  outputs identical, tied": lambda result: f"{result['identical']:.1%}, {result['tied']:.1%}",
-    "  theirs more probable by": lambda result: f"{result['score_difference']:+.1e} nats",
-    "  given tokens differ by": lambda result: f"{result['log_prob_difference']:.1e} nats",
+    "  log-probability, peer's minus ours": lambda result: f"{result['score_difference']:+.1e} nats",
+    "  largest difference on given tokens": lambda result: f"{result['log_prob_difference']:.1e} nats",
 }
 
 

@@ -2,11 +2,12 @@
 
 A command is a module with
 
-    define_flags(flags)     defines its flags on an `absl.flags.FlagValues`
-    main(flags)             runs it and returns an exit status; None is 0
-    SUBCOMMANDS             optional: names, one of which is given to `main` as its second argument
+    define_flags(flags)     defines the command's flags on an `absl.flags.FlagValues`
+    main(flags)             runs the command and returns an exit status; None means 0
+    SUBCOMMANDS             optional: names of subcommands; `main` gets the chosen name as a second argument
 
-`run` runs a command as the process; `call` runs it in the current process, which tests do.
+`run` runs a command and ends the process with the command's exit status. `call` returns the exit status;
+tests use `call`.
 """
 
 import contextlib
@@ -31,13 +32,13 @@ from transformer.config import ExperimentConfig, UserError
 from transformer.files import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
-ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # by the parser's own description
+ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
 
 def run(module: ModuleType) -> None:
-    """Runs a command as this process, and exits with its status."""
+    """Runs a command, then ends this process with the command's exit status."""
     keep_freed_memory()
-    absl_flags.FLAGS.mark_as_parsed()  # Grain reads them
+    absl_flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     sys.unraisablehook = _report_unraisable
     sys.exit(call(module, sys.argv[1:]))
 
@@ -45,12 +46,12 @@ def run(module: ModuleType) -> None:
 def call(module: ModuleType, arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit status.
 
-    Errors that a user can mend are printed on standard error in one line. Any other exception is a bug and
-    is raised; the process then ends with status 1.
+    An error that the user can mend is printed as one line on standard error. Any other exception is a bug:
+    `call` raises the exception, and the process ends with status 1.
 
     Args:
       module: the command.
-      arguments: the words after its name.
+      arguments: the words that follow the command's name on the command line.
     """
     if "--help" in arguments:
         print(_help(module))
@@ -62,8 +63,8 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
         except UserError as error:
             return _refuse(error)
         except PermissionError as error:
-            return _refuse(f"{error.filename}: {error.strerror}; change its permissions or name another file")
-        except BrokenPipeError:  # the reader of our output has ended
+            return _refuse(f"{error.filename}: {error.strerror}; change the permissions or name another file")
+        except BrokenPipeError:  # the process that reads our output has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
@@ -79,28 +80,30 @@ def define_config(flags: FlagValues, required: bool = False) -> None:
     absl_flags.DEFINE_string(
         "config",
         None,
-        "Config file, with its arguments after a colon. --config.FIELD=VALUE changes a field of it.",
+        "Config file; a colon and arguments may follow. --config.FIELD=VALUE changes a field of the config.",
         flag_values=flags,
         required=required,
     )
-    # Arguments --config.FIELD=VALUE become values of this flag.
+    # Each argument --config.FIELD=VALUE becomes a value of this flag.
     absl_flags.DEFINE_multi_string(
-        "config_field", [], "FIELD=VALUE, as --config.FIELD=VALUE.", flag_values=flags
+        "config_field", [], "FIELD=VALUE; write --config.FIELD=VALUE instead.", flag_values=flags
     )
 
 
 def config(flags: FlagValues) -> ExperimentConfig | None:
-    """Returns the checked config of `--config`; None where the flag was not given.
+    """Returns the checked config that `--config` names; if the flag is missing, returns None.
 
     Raises:
-      UserError: the config cannot be loaded or is wrong.
+      UserError: the config cannot be loaded, or a value in the config is wrong.
     """
     from transformer.tasks import resolve
 
     changes = read_changes(flags.config_field, "config")
     if flags.config is None:
         for key in changes:
-            raise UserError(f"--config.{key} needs --config; a run resumes with its own config.json")
+            raise UserError(
+                f"--config.{key} needs --config; add --config=FILE, or give --workdir alone to resume a run"
+            )
         return None
     return resolve(load_config(flags.config, changes))
 
@@ -111,35 +114,36 @@ def define_workdir(flags: FlagValues) -> None:
 
 
 def define_changes(flags: FlagValues) -> None:
-    """Defines the repeated `--set` flag of the commands that use a trained model."""
+    """Defines the flag `--set` of the commands that use a trained model. The flag may be repeated."""
     absl_flags.DEFINE_multi_string(
         "set",
         [],
-        "Changes a field of the run's config for this call, as in --set=decode.beam_size=8: any field of "
-        "decode, model.overflow or model.dtype. May be given several times.",
+        "Changes a field of the run's config for this call only, for example --set=decode.beam_size=8. All "
+        "fields of decode, model.overflow and model.dtype can change. May be given several times.",
         flag_values=flags,
     )
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk for later processes, unless a folder for them is configured already."""
+    """Keeps compiled programs on disk for later processes, unless JAX already has a folder for programs."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        # One folder per machine: programs for one CPU may not run on another.
+        # One folder per machine, because a program compiled for one CPU may not run on another CPU.
         folder = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 class StopSignal:
-    """A context in which the first SIGTERM or Ctrl-C only asks for a stop; the second ends the process.
+    """Context manager: the first SIGTERM or Ctrl-C only requests a stop.
 
-    Calling the object returns whether a stop was asked for.
+    A second signal of the same kind ends the process. Calling the object returns whether a stop was
+    requested.
     """
 
     def __init__(self, message: str):
-        """Prints `message` on standard error when the first signal arrives."""
+        """Sets the message that is printed on standard error when the first signal arrives."""
         self._message = message
         self._received = False
 
@@ -164,14 +168,15 @@ class StopSignal:
 def keep_freed_memory() -> None:
     """Makes glibc reuse freed memory instead of returning it to the system.
 
-    XLA on CPU allocates the memory of a step again at each step. By default glibc maps and unmaps such large
-    blocks, and the system clears every page each time. Does nothing with another C library.
+    On CPU, XLA allocates memory when a step begins and frees the memory when the step ends. By default, glibc
+    returns such large blocks to the system. At the next step the system must then clear every page again.
+    With another C library, the function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-8, 1)  # M_ARENA_MAX: all threads share one heap
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped separately
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is returned
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: no freed memory is returned
 
 
 def _define(module: ModuleType) -> FlagValues:
@@ -187,10 +192,10 @@ def _help(module: ModuleType) -> str:
 
 
 def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, list[str]]:
-    """Returns the flags, and the subcommand where the command has some.
+    """Returns the flags and the remaining words: the subcommand, if the command has subcommands.
 
     Raises:
-      UserError: arguments that the command does not accept.
+      UserError: the command does not accept an argument.
     """
     flags = _define(module)
     try:
@@ -203,7 +208,8 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
         raise UserError(_flag_message(flags, str(error))) from None
     subcommands = getattr(module, "SUBCOMMANDS", ())
     if subcommands and (not words or words[0] not in subcommands):
-        raise UserError(f"missing subcommand; choose one of: {', '.join(subcommands)}")
+        problem = f"unknown subcommand {words[0]!r}" if words else "missing subcommand"
+        raise UserError(f"{problem}; choose one of: {', '.join(subcommands)}")
     for word in words[1 if subcommands else 0 :]:
         flag = "--config=" if "config" in flags and word.partition(":")[0].endswith(".py") else ""
         raise UserError(f"unexpected argument {word!r}; {f'write {flag}{word}' if flag else 'see --help'}")
@@ -211,7 +217,11 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
 
 
 def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]:
-    """Replaces --config.FIELD=VALUE; refuses it, or --set, where the command has only the other one."""
+    """Replaces each argument --config.FIELD=VALUE with --config_field=FIELD=VALUE.
+
+    Raises:
+      UserError: --config.FIELD for a command without `--config`, or --set for a command without `--set`.
+    """
     arguments = iter(arguments)
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -223,20 +233,20 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
             value = next(arguments, "")
         if name == "set":
             if "set" not in flags and "config" in flags:
-                raise UserError(f"unknown flag --set; here it is --config.{value}")
+                raise UserError(f"unknown flag --set; write --config.{value} for this command")
             yield f"--set={value}"
         else:
             change = f"{name.removeprefix('config.')}={value}"
             if "config" not in flags:
                 raise UserError(
                     f"unknown flag --{name}"
-                    + (f"; here it is --set={change}" if "set" in flags else "; see --help")
+                    + (f"; write --set={change} for this command" if "set" in flags else "; see --help")
                 )
             yield f"--config_field={change}"
 
 
 def _flag_message(flags: FlagValues, text: str) -> str:
-    """Rewrites a message of absl."""
+    """Returns an error message of absl in our words."""
     if missing := re.fullmatch(r"flag --(\w+)=None: .* must have a value other than None\.", text):
         return f"--{missing[1]} is missing; see --help"
     if missing := re.fullmatch(r"Missing value for flag --(\w+).*", text):
@@ -256,7 +266,8 @@ def _refuse(error: UserError | str) -> int:
 def _our_log_lines() -> Iterator[None]:
     """Shows the log lines of this project only.
 
-    What stops a library raises an exception; Orbax also logs it, from every thread.
+    Libraries report fatal errors as exceptions, so their log lines add nothing; Orbax logs the same error
+    again from every thread.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
@@ -275,6 +286,6 @@ def _our_log_lines() -> Iterator[None]:
 
 
 def _report_unraisable(event) -> None:
-    """Leaves out follow-up errors of Orbax's threads after a failed write, which is raised elsewhere."""
+    """Hides errors that Orbax's threads report after a failed write. The write itself raises an exception."""
     if "Event loop is closed" not in str(event.exc_value):
         sys.__unraisablehook__(event)

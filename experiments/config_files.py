@@ -1,4 +1,4 @@
-"""Config and study files, which a user names on the command line, and changes of single fields."""
+"""Reads config files, study files and changes of single fields, as given on the command line."""
 
 import copy
 import dataclasses
@@ -15,29 +15,29 @@ ROOT = Path(__file__).parent.parent
 
 
 def load_config(name: str, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Returns the config of a file, with changed fields; see `with_changes`.
+    """Returns the config that a file defines, after changing some fields; see `with_changes`.
 
     Args:
-      name: path of the file, with its arguments after a colon: `configs/multi30k.py:cpu,smoke`.
-      changes: dotted config keys and their values.
+      name: path of the file; a colon and arguments may follow, as in `configs/multi30k.py:cpu,smoke`.
+      changes: new values by dotted config key, such as `train.seed`.
 
     Raises:
-      UserError: the file cannot be executed, or the config is wrong.
+      UserError: the file cannot be executed, or a value in the config is wrong.
     """
     return from_dict(with_changes(load_values(name), changes))
 
 
 def load_values(name: str) -> dict[str, Any]:
-    """Returns the config of a file as nested dicts, not checked yet."""
+    """Returns the config that a file defines, as nested dicts with unchecked values."""
     path, _, argument = name.partition(":")
     module = load_module(path, "config")
     if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path} does not define get_config; see configs/base.py")
+        raise UserError(f"config file {path} does not define get_config; define it as in configs/base.py")
     try:
         return module.get_config(argument).to_dict()
     except UserError:
         raise
-    except Exception as error:  # the file is code of the user
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"config file {path}: {type(error).__name__}: {error}") from error
 
 
@@ -46,7 +46,7 @@ def load_module(path: str, kind: str) -> ModuleType:
 
     Args:
       path: path of the file.
-      kind: "config" or "sweep", for messages.
+      kind: "config" or "sweep", the name of such a file in error messages.
 
     Raises:
       UserError: there is no such file, or it raises an exception.
@@ -59,30 +59,30 @@ def load_module(path: str, kind: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is code of the user
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"{kind} file {path}: {type(error).__name__}: {error}") from error
     return module
 
 
 def _advice(path: str) -> str:
-    """Names the file that was probably meant."""
+    """Returns a suggestion for a missing file, to be added to the error message; may be empty."""
     if not Path("configs/base.py").is_file() and (ROOT / path).is_file():
         return f" here; run the command in {ROOT}"
     known = [str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("configs/**/[!_]*.py"))]
-    stems = {Path(file).stem: file for file in reversed(known)}  # a config before the study of its name
+    stems = {Path(file).stem: file for file in reversed(known)}  # prefers configs
     near = difflib.get_close_matches(Path(path).stem, stems, n=1, cutoff=0.7)
     return f"; did you mean {stems[near[0]]}?" if near else ""
 
 
 def read_changes(texts: list[str], flag: str) -> dict[str, Any]:
-    """Reads the KEY=VALUE texts of a repeated flag; the last value of a key counts.
+    """Reads the KEY=VALUE texts of a flag that may be repeated. The last value of a key counts.
 
     Args:
-      texts: the flag's values.
-      flag: the flag's name, for messages.
+      texts: the values of the flag.
+      flag: the name of the flag in error messages.
 
     Raises:
-      UserError: a text without "=", an unknown key, or a value that its field cannot have.
+      UserError: a text has no "=", a key is unknown, or a field cannot have the given value.
     """
     changes = {}
     for text in texts:
@@ -94,7 +94,7 @@ def read_changes(texts: list[str], flag: str) -> dict[str, Any]:
 
 
 def _read_value(key: str, text: str) -> Any:
-    """Converts the text of a flag to the type of the field; options of a data set stay text."""
+    """Converts a text to the type of the field `key`. Options of a data set stay text."""
     check_key(key)
     if key.startswith("data.options."):
         return text
@@ -105,10 +105,10 @@ def _read_value(key: str, text: str) -> Any:
 
 
 def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts with other values for some dotted keys.
+    """Returns a copy of nested dicts in which some dotted keys have new values.
 
     Raises:
-      UserError: no config has a key.
+      UserError: a key is not a config key.
     """
     values = copy.deepcopy(dict(values))
     for key, value in changes.items():

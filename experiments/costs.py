@@ -1,4 +1,4 @@
-"""Costs of a config and its departures from the paper, computed from shapes: nothing is allocated."""
+"""Computes the costs of a config and lists departures from the paper. No array is allocated, only shapes."""
 
 import dataclasses
 from collections import Counter
@@ -21,62 +21,53 @@ from transformer.training.train_step import init_state
 from transformer.training.trainable import Hyperparameters, LossFn
 
 VOCABULARY_NOTE = (
-    "No single vocabulary explains the parameters in the paper's Table 3: 37,000 tokens give base 63.0M, "
-    "where the paper has 65M; about 40,500 fit base and the rows derived from it, but give big 217.8M; about "
-    "36,000 fit big, 213M."
+    "No single vocabulary size explains all parameter counts in the paper's Table 3. With 37,000 tokens, "
+    "base has 63.0M parameters, but the paper reports 65M. About 40,500 tokens match base and the rows "
+    "derived from base, but give big 217.8M parameters. The paper reports 213M for big, which about 36,000 "
+    "tokens match."
 )
 
 
 def describe(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the costs of a config, its differences from base and its departures, as JSON data.
+    """Returns the costs of a config, the differences from the base config and the departures, as JSON data.
 
-    The figures are for a training step on full rows: as many rows of `data.row_length` tokens, on both sides
-    and without padding, as hold `train.batch_tokens`. The vocabulary has `data.vocab_size` tokens; no data
-    is read.
+    The figures are for one training step on full rows: enough rows of `data.row_length` source and target
+    tokens, without padding, to hold `train.batch_tokens`. No data is read: the vocabulary is assumed to have
+    `data.vocab_size` tokens.
 
     Returns:
-      parameters: their number.
-      parameters_by_module: their number by path of the module; these add up.
-      resolved: the values of fields that may be None.
-      step: vocab_size, rows, row_length, and parts, in which the rows are computed one after the other.
-      flops_per_step: FLOPs of the matrix products of a training step, forward and backward.
-      memory_bytes: on one device: parameters, gradients, optimizer (its state), activations (kept by the
-        forward pass for the backward pass; XLA may keep less and compute it again), total.
-      difference: the values of base and of this config for each field in which they differ.
+      parameters: number of parameters.
+      parameters_by_module: number of parameters by module path; the sum is `parameters`.
+      resolved: the values used for derived settings, such as layers, head widths and the learning rate, which
+        may be None in the config.
+      step: vocab_size, rows, row_length and parts (`train.accumulation`): groups of rows that are computed
+        one after the other.
+      flops_per_step: FLOPs of the matrix products of one training step, forward and backward.
+      memory_bytes: memory on one device for parameters, gradients, optimizer (the optimizer's state) and
+        activations (arrays that the forward pass keeps for the backward pass), and the total. XLA may keep
+        fewer activations and compute the rest again.
+      difference: the value in the base config and the value in this config, for each field that differs.
       departures: departures from the paper, one line each.
       notes: further remarks, one line each.
 
     Raises:
-      UserError: a name that the model does not know.
+      UserError: the config has an unknown name, such as an unknown position scheme.
     """
-    parts, length = config.train.accumulation, config.data.row_length
-    rows = -(-config.train.batch_tokens // length)
-    rows += -rows % parts
+    step = _step(config)
     model = build_model(config.model, config.data.vocab_size)
     hyperparameters = Hyperparameters.from_config(config)
     params = parameter_shapes(model)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = full_rows(rows // parts, length)
+    batch = full_rows(step["rows"] // step["parts"], step["row_length"])
     passes = trace_passes(make_loss_fn(model), params, batch, key, hyperparameters)
-    memory = {
-        "parameters": _bytes(params),
-        "gradients": _bytes(params) * min(parts, 2),  # with several parts: the sum and those of a part
-        "optimizer": _bytes(jax.eval_shape(lambda params: init_state(params, config).opt_state, params)),
-        "activations": passes.kept_bytes,
-    }
     difference, departing = _difference(config), departures(config, options_type(config.data.name))
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "parameters_by_module": parameters_by_module(params),
         "resolved": _resolved(config, hyperparameters.learning_rate),
-        "step": {
-            "vocab_size": config.data.vocab_size,
-            "rows": rows,
-            "row_length": length,
-            "parts": parts,
-        },
-        "flops_per_step": parts * passes.flops,
-        "memory_bytes": memory | {"total": sum(memory.values())},
+        "step": step,
+        "flops_per_step": step["parts"] * passes.flops,
+        "memory_bytes": _memory(config, params, passes),
         "difference": difference,
         "departures": departing,
         "notes": _notes(config, difference, departing),
@@ -84,7 +75,7 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def full_rows(num_rows: int, length: int) -> Batch:
-    """Returns the shapes of a batch."""
+    """Returns the shapes of a batch that has `num_rows` rows of `length` tokens on each side."""
     side = TokenBatch(*[jax.ShapeDtypeStruct((num_rows, length), jnp.int32)] * len(TokenBatch._fields))
     return Batch(side, side, jax.ShapeDtypeStruct((num_rows,), jnp.int32))
 
@@ -93,8 +84,8 @@ class Passes(NamedTuple):
     """Costs of a forward and a backward pass.
 
     Attributes:
-      flops: FLOPs of their matrix products.
-      kept_bytes: bytes that the forward pass keeps for the backward pass, without its arguments.
+      flops: FLOPs of the matrix products of both passes.
+      kept_bytes: bytes that the forward pass keeps for the backward pass; arguments do not count.
     """
 
     flops: int
@@ -102,7 +93,7 @@ class Passes(NamedTuple):
 
 
 def trace_passes(loss_fn: LossFn, params: PyTree, *arguments: Any) -> Passes:
-    """Traces both passes of a loss once; arguments may be shapes."""
+    """Returns the costs of both passes of a loss, from one trace. The arguments may be shapes."""
 
     def both_passes(params, *arguments):
         loss, backward, _ = jax.vjp(lambda params: loss_fn(params, *arguments), params, has_aux=True)
@@ -117,7 +108,7 @@ def trace_passes(loss_fn: LossFn, params: PyTree, *arguments: Any) -> Passes:
 
 
 def parameters_by_module(params: PyTree) -> dict[str, int]:
-    """Returns the parameters of each sub-layer, and of each module outside the layers, by path."""
+    """Returns the number of parameters by module path, for sub-layers and for modules outside layers."""
     counts = Counter()
     for path, leaf in jax.tree.leaves_with_path(params):
         *modules, _ = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -127,6 +118,25 @@ def parameters_by_module(params: PyTree) -> dict[str, int]:
 
 def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _step(config: ExperimentConfig) -> dict[str, int]:
+    """Returns the size of a training step. All parts of the step have the same number of rows."""
+    parts, length = config.train.accumulation, config.data.row_length
+    rows = -(-config.train.batch_tokens // length)
+    rows += -rows % parts
+    return {"vocab_size": config.data.vocab_size, "rows": rows, "row_length": length, "parts": parts}
+
+
+def _memory(config: ExperimentConfig, params: PyTree, passes: Passes) -> dict[str, int]:
+    copies = min(config.train.accumulation, 2)  # with several parts: the sum, and one part
+    memory = {
+        "parameters": _bytes(params),
+        "gradients": _bytes(params) * copies,
+        "optimizer": _bytes(jax.eval_shape(lambda params: init_state(params, config).opt_state, params)),
+        "activations": passes.kept_bytes,
+    }
+    return memory | {"total": sum(memory.values())}
 
 
 def _resolved(config: ExperimentConfig, learning_rate: float) -> dict[str, float]:
@@ -142,7 +152,10 @@ def _resolved(config: ExperimentConfig, learning_rate: float) -> dict[str, float
 
 
 def _difference(config: ExperimentConfig) -> dict[str, list[Any]]:
-    """The values of base and of the config; options of the data set are compared with their defaults."""
+    """Returns the value in base and the value in the config, for each field that differs.
+
+    Options of the data set are compared with the defaults of that data set.
+    """
     options = resolve_options(dataclasses.replace(config.data, options={})).options
     base = flatten(to_dict(ExperimentConfig())) | flatten(options, "data.options.")
     values = flatten(to_dict(config))
@@ -153,4 +166,4 @@ def _notes(config: ExperimentConfig, difference: Iterable[str], departing: list[
     in_table_3 = not any(line.startswith(("model.", "data.name")) for line in departing)
     unread = [field for field in difference if not is_read(field, config)]
     notes = [VOCABULARY_NOTE] if in_table_3 else []
-    return notes + ([f"without effect here: {', '.join(unread)}"] if unread else [])
+    return notes + ([f"fields without effect in this config: {', '.join(unread)}"] if unread else [])

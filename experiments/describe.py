@@ -1,10 +1,10 @@
-"""Prints the costs of a config, its differences from base and its departures from the paper.
+"""Prints the costs of a config, the differences from the base config and the departures from the paper.
 
     python -m experiments.describe --config=configs/table3.py:C-N2
     python -m experiments.describe --config=configs/multi30k.py --config.model.positions=rope --json
 
-No data is read: the vocabulary has data.vocab_size tokens, and the figures are for a training step on full
-rows.
+No data is read: the vocabulary is assumed to have data.vocab_size tokens. The figures are for one training
+step on rows without padding.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from rich.table import Table
 from experiments import cli
 from experiments.costs import describe
 
-# Modules in the order in which they compute, by the beginning of their names; all others follow.
+# Beginnings of module names, in the order in which the modules compute. All other modules follow.
 ORDER = ("embedding", "encoder", "decoder", "positions", "layers", "self_", "cross_", "feed_forward")
-PARAMETERS = ""  # key of a module's parameters, beside its modules
+PARAMETERS = ""  # key of the module's own parameters in a nested dict; other keys are inner modules
 
 
 def define_flags(flags: FlagValues) -> None:
     cli.define_config(flags, required=True)
-    absl_flags.DEFINE_bool("json", False, "Print JSON.", flag_values=flags)
+    absl_flags.DEFINE_bool("json", False, "Print the figures as JSON.", flag_values=flags)
 
 
 def main(flags: FlagValues) -> None:
@@ -45,21 +45,22 @@ def main(flags: FlagValues) -> None:
     resolved = (f"{field.split('.')[1]} {value:.6g}" for field, value in costs["resolved"].items())
     _print_list(console, flags.config, [", ".join(resolved)])
     step = costs["step"]
-    parameters = f"{costs['parameters']:,} parameters, {step['vocab_size']:,} tokens"
+    parameters = f"{costs['parameters']:,} parameters, with a vocabulary of {step['vocab_size']:,} tokens"
     _print_table(console, parameters, _parameter_table(costs))
-    rows = f"{step['rows']:,} rows of {step['row_length']:,} tokens on both sides, no padding"
-    parts = f", in {step['parts']} parts" if step["parts"] > 1 else ""
-    _print_table(console, f"A training step: {rows}{parts}", _cost_table(costs, config.train.steps))
+    length = f"{step['row_length']:,}"
+    rows = f"{step['rows']:,} rows of {length} source and {length} target tokens, without padding"
+    parts = f", computed in {step['parts']} parts" if step["parts"] > 1 else ""
+    _print_table(console, f"One training step: {rows}{parts}", _cost_table(costs, config.train.steps))
     if costs["difference"]:
         _print_table(console, "Difference from base", _difference_table(costs["difference"]))
-    _print_list(console, "Declared departures from the paper", costs["departures"] or ["none"])
+    _print_list(console, "Departures from the paper", costs["departures"] or ["none"])
     _print_list(console, "Notes", costs["notes"])
 
 
 def _parameter_table(costs: dict[str, Any]) -> Table:
     table = Table("module", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("parameters", justify="right")
-    table.add_column("of all", justify="right")
+    table.add_column("share", justify="right")
     for depth, label, count, repeats in _modules(_nested(costs["parameters_by_module"])):
         table.add_row("  " * depth + label, f"{count:,}", f"{count * repeats / costs['parameters']:.1%}")
     return table
@@ -102,7 +103,7 @@ def _print_list(console: Console, heading: str, lines: Sequence[str]) -> None:
 
 
 def _nested(counts: dict[str, int]) -> dict[str, Any]:
-    """Turns counts by path into nested dicts, with siblings in the order of computation."""
+    """Returns counts by module path as nested dicts. Inner modules are in the order in which they compute."""
     tree: dict[str, Any] = {}
     for path, count in sorted(counts.items(), key=lambda item: [_rank(name) for name in item[0].split("/")]):
         modules = tree
@@ -118,7 +119,10 @@ def _rank(name: str) -> tuple:
 
 
 def _modules(tree: dict[str, Any], depth: int = 0, repeats: int = 1) -> Iterator[tuple[int, str, int, int]]:
-    """Yields depth, label, parameters and number of each module; equal neighbors share a line."""
+    """Yields the lines of the table: depth, label, parameters of a module, and number of such modules.
+
+    Consecutive modules with the same contents share a line.
+    """
 
     def alike(item):
         return re.sub(r"\d+$", "", item[0]), item[1]

@@ -1,15 +1,17 @@
-"""Scores a run on splits of its data.
+"""Scores a trained model on splits of the run's data set.
 
     python -m experiments.evaluate --workdir=runs/m30k --split=test
     python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
 
-Writes eval/<split>.json, .hyp.txt and .ref.txt, which the command line of sacreBLEU reads. With --set the
-changes are part of the file names: eval/<split>,decode.beam_size=1.json.
+The command writes three files into the run folder: eval/<split>.json has the scores, eval/<split>.hyp.txt the
+translations and eval/<split>.ref.txt the references. sacreBLEU's command line can read the two text files.
+With --set, the changes are part of the file names: eval/<split>,decode.beam_size=1.json.
 
-With --compare also writes eval/<split>.compare-<other>.json: the differences between two runs on this test
-set, with p-values. The other run must have been evaluated before, since it is not decoded again. An
-evaluation with --set is named like its files: --compare=runs/other,decode.beam_size=1.
+With --compare, the command also writes eval/<split>.compare-<other run>.json, which has the difference of
+each score between the two runs, with p-values. Evaluate the other run first, because --compare only reads
+files. To compare with an evaluation that used --set, add the changes:
+--compare=runs/other,decode.beam_size=1.
 """
 
 import re
@@ -40,7 +42,8 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "compare",
         None,
-        "Run folder to compare with, evaluated before; RUN,KEY=VALUE for its evaluation with --set.",
+        "Run folder to compare with; evaluate that run first. RUN,KEY=VALUE names an evaluation of the run "
+        "with --set=KEY=VALUE.",
         flag_values=flags,
     )
 
@@ -48,12 +51,12 @@ def define_flags(flags: FlagValues) -> None:
 def main(flags: FlagValues) -> None:
     cli.use_compilation_cache()
     if not flags.split:
-        raise UserError("--split names no split; name at least one, such as test")
+        raise UserError("--split is empty; give at least one split, such as test")
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
     task = open_task(trained.config, run.folder)
-    for split in flags.split:  # before anything is scored
+    for split in flags.split:  # checks all splits before scoring the first one
         check_lengths(trained.model, split, task.corpus.split(split).max_lengths)
     files = [ScoreFiles(run, split, changes) for split in flags.split]
     written = [str(split_files.path(".json, .hyp.txt, .ref.txt")) for split_files in files]
@@ -78,19 +81,19 @@ def _compared(files: ScoreFiles, compare: str, task: Translation) -> tuple[Score
     """Returns the evaluation that `--compare` names.
 
     Raises:
-      UserError: there is none, or it does not compare.
+      UserError: there is no such evaluation, or it cannot be compared with this one.
     """
     folder, *texts = re.split(r",(?=(?:decode|model)\.)", compare)
     run = Run(folder)
     compared_files = ScoreFiles(run, files.split, converted(run.config, read_changes(texts, "compare")))
-    files.comparison_path(compared_files)  # refuses what cannot be a file name
+    files.comparison_path(compared_files)  # raises an error if the file name is not allowed
     _, references = task.corpus.texts(files.split)
-    references = [reference.translate(LINE_ENDS) for reference in references]  # as they are scored
+    references = [reference.translate(LINE_ENDS) for reference in references]  # as for scoring
     return compared_files, compared_files.read_comparable(references)
 
 
 def _evaluate(files: ScoreFiles, trained: Trained, task: Translation) -> Evaluation:
-    """Scores a split and writes the files."""
+    """Translates and scores a split, and writes the files of the evaluation."""
     split = files.split
     with counting(task.corpus.size(split), split) as progress:
         evaluated = task.evaluate(trained.model, trained.params, split, progress)
@@ -99,7 +102,7 @@ def _evaluate(files: ScoreFiles, trained: Trained, task: Translation) -> Evaluat
     if evaluated.num_in_parts:
         limit = trained.config.decode.max_source_length
         limit = min(limit, trained.model.max_lengths.source or limit)
-        print(f"{split}: {evaluated.num_in_parts} of more than {limit} tokens, translated in parts")
+        print(f"{split}: translated in parts: {evaluated.num_in_parts} sentences of more than {limit} tokens")
     identity = {
         "changes": files.changes,
         "checkpoints": trained.steps,
@@ -121,7 +124,7 @@ def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
     ranged = [metric for metric in METRICS.values() if metric.by_length]
     names = [metric.name for metric in ranged]
     lengths = Table(
-        "split", "tokens", "sentences", *names, title="by tokens of the source", title_justify="left"
+        "split", "tokens", "sentences", *names, title="by number of source tokens", title_justify="left"
     )
     for split in scores:
         for bucket in scores[split]["by_length"]:
@@ -134,7 +137,7 @@ def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_comparisons(title: str, comparisons: dict[str, Comparison]) -> None:
-    table = Table("", "this", "other", "difference", "p bootstrap", "p randomization")
+    table = Table("", "this run", "other run", "difference", "p bootstrap", "p randomization")
     for name, comparison in comparisons.items():
         form = METRICS[name].format
         scores = (f"{comparison.score:{form}}", f"{comparison.other_score:{form}}")
@@ -157,7 +160,8 @@ def _checkpoints_text(trained: Trained) -> str:
         text = f"checkpoint {steps[0]}"
     else:
         text = f"mean of {len(steps)} checkpoints, {steps[0]} to {steps[-1]}"
-    return text + (f" (decode.average_last is {wanted}; there are no more)" if len(steps) < wanted else "")
+    missing = f" (decode.average_last is {wanted}, but the run has no other checkpoints)"
+    return text + (missing if len(steps) < wanted else "")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes a trained model in the format of another toolkit, and compares the two.
+"""Writes a trained model in the format of another toolkit, and compares the exported model with ours.
 
     python -m experiments.export --workdir=runs/m30k --format=ctranslate2 --out=exports/m30k
     python -m experiments.export --workdir=runs/m30k --format=marian --out=exports/m30k-marian
 
-`ctranslate2` is the format of CTranslate2; `marian` is the MarianMTModel of Hugging Face's transformers. A
-model that a format cannot hold is refused. Both need: pip install -e '.[peers]'.
+`ctranslate2` is the format of CTranslate2; `marian` is the MarianMTModel of Hugging Face's transformers. The
+command refuses a model that the format does not support. Both formats need: pip install -e '.[peers]'.
 """
 
 import sys
@@ -22,9 +22,11 @@ from transformer.config import UserError, choose
 def define_flags(flags: FlagValues) -> None:
     cli.define_workdir(flags)
     absl_flags.DEFINE_string(
-        "format", None, f"One of: {', '.join(FORMATS)}.", flag_values=flags, required=True
+        "format", None, f"Format to write; one of: {', '.join(FORMATS)}.", flag_values=flags, required=True
     )
-    absl_flags.DEFINE_string("out", None, "Folder to write; new or empty.", flag_values=flags, required=True)
+    absl_flags.DEFINE_string(
+        "out", None, "Folder to write; must be new or empty.", flag_values=flags, required=True
+    )
 
 
 def main(flags: FlagValues) -> None:
@@ -34,15 +36,15 @@ def main(flags: FlagValues) -> None:
     form.check(run.config.model)
     out = Path(flags.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} exists already; name another folder")
+        raise UserError(f"--out={out} exists and is not an empty folder; name another folder")
     trained = run.load()
     export(trained, form, out)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     difference = largest_difference(trained, form, out)
-    print(f"log-probabilities of random sentences differ by {difference:.1e} nats per token")
+    print(f"log-probabilities of random sentences differ by at most {difference:.1e} nats per token")
     if (dtype := trained.config.model.dtype) != "float32":
-        print(f"compared in float32, in which the toolkit computes; the run computes in {dtype}")
-    print(f"differences: {form.note}\n{form.usage.format(folder=out)}")
+        print(f"both models were compared in float32, although the run computes in {dtype}")
+    print(f"remaining differences: {form.note}\n{form.usage.format(folder=out)}")
 
 
 if __name__ == "__main__":

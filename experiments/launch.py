@@ -1,9 +1,9 @@
-"""Runs a study: every variant with every seed, then a table with error bars.
+"""Runs a study: trains and evaluates every variant with every seed, and prints a table with error bars.
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
 
-The same command again runs only the runs that are missing or failed; an interrupted run resumes from its
-last checkpoint. The output of each run is in its folder's log.txt.
+Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
+checkpoint. The output of a run is in log.txt of the run folder.
 """
 
 import sys
@@ -21,21 +21,34 @@ from experiments.study.queue import Job, command, run_jobs
 from experiments.study.results import check_root, is_complete, read_study, write_study
 from experiments.study.sweep import PlannedRun, expand, load_sweep
 from experiments.study.tables import report_text, write_report
+from transformer.config import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
-        "sweep", None, "Study file, with config arguments after a colon.", flag_values=flags, required=True
+        "sweep",
+        None,
+        "Study file; a colon and arguments for the config of the study may follow.",
+        flag_values=flags,
+        required=True,
     )
     absl_flags.DEFINE_string("root", None, "Folder of the study.", flag_values=flags, required=True)
     absl_flags.DEFINE_integer(
-        "seeds", 3, "Runs per variant, with seeds 0, 1, ...", lower_bound=1, flag_values=flags
+        "seeds", 3, "Number of runs per variant; the seeds are 0, 1, ...", lower_bound=1, flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "jobs", 1, "Runs at the same time; they share the cores.", lower_bound=1, flag_values=flags
+        "jobs",
+        1,
+        "Number of runs at the same time, which share the CPU cores.",
+        lower_bound=1,
+        flag_values=flags,
     )
     absl_flags.DEFINE_multi_string(
-        "set", [], "Changes a field of every run, as in --set=train.steps=500.", flag_values=flags
+        "set",
+        [],
+        "Changes a field of the config of every run, for example --set=train.steps=500. May be given several "
+        "times.",
+        flag_values=flags,
     )
 
 
@@ -43,15 +56,18 @@ def main(flags: FlagValues) -> int:
     sweep, root = load_sweep(flags.sweep), Path(flags.root)
     runs = expand(sweep, read_changes(flags.set, "set"), flags.seeds)
     check_root(root, sweep, runs)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {root}: {error.strerror}; name another --root") from None
     write_study(root, sweep, runs)
-    missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits)]
+    missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits, sweep.metrics)]
     done = len(runs) - len(missing)
     print(f"{sweep.name}: {len(runs)} runs, {done} done, {len(missing)} to do", flush=True)
     try:
         failed = _run([_job(root, run, sweep.splits) for run in missing], flags.jobs)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes the study")
+        print("interrupted; run the same command again to resume the study")
         return cli.PREEMPTED
     study = read_study(root)
     print(f"\n{report_text(study, write_report(root, study))}")
@@ -59,9 +75,9 @@ def main(flags: FlagValues) -> int:
 
 
 def _run(jobs: list[Job], slots: int) -> int:
-    """Runs the jobs, prints a line per job, and returns the number of failures."""
+    """Runs the jobs, prints a line per job, and returns the number of failed jobs."""
     started, failed = time.monotonic(), 0
-    with cli.StopSignal("stopping: the running runs save first") as should_stop:
+    with cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop:
         for number, (job, status, seconds) in enumerate(run_jobs(jobs, slots, should_stop), start=1):
             failed += status != 0
             outcome = f"failed with status {status}, see {job.log}" if status else "done"
@@ -73,8 +89,7 @@ def _run(jobs: list[Job], slots: int) -> int:
 
 def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
     run = Run(root / planned.id)
-    if not (run.folder / "config.json").exists():  # otherwise it is the same config, for its hash is the same
-        run.begin(planned.config)
+    run.begin(planned.config)
     workdir = f"--workdir={run.folder}"
     return Job(
         name=planned.id,

@@ -1,5 +1,6 @@
-"""Figures. Each function returns a matplotlib figure; none reads or writes files."""
+"""Draws figures. Each function returns a matplotlib figure and neither reads nor writes files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,16 +23,30 @@ matplotlib.rcParams.update(
 )
 
 
+def png(figure: Figure) -> bytes:
+    """Returns a figure as the content of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Perplexity per token against steps, in training (with dropout) and in validation."""
+    """Draws perplexity against steps, for training (with dropout) and for validation.
+
+    If a record has no perplexity, draws the loss instead.
+    """
     figure, axes = _single_panel()
+    has_perplexity = all("perplexity" in record for record in records)
+    value = "perplexity" if has_perplexity else "loss"
     for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "markersize": 4})):
-        points = [(record["step"], record["perplexity"]) for record in records if record["kind"] == kind]
+        points = [(record["step"], record[value]) for record in records if record["kind"] == kind]
         if points:
             axes.plot(*zip(*points, strict=True), label=kind, **style)
-    axes.set(xlabel="step", ylabel="perplexity per token", yscale="log", title=title)
-    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
+    axes.set(xlabel="step", ylabel=value, title=title)
+    if has_perplexity:
+        axes.set(ylabel="perplexity per token", yscale="log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
     axes.legend()
     return figure
 
@@ -39,7 +54,7 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
 def attention_map(
     weights: Float[np.ndarray, "h t s"], source: Sequence[str], target: Sequence[str], title: str
 ) -> Figure:
-    """Attention of every head, one panel per head: darker where a target token reads a source token."""
+    """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight."""
     heads = len(weights)
     columns = min(heads, 4 if len(source) <= 12 else 2)
     rows = -(-heads // columns)
@@ -63,11 +78,13 @@ def attention_map(
 
 
 def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, title: str) -> Figure:
-    """Mean and standard deviation of each variant (color) on each split, every seed as a dot.
+    """Draws the mean and standard deviation of each variant on each split, and every seed as a dot.
+
+    Each variant has a color.
 
     Args:
-      table: table[split][variant] has one score per seed.
-      metric: label of the axis.
+      table: the scores, one per seed, as table[split][variant].
+      metric: label of the vertical axis.
       title: title of the figure.
     """
     figure, axes = _single_panel()
@@ -96,7 +113,7 @@ def _bar(axes: Axes, x: float, width: float, scores: Sequence[float], color: str
 
 
 def speed_by_length(results: Mapping[str, Mapping[int, Mapping[str, Any]]], title: str) -> Figure:
-    """Tokens per second against sentence length, one line per variant; a band spans all rounds."""
+    """Draws tokens per second against sentence length, with a line per variant and a band over all rounds."""
     figure, axes = _single_panel()
     for variant, by_length in results.items():
         lengths = list(by_length)
@@ -114,11 +131,13 @@ def speed_by_length(results: Mapping[str, Mapping[int, Mapping[str, Any]]], titl
 def scores_by_length(
     curves: Mapping[tuple[str, str], Mapping[int, Sequence[float]]], metric: str, title: str
 ) -> Figure:
-    """Mean and standard deviation over seeds against source length: variants by color, splits by dash.
+    """Draws the mean and standard deviation over seeds against source length.
+
+    Each variant has a color, and each split has a line style.
 
     Args:
-      curves: curves[variant, split][upper end of a range of lengths] has one score per seed.
-      metric: label of the axis.
+      curves: the scores, one per seed, as curves[variant, split][upper end of a range of source lengths].
+      metric: label of the vertical axis.
       title: title of the figure.
     """
     figure, axes = _single_panel()
@@ -126,7 +145,7 @@ def scores_by_length(
     variants, splits = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
     for (variant, split), curve in curves.items():
         number = variants.index(variant)
-        # Side by side, since means may be equal.
+        # Shifts the points of each variant sideways, because points with equal means would cover each other.
         places = [ends.index(end) + 0.06 * (number - (len(variants) - 1) / 2) for end in curve]
         axes.errorbar(
             places,
@@ -139,7 +158,8 @@ def scores_by_length(
             capsize=3,
             label=f"{variant}, {split}" if len(splits) > 1 else variant,
         )
-    axes.set(xlabel="source tokens, up to", ylabel=metric, title=title, ylim=(0, 105))
+    axes.set(xlabel="source tokens, up to", ylabel=metric, title=title)
+    axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(ends)), map(str, ends))
     axes.legend(fontsize=8)
     return figure

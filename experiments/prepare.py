@@ -1,8 +1,9 @@
-"""Builds the data set, the vocabulary and the token arrays of a config ahead of time.
+"""Builds the data set, the vocabulary and the token arrays of a config before training.
 
     python -m experiments.prepare --config=configs/wmt14.py
 
-Existing data is left as it is. The data sets of TFDS need TensorFlow, once: pip install -e '.[prepare]'
+Existing data does not change. Preparing a TFDS data set needs TensorFlow (pip install -e '.[prepare]'); using
+the prepared data does not.
 """
 
 import sys
@@ -26,8 +27,8 @@ def main(flags: FlagValues) -> None:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0
     print(
-        f"{corpus.identity} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} "
-        f"longer than data.row_length ({data.row_length}); {corpus.tokenizer.vocab_size:,} tokens"
+        f"{corpus.identity} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} pairs "
+        f"longer than data.row_length ({data.row_length}); vocabulary: {corpus.tokenizer.vocab_size:,} tokens"
     )
 
 

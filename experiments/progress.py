@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of long work: a live progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -11,27 +11,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
 
+# Formats of validation results. A result that the task does not have is not shown.
+VALIDATION_FORMATS = {
+    "perplexity": "perplexity {:.3f} per token",
+    "perplexity_per_character": "{:.4f} per character",
+    "accuracy": "accuracy {:.1%}",
+}
+
 
 def record_line(record: Record) -> str:
-    """Returns a record of training as one line."""
+    """Returns a record of the metric log as one line of text."""
+    loss = f"loss {record['loss']:.4f}"
     if record["kind"] == "validation":
-        return f"step {record['step']}  validation: {_validation_figures(record)}"
+        results = [form.format(record[key]) for key, form in VALIDATION_FORMATS.items() if key in record]
+        return f"step {record['step']}  validation: {', '.join(results) or loss}"
+    perplexity = f"perplexity {record['perplexity']:.3f}  " if "perplexity" in record else ""
     return (
-        f"step {record['step']}  epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  "
-        f"perplexity {record['perplexity']:.3f}  lr {record['learning_rate']:.2e}  "
-        f"{record['tokens_per_second']:,.0f} tokens/s  {clock(record['seconds_left'])} left"
-    )
-
-
-def _validation_figures(record: Record) -> str:
-    return (
-        f"perplexity {record['perplexity']:.3f} per token, "
-        f"{record['perplexity_per_character']:.4f} per character, accuracy {record['accuracy']:.1%}"
+        f"step {record['step']}  epoch {record['epoch']:.2f}  {loss}  {perplexity}"
+        f"lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"{clock(record['seconds_left'])} left"
     )
 
 
 def clock(seconds: float) -> str:
-    """Returns a duration as hours, minutes and seconds: 1:02:03."""
+    """Returns a duration as hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -55,7 +58,7 @@ class TrainingLines:
 
 
 class TrainingBar:
-    """Training observer for a terminal: prints validations, and shows everything else in one live line."""
+    """Training observer for a terminal. Prints validations; a progress bar shows all other records."""
 
     def __init__(self, num_steps: int):
         self._progress = Progress(
@@ -64,16 +67,17 @@ class TrainingBar:
         self._task = self._progress.add_task("compiling", total=num_steps)
 
     def step(self, step: int) -> None:
-        """Moves the bar."""
+        """Moves the progress bar."""
         self._progress.update(self._task, completed=step)
 
     def record(self, record: Record) -> None:
-        """Prints a validation, or updates the live line."""
+        """Prints a validation record, or shows another record beside the progress bar."""
         if record["kind"] == "validation":
             self._progress.console.print(record_line(record), highlight=False)
         else:
+            name = "perplexity" if "perplexity" in record else "loss"
             text = (
-                f"perplexity {record['perplexity']:.2f}, {record['tokens_per_second']:,.0f} tokens/s, "
+                f"{name} {record[name]:.2f}, {record['tokens_per_second']:,.0f} tokens/s, "
                 f"{clock(record['seconds_left'])} left"
             )
             self._progress.update(self._task, description=text)
@@ -87,13 +91,16 @@ class TrainingBar:
 
 
 def training_observer(num_steps: int) -> TrainingLines | TrainingBar:
-    """Returns the observer that fits standard output."""
+    """Returns a progress bar if standard output is a terminal, otherwise an observer that prints lines."""
     return TrainingBar(num_steps) if sys.stdout.isatty() else TrainingLines()
 
 
 @contextlib.contextmanager
 def counting(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on a terminal; yields a function to call with the number of items that are done."""
+    """Yields a function that sets the number of finished items.
+
+    If standard error is a terminal, a progress bar shows this number.
+    """
     progress = Progress(
         TextColumn(label), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
     )
@@ -107,7 +114,7 @@ def counting(total: int, label: str) -> Iterator[Callable[[int], None]]:
 
 
 class PreparationBars:
-    """Progress of data preparation for a terminal: one bar per kind of work."""
+    """Shows data preparation on a terminal, with a bar for each kind of work, such as tokenizing."""
 
     def __init__(self):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -115,20 +122,23 @@ class PreparationBars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Reports that `done` of `total` pairs are through the work `what`."""
-        self._bars.start()  # at the first call, not earlier: TFDS may show bars itself
+        """Shows that the work `what` is done for `done` of `total` pairs."""
+        self._bars.start()  # not before the first call, because TFDS may still show bars
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
 
     def stop(self) -> None:
-        """Removes the bars."""
+        """Removes all bars."""
         self._bars.stop()
 
 
 @contextlib.contextmanager
 def preparing() -> Iterator[Any]:
-    """Yields the progress of data preparation: bars on a terminal, log lines elsewhere."""
+    """Yields an observer of data preparation.
+
+    The observer shows bars if standard error is a terminal, and otherwise prints log lines.
+    """
     if not sys.stderr.isatty():
         yield data_progress.LogLines()
         return

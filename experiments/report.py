@@ -1,6 +1,8 @@
-"""Rebuilds the report of a study from its folder alone.
+"""Rebuilds the report of a study.
 
-python -m experiments.report --root=runs/positions
+    python -m experiments.report --root=runs/positions
+
+The command reads only the folder of the study, not the study file.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Run folders: the config, the result, and the trained model."""
+"""Run folders: stores the config and the result of a run, and loads the trained model."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import subprocess
@@ -20,8 +21,10 @@ from transformer.config import (
     difference,
     flatten,
     from_dict,
+    result_hash,
     to_dict,
 )
+from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import lock, read_json, write_json
 from transformer.model import EncoderDecoder, parameter_shapes
@@ -42,7 +45,7 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model; its weights are the mean of the checkpoints of `steps`."""
+    """A trained model. `params` is the mean of the weights in the checkpoints of `steps`."""
 
     config: ExperimentConfig
     tokenizer: Tokenizer
@@ -52,12 +55,12 @@ class Trained:
 
     @property
     def params_sha256(self) -> str:
-        """Digest of the weights."""
+        """SHA-256 digest of the weights."""
         return digest(self.params)
 
 
 class Run:
-    """The folder of a run; README lists its files."""
+    """The folder of a run. docs/commands.md lists the files in a run folder."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -66,10 +69,10 @@ class Run:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The config in config.json.
+        """The config that config.json stores.
 
         Raises:
-          UserError: the folder is not a run, or its config cannot be read.
+          UserError: the folder is not a run, or config.json cannot be read.
         """
         path = self.folder / "config.json"
         if path.is_file():
@@ -77,34 +80,37 @@ class Run:
         if (self.folder / "study.json").is_file():
             runs = read_json(self.folder / "study.json")["runs"]
             raise UserError(
-                f"{self.folder} is a study, not a run; name one of its runs, such as {self.folder}/{runs[0]}"
+                f"{self.folder} is a study, not a run; "
+                f"name a run of the study, such as {self.folder}/{runs[0]}"
             )
         raise UserError(
-            f"{self.folder} is not a run: it has no config.json; experiments.train --config=FILE starts one"
+            f"{self.folder} is not a run: config.json is missing; "
+            f"start a run with python -m experiments.train --config=FILE --workdir={self.folder}"
         )
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json; empty before the run has started."""
+        """The content of result.json. Before training has started, the dict is empty."""
         path = self.folder / "result.json"
         return read_json(path) if path.exists() else {}
 
     def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
-        """Returns the config to train with, and stores it if the run is new.
+        """Returns the config to train with, and stores that config.
 
-        Until training has started, a new config replaces the stored one; afterwards it must equal it.
+        If `config` is None, the stored config is used; otherwise `config` replaces the stored config. Once
+        training has started, the two configs may differ only in fields that do not affect the result.
 
         Raises:
-          UserError: no config is given or stored, or the two differ.
+          UserError: there is no config, or the two configs differ in a field that affects the result.
         """
-        started = any((self.folder / name).exists() for name in ("tokenizer.model", "checkpoints"))
-        if config is None or started:
-            stored = self.config
-            if config is not None and config != stored:
+        if config is None:
+            return self.config
+        if any((self.folder / name).exists() for name in ("tokenizer.model", "checkpoints")):
+            stored, options = self.config, options_type(config.data.name)
+            if result_hash(config, options) != result_hash(stored, options):
                 raise UserError(
                     f"{self.folder} has another config: {difference(stored, config)}; name another --workdir"
                 )
-            return stored
         if (self.folder / "study.json").is_file():
             raise UserError(f"{self.folder} is a study, not a run; name another --workdir")
         try:
@@ -117,11 +123,11 @@ class Run:
         return config
 
     def locked(self) -> AbstractContextManager:
-        """Returns a context in which no other process can train the run."""
+        """Returns a context manager; no other process can train the run while the context is active."""
         return lock(self.folder, wait=False)
 
     def write_result(self, **values: Any) -> None:
-        """Writes result.json: the values, and the versions that they were computed with."""
+        """Writes result.json: `values`, the versions of packages, the device and the git revision."""
         environment = {
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "device": jax.devices()[0].device_kind,
@@ -133,32 +139,28 @@ class Run:
         """Loads the trained model: the mean of the last `decode.average_last` checkpoints.
 
         Args:
-          changes: fields of the config and their values for this call; see `changed`.
+          changes: new values by config field, for this call only; see `changed`.
 
         Raises:
           UserError: there is no readable checkpoint, or a field cannot be changed.
         """
         config = changed(self.config, changes or {})
-        folder = self.folder / "checkpoints"
-        if not folder.is_dir():
-            raise UserError(f"{self.folder} has no checkpoint yet; train it first")
-        checkpoints = Checkpoints(folder)
-        steps = _averaged_steps(config, checkpoints.steps)
-        if not steps:
-            raise UserError(f"{self.folder} has no checkpoint yet; train it first")
-        task = task_type(config)
-        model, tokenizer = task.load_model(config, self.folder, checkpoints.metadata(steps[-1]))
-        shapes = parameter_shapes(model)
-        params = average([checkpoints.params(step, shapes)[0] for step in steps])
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
+            steps = _averaged_steps(config, checkpoints.steps)
+            if not steps:
+                raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
+            metadata = checkpoints.metadata(steps[-1])
+            model, tokenizer = task_type(config).load_model(config, self.folder, metadata)
+            shapes = parameter_shapes(model)
+            params = average([checkpoints.params(step, shapes)[0] for step in steps])
         return Trained(config, tokenizer, model, params, steps)
 
 
 def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Returns the config of a trained model with other values for fields that may change after training.
+    """Returns the config of a trained model with new values for some of the fields that may still change.
 
     Raises:
-      UserError: an unknown field, a field that may not change, or a value that it cannot have.
+      UserError: a field is unknown, may not change after training, or cannot have the new value.
     """
     changeable = [key for key, field in declarations(ExperimentConfig).items() if field.changeable]
     for key in changes:
@@ -171,13 +173,16 @@ def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentC
 
 
 def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the changes with their values as the config holds them, such as 1.0 for 1; see `changed`."""
+    """Returns the changes with each value in the type of the field, such as 1.0 for 1; see `changed`."""
     values = flatten(to_dict(changed(config, changes)))
     return {key: values[key] for key in changes}
 
 
 def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
-    """The steps whose weights are averaged: a checkpoint of an interruption only if there is no other."""
+    """Returns the steps whose weights are averaged.
+
+    A checkpoint that was saved because of an interruption is used only if the run has no other checkpoint.
+    """
     train = config.train
     scheduled = [step for step in steps if step % train.validate_every == 0 or step == train.steps]
     return scheduled[-config.decode.average_last :] or steps[-1:]

@@ -1,4 +1,4 @@
-"""Files that `evaluate` writes into eval/ of a run folder, and the comparison of two evaluations."""
+"""Writes and reads the files in eval/ of a run folder, and compares two evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from transformer.evaluation.metrics import METRICS, Outputs, signatures
 from transformer.evaluation.significance import Comparison, compare
 from transformer.files import atomic_write, read_json, write_json
 
-SCOPE = "this test set only: says nothing about other seeds"
-MAX_NAME_BYTES = 240  # of a file name; most systems allow 255, and a partial file has a longer name
-IDENTITY = ("checkpoints", "params_sha256", "changes")  # scores that identify the model and its search
+SCOPE = "p-values are for this test set only and say nothing about other seeds"
+MAX_NAME_BYTES = 240  # most systems allow 255, but a file has a longer name while it is written
+IDENTITY = ("checkpoints", "params_sha256", "changes")  # entries of `scores` for the weights and the search
 
 
 class Evaluation(NamedTuple):
-    """The content of the files: scores, and one translation and reference per sentence."""
+    """The content of the files of an evaluation: the scores, the translations and the references."""
 
     scores: dict[str, Any]
     hypotheses: Sequence[str]
@@ -25,12 +25,12 @@ class Evaluation(NamedTuple):
 
 
 class ScoreFiles(NamedTuple):
-    """The files of an evaluation.
+    """The files of an evaluation of a run on a split.
 
     Attributes:
-      run: the run that was evaluated.
-      split: the split.
-      changes: the fields of its config that were changed for the evaluation, and their values.
+      run: the run.
+      split: the name of the split.
+      changes: new values by config field, as given in `--set` for the evaluation.
     """
 
     run: Run
@@ -39,12 +39,12 @@ class ScoreFiles(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """The changes, sorted by key, each after a comma."""
+        """The changes as part of a file name: a comma, key and value for each change, sorted by key."""
         return "".join(f",{key}={value}" for key, value in sorted(self.changes.items()))
 
     @property
     def name(self) -> str:
-        """The name of the evaluation for `--compare`: the run folder and the changes."""
+        """The name of the evaluation in `--compare`: the run folder and the changes."""
         return f"{self.run.folder}{self.suffix}"
 
     @property
@@ -57,11 +57,14 @@ class ScoreFiles(NamedTuple):
         """Returns the path of a file.
 
         Raises:
-          UserError: the changes make no file name.
+          UserError: the changes cannot be part of a file name.
         """
         name = f"{self.split}{self.suffix}{ending}"
         if "/" in name or len(name.encode()) > MAX_NAME_BYTES:
-            raise UserError(f"{name!r} cannot be a file name; give fewer or shorter values in --set")
+            raise UserError(
+                f"{name!r} cannot be a file name: it contains '/' or is longer than {MAX_NAME_BYTES} bytes; "
+                "change or shorten the values in --set"
+            )
         return self.run.folder / "eval" / name
 
     def write(self, evaluation: Evaluation) -> None:
@@ -80,52 +83,54 @@ class ScoreFiles(NamedTuple):
         scores, hypotheses, references = paths = [self.path(end) for end in (".json", ".hyp.txt", ".ref.txt")]
         for path in paths:
             if not path.is_file():
-                raise UserError(f"{path} is missing; {self.command} writes it{self._alternatives()}")
+                raise UserError(f"{path} is missing; run {self.command}{self._alternatives()}")
         evaluation = Evaluation(read_json(scores), read_lines(hypotheses), read_lines(references))
         counts = len(evaluation.hypotheses), len(evaluation.references)
         if counts[0] != counts[1]:
             raise UserError(
-                f"{hypotheses} has {counts[0]} lines, {references} {counts[1]}; "
-                f"{self.command} writes both again"
+                f"{hypotheses} has {counts[0]} lines, but {references} has {counts[1]}; "
+                f"run {self.command} to write both again"
             )
         return evaluation
 
     def _alternatives(self) -> str:
-        """Lists the other evaluations of the run on the split."""
+        """Returns text for an error message that names the other evaluations of the run on the split."""
         paths = sorted(self.path("").parent.glob(f"{self.split},*=*.hyp.txt"))
         suffixes = [path.name.removesuffix(".hyp.txt").removeprefix(self.split) for path in paths]
         return "".join(
-            f"; there is --compare={self.run.folder}{suffix}" for suffix in suffixes if suffix != self.suffix
+            f", or use --compare={self.run.folder}{suffix}" for suffix in suffixes if suffix != self.suffix
         )
 
     def read_comparable(self, references: Sequence[str]) -> Evaluation:
-        """Reads the files and checks that the evaluation compares with ours.
-
-        Args:
-          references: our references.
+        """Reads the files, and checks that the evaluation can be compared with one that has `references`.
 
         Raises:
           UserError: a file is missing or incomplete, or the references or a metric's settings differ.
         """
         evaluation, path = self.read(), self.path(".ref.txt")
+        split = f"split {self.split!r} of this run"
         if len(evaluation.references) != len(references):
-            counts = f"it has {len(evaluation.references)} lines, split {self.split!r} here {len(references)}"
-            raise UserError(f"{path} is another test set: {counts}; evaluate both runs on the same data")
+            counts = f"it has {len(evaluation.references)} lines, but {split} has {len(references)}"
+            raise UserError(f"{path} is from another test set: {counts}; evaluate both runs on the same data")
         for number, (line, reference) in enumerate(
             zip(evaluation.references, references, strict=True), start=1
         ):
             if line != reference:
-                lines = f"line {number} is {line!r} there, {reference!r} here"
-                raise UserError(f"{path} is another test set: {lines}; evaluate both runs on the same data")
+                lines = f"line {number} is {line!r}, but {reference!r} in {split}"
+                raise UserError(
+                    f"{path} is from another test set: {lines}; evaluate both runs on the same data"
+                )
         stored = evaluation.scores["signatures"]
         for name, signature in signatures().items():
             if METRICS[name].compared and stored.get(name) != signature:
-                settings = f"{stored.get(name)} in {self.name}, {signature} here"
-                raise UserError(f"the signature of {name} is {settings}; {self.command} scores it again")
+                settings = f"{stored.get(name)} in {self.name}, but {signature} in this run"
+                raise UserError(
+                    f"the signature of {name} is {settings}; run {self.command} to compute the score again"
+                )
         return evaluation
 
     def comparison_path(self, compared: "ScoreFiles") -> Path:
-        """Returns the path of the comparison with another evaluation."""
+        """Returns the path of the file with the comparison of this evaluation and `compared`."""
         return self.path(f".compare-{compared.run.folder.resolve().name}{compared.suffix}.json")
 
     def compare(
@@ -135,13 +140,13 @@ class ScoreFiles(NamedTuple):
         compared_evaluation: Evaluation,
         sources: Sequence[str],
     ) -> dict[str, Comparison]:
-        """Compares two evaluations by every metric that is `compared`, and writes the result.
+        """Compares two evaluations with every metric whose field `compared` is true, and writes the result.
 
         Args:
-          evaluation: content of these files.
+          evaluation: the content of these files.
           compared: the files of the other evaluation.
-          compared_evaluation: their content.
-          sources: the sources of the split.
+          compared_evaluation: the content of the files of the other evaluation.
+          sources: the source sentences of the split.
         """
         references = evaluation.references
         outputs = Outputs(sources, evaluation.hypotheses, references)
@@ -168,6 +173,6 @@ class ScoreFiles(NamedTuple):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a file. Only a line feed ends a line; `str.splitlines` knows other line ends."""
+    """Returns the lines of a file. Only a line feed ends a line, unlike in `str.splitlines`."""
     text = path.read_bytes().decode("utf-8", errors="replace")
     return text.removesuffix("\n").split("\n") if text else []

@@ -1,4 +1,4 @@
-"""Lines of text as they arrive, and the lines that `translate` writes for them."""
+"""Reads lines of text as they arrive, and writes the output lines of `translate`."""
 
 import dataclasses
 import functools
@@ -15,22 +15,24 @@ from transformer.config import UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Hypothesis, Translator
 
-BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # a block holds no more, except for its last line
-PAUSE, MAX_WAIT = 0.05, 0.5  # seconds without new data, and since the first line, that end a block
+BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; the last line may exceed the bytes
+# A block ends after PAUSE seconds without new data, or MAX_WAIT seconds after its first line arrived.
+PAUSE, MAX_WAIT = 0.05, 0.5
 READ_BYTES = 1 << 16
 
 
 def read_blocks(file: int) -> Iterator[list[bytes]]:
     """Yields the lines of an open file, pipe or terminal in blocks, without their line ends.
 
-    A block ends after `BLOCK_LINES` lines or `BLOCK_BYTES` bytes, or earlier if no more data has arrived, so
-    that a line is answered before the next one is written. Only a line feed ends a line.
+    A block ends after `BLOCK_LINES` lines or `BLOCK_BYTES` bytes, or earlier if no more data arrives for a
+    moment (`PAUSE`), so that a user who types one line gets its answer before typing the next. Only a line
+    feed ends a line.
 
     Args:
       file: a file descriptor.
     """
     block: list[bytes] = []
-    unended: list[bytes] = []  # the parts of a line whose end has not arrived; joined once
+    unended: list[bytes] = []  # a line whose end has not arrived yet, as read so far
     size, started = 0, 0.0
     while True:
         wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else None
@@ -60,18 +62,18 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
 
 
 def decode_line(line: bytes) -> str:
-    """Returns a line as text, without a carriage return at its end; invalid UTF-8 becomes U+FFFD."""
+    """Returns a line as text. Removes a carriage return at the end; invalid UTF-8 becomes U+FFFD."""
     return line.removesuffix(b"\r").decode("utf-8", errors="replace")
 
 
 class Answer(Protocol):
-    """Returns the lines to write for texts, the first of which is number `first`, counted from 0."""
+    """A function from input lines to output lines. `first` is the number of the first input line, from 0."""
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterable[str]: ...
 
 
 def write_answers(answer: Answer, blocks: Iterable[Sequence[bytes]], out: BinaryIO) -> None:
-    """Answers the lines of each block, and writes the answers before the next block is read."""
+    """Writes the output lines for each block of input lines before reading the next block."""
     first = 0
     for block in blocks:
         for line in answer([decode_line(line) for line in block], first):
@@ -82,14 +84,14 @@ def write_answers(answer: Answer, blocks: Iterable[Sequence[bytes]], out: Binary
 
 @dataclasses.dataclass(frozen=True)
 class TranslationAnswer:
-    """Answers with translations; tabs separate the columns of a line.
+    """Writes translations. Tabs separate the columns of an output line.
 
     Attributes:
       translator: finds up to `n_best` translations of a text.
-      n_best: with more than 1, a line is written per translation: number, score, translation.
-      scores: whether the single translation is written as score, translation.
-      prefixes: the beginning of each translation; None: no prefixes.
-      attention: file for the attention of each line; lines in parts are then refused.
+      n_best: if above 1, each translation has an output line with line number, score and translation.
+      scores: whether to write the score before the translation.
+      prefixes: the beginning of each translation; if None, translations are free.
+      attention: file for the attention weights of each line; if given, lines must not be translated in parts.
     """
 
     translator: Translator
@@ -119,14 +121,14 @@ class TranslationAnswer:
         limit = f"{self.translator.max_source_length:,}"
         if self.attention is not None:
             raise UserError(
-                f"{line}; --attention takes at most {limit}: shorten the line or leave out --attention"
+                f"{line}, but --attention accepts at most {limit}; shorten the line or leave out --attention"
             )
-        print(f"{line}: translated in {num_parts:,} parts of at most {limit}", file=sys.stderr)
+        print(f"{line}; translating it in {num_parts:,} parts of at most {limit} tokens", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreAnswer:
-    """Answers with the log-probabilities of given translations, in nats, as one JSON object per line."""
+    """Writes the log-probabilities of given translations, in nats, as one JSON object per line."""
 
     translator: Translator
     tokenizer: Tokenizer

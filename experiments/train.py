@@ -3,8 +3,9 @@
     python -m experiments.train --config=configs/multi30k.py --workdir=runs/m30k --config.train.seed=1
     python -m experiments.train --workdir=runs/m30k
 
-The second form reads the run's own config.json. After Ctrl-C or SIGTERM the command saves the run and exits
-with status 75; the same command resumes it.
+The first command starts a run. The second one resumes the run with the config that the run folder stores in
+config.json. After Ctrl-C or SIGTERM, the command saves the run and exits with status 75; run the same command
+again to resume.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from typing import Any
 from absl.flags import FlagValues
 
 from experiments import cli
-from experiments.progress import clock, training_observer
+from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run
 from transformer.config import ExperimentConfig, UserError
 from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
 from transformer.training.loop import Outcome, train
 
-RESUME = ", then give the same command again: it resumes from the last checkpoint"
+RESUME = ", then run the same command again to resume from the last checkpoint"
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -42,14 +43,14 @@ def main(flags: FlagValues) -> int:
 def _train(run: Run, config: ExperimentConfig) -> int:
     before = run.result
     if before.get("status") == "done":
-        print(f"{run.folder} is trained already: {before['step']} steps in {clock(before['seconds'])}")
+        print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
         return 0
     started = time.time() - before.get("seconds", 0)
     run.write_result(**before | {"status": "running"})
     try:
         outcome = _loop(run, config)
     except UserError:
-        with contextlib.suppress(UserError):  # a full disk has no space for this either
+        with contextlib.suppress(UserError):  # writing this file fails, too, if the disk is full
             run.write_result(**before | {"status": "failed", "seconds": time.time() - started})
         raise
     except BaseException:
@@ -61,17 +62,16 @@ def _train(run: Run, config: ExperimentConfig) -> int:
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
     if outcome.finished:
         return 0
-    print(f"saved; python -m experiments.train --workdir={run.folder} resumes it")
+    print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
     return cli.PREEMPTED
 
 
 def _loop(run: Run, config: ExperimentConfig) -> Outcome:
-    with (
-        full_disk(run.folder, RESUME),
-        training_observer(config.train.steps) as observer,
-        cli.StopSignal("stopping: saving first") as should_stop,
-    ):
-        return train(config, open_task(config, run.folder), run.folder, observer, should_stop)
+    with full_disk(run.folder, RESUME), cli.StopSignal("stopping: saving a checkpoint first") as should_stop:
+        with preparing() as progress:
+            task = open_task(config, run.folder, progress)
+        with training_observer(config.train.steps) as observer:
+            return train(config, task, run.folder, observer, should_stop)
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

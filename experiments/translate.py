@@ -1,11 +1,12 @@
-"""Translates standard input line by line, as the lines arrive. On a terminal it answers each line.
+"""Translates the lines of standard input as they arrive. On a terminal, answers each line that you type.
 
     python -m experiments.translate --workdir=runs/m30k < in.txt > out.txt
     python -m experiments.translate --workdir=runs/m30k --n_best=3 --set=decode.beam_size=8 < in.txt
     python -m experiments.translate --workdir=runs/m30k --input=in.txt --targets=out.txt    # scores out.txt
 
-A line of more tokens than decode.max_source_length is translated in parts, with a message on standard error.
-With --prefix or --targets the whole input is read first, since each of its lines needs a line of that file.
+A line with more than decode.max_source_length tokens is translated in parts, and a message on standard error
+says so. With --prefix or --targets, the command reads the whole input first, because the given file must have
+one line for each input line.
 """
 
 import contextlib
@@ -34,18 +35,18 @@ from transformer.config import UserError
 from transformer.decoding.translator import Translator
 from transformer.model.ensemble import ensemble
 
-# Flags that exclude each other, and the reason.
+# Pairs of flags that cannot be used together, and the reason.
 EXCLUDED = (
-    ("targets", "n_best", "given translations are scored, none is searched for"),
-    ("targets", "scores", "the scores of given translations are written anyway"),
-    ("targets", "prefix", "given translations are scored, none is searched for"),
-    ("targets", "attention", "given translations are only scored"),
-    ("ensemble", "attention", "each model of an ensemble has its own attention"),
+    ("targets", "n_best", "--targets scores given translations and searches for no others"),
+    ("targets", "scores", "--targets already writes scores"),
+    ("targets", "prefix", "--targets scores given translations and searches for no others"),
+    ("targets", "attention", "--targets only scores translations"),
+    ("ensemble", "attention", "each model of an ensemble has different attention weights"),
 )
 
 
 class Loaded(NamedTuple):
-    """A run, and the translator of it or of an ensemble with it."""
+    """The trained model of `--workdir`, and a translator that uses this model alone or an ensemble."""
 
     trained: Trained
     translator: Translator
@@ -55,30 +56,32 @@ def define_flags(flags: FlagValues) -> None:
     cli.define_workdir(flags)
     cli.define_changes(flags)
     texts = {
-        "input": "File of lines to translate; standard input by default.",
+        "input": "File with the lines to translate; standard input by default.",
         "output": "File to write; standard output by default.",
-        "prefix": "File with the beginning of the translation of each line.",
-        "targets": "File with a translation of each line: scores these instead of searching, and writes one "
-        "JSON object per line: log_prob, tokens, log_probs.",
-        "attention": "Writes the attention of each line to this .npz file.",
+        "prefix": "File with the beginning of each translation, one per input line.",
+        "targets": "File with a translation of each input line. Scores these translations instead of "
+        "searching, and writes one JSON object per line, with log_prob, tokens and log_probs.",
+        "attention": ".npz file to which the attention weights of each line are written.",
     }
     for name, text in texts.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
     absl_flags.DEFINE_integer(
         "n_best",
         1,
-        "Largest number of translations per line. With more than one, each is written as line number, score "
-        "and translation, separated by tabs, the best first; at most decode.beam_size of them. With "
-        "decode.sampling, the number of samples.",
+        "Largest number of translations per input line, at most decode.beam_size. If above 1, each "
+        "translation is an output line with line number, score and translation, separated by tabs; the best "
+        "comes first. With decode.sampling, the number of samples.",
         lower_bound=1,
         flag_values=flags,
     )
-    absl_flags.DEFINE_bool("scores", False, "Writes score and tab before a translation.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "scores", False, "Writes the score and a tab before each translation.", flag_values=flags
+    )
     absl_flags.DEFINE_list(
         "ensemble",
         [],
-        "Run folders with the same vocabulary, separated by commas: predicts with the mean of the "
-        "probabilities of these models and the run's. Search settings come from the run.",
+        "Run folders with the same vocabulary as --workdir, separated by commas. Predicts each token with "
+        "the mean of the probabilities of all models. Search settings come from --workdir.",
         flag_values=flags,
     )
 
@@ -108,15 +111,17 @@ def main(flags: FlagValues) -> None:
 
 
 def _check_flags(flags: FlagValues) -> None:
-    """Refuses flags that exclude each other, and an output file that is also an input file."""
+    """Raises an error if flags cannot be used together, or if an output file is also an input file."""
     given = {name for pair in EXCLUDED for name in pair[:2] if flags[name].value != flags[name].default}
     for name, excluded, reason in EXCLUDED:
         if {name, excluded} <= given:
-            raise UserError(f"--{name} and --{excluded} exclude each other: {reason}")
+            raise UserError(f"--{name} and --{excluded} cannot be used together: {reason}")
     for written, name in itertools.product(("output", "attention"), ("input", "prefix", "targets", "output")):
         paths = flags[written].value, flags[name].value
         if written != name and None not in paths and Path(paths[0]).resolve() == Path(paths[1]).resolve():
-            raise UserError(f"--{written} and --{name} are the same file, {paths[0]}; name two files")
+            raise UserError(
+                f"--{written} and --{name} are the same file, {paths[0]}; name two different files"
+            )
 
 
 def _is_interactive(flags: FlagValues) -> bool:
@@ -132,7 +137,8 @@ def _load(flags: FlagValues) -> Loaded:
     for run, member in zip(runs, members, strict=True):
         if member.tokenizer.sha256 != trained.tokenizer.sha256:
             raise UserError(
-                f"{run.folder} has another vocabulary than {runs[0].folder}; an ensemble needs the same one"
+                f"{run.folder} and {runs[0].folder} have different vocabularies; "
+                "name runs with the same vocabulary in --ensemble"
             )
     model, params = trained.model, trained.params
     if len(members) > 1:
@@ -156,7 +162,7 @@ def _make_answer(
 def _converse(answer: Answer, language: str) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
-    print("One sentence per line; an empty line or Ctrl-D ends.")
+    print("Type one sentence per line; end with an empty line or Ctrl-D.")
     for number in itertools.count():
         try:
             line = input(f"{language}> ")
@@ -169,13 +175,14 @@ def _converse(answer: Answer, language: str) -> None:
 
 
 def _read_all(blocks: Iterator[list[bytes]], sides: dict[str, list[str]]) -> list[list[bytes]]:
-    """Reads the whole input, which must have as many lines as each of `sides`."""
+    """Reads the whole input, and checks that each file in `sides` has as many lines as the input."""
     whole = list(blocks)
     count = sum(map(len, whole))
     for name, lines in sides.items():
         if len(lines) != count:
             raise UserError(
-                f"--{name} has {len(lines):,} lines, the input {count:,}; give one for each input line"
+                f"--{name} has {len(lines):,} lines, but the input has {count:,}; "
+                "give one line for each input line"
             )
     return whole
 
@@ -192,7 +199,7 @@ def _open(flags: FlagValues, name: str, mode: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _naming_flag(flags: FlagValues, name: str) -> Iterator[None]:
-    """Names the flag in the error of a file that cannot be opened."""
+    """Adds the name of the flag to the error message for a file that cannot be opened."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Draws the learning curve of a run and, for a sentence, the attention of its translation.
+"""Draws the learning curve of a run and, with --sentence, the cross-attention of a translation.
 
     python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat"
 
-Writes learning_curve.png and attention.png into figures/ of the run.
+The command writes learning_curve.png and attention.png into figures/ of the run folder.
 """
 
 import sys
@@ -12,35 +12,39 @@ from absl.flags import FlagValues
 from matplotlib.figure import Figure
 
 from experiments import cli, plots
+from experiments.attention_file import translation_attention
 from experiments.run_folder import Run
 from transformer.config import UserError
 from transformer.decoding.translator import Translator
-from transformer.evaluation.attention import attention_weights
+from transformer.files import atomic_write
 from transformer.training.metric_log import read_metrics
 
 
 def define_flags(flags: FlagValues) -> None:
     cli.define_workdir(flags)
     absl_flags.DEFINE_string(
-        "sentence", None, "Source sentence whose cross-attention is drawn.", flag_values=flags
+        "sentence", None, "Source sentence; the attention of its translation is drawn.", flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "layer", None, "Decoder layer to draw, from 1; the last by default.", flag_values=flags
+        "layer",
+        None,
+        "Number of the decoder layer to draw, from 1; the last layer by default.",
+        flag_values=flags,
     )
 
 
 def main(flags: FlagValues) -> None:
     run = Run(flags.workdir)
-    _ = run.config  # checks that it is a run
+    _ = run.config  # raises an error if the folder is not a run
     records = read_metrics(run.folder)
     if not records:
-        raise UserError(f"{run.folder} has no measurements yet; train it first")
+        raise UserError(f"{run.folder} has no measurements yet; train the run first")
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    plots.learning_curve(records, str(run.folder)).savefig(folder / "learning_curve.png")
+    atomic_write(folder / "learning_curve.png", plots.png(plots.learning_curve(records, str(run.folder))))
     print(folder / "learning_curve.png")
     if flags.sentence is not None:
-        _attention(run, flags.sentence, flags.layer).savefig(folder / "attention.png")
+        atomic_write(folder / "attention.png", plots.png(_attention(run, flags.sentence, flags.layer)))
         print(folder / "attention.png")
 
 
@@ -53,12 +57,11 @@ def _attention(run: Run, sentence: str, layer: int | None) -> Figure:
     if len(source) > translator.max_source_length:
         limit = translator.max_source_length
         raise UserError(f"--sentence has {len(source)} tokens; it must have at most {limit}")
-    target = tokenizer.encode(translator([sentence])[0])
-    weights = attention_weights(trained.model, trained.params, source, target)
+    target, weights = translation_attention(trained, source, translator([sentence])[0])
     num_layers = len(weights.cross)
     layer = num_layers if layer is None else layer
     if not 1 <= layer <= num_layers:
-        raise UserError(f"--layer is {layer}; it must be 1 to {num_layers}")
+        raise UserError(f"--layer is {layer}; it must be from 1 to {num_layers}")
     return plots.attention_map(
         weights.cross[layer - 1],
         tokenizer.names(source),

@@ -1,4 +1,4 @@
-"""Studies: each file defines CONFIG, VARIANTS (the first is the baseline), SPLITS and METRICS.
+"""Studies. Each file defines CONFIG, VARIANTS (the first variant is the baseline), SPLITS and METRICS.
 
-A study file is named on the command line: `--sweep=configs/sweeps/positions.py`.
+Name a study file on the command line: `--sweep=configs/sweeps/positions.py`.
 """

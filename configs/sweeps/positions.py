@@ -1,10 +1,14 @@
-"""Learned against sinusoidal positions (Table 3, row E: "nearly identical results"; section 3.5: sinusoids
-"may allow the model to extrapolate to sequence lengths longer than the ones encountered during training").
+"""Learned against sinusoidal positions.
+
+The paper reports "nearly identical results" for the two (Table 3, row E). It also says that sinusoids "may
+allow the model to extrapolate to sequence lengths longer than the ones encountered during training" (section
+3.5).
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
 
-number_words trains on lists of 1 to 4 numbers; test_long has lists of 5 to 10. A learned table has no vector
-beyond the longest list trained on: `model.overflow` repeats the last vector there.
+The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10. A learned table
+has no trained vector beyond the longest training list. With `model.overflow` set to `clamp`, the last trained
+vector is repeated there.
 """
 
 CONFIG = "configs/number_words.py"

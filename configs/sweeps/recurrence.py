@@ -1,11 +1,14 @@
-"""Recurrence against attention: does a fixed context lose long inputs, and does attention recover them
-(Bahdanau et al. 2015, figure 2)?
+"""Recurrence against attention.
+
+Bahdanau et al. 2015 (figure 2) claim that a context vector of fixed size loses long inputs, and that
+attention recovers long inputs. This study tests both claims.
 
     python -m experiments.launch --sweep=configs/sweeps/recurrence.py --root=runs/recurrence --seeds=3
 
-Three models of 0.98 to 1.01M parameters on the same data with the same vocabulary. Each has the best of
-three learning rates (1e-3, 2e-3, 4e-3) by validation loss after 600 steps; docs/studies/recurrence.md has
-the results. number_words trains on lists of 1 to 4 numbers; test_long has lists of 5 to 10.
+Three models of 0.98M to 1.01M parameters train on the same data with the same vocabulary. Each model has the
+best of three learning rates (1e-3, 2e-3, 4e-3), which is the one with the lowest validation loss after 600
+steps. The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10. The
+results are in docs/studies/recurrence.md.
 """
 
 CONFIG = "configs/number_words.py"

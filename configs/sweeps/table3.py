@@ -1,10 +1,11 @@
-"""Table 3 at a small scale: the effect of each size and regularizer of the Transformer.
+"""The paper's Table 3 at a small scale: the effect of each size and regularizer of the Transformer.
 
     python -m experiments.launch --sweep=configs/sweeps/table3.py --root=runs/table3 --seeds=3
 
-20 rows; number_words trains on lists of 1 to 4 numbers, test_long has lists of 5 to 10. Each row changes
-the fields that its namesake changes in the paper, to the small values of configs/table3.py. Beyond the
-longest list trained on, learned positions repeat the last vector.
+The study has 20 variants, which are the rows of the table. A variant changes the same fields as the row in
+the paper, to the small values of configs/table3.py. The training lists of number_words have 1 to 4 numbers;
+the lists of test_long have 5 to 10. Beyond the longest training list, learned positions repeat the last
+trained vector.
 """
 
 from configs.table3 import ROWS

@@ -1,4 +1,4 @@
-"""Trained models in the formats of other toolkits."""
+"""Exporters, which write trained models in the formats of other toolkits."""
 
 from experiments.formats.base import Format, export
 from experiments.formats.comparison import largest_difference, score

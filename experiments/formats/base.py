@@ -1,4 +1,4 @@
-"""Interface of a format of another toolkit."""
+"""Interface of the exporters, which write a trained model in another toolkit's format."""
 
 import abc
 import importlib.util
@@ -16,13 +16,13 @@ from transformer.files import atomic_folder
 
 
 class Format(abc.ABC):
-    """Writes a trained model for another toolkit, and asks that toolkit for its log-probabilities.
+    """Writes a trained model for another toolkit, and computes log-probabilities with that toolkit.
 
     Attributes:
       name: value of `--format`.
       packages: packages that must be installed.
-      holds: the values that the format can hold, by field of `model`; it can hold any value of other fields.
-      usage: three lines of Python that translate with the toolkit, with a place for the `folder`.
+      holds: supported values by field of `ModelConfig`; a field that is missing here may have any value.
+      usage: three lines of Python that translate with the toolkit; `{folder}` stands for the exported folder.
       note: remaining differences between the toolkit and our models.
     """
 
@@ -33,21 +33,21 @@ class Format(abc.ABC):
     note: ClassVar[str]
 
     def require(self, flag: str) -> None:
-        """Raises a `UserError` if a package is missing that `flag` needs."""
+        """Raises a `UserError` if a package that `flag` needs is not installed."""
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"{flag} needs {package}: pip install -e '.[peers]'")
+                raise UserError(f"{flag} needs the package {package}; run pip install -e '.[peers]'")
 
     def check(self, config: ModelConfig) -> None:
-        """Raises a `UserError` that names the first field whose value the format cannot hold."""
+        """Raises a `UserError` that names the first field whose value the format does not support."""
         for field, values in self.holds.items():
             if (value := getattr(config, field)) not in values:
                 allowed = ", ".join(map(str, values))
-                raise UserError(f"model.{field} is {value!r}; --format={self.name} holds only: {allowed}")
+                raise UserError(f"model.{field} is {value!r}; --format={self.name} supports only: {allowed}")
 
     @abc.abstractmethod
     def write(self, trained: Trained, folder: Path) -> None:
-        """Writes weights and vocabulary into an existing folder."""
+        """Writes the weights and the vocabulary into an existing folder."""
 
     @abc.abstractmethod
     def write_tokenizer(self, trained: Trained, folder: Path) -> None:
@@ -57,20 +57,22 @@ class Format(abc.ABC):
     def score(
         self, folder: Path, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
-        """Returns the toolkit's log-probabilities, in nats, of the tokens of each target and then of EOS.
+        """Returns the log-probability, in nats, of each target token and of the EOS after the last token.
+
+        The toolkit computes the log-probabilities.
 
         Args:
           folder: the exported model.
-          sources: tokens, without EOS.
-          targets: tokens, without EOS.
+          sources: tokens of the source sentences, without EOS.
+          targets: tokens of the target sentences, without EOS.
         """
 
 
 def export(trained: Trained, form: Format, folder: Path) -> None:
-    """Writes a folder completely or not at all.
+    """Writes a trained model and its tokenizer into `folder`. If writing fails, no folder is left.
 
     Raises:
-      UserError: the format cannot hold the model.
+      UserError: the format does not support the model.
     """
     form.check(trained.model.config)
     with atomic_folder(folder) as partial:
@@ -79,7 +81,10 @@ def export(trained: Trained, form: Format, folder: Path) -> None:
 
 
 def table_lengths(trained: Trained) -> tuple[int, int]:
-    """Returns the lengths of the position tables of encoder and decoder: all that a translation may use."""
+    """Returns the lengths of the encoder's and the decoder's position tables.
+
+    The tables are long enough for the longest translation allowed.
+    """
     decode, limits = trained.config.decode, trained.model.max_lengths
     source = limits.source or decode.max_source_length
     target = limits.target or decode.max_source_length + decode.max_extra_length

@@ -1,4 +1,4 @@
-"""Comparison of an exported model with ours, by the log-probabilities of random sentences."""
+"""Compares an exported model with ours, using the log-probabilities of random sentences."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from transformer.config import EOS
 from transformer.data.batching import pad_rows
 
 NUM_SENTENCES = 8
-MAX_TOKENS = 48  # of a random sentence
+MAX_TOKENS = 48  # in a random sentence
 
 
 def largest_difference(trained: Trained, form: Format, folder: Path) -> float:
-    """Returns the largest difference in log-probability from the exported model, in nats per token."""
+    """Returns the largest difference, in nats, between the two models' log-probabilities of a token."""
     rng = np.random.default_rng(0)
     vocab_size = trained.model.vocab_size
     longest = min(MAX_TOKENS, *(length - 1 for length in table_lengths(trained)))
@@ -38,7 +38,10 @@ def largest_difference(trained: Trained, form: Format, folder: Path) -> float:
 def score(
     trained: Trained, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """Returns our log-probabilities of the tokens of each target and then of EOS, computed in float32."""
+    """Returns the log-probability, in nats, of each target token and of the EOS after the last token.
+
+    Our model computes the log-probabilities in float32.
+    """
     model = trained.model.clone(config=dataclasses.replace(trained.model.config, dtype="float32"))
     source, target = (pad_rows([[*tokens, EOS] for tokens in side]) for side in (sources, targets))
     batches = TokenBatch.from_tokens(source), TokenBatch.from_tokens(target)

@@ -1,4 +1,4 @@
-"""CTranslate2: https://opennmt.net/CTranslate2. Its model is a specification whose arrays are filled."""
+"""Exports by filling the arrays of a CTranslate2 model specification (https://opennmt.net/CTranslate2)."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from transformer.model.embedding import EMBEDDINGS
 from transformer.model.layers import FEED_FORWARDS
 from transformer.model.positions import POSITIONS, PositionScheme, T5Bias
 
-# Names of our activations. It has no identity, which `bilinear` would need.
+# CTranslate2's names of our activations. CTranslate2 has no identity activation, which `bilinear` would need.
 ACTIVATIONS = {
     "relu": "RELU",
     "gelu": "GELU",
@@ -23,18 +23,19 @@ ACTIVATIONS = {
     "geglu": "GELU",
     "swiglu": "SWISH",
 }
-# Schemes that it reads from a table of vectors.
+# Position schemes that are written as a table of vectors.
 TABLES = ("sinusoidal", "sinusoidal_concat", "learned", "none")
 
 
 class CTranslate2(Format):
-    """The format of CTranslate2."""
+    """Exporter to CTranslate2."""
 
     name = "ctranslate2"
     packages = ("ctranslate2",)
     holds: ClassVar = {
         "kind": ("transformer",),
-        # `relative` has a table per head here and one in all there; `alibi` biases only decoders there.
+        # Not `relative`: we have a table per head, and CTranslate2 has one table for all heads.
+        # Not `alibi`: CTranslate2 applies ALiBi in decoders only.
         "positions": (*TABLES, "rope", "t5_bias"),
         "norm": ("layer_norm", "rms_norm"),
         "residual": ("post_norm", "pre_norm"),
@@ -45,15 +46,17 @@ import ctranslate2, sentencepiece as spm
 text, model = spm.SentencePieceProcessor("{folder}/tokenizer.model"), ctranslate2.Translator("{folder}")
 print(text.decode(model.translate_batch([text.encode("...", out_type=str)])[0].hypotheses[0]))"""
     note = (
-        "its defaults are a beam of 2, at most 256 output and 1,024 input tokens; its beam search divides by "
-        "length^length_penalty; a finished hypothesis frees its place in the beam"
+        "CTranslate2's defaults are a beam of 2, at most 256 output tokens and at most 1,024 input tokens; "
+        "CTranslate2's beam search divides log-probabilities by length^length_penalty; a finished hypothesis "
+        "frees a place in the beam"
     )
 
     def check(self, config):
         super().check(config)
         if config.value_width != config.key_width:
             raise UserError(
-                f"model.d_v is {config.value_width}; --format=ctranslate2 holds only d_k: {config.key_width}"
+                f"model.d_v is {config.value_width}; "
+                f"--format=ctranslate2 supports only the value of d_k: {config.key_width}"
             )
 
     def write(self, trained, folder):
@@ -93,18 +96,18 @@ print(text.decode(model.translate_batch([text.encode("...", out_type=str)])[0].h
 
         tokens = read_vocabulary(folder)
         texts = ([[tokens[token] for token in line] for line in side] for side in (sources, targets))
-        # max_input_length=0: no limit.
+        # max_input_length=0 means no limit.
         results = ctranslate2.Translator(str(folder)).score_batch(*texts, max_input_length=0)
         return [np.array(result.log_probs) for result in results]
 
 
 def read_vocabulary(folder: Path) -> list[str]:
-    """Returns the tokens as text, the form in which the toolkit reads and returns them."""
+    """Returns the tokens as text. CTranslate2 reads and returns tokens as text."""
     return json.loads((folder / "shared_vocabulary.json").read_text())
 
 
 def position_table(scheme: PositionScheme, params: Mapping[str, Any], length: int) -> np.ndarray:
-    """Returns the vector added at each position, beyond the scheme's limit as `model.overflow` says."""
+    """Returns the vector that is added at each position. Beyond the last one, `model.overflow` decides."""
     zeros, positions = jnp.zeros((1, length, scheme.config.d_model)), jnp.arange(length)[None]
     return np.array(scheme.apply({"params": params}, zeros, positions, length)[0])
 
@@ -118,7 +121,7 @@ def _specification(config: ModelConfig):
         "activation": common_spec.Activation[ACTIVATIONS[config.feed_forward]],
         "ffn_glu": FEED_FORWARDS[config.feed_forward].gated,
         "head_dim": config.key_width,
-        "rotary_dim": 0 if config.positions == "rope" else None,  # 0: all channels of a head
+        "rotary_dim": 0 if config.positions == "rope" else None,  # 0 rotates all channels of a head
         "relative_attention_bias": config.positions == "t5_bias",
     }
     return transformer_spec.TransformerSpec(
@@ -159,7 +162,7 @@ def _fill_cross_attention(spec, params: dict[str, Any]) -> None:
 
 def _fill_feed_forward(spec, params: dict[str, Any]) -> None:
     if "gate" in params:
-        _fill(spec.linear_0, params["gate"])  # linear_0 is followed by the activation
+        _fill(spec.linear_0, params["gate"])  # CTranslate2 applies the activation after linear_0
         _fill(spec.linear_0_noact, params["inner"])
     else:
         _fill(spec.linear_0, params["inner"])
@@ -167,7 +170,7 @@ def _fill_feed_forward(spec, params: dict[str, Any]) -> None:
 
 
 def _fill(spec, *layers: dict[str, Any]) -> None:
-    """Fills one linear layer with several of ours, whose outputs are concatenated."""
+    """Fills one CTranslate2 linear layer with the concatenated weights of several of our dense layers."""
     spec.weight = np.concatenate([layer["kernel"].T for layer in layers])
     if "bias" in layers[0]:
         spec.bias = np.concatenate([layer["bias"] for layer in layers])

@@ -1,7 +1,8 @@
-"""MarianMTModel of Hugging Face's transformers: the paper's model with biases and another order of channels.
+"""Exports to MarianMTModel of Hugging Face's transformers.
 
-Its sinusoids are the paper's, all sines first and then all cosines. The order of the channels does not matter
-to a model, so all weights are written in that order. Its attention has biases: zeros.
+MarianMTModel differs from the paper's model in two ways. Position vectors have all sines before all cosines.
+The order of the channels does not change what a model computes, so we write all weights in Marian's order.
+Attention has biases, which we write as zeros.
 """
 
 import json
@@ -15,7 +16,7 @@ from experiments.run_folder import Trained
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 
-# Default limit of generate(), in tokens; its own default is 20.
+# Output limit that is stored for generate(), in tokens. Without a stored limit, generate() stops at 20.
 MAX_OUTPUT_LENGTH = 256
 SPECIAL_TOKENS = {
     "decoder_start_token_id": BOS,
@@ -26,14 +27,14 @@ SPECIAL_TOKENS = {
 
 
 class Marian(Format):
-    """The format of MarianMTModel."""
+    """Exporter to MarianMTModel."""
 
     name = "marian"
     packages = ("transformers", "torch")
     holds: ClassVar = {
         "kind": ("transformer",),
         "positions": ("sinusoidal",),
-        "overflow": (None, "extrapolate", "error"),  # the table ends, and beyond its end is an error
+        "overflow": (None, "extrapolate", "error"),  # Marian raises an error beyond the end of the table
         "residual": ("post_norm",),
         "norm": ("layer_norm",),
         "feed_forward": ("relu", "gelu"),
@@ -43,8 +44,9 @@ from transformers import MarianMTModel as Model, MarianTokenizer as Tokenizer
 text, model = Tokenizer.from_pretrained("{folder}"), Model.from_pretrained("{folder}")
 print(text.batch_decode(model.generate(**text(["..."], return_tensors="pt")), skip_special_tokens=True))"""
     note = (
-        "the eps of its LayerNorm is 1e-5, not 1e-6; its beam search divides by length^length_penalty; a "
-        "finished hypothesis frees its place in the beam; if sacremoses is installed, it changes punctuation"
+        "the eps of Marian's LayerNorm is 1e-5, not 1e-6; generate() divides log-probabilities by "
+        "length^length_penalty; a finished hypothesis frees a place in the beam; if the package sacremoses "
+        "is installed, MarianTokenizer changes punctuation"
     )
 
     def check(self, config):
@@ -53,7 +55,8 @@ print(text.batch_decode(model.generate(**text(["..."], return_tensors="pt")), sk
             if width * config.num_heads != config.d_model:
                 raise UserError(
                     f"model.{field} is {width}; "
-                    f"--format=marian holds only d_model / num_heads: {config.d_model / config.num_heads:g}"
+                    "--format=marian supports only d_model / num_heads: "
+                    f"{config.d_model / config.num_heads:g}"
                 )
 
     def write(self, trained, folder):
@@ -66,7 +69,7 @@ print(text.batch_decode(model.generate(**text(["..."], return_tensors="pt")), sk
         peer = MarianMTModel(_configuration(trained))
         weights = _weights(trained.model.config, to_numpy(trained.params))
         state = {name: torch.tensor(array) for name, array in weights.items()}
-        # It makes the table of sinusoids itself, and has a bias of zeros.
+        # Marian computes the table of sinusoids; the bias of the logits stays zero.
         missing, unexpected = peer.load_state_dict(state, strict=False)
         assert not unexpected, unexpected
         assert all(name.endswith(("embed_positions.weight", "logits_bias")) for name in missing), missing
@@ -89,7 +92,7 @@ print(text.batch_decode(model.generate(**text(["..."], return_tensors="pt")), sk
             path.write_bytes(tokenizer.model)
         vocabulary = folder / "vocab.json"
         vocabulary.write_text(json.dumps({name: token for token, name in enumerate(names)}))
-        # It warns that sacremoses is missing, which would change the text.
+        # MarianTokenizer warns if sacremoses is missing. We do not want sacremoses: it would change the text.
         with warnings.catch_warnings(action="ignore"):
             MarianTokenizer(
                 **{name: str(path) for name, path in files.items()},
@@ -143,7 +146,7 @@ def _configuration(trained: Trained):
 
 
 def _weights(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Returns all weights by Marian's names."""
+    """Returns all weights under Marian's names."""
     order = np.arange(config.d_model).reshape(-1, 2).T.flatten()  # even channels first
     names, tables = EMBEDDINGS[config.embeddings], params["embedding"]
     weights = {

@@ -1,6 +1,6 @@
-"""Speed of training and translation, ours and our peers', beside the speed of the machine.
+"""Measures the speed of training and translation with our code and with peers (other toolkits).
 
-Exports nothing: a peer's module imports the peer, which need not be installed.
+The package exports nothing, because the module of a peer imports a toolkit that may not be installed.
 """
 
 __all__: list[str] = []

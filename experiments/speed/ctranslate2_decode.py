@@ -1,4 +1,4 @@
-"""Peer: CTranslate2 in float32, translating the same sentences with the same weights."""
+"""Peer process: CTranslate2 translates the same sentences with the same weights in float32."""
 
 import functools
 import os
@@ -9,16 +9,16 @@ from experiments.cli import keep_freed_memory
 from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import BOS, EOS, PAD
 
-# Tokens in a batch, padding included; each of its workers translates one batch at a time.
+# Batch sizes to try, in tokens with padding. Each worker of CTranslate2 translates one batch at a time.
 BATCH_TOKENS = (512, 1_024, 2_048, 8_192)
 
 
 def prepare(
     folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
 ) -> Prepared:
-    """Tries each division of the cores and each batch size once, and takes the fastest."""
+    """Times each division of the cores among workers with each batch size, and keeps the fastest settings."""
     lines = [[str(token) for token in source if token != EOS] for source in sources]
-    keep_freed_memory()  # as ours
+    keep_freed_memory()  # as in our process
     cores = len(os.sched_getaffinity(0))
     trials = []
     for workers in (number for number in range(1, cores + 1) if cores % number == 0):

@@ -1,7 +1,8 @@
-"""Times translation: our `Translator` and peers with the same weights, in turns.
+"""Times translation with our `Translator` and with peers (other toolkits), which have the same weights.
 
-128 sentences with the lengths of image captions, given as tokens. All use beam search for outputs of exactly
-24 tokens; the times include the encoder.
+In each round, our code and each peer take one turn to translate 128 sentences. The sentences are as long as
+image captions and are given as tokens. Every toolkit uses beam search, and every output has exactly 24
+tokens. The times include the encoder.
 """
 
 import contextlib
@@ -25,59 +26,59 @@ from transformer.model import build_model, init_params
 
 VOCAB_SIZE, NUM_SENTENCES, NUM_TOKENS = 8_000, 128, 24
 MEAN_LENGTH, MIN_LENGTH, MAX_LENGTH = 15, 5, 48  # tokens of a source sentence, EOS included
-# The minimum is above the limit: no output ends.
+# No output ends early, because the minimum length is above the length limit.
 SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6, min_output_length=NUM_TOKENS + 1)
-# Difference in log-probability, in nats, up to which two outputs are tied: of 24 tokens in float32.
+# Two outputs are tied if their log-probabilities, in nats, differ by less. Allows for float32 rounding.
 TIED = 1e-3
 
-# The format that each peer reads.
+# The exporter for each peer.
 PEERS: dict[str, Format] = {"ctranslate2": FORMATS["ctranslate2"], "transformers": FORMATS["marian"]}
 
 
 class NumberTokenizer(Tokenizer):
-    """A vocabulary whose text is the numbers of the tokens."""
+    """Tokenizer whose texts are token numbers, separated by spaces."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
         self.model, self.sha256 = b"", ""
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Reads numbers, and adds EOS."""
+        """Returns the numbers in each text, with EOS added."""
         return [[*map(int, text.split()), EOS] for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Writes the numbers of all tokens but PAD and EOS."""
+        """Returns the numbers of all tokens except PAD and EOS."""
         return " ".join(str(token) for token in tokens if token not in (PAD, EOS))
 
     def names(self, tokens: Sequence[int]) -> list[str]:
-        """Writes each number."""
+        """Returns the number of each token as text."""
         return [str(token) for token in tokens]
 
 
 class FixedLengthTranslator(Translator):
-    """Translates every sentence into `NUM_TOKENS` tokens."""
+    """Translates every sentence into exactly `NUM_TOKENS` tokens."""
 
     def output_limits(self, source):
-        """Returns the same limit for all sentences."""
+        """Returns the limit `NUM_TOKENS` for every sentence, and 0 for empty rows."""
         return np.where((source != PAD).any(axis=1), NUM_TOKENS, 0).astype(np.int32), NUM_TOKENS
 
 
 def random_sources() -> list[list[int]]:
-    """Returns random sentences, each closed by EOS."""
+    """Returns random sentences. Each sentence ends with EOS."""
     rng = np.random.default_rng(0)
     lengths = np.clip(log_normal_lengths(rng, MEAN_LENGTH, NUM_SENTENCES), MIN_LENGTH, MAX_LENGTH).astype(int)
     return [random_sentence(rng, length, VOCAB_SIZE).tolist() for length in lengths]
 
 
 def untrained(config: ModelConfig) -> Trained:
-    """Returns a model with its weights before training, in the form of a trained run."""
+    """Returns a model with random initial weights, as a `Trained`."""
     model = build_model(config, VOCAB_SIZE)
     experiment = ExperimentConfig(model=config, data=DataConfig(vocab_size=VOCAB_SIZE), decode=SEARCH)
     return Trained(experiment, NumberTokenizer(VOCAB_SIZE), model, init_params(model, seed=0), [0])
 
 
 class OurTranslation:
-    """Our translation of all sentences; each call returns the tokens of all outputs."""
+    """Translates all sentences with our `Translator`. Each call returns the tokens of all outputs."""
 
     def __init__(self, trained: Trained, sources: Sequence[Sequence[int]]):
         self._translator = FixedLengthTranslator(trained.model, trained.params, trained.tokenizer, SEARCH)
@@ -88,12 +89,15 @@ class OurTranslation:
 
 
 class DecodingPeer:
-    """A peer with the same weights, in a separate process; a context manager.
+    """A peer that translates with the same weights in a separate process.
+
+    As a context manager, ends the process.
 
     Attributes:
-      outputs: tokens of its outputs.
-      settings: its fastest settings, as text.
-      log_prob_difference: largest difference of the log-probabilities of given tokens from ours, in nats.
+      outputs: tokens of the peer's outputs.
+      settings: the peer's fastest settings, as text.
+      log_prob_difference: largest difference between the peer's and our log-probability of a given token, in
+        nats.
     """
 
     def __init__(self, name: str, trained: Trained, sources: Sequence[Sequence[int]]):
@@ -112,7 +116,7 @@ class DecodingPeer:
         assert all(len(output) == NUM_TOKENS for output in self.outputs)
 
     def turn(self, times: int) -> float:
-        """Returns the seconds of translating all sentences some times."""
+        """Returns the seconds that it takes to translate all sentences `times` times."""
         return self._process.turn(times)
 
     def __enter__(self) -> "DecodingPeer":
@@ -132,8 +136,9 @@ def agreement(
 
     Returns:
       identical: share of the outputs that are identical.
-      tied: share of the outputs that differ, but have the same probability in our model.
-      score_difference: log-probability of its outputs minus that of ours in our model, in nats per sentence.
+      tied: share of the outputs that differ but have nearly the same probability in our model.
+      score_difference: mean log-probability of the peer's outputs minus the mean log-probability of our
+        outputs, in nats per sentence. Our model computes both.
     """
     texts = [source[:-1] for source in sources]
     log_probs = [[x[:-1].sum() for x in score(trained, texts, side)] for side in (outputs, peer_outputs)]
@@ -147,13 +152,13 @@ def agreement(
 
 
 def benchmark(config: ModelConfig, peers: Sequence[str], repeats: int, turn_seconds: float) -> dict[str, Any]:
-    """Times a model: in each round first us, then each peer.
+    """Times translation with a model. In each round, our code takes the first turn, then each peer takes one.
 
     Args:
       config: the model.
       peers: keys of `PEERS`.
-      repeats: rounds.
-      turn_seconds: approximate duration of a turn, in which all sentences are translated at least once.
+      repeats: number of rounds.
+      turn_seconds: approximate duration of a turn. A turn translates all sentences at least once.
     """
     sources, trained = random_sources(), untrained(config)
     translate = OurTranslation(trained, sources)

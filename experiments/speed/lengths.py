@@ -1,4 +1,4 @@
-"""Times training at several sentence lengths, with a constant number of tokens per batch."""
+"""Times training at several sentence lengths, with the same number of tokens per batch."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ from transformer.model import build_model
 
 
 class FixedLengthTraining:
-    """Training on one batch, repeatedly: every sentence has `length` tokens, and there is no padding."""
+    """Trains repeatedly on one batch without padding, in which every sentence has `length` tokens."""
 
     def __init__(self, config: ExperimentConfig, length: int, batch_tokens: int):
         limit = build_model(config.model, config.data.vocab_size).max_lengths.source
@@ -26,7 +26,7 @@ class FixedLengthTraining:
         self._batch = self._trainer.shard(batch)
 
     def turn(self, steps: int) -> float:
-        """Returns the seconds of some steps."""
+        """Returns the seconds that `steps` training steps take."""
         started = time.perf_counter()
         for _ in range(steps):
             totals = self._trainer.step(self._batch)
@@ -57,18 +57,18 @@ def benchmark_lengths(
     repeats: int,
     turn_seconds: float,
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    """Times each config at each length; within a round they take turns.
+    """Times training of each config at each length. In each round, every config takes one turn.
 
     Args:
-      configs: by name.
+      configs: the configs by name.
       lengths: tokens per sentence, in both languages.
-      batch_tokens: target tokens per step, and as many source tokens.
-      repeats: rounds.
+      batch_tokens: source tokens per step; the number of target tokens is the same.
+      repeats: number of rounds.
       turn_seconds: approximate duration of a turn.
 
     Returns:
-      By name and length: tokens_per_second (target tokens, median of the rounds) and spread (slowest and
-      fastest round).
+      By name and length: tokens_per_second (target tokens per second, the median over rounds) and spread
+      (the slowest and the fastest round).
     """
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in configs}
     for length in lengths:
@@ -76,7 +76,7 @@ def benchmark_lengths(
             name: FixedLengthTraining(config, length, batch_tokens) for name, config in configs.items()
         }
         for training in trainings.values():
-            training.turn(2)  # compiles, warms up
+            training.turn(2)  # compiles and warms up
         steps = {name: max(1, round(turn_seconds / training.turn(1))) for name, training in trainings.items()}
         speeds: dict[str, list[float]] = {name: [] for name in configs}
         for _ in range(repeats):

@@ -1,7 +1,9 @@
-"""Peers that are timed in separate processes, which wait while others are timed.
+"""Runs peers (other toolkits that are timed) in separate processes. A peer waits while another one is timed.
 
-A peer reads a request, one line of JSON, and answers with another line when it is ready. Then it reads
-numbers, one per line: the number of times to do its work. It answers each with the result, as JSON.
+A peer process first reads the request: one line of JSON that says what to prepare, such as the sentences to
+translate. When everything is prepared, the peer writes an answer, one line of JSON. Each further line that
+the peer reads is a number: how many times to do the work, such as translating all sentences. After the work,
+the peer writes the result, such as the seconds, as one line of JSON.
 """
 
 import contextlib
@@ -14,11 +16,11 @@ from typing import Any, NamedTuple
 
 
 class Prepared(NamedTuple):
-    """A peer that is ready.
+    """A peer that has prepared everything.
 
     Attributes:
-      turn: does the work as many times as asked, and returns JSON data, such as the seconds it took.
-      answer: the first answer, JSON data.
+      turn: function that does the work a given number of times and returns the result as JSON data.
+      answer: the answer to the request, as JSON data.
     """
 
     turn: Callable[[int], Any]
@@ -26,7 +28,7 @@ class Prepared(NamedTuple):
 
 
 def serve(prepare: Callable[..., Prepared]) -> None:
-    """Runs a peer in this process; `prepare` takes the fields of the request."""
+    """Runs a peer in this process. `prepare` gets the fields of the request as keyword arguments."""
     turn, answer = prepare(**json.loads(sys.stdin.readline()))
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
@@ -34,7 +36,7 @@ def serve(prepare: Callable[..., Prepared]) -> None:
 
 
 def time_calls(work: Callable[[], object], times: int = 1) -> float:
-    """Returns the seconds of calling `work` some times."""
+    """Returns the seconds that `times` calls of `work` take."""
     started = time.perf_counter()
     for _ in range(times):
         work()
@@ -42,14 +44,14 @@ def time_calls(work: Callable[[], object], times: int = 1) -> float:
 
 
 class PeerProcess:
-    """A peer in a separate process; a context manager that ends the process.
+    """A peer in a separate process. As a context manager, ends the process.
 
     Attributes:
-      answer: the peer's first answer.
+      answer: the peer's answer to the request.
     """
 
     def __init__(self, module: str, request: dict[str, Any]):
-        """Starts `module` and waits until it is ready."""
+        """Starts `module` as a process and waits for the answer to the request."""
         self._module = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -61,7 +63,7 @@ class PeerProcess:
             raise
 
     def turn(self, times: int) -> Any:
-        """Lets the peer do its work some times, and returns the result."""
+        """Lets the peer do the work `times` times, and returns the result."""
         return self._ask(str(times))
 
     def __enter__(self) -> "PeerProcess":
@@ -71,7 +73,7 @@ class PeerProcess:
         self._end()
 
     def _ask(self, line: str) -> Any:
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and does not answer
+        with contextlib.suppress(BrokenPipeError):  # the peer has ended, which readline below reveals
             print(line, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:

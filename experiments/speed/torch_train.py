@@ -1,4 +1,7 @@
-"""Peer: torch.nn.Transformer, trained on the same sentences. The result of a turn has seconds and tokens."""
+"""Peer process: PyTorch trains torch.nn.Transformer on the same sentences.
+
+The result of a turn has the seconds and the number of target tokens.
+"""
 
 import functools
 import itertools
@@ -18,7 +21,7 @@ from transformer.config import BOS, PAD
 
 
 class Model(nn.Module):
-    """Embeddings shared three ways, sinusoids, nn.Transformer."""
+    """nn.Transformer with sinusoids. Source, target and output embeddings share one matrix."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -40,7 +43,7 @@ class Model(nn.Module):
         angle = position * torch.exp(torch.arange(0, config.d_model, 2) * (-math.log(1e4) / config.d_model))
         self.register_buffer("table", torch.stack([angle.sin(), angle.cos()], -1).reshape(512, -1))
         for layer in [*self.transformer.encoder.layers, *self.transformer.decoder.layers]:
-            layer.dropout.p = layer.self_attn.dropout = 0.0  # dropout sites of the paper only, as ours
+            layer.dropout.p = layer.self_attn.dropout = 0.0  # only the paper's dropout sites, as in our model
             if hasattr(layer, "multihead_attn"):
                 layer.multihead_attn.dropout = 0.0
 
@@ -59,12 +62,12 @@ class Model(nn.Module):
         return hidden @ self.embedding.weight.T
 
     def embed(self, tokens):
-        """Returns scaled embeddings with sinusoids."""
+        """Returns the scaled embeddings plus sinusoids, with dropout."""
         return self.dropout(self.embedding(tokens) * self.scale + self.table[: tokens.shape[1]])
 
 
 def train(model: Model, optimizer: torch.optim.Optimizer, batches: Iterator, steps: int) -> dict[str, float]:
-    """Trains some steps; returns seconds and tokens."""
+    """Trains for `steps` steps. Returns the seconds and the number of target tokens."""
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=PAD)
     tokens, started = 0, time.perf_counter()
     for source, target in itertools.islice(batches, steps):
@@ -77,8 +80,8 @@ def train(model: Model, optimizer: torch.optim.Optimizer, batches: Iterator, ste
 
 
 def prepare(shape: str) -> Prepared:
-    """Makes the model and its batches."""
-    keep_freed_memory()  # as ours: the frameworks are compared
+    """Makes the model and the batches."""
+    keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
     model = Model(SHAPES[shape])

@@ -1,4 +1,7 @@
-"""Times training: our step as `experiments.train` runs it, data included, and a peer's, in turns."""
+"""Times training with our training step and with peers (other toolkits).
+
+Our step is the one of `experiments.train`, and the times include the data pipeline.
+"""
 
 import contextlib
 import importlib.util
@@ -17,16 +20,16 @@ from experiments.speed.trainer import Trainer
 from experiments.speed.workload import Sentences, Shape, sentence_pairs
 from transformer.batch import TokenBatch
 from transformer.config import UserError
-from transformer.data.corpus import Side, Split
 from transformer.data.packing import PackedPlan
 from transformer.data.pipeline import TrainingBatches, serve
+from transformer.data.splits import Side, Split
 from transformer.model.flops import matmul_flops
 
 NUM_PAIRS = 20_000
 
 
 class Interval(NamedTuple):
-    """Consecutive steps: their number, their duration, and the target tokens that they trained on."""
+    """Consecutive training steps: number of steps, duration in seconds, and number of target tokens."""
 
     steps: int
     seconds: float
@@ -34,7 +37,7 @@ class Interval(NamedTuple):
 
 
 def matmul_rate(size: int = 2_048, repeats: int = 8) -> float:
-    """Returns FLOPs per second of the fastest of several products of two float32 matrices [size, size]."""
+    """Returns the FLOPs per second of the fastest of several products of float32 matrices [size, size]."""
     a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
@@ -47,10 +50,10 @@ def matmul_rate(size: int = 2_048, repeats: int = 8) -> float:
 
 
 class PackedTraining:
-    """Our training on packed rows of random sentences.
+    """Trains our model on packed rows of random sentences.
 
     Attributes:
-      waited: seconds in which no batch was ready.
+      waited: total seconds spent waiting for the next batch.
     """
 
     def __init__(self, shape: Shape):
@@ -62,7 +65,7 @@ class PackedTraining:
         self.waited = 0.0
 
     def turn(self, steps: int) -> Interval:
-        """Trains some steps."""
+        """Trains for `steps` steps."""
         counts, started = [], time.perf_counter()
         for _ in range(steps):
             asked = time.perf_counter()
@@ -73,7 +76,7 @@ class PackedTraining:
         return Interval(steps, time.perf_counter() - started, tokens)
 
     def flops_per_step(self) -> int:
-        """Returns the model FLOPs of a step on full rows: a backward pass costs twice its forward pass."""
+        """Returns the model FLOPs of a step on full rows. The backward pass counts as two forward passes."""
         plan, trainer = self._plan, self._trainer
         sides = [
             TokenBatch(*[jax.ShapeDtypeStruct((plan.num_rows, length), jnp.int32)] * len(TokenBatch._fields))
@@ -83,12 +86,12 @@ class PackedTraining:
 
     @property
     def slots(self) -> int:
-        """Target tokens in a batch without padding."""
+        """Number of target tokens that fit into a batch."""
         return self._plan.num_rows * self._plan.target_length
 
 
 def random_split(shape: Shape) -> Split:
-    """Returns the sentences that are timed, as a split in memory."""
+    """Returns random sentences for the training that is timed, as a split in memory."""
     source, target = sentence_pairs(shape, NUM_PAIRS)
     return Split(_side(source), _side(target), np.array([len(tokens) for tokens in target]))
 
@@ -98,7 +101,7 @@ def _side(sentences: Sentences) -> Side:
 
 
 class TorchTraining:
-    """torch.nn.Transformer in a separate process; a context manager.
+    """Trains torch.nn.Transformer in a separate process. As a context manager, ends the process.
 
     Raises:
       UserError: PyTorch is not installed.
@@ -106,11 +109,11 @@ class TorchTraining:
 
     def __init__(self, shape: str):
         if importlib.util.find_spec("torch") is None:
-            raise UserError("--peer=torch needs PyTorch: pip install -e '.[peers]'")
+            raise UserError("--peer=torch needs the package torch; run pip install -e '.[peers]'")
         self._process = PeerProcess("experiments.speed.torch_train", {"shape": shape})
 
     def turn(self, steps: int) -> Interval:
-        """Trains some steps."""
+        """Trains for `steps` steps."""
         return Interval(steps, **self._process.turn(steps))
 
     def __enter__(self) -> "TorchTraining":
@@ -120,20 +123,22 @@ class TorchTraining:
         self._process.__exit__()
 
 
-# (name of a shape) -> a context manager with a method `turn`, as of `TorchTraining`.
+# Functions from the name of a shape to a context manager that has the method `turn` of `TorchTraining`.
 PEERS: dict[str, Callable[[str], AbstractContextManager]] = {"torch": TorchTraining}
 
 
 def benchmark(
     name: str, shape: Shape, peers: Sequence[str], repeats: int, turn_seconds: float
 ) -> dict[str, Any]:
-    """Times a shape: in each round first the machine, then us, then each peer.
+    """Times training of a shape.
+
+    Each round first times matrix products on this machine. Then our code takes a turn, and so does each peer.
 
     Args:
       name: name of the shape.
-      shape: the model and its text.
+      shape: the model, and the sizes of sentences and batches.
       peers: keys of `PEERS`.
-      repeats: rounds.
+      repeats: number of rounds.
       turn_seconds: approximate duration of a turn.
     """
     training = PackedTraining(shape)
@@ -141,7 +146,7 @@ def benchmark(
         turns = {"ours": training.turn}
         turns |= {peer: stack.enter_context(PEERS[peer](name)).turn for peer in peers}
         for turn in turns.values():
-            turn(2)  # compiles, warms up
+            turn(2)  # compiles and warms up
         steps = {who: max(1, round(turn_seconds / (turn(2).seconds / 2))) for who, turn in turns.items()}
         training.waited = 0.0
         rates, intervals = [], {who: [] for who in turns}
@@ -153,7 +158,7 @@ def benchmark(
 
 
 def _figures(training: PackedTraining, intervals: dict[str, list[Interval]], rate: float) -> dict[str, Any]:
-    """Returns medians over the rounds, as JSON data."""
+    """Returns the figures of the benchmark, which are medians over the rounds, as JSON data."""
     ours, flops = intervals["ours"], training.flops_per_step()
     speeds = {
         who: [interval.tokens / interval.seconds for interval in turns] for who, turns in intervals.items()

@@ -1,4 +1,4 @@
-"""The train step of a config on one device, as the training loop runs it."""
+"""Runs the train step of a config on one device, in the same way as the training loop."""
 
 import jax
 
@@ -12,11 +12,11 @@ from transformer.training.trainable import Hyperparameters, Totals
 
 
 class Trainer:
-    """A model with random weights, and its training.
+    """Trains a model that starts with random weights.
 
     Attributes:
       model: the model.
-      state: its current state.
+      state: the current training state.
     """
 
     def __init__(self, config: ExperimentConfig):
@@ -31,6 +31,6 @@ class Trainer:
         return self._parallelism.shard(batch, self._parts)
 
     def step(self, batch: Batch) -> Totals:
-        """Makes one update and returns its totals, without waiting for them."""
+        """Makes one update. Returns the totals of the update without waiting for the computation."""
         self.state, totals, _ = self._step(self.state, batch, self._key, self._hyperparameters)
         return totals

@@ -1,4 +1,4 @@
-"""Peer: `generate` of Hugging Face's transformers, translating the same sentences with the same weights."""
+"""Peer process: Hugging Face `generate` translates the same sentences with the same weights."""
 
 import functools
 import os
@@ -13,12 +13,12 @@ from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import PAD
 from transformer.data.batching import length_batches, pad_rows
 
-# Tokens in a batch, padding included: as ours, or all sentences at once.
+# Batch sizes to try, in tokens with padding: our batch size, and one that holds all sentences.
 BATCH_TOKENS = (1_024, 8_192)
 
 
 class BatchTranslator:
-    """Translates all sentences in batches of similar length."""
+    """Translates all sentences, in batches of sentences of similar length."""
 
     def __init__(
         self, peer: MarianMTModel, sources: list[list[int]], options: dict[str, Any], batch_tokens: int
@@ -38,21 +38,21 @@ class BatchTranslator:
             with torch.inference_mode():
                 generated = self._peer.generate(source, attention_mask=source != PAD, **self._options)
             for member, tokens in zip(members, generated.tolist(), strict=True):
-                outputs[member] = tokens[1:]  # BOS is the first
+                outputs[member] = tokens[1:]  # without BOS
         return outputs
 
 
 def prepare(
     folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
 ) -> Prepared:
-    """Tries each batch size once, and takes the fastest."""
-    keep_freed_memory()  # as ours: the frameworks are compared
+    """Times each batch size, and keeps the fastest."""
+    keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peer = MarianMTModel.from_pretrained(folder).eval()
     for module in peer.modules():
         if isinstance(module, torch.nn.LayerNorm):
-            module.eps = 1e-6  # the format does not hold it
-    peer.generation_config.max_length = None  # otherwise it warns about two limits
+            module.eps = 1e-6  # the exported files have no field for eps
+    peer.generation_config.max_length = None  # otherwise generate() warns about two limits
     options = {
         "num_beams": beam_size,
         "length_penalty": length_penalty,

@@ -1,4 +1,4 @@
-"""Studies: named variants times seeds, run by a local queue and reported with error bars."""
+"""Studies: train variants of a config with several seeds, and report the scores with error bars."""
 
 from experiments.study.queue import Job, run_jobs
 from experiments.study.results import Study, read_study

@@ -1,4 +1,4 @@
-"""Local queue: a limited number of jobs at once, each in separate processes on its share of the cores."""
+"""Local queue that runs a limited number of jobs at once. Each job has separate processes and CPU cores."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ POLL_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Commands to run one after the other, with their output in one file."""
+    """Commands that run one after the other. All output of the commands goes to the file `log`."""
 
     name: str
     commands: Sequence[Sequence[str]]
@@ -23,12 +23,12 @@ class Job:
 
 
 class Ended(NamedTuple):
-    """The end of a job.
+    """A job that has ended.
 
     Attributes:
       job: the job.
-      status: exit status of its first command that failed, or 0.
-      seconds: its duration.
+      status: exit status of the first command that failed; 0 if all commands succeeded.
+      seconds: duration of the job.
     """
 
     job: Job
@@ -43,16 +43,17 @@ class ShouldStop(Protocol):
 
 
 def run_jobs(jobs: Sequence[Job], slots: int, should_stop: ShouldStop = lambda: False) -> Iterator[Ended]:
-    """Runs all jobs and yields each one as it ends; a job that fails does not stop the others.
+    """Runs all jobs, and yields an `Ended` whenever a job ends. A failed job does not stop the other jobs.
 
     Args:
-      jobs: in the order in which they start.
-      slots: number of jobs at once; each gets an equal share of the cores of this process.
-      should_stop: called several times per second. A signal handler that raises would not do: an exception
-        within Popen.poll can leave its lock held, and then waiting for the process never ends.
+      jobs: the jobs, in the order in which they start.
+      slots: number of jobs that run at once; each job gets an equal share of the cores of this process.
+      should_stop: called several times per second. A signal handler that raises an exception cannot replace
+        `should_stop`: an exception inside Popen.poll can leave a lock held, and waiting for the process would
+        then never end.
 
     Raises:
-      KeyboardInterrupt: should_stop returned true; the running jobs were asked to save, and have ended.
+      KeyboardInterrupt: `should_stop` returned true. The running jobs got SIGTERM and have ended.
     """
     cores = sorted(os.sched_getaffinity(0))
     slots = min(slots, len(cores))
@@ -80,7 +81,9 @@ class _RunningJob:
         self.job, self.cores, self.started = job, cores, time.monotonic()
         self._remaining = list(job.commands)
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.log.write_bytes(b"")
+        with job.log.open("a", encoding="utf-8") as log:
+            if log.tell():  # keeps the output of earlier launches
+                log.write(time.strftime("\n--- started again at %Y-%m-%d %H:%M:%S ---\n"))
         self._start_next()
 
     def _start_next(self) -> None:
@@ -95,7 +98,7 @@ class _RunningJob:
         os.sched_setaffinity(self.process.pid, self.cores)
 
     def poll(self) -> int | None:
-        """Starts the next command when one has ended well; returns the status once the job has ended."""
+        """Starts the next command if one has succeeded. Returns the exit status once the job has ended."""
         status = self.process.poll()
         if status == 0 and self._remaining:
             self._start_next()
@@ -104,5 +107,5 @@ class _RunningJob:
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Returns the command line of one of our commands."""
+    """Returns the arguments that start `python -m experiments.<name>`."""
     return [sys.executable, "-m", f"experiments.{name}", *arguments]

@@ -1,4 +1,4 @@
-"""Study folders: the plan in study.json, completed runs, and their scores."""
+"""Study folders: stores the plan of a study in study.json, and reads the scores of the runs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, difference
 from transformer.files import read_json, write_json
 
-MIN_SENTENCES = 10  # in a range of source lengths that is reported
+MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,41 +18,46 @@ class Study:
     """The scores of a study.
 
     Attributes:
-      sweep: the plan.
-      scores: scores[variant][seed][split] is the content of eval/<split>.json; missing ones are left out.
+      sweep: the plan of the study.
+      scores: scores[variant][seed][split] is the content of eval/<split>.json, if that file exists.
     """
 
     sweep: Sweep
     scores: dict[str, dict[int, dict[str, dict[str, Any]]]]
 
     def values(self, variant: str, split: str, metric: str) -> list[float]:
-        """Returns one score per seed."""
+        """Returns the scores of a metric, one per seed. Seeds without a score are left out."""
         runs = self.scores[variant]
-        return [runs[seed][split][metric] for seed in sorted(runs) if split in runs[seed]]
+        return [runs[seed][split][metric] for seed in sorted(runs) if metric in runs[seed].get(split, {})]
 
     def by_length(self, variant: str, split: str, metric: str) -> dict[int, list[float]]:
-        """Returns one score per seed for each range of source lengths, by its upper end in tokens.
+        """Returns one score per seed for each range of source lengths. The key is the upper end in tokens.
 
         Ranges with fewer than `MIN_SENTENCES` sentences are left out.
         """
         scores: dict[int, list[float]] = {}
         for _, splits in sorted(self.scores[variant].items()):
             for bucket in splits[split]["by_length"] if split in splits else []:
-                if bucket["sentences"] >= MIN_SENTENCES:
+                if bucket["sentences"] >= MIN_SENTENCES and metric in bucket:
                     scores.setdefault(bucket["most"], []).append(bucket[metric])
         return dict(sorted(scores.items()))
 
 
-def is_complete(run: Run, splits: Sequence[str]) -> bool:
-    """Returns whether a run is trained to its end and its last checkpoint was evaluated on all splits."""
+def is_complete(run: Run, splits: Sequence[str], metrics: Sequence[str]) -> bool:
+    """Returns whether a run is finished, and the last checkpoint has scores for all metrics on all splits."""
     if run.result.get("status") != "done":
         return False
-    scores = [run.folder / "eval" / f"{split}.json" for split in splits]
-    return all(path.exists() and read_json(path)["checkpoints"][-1] == run.result["step"] for path in scores)
+    paths = [run.folder / "eval" / f"{split}.json" for split in splits]
+    if not all(path.exists() for path in paths):
+        return False
+    return all(
+        scores["checkpoints"][-1] == run.result["step"] and scores.keys() >= set(metrics)
+        for scores in map(read_json, paths)
+    )
 
 
 def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
-    """Checks that a folder may hold a study: it is new, or holds the same study, maybe with fewer runs.
+    """Checks that a study can use a folder: the folder is new or holds the same study.
 
     Raises:
       UserError: the folder holds a run, another study, or this study with other settings.
@@ -76,7 +81,7 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
 
 
 def write_study(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
-    """Writes study.json, from which `read_study` finds the run folders."""
+    """Writes study.json, in which `read_study` finds the run folders."""
     write_json(root / "study.json", {**dataclasses.asdict(sweep), "runs": [run.id for run in runs]})
 
 
@@ -90,7 +95,8 @@ def read_study(root: Path) -> Study:
         raise UserError(f"{root} is a run, not a study; name the study's folder, or use experiments.evaluate")
     if not (root / "study.json").is_file():
         raise UserError(
-            f"{root} is not a study: it has no study.json; experiments.launch --sweep=FILE starts one"
+            f"{root} is not a study: study.json is missing; "
+            f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
     stored = read_json(root / "study.json")
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})

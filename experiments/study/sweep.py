@@ -1,4 +1,4 @@
-"""Plan of a study: variants of one config times seeds, as runs whose names do not change."""
+"""Plan of a study: one run for each variant of a config with each seed."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from transformer.tasks import resolve
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A study, as a file in configs/sweeps declares it.
+    """A study, as declared by a study file, such as the files in configs/sweeps.
 
     Attributes:
-      name: the name of the file.
-      config: config file, with its arguments after a colon.
-      variants: changes by variant, as dotted config keys and their values; the first is the baseline.
+      name: the name of the study file, without .py.
+      config: the config file; a colon and arguments may follow.
+      variants: new values by dotted config key, for each variant; the first variant is the baseline.
       splits: the splits on which every run is evaluated.
-      metrics: the metrics in the table; the first is plotted.
+      metrics: the metrics in the table; the first metric is also plotted.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """A variant with a seed."""
+    """One run of a study: a variant with a seed."""
 
     variant: str
     seed: int
@@ -41,16 +41,23 @@ class PlannedRun:
 
     @property
     def id(self) -> str:
-        """`variant/seed-hash`: another config is another run, so nothing is ever overwritten."""
+        """Folder of the run in the study folder: `variant/seed-hash`.
+
+        The hash covers all fields that affect the result, so a run with another config has another folder.
+        """
         options = options_type(self.config.data.name)
         return f"{self.variant}/{self.seed}-{result_hash(self.config, options)}"
 
 
 def load_sweep(name: str) -> Sweep:
-    """Reads a study file; `name` may end in config arguments, as in `configs/sweeps/positions.py:smoke`.
+    """Reads a study file.
+
+    Args:
+      name: path of the file; a colon and arguments for the config may follow, as in
+        `configs/sweeps/positions.py:smoke`.
 
     Raises:
-      UserError: the file cannot be executed or lacks a definition.
+      UserError: the file cannot be executed, or a definition is missing.
     """
     path, _, argument = name.partition(":")
     module = load_module(path, "sweep")
@@ -69,29 +76,34 @@ def load_sweep(name: str) -> Sweep:
         )
     except AttributeError as error:
         raise UserError(
-            f"sweep file {path} does not define {error.name}; see configs/sweeps/positions.py"
+            f"sweep file {path} does not define {error.name}; define it as in configs/sweeps/positions.py"
         ) from None
 
 
 def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[PlannedRun]:
-    """Returns every variant with every seed, seeds outermost, so that a first comparison ends early.
+    """Returns a run for every variant with every seed.
+
+    All variants with seed 0 come first, so that a first comparison of the variants is early.
 
     Args:
       sweep: the study.
-      overrides: changes of all variants.
-      seeds: number of seeds, from 0.
+      overrides: new values by dotted config key, for all variants.
+      seeds: number of seeds; the seeds are 0, 1, ...
 
     Raises:
-      UserError: a change that a variant or `overrides` cannot make.
+      UserError: a change in a variant or in `overrides` is not possible.
     """
     values = load_values(sweep.config)
     varied = {"train.seed", *(key for changes in sweep.variants.values() for key in changes)}
     for key in varied & set(overrides):
-        raise UserError(f"--set={key}: the study varies this field; change the sweep file")
+        raise UserError(f"--set cannot change {key}, which the study varies; change the study file instead")
     for variant, changes in sweep.variants.items():
         for key, value in changes.items():
             if isinstance(value, Mapping) and value:
-                raise UserError(f"variant {variant} has a group, {key}; write {key}.{next(iter(value))}")
+                raise UserError(
+                    f"variant {variant} changes {key}, which is a group of fields; "
+                    f"name single fields, such as {key}.{next(iter(value))}"
+                )
     return [
         PlannedRun(
             variant,

@@ -1,6 +1,7 @@
-"""Report of a study: tables in Markdown and CSV, and plots, in report/ of its folder."""
+"""Writes the report of a study: tables in Markdown and CSV, and plots."""
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,57 +10,57 @@ from experiments import plots
 from experiments.study.results import Study
 from transformer.evaluation.metrics import METRICS
 from transformer.evaluation.significance import interval
+from transformer.files import atomic_write
 
 
 def write_report(root: Path, study: Study) -> Path:
-    """Writes report/ and returns its path."""
+    """Writes the report into the folder report/ of a study folder, and returns the path of report/."""
     folder = root / "report"
     folder.mkdir(exist_ok=True)
     sweep = study.sweep
-    (folder / "table.md").write_text(score_table(study))
-    _write_csv(
-        folder / "table.csv",
-        ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"],
-        (
-            [variant, split, metric, len(values), *interval(values)]
-            for variant, split, metric, values in _cells(study)
-        ),
+    atomic_write(folder / "table.md", score_table(study))
+    columns = ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"]
+    intervals = (
+        [variant, split, metric, len(values), *interval(values)]
+        for variant, split, metric, values in _cells(study)
     )
-    _write_csv(
-        folder / "runs.csv",
-        ["variant", "seed", "split", *sweep.metrics],
-        (
-            [variant, seed, split, *(splits[split][metric] for metric in sweep.metrics)]
-            for variant, seeds in study.scores.items()
-            for seed, splits in sorted(seeds.items())
-            for split in splits
-        ),
+    atomic_write(folder / "table.csv", _csv(columns, intervals))
+    runs = (
+        [variant, seed, split, *(splits[split].get(metric, "missing") for metric in sweep.metrics)]
+        for variant, seeds in study.scores.items()
+        for seed, splits in sorted(seeds.items())
+        for split in splits
     )
+    atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
     metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
     values = {
         split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
         for split in sweep.splits
     }
-    plots.comparison(values, metric, title).savefig(folder / "table.png")
+    atomic_write(folder / "table.png", plots.png(plots.comparison(values, metric, title)))
     if METRICS[metric].by_length:
         curves = {
             (variant, split): study.by_length(variant, split, metric)
             for split in sweep.splits
             for variant in sweep.variants
         }
-        (folder / "by_length.md").write_text(length_table(curves, metric))
-        plots.scores_by_length(curves, metric, title).savefig(folder / "by_length.png")
+        atomic_write(folder / "by_length.md", length_table(curves, metric))
+        figure = plots.scores_by_length(curves, metric, title)
+        atomic_write(folder / "by_length.png", plots.png(figure))
     return folder
 
 
 def report_text(study: Study, folder: Path) -> str:
-    """Returns the table of scores and the files of the report, to be printed."""
+    """Returns a text with the table of scores and the names of the files in the report."""
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     return f"{score_table(study)}\n{folder}: {names}"
 
 
 def score_table(study: Study) -> str:
-    """Returns mean ± standard deviation over seeds: a row per variant, a column per split and metric."""
+    """Returns a Markdown table of mean ± standard deviation over seeds.
+
+    The table has a row per variant and a column per split and metric.
+    """
     sweep = study.sweep
     columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
     rows = [
@@ -73,7 +74,10 @@ def score_table(study: Study) -> str:
 
 
 def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: str) -> str:
-    """Returns the scores by source length, with a row per variant and split; see `Study.by_length`."""
+    """Returns a Markdown table of scores by source length, with a row per variant and split.
+
+    `Study.by_length` returns one curve.
+    """
     ends = sorted({end for curve in curves.values() for end in curve})
     rows = [[f"{metric} by source tokens, up to", *map(str, ends)], ["---", *("---:" for _ in ends)]]
     for (variant, split), curve in curves.items():
@@ -101,8 +105,9 @@ def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
                 yield variant, split, metric, study.values(variant, split, metric)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
