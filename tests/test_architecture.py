@@ -1,4 +1,4 @@
-"""Imports point down the list of packages, and the library knows no flags."""
+"""Rules of the code base: allowed imports, no output from the library, and the names of commands."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each may import the ones after it.
+# Each package may import itself and the packages after it in this list.
 LIBRARY = [
     "tasks",
     "decoding",
@@ -20,16 +20,17 @@ LIBRARY = [
     "config",
     "config_fields",
 ]
+# Packages that a package must not import although they come after it.
 FORBIDDEN = {
     "model": {"data", "files", "fidelity"},
-    "training": {"data"},  # no tokenizer, no builder
+    "training": {"data"},  # the training loop must work for tasks without text
     "decoding": {"evaluation"},
     "evaluation": {"training"},
 }
 
 
 def imports(path):
-    """Dotted names that a file imports, anywhere in it."""
+    """The dotted names of all imports in a file, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -43,7 +44,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("path", files("transformer"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_library_imports_downwards(path):
+def test_a_file_of_the_library_imports_only_allowed_packages(path):
     package = path.relative_to(ROOT / "transformer").parts[0].removesuffix(".py")
     if package == "__init__":
         allowed = set()
@@ -57,13 +58,13 @@ def test_the_library_imports_downwards(path):
 
 
 @pytest.mark.parametrize("path", files("configs"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_configs_import_configs_and_the_config_only(path):
+def test_a_config_file_imports_only_configs_and_transformer_config(path):
     for name in imports(path):
         if name.startswith(("transformer", "experiments")):
             assert name.startswith("transformer.config."), name
 
 
-def test_the_library_prints_nothing_and_postpones_no_annotation():
+def test_the_library_prints_nothing_and_does_not_postpone_annotations():
     for path in files("transformer"):
         source = path.read_text()
         assert "from __future__ import annotations" not in source
@@ -71,14 +72,14 @@ def test_the_library_prints_nothing_and_postpones_no_annotation():
         assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
 
 
-def test_no_two_commands_differ_by_an_ending():
+def test_no_two_command_names_differ_only_in_the_ending():
     stems = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
     for shorter in stems:
         similar = [stem for stem in stems if stem != shorter and stem.startswith(shorter[:-1])]
         assert not similar, f"{shorter} and {similar}"
 
 
-def test_every_package_says_what_it_is_for_and_what_it_exports():
+def test_every_package_has_a_docstring_and_lists_its_exports():
     for path in files("transformer"):
         if path.name == "__init__.py" and path.parent.name != "transformer":
             tree = ast.parse(path.read_text())

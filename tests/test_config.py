@@ -1,4 +1,4 @@
-"""Configuration: one declaration per field, no unknown key, no wrong type, no value out of range."""
+"""Configuration: defaults, conversion from dicts and from text, refused keys and values, and hashes."""
 
 import dataclasses
 import json
@@ -37,13 +37,13 @@ def test_defaults_are_the_base_model_of_the_paper():
     assert (decode.beam_size, decode.length_penalty, decode.max_extra_length) == (4, 0.6, 50)
 
 
-def test_round_trip_through_json():
+def test_a_config_survives_a_round_trip_through_json():
     config = ExperimentConfig(model=ModelConfig(d_k=16), data=DataConfig(options={"lists": 3}))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict({}) == ExperimentConfig()
 
 
-def test_widths_of_heads():
+def test_key_and_value_width_are_d_k_and_d_v_if_set():
     model = ModelConfig(d_model=22, num_heads=3, d_k=5, d_v=7)
     assert (model.key_width, model.value_width) == (5, 7)
 
@@ -51,6 +51,12 @@ def test_widths_of_heads():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"train": {"sead": 1}}, "unknown config key train.sead; did you mean train.seed?"),
+        (
+            {"train": {"batch_token": 1}},
+            "unknown config key train.batch_token; did you mean train.batch_tokens?",
+        ),
+        ({"data": {"nam": "x"}}, "unknown config key data.nam; did you mean data.name?"),
         ({"modle": {}}, "unknown config key modle; did you mean model?"),
         ({"model": {"num_layer": 2}}, "unknown config key model.num_layer; did you mean model.num_layers?"),
         ({"model": {"zzz": 2}}, "unknown config key model.zzz"),
@@ -100,7 +106,7 @@ def test_widths_of_heads():
         ({"decode": {"top_k": 0}}, "decode.top_k is 0; it must be at least 1"),
     ],
 )
-def test_a_bad_value_is_one_clear_line(values, message):
+def test_a_bad_value_gives_a_one_line_error(values, message):
     with pytest.raises(UserError) as error:
         from_dict(values)
     assert str(error.value).startswith(message)
@@ -114,15 +120,15 @@ def test_a_bad_value_is_one_clear_line(values, message):
         ("model.positon", "unknown config key model.positon; did you mean model.positions?"),
         ("model", "model is a group of fields; write one of them, such as model.kind"),
         ("data.options", "data.options is a group of fields; write one of them, such as data.options.NAME"),
-        ("zzz", "unknown config key zzz$"),
+        ("zzz", "unknown config key zzz; docs/family.md"),
     ],
 )
-def test_a_bad_key_names_a_near_one_only(key, message):
+def test_the_error_for_a_bad_key_suggests_only_similar_keys(key, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         check_key(key)
 
 
-def test_known_keys_pass():
+def test_every_declared_key_is_accepted():
     for key in {*declarations(ExperimentConfig), "data.options.anything"} - {"data.options"}:
         check_key(key)
 
@@ -139,7 +145,7 @@ def test_known_keys_pass():
         (str | None, "x", "x"),
     ],
 )
-def test_text_is_read_by_the_type_of_the_field(kind, text, value):
+def test_text_is_converted_to_the_type_of_the_field(kind, text, value):
     read = from_text(kind, text, "a.b")
     assert read == value
     assert type(read) is type(value)
@@ -153,7 +159,7 @@ def test_text_is_read_by_the_type_of_the_field(kind, text, value):
         (bool, "1", "a.b is '1'; it must be true or false"),
     ],
 )
-def test_text_of_another_type_is_refused(kind, text, message):
+def test_text_that_does_not_fit_the_type_is_refused(kind, text, message):
     with pytest.raises(UserError, match=message):
         from_text(kind, text, "a.b")
 
@@ -168,17 +174,17 @@ def test_every_section_is_frozen():
                 section.section_field = 1
 
 
-def test_a_field_declares_the_values_of_the_paper_or_why_there_are_none():
+def test_a_field_declares_either_values_of_the_paper_or_why_the_paper_has_none():
     for declaration in declarations(ExperimentConfig).values():
         assert bool(declaration.paper) != bool(declaration.not_in_paper)
         assert all(values for values in declaration.paper.values())
-    with pytest.raises(TypeError, match="give either"):
+    with pytest.raises(TypeError, match="give one of them"):
         option(3)
-    with pytest.raises(TypeError, match="give either"):
+    with pytest.raises(TypeError, match="give one of them"):
         option(3, paper={"section 1": [3]}, not_in_paper="x")
 
 
-def test_result_hash_covers_the_fields_that_affect_the_result():
+def test_the_result_hash_changes_only_with_fields_that_affect_the_result():
     @dataclasses.dataclass(frozen=True)
     class Options:
         lists: int = option(1, not_in_paper="x")

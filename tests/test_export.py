@@ -1,4 +1,7 @@
-"""Every config's training step and search lower for CPU, CUDA and TPU: evidence without the hardware."""
+"""The training step and the search of every config can be lowered for CPU, CUDA and TPU.
+
+No such hardware is needed.
+"""
 
 import functools
 import json
@@ -20,7 +23,7 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Fields that a program reads as arguments, or not at all.
+# Fields that do not change a compiled program, which takes them as arguments or does not use them.
 NOT_COMPILED = {"learning_rate", "label_smoothing", "dropout_rate", "seed", "steps"}
 
 
@@ -30,7 +33,10 @@ def batch_shapes(num_rows, length) -> Batch:
 
 
 def compiled_fields(config: ExperimentConfig, sizes: bool) -> str:
-    """The part of a config that decides its programs, or their structure alone."""
+    """The fields that determine a config's compiled programs.
+
+    Without `sizes`, integers are left out and only the programs' structure counts.
+    """
     sections = [to_dict(config)[name] for name in ("model", "optimizer", "train", "decode")]
     fields = {key: value for section in sections for key, value in section.items() if key not in NOT_COMPILED}
     fields |= {"vocab": config.data.vocab_size, "row": config.data.row_length}
@@ -38,7 +44,10 @@ def compiled_fields(config: ExperimentConfig, sizes: bool) -> str:
 
 
 def cases(smoke: bool) -> list[str]:
-    """The configs of full size, one per program; or the small ones, one per structure."""
+    """The full-size configs, one per distinct program.
+
+    With `smoke`, the small configs, one per program structure.
+    """
     distinct = {}
     for path in FILES:
         for argument in ["", "smoke", *ARGUMENTS.get(path.stem, [])]:
@@ -72,26 +81,26 @@ def check_export(config: ExperimentConfig):
 
 
 @pytest.mark.parametrize("case", cases(smoke=True))
-def test_a_small_config_exports(case):
+def test_a_small_config_can_be_lowered(case):
     check_export(load(case))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases(smoke=False))
-def test_a_config_exports(case):
+def test_a_full_size_config_can_be_lowered(case):
     check_export(load(case))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
-def test_a_recurrent_config_exports(kind):
+def test_a_recurrent_config_can_be_lowered(kind):
     values = to_dict(load("number_words.py:smoke"))
     values["model"] |= {"kind": kind}
     check_export(from_dict(values))
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_a_variant_exports(changes):
-    """The gradient of its loss, with dropout, and a decoding step, in one program."""
+def test_a_variant_of_the_model_can_be_lowered(changes):
+    """Lowers one program that computes the gradient of the loss with dropout, and a decoding step."""
     model = build_model(tiny_config(**{"num_layers": 1} | changes), VOCAB)
     loss_fn = make_loss_fn(model)
 

@@ -1,4 +1,4 @@
-"""Departures from the paper are named, and nothing else is."""
+"""Departures of a config from the paper: all departures are listed, and nothing else is."""
 
 import importlib
 from pathlib import Path
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def config(case, changes=None):
-    """The resolved config of a config file, such as "wmt14.py:big"; `changes` are dotted keys."""
+    """The resolved config of a file such as "wmt14.py:big", with `changes` from dotted keys to values."""
     name, _, argument = case.partition(":")
     module = importlib.import_module(f"configs.{name.removesuffix('.py')}")
     values = to_dict(resolve(from_dict(module.get_config(argument).to_dict())))
@@ -37,7 +37,7 @@ def lines(config):
 
 
 def fields(config):
-    """The fields that are named; each departure begins with its field."""
+    """The field of each departure, which is the first word of the departure's line."""
     return [line.split()[0] for line in lines(config)]
 
 
@@ -49,13 +49,13 @@ def test_the_configs_of_the_paper_have_no_departure(case):
 
 
 @pytest.mark.parametrize("case", ["wmt14.py:en-fr", "wmt14.py:en-fr,big"])
-def test_french_departs_in_its_vocabulary_only(case):
+def test_the_english_french_config_departs_only_in_its_tokenizer(case):
     assert lines(config(case)) == [
         "data.tokenizer is 'bpe'; the paper's with wmt14_translate/fr-en: 'word pieces' (section 5.1)"
     ]
 
 
-def test_t2t_departs_in_exactly_the_fields_that_it_sets():
+def test_t2t_departs_in_exactly_the_fields_that_it_changes():
     t2t, base = (flatten(to_dict(config(case))) for case in ("t2t.py", "base.py"))
     assert sorted(fields(config("t2t.py"))) == sorted(key for key in t2t if t2t[key] != base[key])
     assert sorted(lines(config("t2t.py"))) == sorted(
@@ -82,7 +82,7 @@ def test_other_configs_have_departures(case):
     assert departures(from_dict(module.get_config(argument).to_dict()))
 
 
-# For each field that the paper reports, a value that it does not report.
+# For each field with a value in the paper, a value that is not in the paper.
 OTHER_VALUES = {
     "task": "x", "model.kind": "recurrent", "model.num_layers": 3, "model.encoder_layers": 3,
     "model.decoder_layers": 3, "model.d_model": 768, "model.d_ff": 512, "model.num_heads": 2, "model.d_k": 65,
@@ -101,30 +101,30 @@ OTHER_VALUES = {
 }  # fmt: skip
 
 
-def test_every_reported_field_has_another_value():
+def test_other_values_cover_every_field_that_the_paper_reports():
     declared = declarations(ExperimentConfig) | declarations(
         options_type("wmt14_translate/de-en"), "data.options."
     )
     reported = {field for field, declaration in declared.items() if declaration.paper}
-    assert {*OTHER_VALUES} == reported - {"optimizer.weight_decay"}  # 0 unless the optimizer is another
+    assert {*OTHER_VALUES} == reported - {"optimizer.weight_decay"}  # needs another optimizer
 
 
 @pytest.mark.parametrize("field", OTHER_VALUES)
-def test_a_value_that_the_paper_does_not_report_is_named_and_nothing_else(field):
-    """On wmt14.py, which averages checkpoints, so that every field is read."""
+def test_a_value_that_is_not_in_the_paper_is_the_only_departure(field):
+    """Changes wmt14.py, in which every field has an effect because it averages checkpoints."""
     changed = config("wmt14.py", {field: OTHER_VALUES[field]})
     unbalanced = {"model.encoder_layers", "model.decoder_layers"} & {field}
     assert fields(changed) == [field, *(["model.encoder_layers"] if unbalanced else [])]
-    if field != "data.target":  # fr is a value of the paper, for its other pair of languages
+    if field != "data.target":  # the paper has the value fr, but for the other language pair
         assert lines(changed)[0].startswith(f"{field} is {OTHER_VALUES[field]!r}; the paper's: ")
 
 
-def test_weight_decay_is_named():
+def test_weight_decay_is_a_departure():
     changed = config("base.py", {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
     assert fields(changed) == ["optimizer.name", "optimizer.weight_decay"]
 
 
-def test_values_of_the_other_pair_of_languages_are_named():
+def test_values_of_the_other_language_pair_are_departures():
     assert lines(config("base.py", {"data.target": "fr", "data.vocab_size": 32_000})) == [
         "data.target is 'fr'; the paper's with wmt14_translate/de-en: 'de' (section 5.1)",
         "data.vocab_size is 32000; the paper's with wmt14_translate/de-en: 37000 (section 5.1)",
@@ -133,30 +133,30 @@ def test_values_of_the_other_pair_of_languages_are_named():
     assert fields(reverse) == ["data.source", "data.target"]
 
 
-def test_unequal_depths_are_named():
+def test_unequal_depths_are_a_departure():
     assert lines(config("base.py", {"model.encoder_layers": 8, "model.decoder_layers": 4})) == [
         "model.encoder_layers is 8 and model.decoder_layers 4; the paper's: equal numbers (section 3.1)"
     ]
     assert lines(config("base.py", {"model.decoder_layers": 2})) == [
         "model.encoder_layers is 6 and model.decoder_layers 2; the paper's: equal numbers (section 3.1)"
     ]
-    # 12 is a departure besides: no model of the paper has it.
+    # A second departure is that no model of the paper has 12 layers.
     assert len(lines(config("base.py", {"model.encoder_layers": 12, "model.decoder_layers": 2}))) == 2
 
 
-def test_values_of_different_models_are_named():
+def test_values_from_different_models_of_the_paper_are_departures():
     assert lines(config("base.py", {"model.num_layers": 2, "model.num_heads": 16})) == [
-        "model.num_layers is 2, model.num_heads is 16; no single model of the paper has this (Table 3)"
+        "model.num_layers is 2, model.num_heads is 16; no single model of the paper has these values (Table 3)"
     ]
     assert lines(config("base.py", {"model.dropout_rate": 0.3})) == [
-        "model.dropout_rate is 0.3; the paper's with big only (Table 3)"
+        "model.dropout_rate is 0.3; the paper has this value with big only (Table 3)"
     ]
     assert fields(config("base.py", {"train.steps": 300_000})) == ["train.steps"]
     assert fields(config("big.py", {"model.dropout_rate": 0.1})) == ["model.d_model"]
     assert fields(config("big.py", {"model.d_k": 64, "model.d_v": 64})) == []
 
 
-def test_a_version_of_the_data_set_is_the_same_data_set():
+def test_a_version_in_the_name_of_the_data_set_is_no_departure():
     name = {"data.name": "wmt14_translate/de-en:1.0.0"}
     assert lines(config("base.py", name)) == []
     assert fields(config("base.py", {**name, "data.target": "fr"})) == ["data.target"]
@@ -165,14 +165,14 @@ def test_a_version_of_the_data_set_is_the_same_data_set():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model.d_k": 64, "model.d_v": 64},  # the numbers that None stands for
+        {"model.d_k": 64, "model.d_v": 64},  # the values that None stands for
         {"model.encoder_layers": 6},
         {"model.encoder_layers": 4, "model.decoder_layers": 4, "model.num_layers": 17},
         {"model.cell": "gru"},
         {"model.equal_parameters": True},
         {"model.dropout_rate": 0.0, "model.dropout_sites": "all"},
         {"model.overflow": "extrapolate"},
-        {"model.overflow": "error"},  # a refusal changes no result
+        {"model.overflow": "error"},  # an error changes no result
         {"optimizer.decay_steps": 7},
         {"train.validate_every": 77},  # no checkpoints are averaged
         {"train.seed": 3, "train.accumulation": 4, "data.workers": 2},
@@ -180,11 +180,11 @@ def test_a_version_of_the_data_set_is_the_same_data_set():
     ],
     ids=str,
 )
-def test_a_value_without_effect_is_not_named(changes):
+def test_a_value_without_effect_is_no_departure(changes):
     assert lines(config("base.py", changes)) == []
 
 
-def test_greedy_search_has_no_length_penalty():
+def test_the_length_penalty_of_greedy_search_is_no_departure():
     changes = {"decode.beam_size": 1, "decode.length_penalty": 0.9}
     assert fields(config("base.py", changes)) == ["decode.beam_size"]
 
@@ -192,6 +192,7 @@ def test_greedy_search_has_no_length_penalty():
 MODEL_FIELDS = [field for field in declarations(ExperimentConfig) if field.startswith("model.")]
 RECURRENT = ExperimentConfig(model=ModelConfig(kind="recurrent"))
 READ = [field for field in MODEL_FIELDS if is_read(field, RECURRENT)]
+# For each field that a recurrent model does not read, a value other than the default.
 UNREAD = {
     field: OTHER_VALUES.get(field, {"max_positions": 17, "max_distance": 5, "equal_parameters": True}.get(
         field.removeprefix("model.")
@@ -202,12 +203,12 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
-def test_a_recurrent_model_departs_in_the_fields_that_it_reads(kind):
+def test_fields_that_a_recurrent_model_does_not_read_are_no_departures(kind):
     assert fields(config("base.py", {"model.kind": kind, **UNREAD})) == ["model.kind"]
 
 
 def computation(**changes):
-    """The operations of a model, initialization included, as text."""
+    """The operations of a model as text, including its initialization."""
     sizes = {"num_layers": 1, "d_model": 12, "d_ff": 8, "num_heads": 2} | changes
     model = build_model(ModelConfig(**sizes), 11)
     tokens = TokenBatch.from_tokens(jnp.ones((1, 3), int))
@@ -215,11 +216,11 @@ def computation(**changes):
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
-def test_a_recurrent_model_reads_the_fields_that_declare_it(kind):
+def test_a_recurrent_model_depends_on_exactly_the_fields_declared_as_read(kind):
     plain = computation(kind=kind)
     unread = {field.removeprefix("model."): value for field, value in UNREAD.items()}
     assert computation(kind=kind, **unread) == plain
-    for field in {*READ} - {"model.kind", "model.dropout_rate"}:  # the rate is an argument of the step
+    for field in {*READ} - {"model.kind", "model.dropout_rate"}:  # the rate is an argument
         value = "gru" if field == "model.cell" else OTHER_VALUES[field]
         assert computation(kind=kind, **{field.removeprefix("model."): value}) != plain, field
 
@@ -228,7 +229,7 @@ def test_a_transformer_does_not_read_the_fields_of_other_models():
     assert computation(cell="gru", equal_parameters=True, max_positions=17) == computation()
 
 
-def test_a_departure_is_one_line():
+def test_a_departure_is_a_single_line():
     named = lines(config("multi30k.py:smoke", {"model.positions": "rope", "model.encoder_layers": 3}))
     assert all("\n" not in line for line in named)
     assert (

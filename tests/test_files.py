@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and the errors of full disks."""
+"""Atomic writes, locks, JSON files, and errors caused by a full disk."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ def test_a_file_is_written_and_replaced(tmp_path, content):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
     def write_half(path, content):
         with open(path, "wb") as file:
             file.write(content[: len(content) // 2])
@@ -34,21 +34,21 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
     assert path.read_text() == "earlier"
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path):
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "above" / "folder"
     with contextlib.suppress(ValueError), atomic_folder(path) as partial:
         (partial / "half").touch()
         raise ValueError
     assert not path.exists()
     with atomic_folder(path) as partial:
-        assert list(partial.iterdir()) == []  # nothing of the first attempt
+        assert list(partial.iterdir()) == []  # nothing is left of the first attempt
         (partial / "whole").touch()
         assert not path.exists()
     assert [file.name for file in path.iterdir()] == ["whole"]
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_lock_that_is_held_is_refused_until_it_is_released(tmp_path):
+def test_a_held_lock_is_refused_until_it_is_released(tmp_path):
     folder = tmp_path / "above" / "folder"
     with (
         lock(folder, wait=True),
@@ -60,7 +60,7 @@ def test_a_lock_that_is_held_is_refused_until_it_is_released(tmp_path):
         assert folder.is_dir()
 
 
-def test_a_place_that_is_a_file_cannot_be_locked(tmp_path):
+def test_a_path_that_is_a_file_cannot_be_locked(tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=f"cannot create {place}: "), lock(place, wait=True):
@@ -97,7 +97,7 @@ def test_json_that_cannot_be_read_is_refused(tmp_path, content):
     ],
     ids=str,
 )
-def test_a_full_disk_is_one_line(tmp_path, error):
+def test_a_full_disk_gives_a_one_line_error(tmp_path, error):
     wrapped = RuntimeError("while saving")
     wrapped.__cause__ = error
     for raised in (error, wrapped):
@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_line(tmp_path, error):
     ],
     ids=str,
 )
-def test_another_error_is_not_taken_for_a_full_disk(tmp_path, error):
+def test_other_errors_are_raised_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as caught, full_disk(tmp_path):
         raise error
     assert caught.value is error

@@ -1,4 +1,4 @@
-"""README and the pages of docs/: code and commands run as they are written."""
+"""README and docs/: the code and the commands in them run as written, and the files that they name exist."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_the_python_code_is_short():
 
 @pytest.mark.slow
 def test_the_commands_for_your_own_text_run_line_by_line(tmp_path):
-    """They run in a folder with the code of the checkout and an empty runs/."""
+    """Runs the commands in a folder that has links to the code and an empty `runs/`."""
     section = (ROOT / "docs" / "data.md").read_text().split("## Your own text")[1]
     first, *lines = re.findall(r"^    (.+)$", section.split("Without `:smoke`")[0], re.MULTILINE)
     assert first.endswith(" && mkdir -p runs/text")

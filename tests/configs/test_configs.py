@@ -1,4 +1,4 @@
-"""Every config file, with every argument, is a valid config; the presets are frozen."""
+"""Config files: every argument gives a valid config, presets do not change, and sweeps can be expanded."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ ARGUMENTS = {
 
 
 def load(case) -> ExperimentConfig:
-    """The config of a file, as in `multi30k.py:cpu`."""
+    """The config of a file with an argument, such as `multi30k.py:cpu`."""
     return load_config(str(ROOT / "configs" / case), {})
 
 
@@ -44,20 +44,20 @@ def test_every_argument_makes_a_valid_config(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_begins_with_a_claim_and_its_command(path):
+def test_the_docstring_of_a_config_file_has_its_command(path):
     text = load_module(str(path), "config").__doc__
     assert path.stem == "base" or f"--config=configs/{path.name}" in text
 
 
 @pytest.mark.parametrize("name", ["base.py", "big.py", "t2t.py"])
-def test_a_preset_is_frozen(name):
+def test_a_preset_does_not_change(name):
     frozen = json.loads((Path(__file__).parent / "frozen.json").read_text())
-    assert resolve(load(name)) == from_dict(frozen[name])  # a new field has its default in both
+    assert resolve(load(name)) == from_dict(frozen[name])  # a field that frozen.json lacks has its default
     assert load("base.py") == ExperimentConfig()
 
 
 def test_t2t_is_transformer_base_v3():
-    """tensor2tensor/models/transformer.py; its rate at step n, with linear warm-up and rsqrt_decay."""
+    """The source is tensor2tensor/models/transformer.py. The rate has a linear warm-up, then rsqrt_decay."""
     t2t = load("t2t.py")
     assert (t2t.model.residual, t2t.model.dropout_sites) == ("pre_norm", "all")
     assert (t2t.model.positions, t2t.model.dropout_rate) == ("sinusoidal_concat", 0.1)
@@ -65,10 +65,10 @@ def test_t2t_is_transformer_base_v3():
     schedule = make_schedule(t2t.optimizer, t2t.optimizer.learning_rate, t2t.train.steps)
     for step in (1, 4_000, 8_000, 100_000):
         expected = 2.0 * min(1, step / 8_000) * max(step, 8_000) ** -0.5 * 512**-0.5
-        assert schedule(step - 1) == pytest.approx(expected, rel=1e-6)  # it counts updates that are done
+        assert schedule(step - 1) == pytest.approx(expected, rel=1e-6)  # the schedule counts finished updates
 
 
-def test_arguments_come_in_any_order():
+def test_arguments_may_come_in_any_order():
     assert load("multi30k.py:smoke,de-en,cpu") == load("multi30k.py:cpu,smoke,de-en")
     assert load("multi30k.py:cpu,smoke").train.steps == 20
     assert load("multi30k.py:de-en").data.source == "de"
@@ -81,8 +81,8 @@ def test_an_unknown_argument_is_refused():
         load("multi30k.py:gpu")
 
 
-def test_number_words_is_the_demo():
-    """The values with which 98.0% exact match was measured."""
+def test_number_words_has_the_values_of_the_demo():
+    """A run with these values scored 98.0 % exact match."""
     demo = resolve(load("number_words.py"))
     assert differing(demo, resolve(ExperimentConfig(data=replace(ExperimentConfig().data, name="number_words")))) == {
         "model.num_layers", "model.d_model", "model.d_ff", "model.num_heads", "model.dropout_rate",
@@ -103,7 +103,7 @@ def test_number_words_is_the_demo():
 
 
 def test_multi30k_is_the_published_recipe():
-    """Transformer-Tiny of Wu et al. 2021."""
+    """The recipe is Transformer-Tiny of Wu et al. (2021)."""
     tiny = load("multi30k.py")
     model = tiny.model
     assert (model.num_layers, model.d_model, model.d_ff, model.num_heads) == (4, 128, 256, 4)
@@ -115,8 +115,8 @@ def test_multi30k_is_the_published_recipe():
     assert load("multi30k.py:raw").data.options == {"text": "raw"}
 
 
-def test_wmt14_is_the_papers():
-    """Sections 5 and 6; every other value is the default."""
+def test_wmt14_is_the_setup_of_the_paper():
+    """Values are from sections 5 and 6 of the paper. Every other field has its default."""
     base, big, french = (load(f"wmt14.py:{argument}") for argument in ("", "big", "en-fr,big"))
     default = ExperimentConfig()
     assert base == replace(
@@ -139,7 +139,7 @@ def test_wmt14_is_the_papers():
     )
 
 
-# Table 3 of the paper: N, d_model, d_ff, h, d_k, d_v, P_drop, eps_ls, steps; None: as base.
+# Table 3 of the paper: N, d_model, d_ff, h, d_k, d_v, P_drop, eps_ls, steps. None means the value of base.
 PAPER = {
     "base": (6, 512, 2_048, 8, 64, 64, 0.1, 0.1, 100_000),
     "A-h1": (None, None, None, 1, 512, 512, None, None, None),
@@ -165,7 +165,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("row", PAPER)
-def test_a_row_of_table_3_is_the_papers(row):
+def test_a_row_of_table_3_has_the_values_of_the_paper(row):
     config = load(f"table3.py:{row}")
     model, train = config.model, config.train
     sizes = (model.encoder_depth, model.d_model, model.d_ff, model.num_heads, model.key_width)
@@ -176,14 +176,14 @@ def test_a_row_of_table_3_is_the_papers(row):
     assert config.decode.average_last == 1
 
 
-def test_table_3_has_the_papers_rows():
+def test_table_3_has_the_rows_of_the_paper():
     assert list(ROWS) == list(PAPER)
     assert load("table3.py:base") == load("table3.py") == load("base.py")
     assert load("table3.py:big") == load("big.py")
 
 
 @pytest.mark.parametrize("scale", ["", *SCALES])
-def test_a_row_differs_from_base_in_its_keys_only(scale):
+def test_a_row_differs_from_base_only_in_the_keys_that_it_sets(scale):
     base = load(f"table3.py:{scale}")
     for row, changes in ROWS.items():
         keys = changes.small if scale else changes.paper
@@ -197,7 +197,7 @@ def test_a_row_changes_the_same_keys_at_both_scales(row):
     assert small <= paper
 
 
-def test_small_scales_of_table_3():
+def test_small_scales_of_table_3_start_from_the_config_of_their_data_set():
     tiny, words = load("table3.py:multi30k"), load("table3.py:number_words")
     assert differing(tiny, load("multi30k.py")) == {"decode.average_last"}
     assert differing(words, load("number_words.py")) == {"model.d_ff", "model.dropout_rate"}
@@ -209,7 +209,7 @@ def test_small_scales_of_table_3():
 
 
 @pytest.mark.parametrize("scale", ["", *SCALES])
-def test_smoke_shrinks_the_base_and_leaves_a_row_its_small_values(scale):
+def test_smoke_shrinks_base_and_keeps_the_small_values_of_a_row(scale):
     smoke = load(f"table3.py:smoke,{scale}")
     assert smoke.train.steps == 20
     for row, changes in ROWS.items():
@@ -226,13 +226,13 @@ def test_smoke_shrinks_the_base_and_leaves_a_row_its_small_values(scale):
         ("number_words,C-N2,multi30k", "the config argument has multi30k and number_words; give only one of them"),
     ],
 )  # fmt: skip
-def test_alternatives_exclude_each_other(argument, message):
+def test_two_alternatives_in_one_argument_are_refused(argument, message):
     with pytest.raises(UserError) as error:
         load(f"table3.py:{argument}")
     assert str(error.value) == message
 
 
-def test_words_of_table_3_come_in_any_order():
+def test_arguments_of_table_3_may_come_in_any_order():
     words = ("C-N2", "multi30k", "smoke")
     first, *others = (load(f"table3.py:{','.join(order)}") for order in itertools.permutations(words))
     assert all(config == first for config in others)
@@ -251,7 +251,7 @@ def test_the_study_of_table_3_has_every_row():
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_sweep_expands(path, monkeypatch):
+def test_every_sweep_can_be_expanded_into_runs(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = load_sweep(f"{path.relative_to(ROOT)}:smoke")
     runs = expand(sweep, {}, seeds=2)
@@ -262,8 +262,7 @@ def test_every_sweep_expands(path, monkeypatch):
         assert differing(run.config, runs[0].config) <= varied
 
 
-def test_data_options_of_a_config_are_a_plain_dict():
-    """So that a flag may add an option that the config file does not set."""
+def test_a_flag_may_add_a_data_option_that_the_config_file_does_not_set():
     config = load_config(str(ROOT / "configs/text.py"), {"data.options.train": "a.tsv"})
     assert config.data.options["train"] == "a.tsv"
     assert from_dict(to_dict(config)) == config

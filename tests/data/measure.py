@@ -1,10 +1,10 @@
-"""Measures the preparation of a text, and the start of training until the first batches.
+"""Measures how long it takes to prepare a text, and to start training until the first batches.
 
     python -m tests.data.synthesise /tmp/large 4500000
     python -m tests.data.measure /tmp/large
 
 Reads train.en, train.de, valid.en and valid.de in the folder, and prepares them in its subfolder `data`, which
-must not exist. Prints one line per stage: seconds, and the peak memory of each process.
+must not exist. Prints one line per stage, with the seconds and the peak memory of each process.
 """
 
 import os
@@ -49,7 +49,7 @@ def prepare(folder: Path) -> tuple[float, float, str]:
 
 
 class Stopwatch:
-    """Prints the time between its calls, and the peak memory of processes."""
+    """Prints the time since the previous call, and the peak memory of the given processes."""
 
     def __init__(self):
         self._began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Writes synthetic parallel text of any size, for measurements. Its words are as frequent as in a language.
+"""Writes synthetic parallel text of any size, for measurements. Words are as frequent as in real text.
 
     python -m tests.data.synthesise FOLDER PAIRS [VALIDATION_PAIRS]
 
-A side has about 25 words. The lengths are log-normal and similar on both sides. Word k of 500,000 has a
-frequency proportional to 1 / (k + 2.7) (Zipf and Mandelbrot), and frequent words are shorter. Writes train.en,
-train.de, valid.en and valid.de.
+Each sentence has about 25 words. The lengths are log-normal and similar on both sides of a pair. Word k of 500,000
+has a frequency proportional to 1 / (k + 2.7) (Zipf and Mandelbrot), and frequent words are shorter. Writes
+train.en, train.de, valid.en and valid.de.
 """
 
 import sys
@@ -17,7 +17,7 @@ SYLLABLES = [onset + vowel for onset in [*"bdfghklmnprstwz", "sch", "st"] for vo
 
 
 def vocabulary(rng: np.random.Generator) -> np.ndarray:
-    """Makes the words, the most frequent first."""
+    """Makes the words, in order of decreasing frequency."""
     lengths = np.clip(1 + rng.poisson(np.log10(np.arange(1, WORDS + 1)) * 0.35), 1, 7)
     parts = rng.choice(SYLLABLES, (WORDS, 7))
     return np.array(["".join(part[:length]) for part, length in zip(parts, lengths, strict=True)], object)

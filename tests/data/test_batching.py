@@ -1,4 +1,4 @@
-"""Batches: their contents, and batches by length for evaluation and search."""
+"""The contents of batches, and batches of sentences of similar length for evaluation and search."""
 
 import numpy as np
 from hypothesis import given
@@ -12,7 +12,7 @@ SPLIT = split_of(
 )
 
 
-def test_assemble_writes_pairs_one_after_the_other():
+def test_assemble_packs_the_pairs_of_a_row_one_after_another():
     batch = assemble(SPLIT, [np.array([2, 1]), np.array([0])], num_rows=3, source_length=7, target_length=5)
     source, target = batch.source, batch.target
     np.testing.assert_array_equal(source.tokens, [[8, 9, 10, 2, 7, 2, 0], [5, 6, 2, 0, 0, 0, 0], [0] * 7])
@@ -24,7 +24,7 @@ def test_assemble_writes_pairs_one_after_the_other():
     np.testing.assert_array_equal(batch.characters, [12, 3, 0])
 
 
-def test_evaluation_shows_every_pair_once_in_its_own_row():
+def test_evaluation_batches_hold_every_pair_once_and_alone_in_a_row():
     batches = list(evaluation_batches(SPLIT, 32))
     assert len(batches) == 2
     for batch in batches:
@@ -37,7 +37,7 @@ def test_evaluation_shows_every_pair_once_in_its_own_row():
 
 
 @given(st.lists(st.integers(1, 700), max_size=200), st.sampled_from([1, 16, 100, 1_024]))
-def test_length_batches_leave_nothing_out_and_have_few_shapes(lengths, max_tokens):
+def test_length_batches_hold_every_sentence_and_have_few_shapes(lengths, max_tokens):
     num_rows, members = {}, []
     for batch in length_batches(np.array(lengths, int), max_tokens):
         batch_lengths = [lengths[member] for member in batch.members]
@@ -50,14 +50,14 @@ def test_length_batches_leave_nothing_out_and_have_few_shapes(lengths, max_token
     in_order = [lengths[member] for member in members]
     assert in_order == sorted(lengths, reverse=True)
     for rows in num_rows.values():
-        assert len(set(rows[:-1])) <= 1  # only the last batch of all may have fewer rows
+        assert len(set(rows[:-1])) <= 1  # only the last batch of a length may have fewer rows
 
 
-def test_bucket_is_a_power_of_two():
+def test_bucket_rounds_a_length_up_to_a_power_of_two():
     assert [bucket(length) for length in (1, 16, 17, 32, 33, 300)] == [16, 16, 32, 32, 64, 512]
 
 
-def test_pad_rows():
+def test_pad_rows_pads_to_the_longest_row_or_to_a_given_shape():
     lists = [[5, 2], np.array([6, 7, 2])]
     np.testing.assert_array_equal(pad_rows(lists), [[5, 2, 0], [6, 7, 2]])
     np.testing.assert_array_equal(

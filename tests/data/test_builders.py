@@ -1,4 +1,4 @@
-"""Data sets: their options, and the contents of those that are made here."""
+"""Data sets: options, and the contents of `number_words` and Multi30k."""
 
 import dataclasses
 import functools
@@ -68,7 +68,7 @@ class CountdownOptions(Options):
 
 
 class Countdown(PairBuilder):
-    """Numbers and their negatives."""
+    """A data set of numbers and their negatives."""
 
     options_type: ClassVar = CountdownOptions
 
@@ -80,7 +80,7 @@ class Countdown(PairBuilder):
         return {"train": pairs, "validation": pairs[:3]}
 
 
-def test_a_data_set_with_an_option_is_one_class_and_one_entry(tmp_path, monkeypatch):
+def test_a_new_data_set_with_an_option_needs_one_class_and_one_registry_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(BUILDERS, "countdown", Countdown)
     values = {"name": "countdown", "data_dir": str(tmp_path), "vocab_size": 16, "options": {"start": "12"}}
     data = resolve_options(from_dict({"data": values}).data)
@@ -109,7 +109,7 @@ def test_number_words_never_repeats_a_list(number_words):
     assert {text.count(";") for text in sources["test_long"]} == {4, 5, 6, 7, 8, 9}
 
 
-def test_number_words_are_translations(number_words):
+def test_targets_of_number_words_are_translations_of_their_sources(number_words):
     english = {num2words.num2words(number, lang="en"): number for number in range(1_000)}
     num_names = num_checked = 0
     for source, target in zip(*Corpus(number_words).texts("test"), strict=True):
@@ -122,7 +122,7 @@ def test_number_words_are_translations(number_words):
 
 
 def test_held_out_lists_do_not_depend_on_the_number_of_training_lists(monkeypatch):
-    monkeypatch.setattr(num2words, "num2words", lambda number, lang: f"{number} {lang}")  # it is slow
+    monkeypatch.setattr(num2words, "num2words", lambda number, lang: f"{number} {lang}")  # num2words is slow
     fewer, more = (
         {split: list(pairs) for split, pairs in number_words_of(lists).pairs(None).items()}
         for lists in (1_000, 1_050)
@@ -140,7 +140,7 @@ def number_words_of(lists, **changes):
 
 
 def test_a_language_without_number_names_is_refused():
-    with pytest.raises(UserError, match="number_words: language 'xx' is unknown to num2words; it has: .*de"):
+    with pytest.raises(UserError, match="number_words: language 'xx' is unknown to num2words; choose: .*de"):
         number_words_of(10, target="xx").pairs(None)
 
 
@@ -153,7 +153,7 @@ def multi30k(folder, text="raw", source="en", target="de"):
     return DataConfig(name="multi30k", data_dir=data_dir, options=options, source=source, target=target)
 
 
-def test_multi30k_from_a_folder(tmp_path):
+def test_multi30k_is_read_from_a_folder(tmp_path):
     for name in MULTI30K_FILES:
         write_lines(tmp_path / f"{name}.en", [f"{name} {line}" for line in ENGLISH])
         write_lines(tmp_path / f"{name}.de.gz", GERMAN)
@@ -177,8 +177,8 @@ def test_multi30k_from_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["raw", "lc.norm.tok"])
-def test_multi30k_downloads(tmp_path, monkeypatch, text):
-    """From a server on this machine with the repository's layout: raw/*.gz and tok/* plain."""
+def test_multi30k_is_downloaded(tmp_path, monkeypatch, text):
+    """The server runs on this machine. Like the real repository, it has raw/*.gz and uncompressed tok/*."""
     for name in MULTI30K_FILES:
         for language, lines in (("en", ENGLISH), ("de", GERMAN)):
             file = f"raw/{name}.{language}.gz" if text == "raw" else f"tok/{name}.lc.norm.tok.{language}"
@@ -205,7 +205,10 @@ class Offline:
         raise ConnectionError("HTTPConnectionPool(host='example.org'):\nMax retries exceeded")
 
 
-def test_multi30k_without_a_network_is_one_line():
-    message = "^multi30k cannot be downloaded \\(ConnectionError\\); get .* and set data.options.manual_dir$"
+def test_multi30k_without_a_network_gives_a_one_line_error():
+    message = (
+        r"^multi30k cannot be downloaded \(ConnectionError\); "
+        "download the files of .* and set data.options.manual_dir to their folder$"
+    )
     with pytest.raises(UserError, match=message):
         Multi30k(DataConfig(name="multi30k")).pairs(Offline())

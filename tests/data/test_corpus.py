@@ -1,4 +1,4 @@
-"""Corpora: tokens of the texts, prepared once, whole or not at all, in constant memory."""
+"""Corpora: tokens of texts. They are prepared once, completely or not at all, and in constant memory."""
 
 import multiprocessing
 import pickle
@@ -31,7 +31,7 @@ def text(tmp_path):
     return text_config(tmp_path)
 
 
-def test_tokens_are_those_of_the_texts(number_words):
+def test_a_split_holds_the_tokens_of_its_texts(number_words):
     corpus = Corpus(number_words)
     split = corpus.split("test")
     sources, targets = corpus.texts("test")
@@ -44,7 +44,7 @@ def test_tokens_are_those_of_the_texts(number_words):
     assert list(split.lengths) == list(np.maximum(split.source.lengths, split.target.lengths))
 
 
-def test_the_vocabulary_is_learned_from_the_training_split_alone(tmp_path):
+def test_the_vocabulary_is_learned_only_from_the_training_split(tmp_path):
     unseen = write_pairs(tmp_path / "unseen.tsv", [(source, f"{target} QQQQ") for source, target in PAIRS])
     corpus = Corpus(text_config(tmp_path, validation=unseen, test=unseen))
     assert "Q" not in "".join(corpus.tokenizer.names(range(corpus.tokenizer.vocab_size)))
@@ -52,12 +52,12 @@ def test_the_vocabulary_is_learned_from_the_training_split_alone(tmp_path):
 
 
 def test_an_unknown_split_is_refused(number_words):
-    with pytest.raises(UserError, match="number_words has no split 'tets'; it has .*test_long"):
+    with pytest.raises(UserError, match="number_words has no split 'tets'; choose .*test_long"):
         Corpus(number_words).texts("tets")
 
 
-def test_two_at_once_prepare_once(text):
-    """The second waits for the first and finds everything prepared."""
+def test_two_threads_prepare_the_same_text_only_once(text):
+    """One thread waits for the other thread, and then finds everything prepared."""
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(Corpus, [text, text])
     assert first.texts("train") == second.texts("train") == (ENGLISH, GERMAN)
@@ -65,7 +65,7 @@ def test_two_at_once_prepare_once(text):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64])
-def test_a_growing_array_is_the_file_that_numpy_writes(tmp_path, dtype):
+def test_a_growing_array_writes_the_same_file_as_numpy(tmp_path, dtype):
     array = GrowingArray(tmp_path / "grown.npy", dtype)
     for values in ([], [1, 2, 3], range(1_000)):
         array.append(list(values))
@@ -75,7 +75,7 @@ def test_a_growing_array_is_the_file_that_numpy_writes(tmp_path, dtype):
     assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
 
 
-def test_arrays_hold_large_vocabularies_and_large_splits(tmp_path, monkeypatch):
+def test_arrays_are_wide_enough_for_large_vocabularies_and_large_splits(tmp_path, monkeypatch):
     tokenizer = Tokenizer.train(["a b"] * 3, "char", 7)
     monkeypatch.setattr(tokenizer, "vocab_size", 2**16 + 1)
     monkeypatch.setattr(tokenizer, "encode_arrays", lambda texts: [np.array([2**16, EOS]) for _ in texts])
@@ -85,7 +85,7 @@ def test_arrays_hold_large_vocabularies_and_large_splits(tmp_path, monkeypatch):
     assert split.source.offsets.dtype == split.target.offsets.dtype == np.int64
 
 
-def test_several_files_keep_the_order(text, monkeypatch):
+def test_a_split_in_several_files_keeps_its_order(text, monkeypatch):
     monkeypatch.setattr(records, "CHUNK", 7)
     monkeypatch.setattr(records, "SHARD", 28)
     corpus = Corpus(text)
@@ -117,7 +117,7 @@ def test_the_vocabulary_of_a_large_set_is_learned_from_a_sample(text, monkeypatc
     assert corpus.tokenizer.sha256 == Tokenizer.train(texts, "bpe", 60).sha256
 
 
-def test_tokenizing_that_fails_is_done_again(text, monkeypatch):
+def test_failed_tokenization_is_done_again(text, monkeypatch):
     encode = Tokenizer.encode_arrays
 
     def fail_late(self, texts):
@@ -155,20 +155,20 @@ def test_long_work_is_logged_and_short_work_is_not(caplog, monkeypatch):
 
 
 def prepare_and_measure(folder):
-    """Prepares the text in a folder; returns its training pairs and the peak memory of this process, in MB."""
-    corpora.VOCABULARY_PAIRS = 10_000  # the sample is bounded; here it is the same for all sizes
+    """Prepares the text in a folder. Returns the number of pairs and the peak memory in MB."""
+    corpora.VOCABULARY_PAIRS = 10_000  # so that the sample has the same size for both texts
     train, validation = (f"{folder}/{name}.en,{folder}/{name}.de" for name in ("train", "valid"))
     options = {"train": train, "validation": validation}
     data = DataConfig(name="parallel_text", data_dir=f"{folder}/data", vocab_size=2_000, options=options)
     num_pairs = len(Corpus(data).split("train"))
-    # Not getrusage: its peak includes the process that this one was forked from.
+    # The peak of getrusage would include the process from which this process was forked.
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
     return num_pairs, int(peak) / 1024
 
 
 @pytest.mark.slow
 def test_preparing_five_times_the_text_takes_no_more_memory(tmp_path, monkeypatch):
-    # glibc gives each new thread an arena, up to a limit that this test does not reach.
+    # glibc gives each new thread an arena of memory, up to a limit. A low limit keeps the peak steady.
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     peaks = []
     for num_pairs in (50_000, 250_000):
@@ -180,5 +180,5 @@ def test_preparing_five_times_the_text_takes_no_more_memory(tmp_path, monkeypatc
             prepared, peak = pool.apply(prepare_and_measure, (str(folder),))
         assert prepared == num_pairs
         peaks.append(peak)
-    # MB. The additional text is 60 MB; as Python's strings and lists it was 250.
+    # In MB. The additional text has 60 MB. Held as Python strings and lists, it took 250 MB.
     assert peaks[1] - peaks[0] < 30, peaks

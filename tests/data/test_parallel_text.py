@@ -1,4 +1,4 @@
-"""Your own text: training, held-out and dropped pairs, and the report on them."""
+"""Data sets made from a user's text: pairs for training, held-out pairs, dropped pairs, and the report."""
 
 import logging
 import shutil
@@ -17,7 +17,7 @@ NO_RULES = ParallelTextOptions()
 
 
 def divide(pairs, splits=HELD_OUT, held_out=2_000, **rules):
-    """The pairs of each fate."""
+    """Maps each fate (a split, or a reason to drop a pair) to the pairs that have it."""
     fates = decide_fates(pairs, ParallelTextOptions(held_out=held_out, **rules), splits)
     return {fate: [pairs[number] for number in np.flatnonzero(fates == fate)] for fate in Fate}
 
@@ -49,7 +49,7 @@ def test_the_first_of_equal_pairs_is_kept():
 
 
 @pytest.mark.parametrize(("held_out", "size"), [(2_000, 5), (3, 3)])
-def test_the_given_number_or_a_twentieth_is_held_out(held_out, size):
+def test_a_given_number_of_pairs_but_at_most_a_twentieth_is_held_out(held_out, size):
     splits = divide(PAIRS, held_out=held_out)
     assert len(splits[Fate.VALIDATION]) == len(splits[Fate.TEST]) == size
     assert len(splits[Fate.TRAIN]) == len(PAIRS) - 2 * size
@@ -58,7 +58,7 @@ def test_the_given_number_or_a_twentieth_is_held_out(held_out, size):
 
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_no_sentence_of_either_language_is_in_two_splits(deduplicate):
-    """The text repeats pairs, and translates sentences in several ways."""
+    """The text repeats some pairs, and has several translations of some sentences."""
     pairs = [(f"s{number % 400}", f"t{number % 700}") for number in range(3_000)]
     splits = divide([*pairs, *pairs[:500]], held_out=20, deduplicate=deduplicate)
     assert len(splits[Fate.TRAIN]) > 500
@@ -71,7 +71,7 @@ def test_no_sentence_of_either_language_is_in_two_splits(deduplicate):
         assert len(set(splits[fate])) == len(splits[fate]) == 20
 
 
-def test_the_text_alone_decides_which_pairs_are_held_out():
+def test_held_out_pairs_do_not_depend_on_order_repetitions_or_direction():
     splits = divide(PAIRS)
     for changed in (PAIRS[::-1], [*PAIRS, *PAIRS[:30]]):
         assert set(divide(changed, deduplicate=True)[Fate.TEST]) == set(splits[Fate.TEST])
@@ -81,12 +81,12 @@ def test_the_text_alone_decides_which_pairs_are_held_out():
     assert splits[Fate.TEST] != PAIRS[-5:]
 
 
-def test_pairs_of_equal_sides_are_held_out_as_often_as_others():
+def test_pairs_with_equal_sides_are_held_out_as_often_as_other_pairs():
     copies = [(f"c{number}", f"c{number}") for number in range(100)]
     assert 0 < len(set(divide([*copies, *PAIRS])[Fate.TEST]) & set(copies)) < 10
 
 
-def test_the_report_is_one_line():
+def test_the_report_is_a_single_line():
     rules = ParallelTextOptions(
         min_characters=1, max_characters=40, max_ratio=9.0, deduplicate=True, held_out=2
     )
@@ -99,7 +99,7 @@ def test_the_report_is_one_line():
 
 
 def config(folder, pairs=PAIRS, **options):
-    """One file of pairs, from which validation and test pairs are held out."""
+    """The config of one file of pairs, from which validation and test pairs are held out."""
     train = write_pairs(folder / "pairs.tsv", pairs)
     return parallel_text(folder, **{"train": train, "held_out": 2_000, "deduplicate": True, **options})
 
@@ -111,7 +111,7 @@ def pairs_of(corpus, split):
 def test_a_corpus_of_one_file_has_three_splits(tmp_path, caplog):
     caplog.set_level(logging.INFO, "transformer")
     splits = divide(PAIRS)
-    for _ in range(2):  # the second corpus finds the data prepared, and reports it again
+    for _ in range(2):  # the second corpus finds prepared data, and logs the same report
         corpus = Corpus(config(tmp_path))
         assert pairs_of(corpus, "train") == splits[Fate.TRAIN]
         assert pairs_of(corpus, "validation") == splits[Fate.VALIDATION]
@@ -138,7 +138,7 @@ def test_without_rules_every_pair_is_trained_on_and_none_is_held_out(tmp_path):
     assert set(corpus.splits) == {"train", "validation"}
 
 
-def test_different_contents_have_different_names(tmp_path):
+def test_different_texts_and_options_give_different_names(tmp_path):
     path = str(tmp_path / "pairs.tsv")
     changes = [
         {}, {"held_out": 3}, {"deduplicate": False}, {"min_characters": 1}, {"max_characters": 20},
@@ -151,8 +151,8 @@ def test_different_contents_have_different_names(tmp_path):
     assert BUILDERS["parallel_text"](config(tmp_path, PAIRS[1:])).variant() not in names
 
 
-def test_the_name_of_a_text_is_always_the_same(tmp_path):
-    """A new name would prepare the data of earlier runs again, and refuse to resume them."""
+def test_the_name_of_a_text_does_not_change_between_versions(tmp_path):
+    """With a new name, data of earlier runs would be prepared again, and those runs could not be resumed."""
     pairs = [*PAIRS, ("", "x"), *PAIRS[:3]]
     path = str(tmp_path / "pairs.tsv")
     plain = config(tmp_path, pairs, held_out=0, deduplicate=False, validation=path)
@@ -166,8 +166,8 @@ def test_the_name_of_a_text_is_always_the_same(tmp_path):
         (PAIRS, {"max_characters": 4}, "data.options.train: no pair is left for train: 100 pairs read; dropped 100 longer than 4 char"),
         (PAIRS[:1], {}, "data.options.train: no pair is left for train: 1 pairs read; .* 1 for validation"),
         (PAIRS, {"validation": "empty.tsv"}, "data.options.validation: empty.tsv has no pairs"),
-        (PAIRS, {"held_out": 0}, "data.options.validation is not set; give pairs.tsv or source.txt,target.txt, or set data.options.held_out"),
-        (PAIRS, {"train": None}, "data.options.train is not set; give pairs.tsv or source.txt,target.txt"),
+        (PAIRS, {"held_out": 0}, "data.options.validation is not set; set it to pairs.tsv or source.txt,target.txt, or take pairs from the training text with data.options.held_out"),
+        (PAIRS, {"train": None}, "data.options.train is not set; set it to pairs.tsv or source.txt,target.txt"),
         (PAIRS, {"train": "a,b,c"}, "data.options.train is 'a,b,c'; it must be pairs.tsv or source.txt,target.txt"),
         (PAIRS, {"test": "/dev/null"}, "data.options.test: /dev/null .* is not a file"),
     ],

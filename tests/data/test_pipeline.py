@@ -1,4 +1,4 @@
-"""Training batches: those of the plan, divided among processes, served from any step on."""
+"""Training batches: they follow the plan, are divided among processes, and are served from any step."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def plan(request, training):
 
 
 def batches_of(training, plan, **process):
-    """The batches of one epoch and a step."""
+    """The batches of one epoch and of the first step after it."""
     return TrainingBatches(training, plan, plan.steps_per_epoch + 1, **process)
 
 
@@ -55,7 +55,7 @@ def test_serving_from_a_step_skips_the_steps_before(training, plan, first):
 
 @EACH_PLAN
 @pytest.mark.slow
-def test_worker_processes_serve_the_same(training, plan):
+def test_worker_processes_serve_the_same_batches(training, plan):
     batches = batches_of(training, plan)
     served = list(serve(batches, 2, workers=2))
     assert len(served) == len(batches) - 2

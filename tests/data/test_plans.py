@@ -1,4 +1,4 @@
-"""Training plans: every pair once per epoch, rows that fit, and an order that seed and epoch determine."""
+"""Training plans: an epoch shows every pair once, pairs fit their rows, and the order is reproducible."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,12 @@ def order_of(plan, epoch=0):
 
 
 def tokens_per_step(plan, lengths):
-    """Target tokens of each step of an epoch."""
+    """The number of target tokens in each step of an epoch."""
     return [lengths[np.concatenate(batch), 1].sum() for batch in rows_of(plan)]
 
 
 def share_of_tokens(plan, lengths):
-    """Share of the source slots and of the target slots of an epoch that hold a token."""
+    """The fraction of an epoch's source arrays, and of its target arrays, that is not padding."""
     shapes = np.array([plan.shape(step) for step in steps_of(plan)])
     return lengths.sum(axis=0) / (shapes[:, :1] * shapes[:, 1:]).sum(axis=0)
 
@@ -45,7 +45,7 @@ def share_of_tokens(plan, lengths):
 @EACH_PLAN
 @settings(deadline=None, max_examples=50)
 @given(lengths=LENGTHS, seed=st.integers(0, 3))
-def test_an_epoch_shows_each_pair_that_fits_once(plan_type, lengths, seed):
+def test_an_epoch_shows_every_pair_that_fits_exactly_once(plan_type, lengths, seed):
     fitting = [number for number, pair in enumerate(lengths) if max(pair) <= 30]
     if not fitting:
         with pytest.raises(ValueError, match="no pair fits into rows of 30 tokens"):
@@ -68,7 +68,7 @@ def test_an_epoch_shows_each_pair_that_fits_once(plan_type, lengths, seed):
 
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(1, 500))
-def test_a_bucket_is_as_long_as_its_longest_pair_and_its_batches_are_equally_full(lengths, batch_tokens):
+def test_a_bucket_is_as_long_as_its_longest_pair_and_its_batches_have_equal_sizes(lengths, batch_tokens):
     lengths = np.minimum(lengths, 30)
     plan = make_plan(BucketedPlan, lengths, batch_tokens=batch_tokens)
     longest = {}
@@ -104,11 +104,11 @@ def test_buckets_have_little_padding_and_every_step_holds_the_given_number_of_to
     assert min(share_of_tokens(plan, lengths)) > 0.79
     tokens = tokens_per_step(plan, lengths)
     assert np.mean(tokens) == pytest.approx(2_048, rel=0.01)
-    # The batches of a bucket differ by chance: by about 2 percent.
+    # Token counts vary at random between the batches of a bucket, by about 2 percent.
     assert 0.9 * 2_048 < min(tokens) < max(tokens) < 1.1 * 2_048
 
 
-def test_a_few_long_pairs_share_a_batch_with_shorter_ones():
+def test_a_few_long_pairs_share_a_batch_with_shorter_pairs():
     lengths = np.array([[10, 10]] * 1_000 + [[60, 60]] * 3)
     plan = make_plan(BucketedPlan, lengths, row_length=64, batch_tokens=500)
     assert min(tokens_per_step(plan, lengths)) > 0.9 * 500
@@ -158,7 +158,7 @@ def test_the_summary_gives_the_shapes():
     assert bucketed.summary == "10 to 20 rows of 2 to 8 tokens per step (shapes: 2)"
 
 
-# The second epoch of eight pairs.
+# The pairs in each row of each step, in the second epoch of eight pairs.
 FROZEN = {
     PackedPlan: [[[4]], [[2, 5], [1]], [[6, 0], [7, 3]]],
     BucketedPlan: [[[7], [0], [3], [2], [5]], [[6], [4], [1]]],
@@ -167,7 +167,7 @@ FROZEN = {
 
 @EACH_PLAN
 def test_plans_do_not_change_between_versions(plan_type):
-    """Another plan would change every result, and a resumed run would see pairs twice or never."""
+    """A changed plan would change every result. A resumed run would see some pairs twice and others never."""
     lengths = [[3, 4], [9, 8], [5, 5], [2, 2], [7, 9], [4, 3], [6, 6], [2, 3]]
     plan = make_plan(plan_type, lengths, row_length=10, batch_tokens=20, seed=3)
     assert [[row.tolist() for row in batch] for batch in rows_of(plan, epoch=1)] == FROZEN[plan_type]

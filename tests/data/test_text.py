@@ -1,4 +1,4 @@
-"""Text files: their forms, and the one line for a file that cannot be read."""
+"""Text files: accepted forms, and errors for files that cannot be read."""
 
 import gzip
 
@@ -10,13 +10,13 @@ from transformer.data.text import existing_file, fingerprint, read_pairs
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_file_of_tab_separated_pairs(tmp_path, end):
+def test_a_file_of_tab_separated_pairs_is_read(tmp_path, end):
     write_pairs(tmp_path / "pairs.tsv", PAIRS, end)
     assert list(read_pairs(tmp_path / "pairs.tsv")) == PAIRS
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_two_files_with_one_sentence_per_line(tmp_path, suffix):
+def test_two_files_with_one_sentence_per_line_are_read(tmp_path, suffix):
     paths = tmp_path / f"text.en{suffix}", tmp_path / f"text.de{suffix}"
     for path, lines in zip(paths, (ENGLISH, GERMAN), strict=True):
         write_lines(path, lines)
@@ -32,8 +32,8 @@ def test_only_a_newline_ends_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("num_english", "num_german", "message"),
     [
-        (100, 99, "short.de ends after 99 lines, .*short.en after 100"),
-        (98, 100, "short.en ends after 98 lines, .*short.de after 100"),
+        (100, 99, "short.de has 99 lines, but .*short.en has 100"),
+        (98, 100, "short.en has 98 lines, but .*short.de has 100"),
     ],
 )
 def test_files_of_different_lengths_are_refused(tmp_path, num_english, num_german, message):
@@ -48,11 +48,11 @@ def test_files_of_different_lengths_are_refused(tmp_path, num_english, num_germa
     ("name", "content", "message"),
     [
         ("latin1.tsv", "caf\xe9\tx\n".encode("latin-1"), "latin1.tsv:1: not UTF-8"),
-        ("three.tsv", b"a\tb\na\tb\tc\n", "three.tsv:2: 3 tab-separated fields"),
+        ("three.tsv", b"a\tb\na\tb\tc\n", "three.tsv:2: expected 2 tab-separated fields, found 3"),
         (
             "cut.gz",
             gzip.compress(b"a\tb\n" * 9_999)[:-20],
-            r"cut.gz: broken after line \d+: Compressed file ended",
+            r"cut.gz: compressed file is damaged after line \d+: Compressed file ended",
         ),
     ],
     ids=["latin1", "three", "cut"],
@@ -63,7 +63,7 @@ def test_broken_files_are_refused(tmp_path, name, content, message):
         list(read_pairs(tmp_path / name))
 
 
-def test_a_name_may_leave_out_gz(tmp_path):
+def test_a_file_may_be_named_without_its_gz_suffix(tmp_path):
     write_lines(tmp_path / "text.en.gz", ENGLISH)
     assert existing_file(tmp_path / "text.en", "data.options.train") == tmp_path / "text.en.gz"
     for path in (tmp_path / "nowhere", tmp_path):

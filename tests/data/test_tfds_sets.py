@@ -1,4 +1,4 @@
-"""TFDS translation sets by name: a mocked one, and a small one that TFDS itself writes as array_record."""
+"""Translation sets of TFDS: a small set that TFDS writes as array_record, and a mocked WMT 2014."""
 
 import json
 from typing import ClassVar
@@ -19,7 +19,7 @@ GERMAN = sorted(german for _, german in PAIRS)
 
 
 class TinyTranslate(tfds.core.GeneratorBasedBuilder):
-    """A set like those of TFDS: registered by name, with variants, a version, and the splits train and dev."""
+    """A small TFDS set with a registered name, variants, a version, and the splits train and dev."""
 
     VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -49,7 +49,7 @@ def tiny(folder, name="tiny_translate/de-en", target="de", **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the set, written by TFDS."""
+    """A folder into which TFDS has written `TinyTranslate`."""
     folder = tmp_path_factory.mktemp("tfds")
     Corpus(tiny(folder))
     return folder
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 def test_a_tfds_set_is_read_by_its_name(folder):
     corpus = Corpus(tiny(folder))
     sources, targets = corpus.texts("train")
-    assert sorted(zip(sources, targets, strict=True)) == sorted(PAIRS)  # TFDS shuffles what it writes
+    assert sorted(zip(sources, targets, strict=True)) == sorted(PAIRS)  # TFDS shuffles the pairs
     assert len(corpus.split("train")) == 100
     assert list(corpus.split("train").source[7]) == corpus.tokenizer.encode(sources[7])
     assert corpus.identity == "tiny_translate/de-en/1.2.0 validation=dev"
@@ -71,7 +71,7 @@ def test_a_name_may_have_a_version(folder):
     assert corpus.texts("dev") == Corpus(tiny(folder)).texts("dev")
 
 
-def test_splits_may_be_parts_of_splits(folder):
+def test_a_split_may_be_a_part_of_a_tfds_split(folder):
     parts = {"train": "train[:90%]", "validation": "train[90%:]", "test": "dev"}
     corpus = Corpus(tiny(folder, **parts))
     assert [len(corpus.split(split)) for split in parts] == [90, 10, 20]
@@ -88,23 +88,23 @@ def test_splits_may_be_parts_of_splits(folder):
         ({"name": "wmt14_translate"}, r"data.target is 'de'; wmt14_translate has cs, en$"),
         ({"name": "mnist"}, r"data.source is 'en'; mnist has no text$"),
         ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; TFDS says: Parsing builder name string nope:1.0 failed$"),
-        ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; it has train, dev; set data.options.validation to a part of a split: train\[99%:\]"),
-        ({"validation": "train[90%:]"}, r"data.options.train is 'train' and data.options.validation is 'train\[90%:\]'; they overlap"),
+        ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; choose train, dev, or set data.options.validation to a part of a split, such as train\[99%:\]"),
+        ({"validation": "train[90%:]"}, r"data.options.train is 'train' and data.options.validation is 'train\[90%:\]'; these parts overlap"),
         ({"validation": "valid"}, r"data.options.validation is 'valid'; it must be a split of tiny_translate/de-en \(train, dev\) or a part of one: train\[99%:\]"),
         ({"validation": "dev[a:]"}, r"data.options.validation is 'dev\[a:\]'; it must be a split of tiny_translate/de-en"),
-        ({"name": "tiny_translate/offline"}, r"^tiny_translate/offline cannot be prepared: ConnectionError: HTTPConnectionPool\(host='example.org'\): Max retries exceeded$"),
+        ({"name": "tiny_translate/offline"}, r"^tiny_translate/offline cannot be prepared: ConnectionError: HTTPConnectionPool\(host='example.org'\): Max retries exceeded; check the network and data.data_dir, then run the same command again$"),
         ({"name": "tiny_translate/archive"}, r"^preparing tiny_translate/archive needs TensorFlow: pip install -e '.\[prepare\]'$"),
         ({"name": "wmt14_translate/de-en"}, r"^preparing wmt14_translate/de-en needs TensorFlow: pip install -e '.\[prepare\]'$"),
     ],
 )  # fmt: skip
-def test_a_set_that_cannot_be_used_is_one_line(folder, monkeypatch, changes, message):
+def test_a_set_that_cannot_be_used_gives_a_one_line_error(folder, monkeypatch, changes, message):
     monkeypatch.setattr(tfds_sets, "has_tensorflow", lambda: False)
     with pytest.raises(UserError, match=message) as raised:
         Corpus(tiny(folder, **changes)).split("validation")
     assert "\n" not in str(raised.value)
 
 
-def test_a_set_prepared_in_another_format_is_one_line(tmp_path):
+def test_a_set_prepared_in_another_format_is_refused(tmp_path):
     builder = prepare(tiny(tmp_path))
     path = tmp_path / "tiny_translate" / "de-en" / "1.2.0" / "dataset_info.json"
     assert str(path.parent) == builder.data_dir
@@ -119,7 +119,7 @@ def test_a_set_prepared_in_another_format_is_one_line(tmp_path):
 
 @pytest.fixture
 def mocked_wmt14(tmp_path, monkeypatch):
-    """wmt14_translate/de-en as TFDS leaves it, with random text."""
+    """A folder with wmt14_translate/de-en as TFDS prepares it, but with random text."""
     # The mock of __getitems__ is called without the `self` that it expects.
     monkeypatch.setattr(mocking, "_getitems", lambda keys, generator: [generator[key] for key in keys])
     import tensorflow_datasets.translate  # noqa: F401
@@ -143,7 +143,7 @@ def mocked_wmt14(tmp_path, monkeypatch):
 
 
 def test_wmt14_yields_training_batches(mocked_wmt14, tmp_path):
-    """The smoke config of WMT 2014, on random text under the name, languages and splits of the real set."""
+    """Uses the smoke config. The text is random; name, languages and splits are those of the real set."""
     values = wmt14.get_config("smoke")
     values.data.data_dir = mocked_wmt14
     config = resolve(from_dict(values.to_dict()))

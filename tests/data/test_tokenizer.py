@@ -1,4 +1,4 @@
-"""Text to tokens and back."""
+"""The tokenizer: from text to tokens and back."""
 
 import re
 
@@ -25,7 +25,7 @@ def test_decoding_inverts_encoding(tokenizer):
         assert tokenizer.decode([*tokens, PAD, PAD, 7]) == text
 
 
-def test_special_tokens(tokenizer):
+def test_special_tokens_have_fixed_names_and_unknown_characters_become_unk(tokenizer):
     assert tokenizer.names([PAD, BOS, EOS, UNK]) == ["<pad>", "<s>", "</s>", "<unk>"]
     assert tokenizer.encode("") == [EOS]
     assert UNK in tokenizer.encode("\u4eba")
@@ -47,26 +47,32 @@ def test_equal_texts_give_equal_vocabularies(tokenizer):
 @pytest.mark.parametrize(
     ("vocab_size", "message"),
     [
-        (5_000, r"data.vocab_size is 5000; the training text fills at most (\d+): set that or less"),
-        (9, r"data.vocab_size is 9; .* characters of the training text need at least (\d+)"),
+        (
+            5_000,
+            r"data.vocab_size is 5000, but the training text fills at most (\d+) tokens; set it to \1 or less",
+        ),
+        (
+            9,
+            r"data.vocab_size is 9, but the characters of the training text need (\d+) tokens; set it to \1 or more",
+        ),
     ],
 )
-def test_a_size_that_the_text_does_not_allow_is_refused_and_the_nearest_size_named(kind, vocab_size, message):
+def test_an_impossible_vocabulary_size_is_refused_and_the_nearest_is_suggested(kind, vocab_size, message):
     with pytest.raises(UserError, match=message) as raised:
         Tokenizer.train(TEXTS, kind, vocab_size)
     nearest = int(re.match(message, str(raised.value))[1])
     assert Tokenizer.train(TEXTS, kind, nearest).vocab_size == nearest
-    with pytest.raises(UserError, match=f" {nearest}: set that"):
+    with pytest.raises(UserError, match=f"set it to {nearest} or"):
         Tokenizer.train(TEXTS, kind, nearest + (1 if vocab_size > nearest else -1))
 
 
 @pytest.mark.parametrize("texts", [[], [""], [" "]], ids=repr)
 def test_a_vocabulary_of_an_empty_text_is_refused(texts):
-    with pytest.raises(UserError, match="data.vocab_size is 50; the training text is empty"):
+    with pytest.raises(UserError, match="data.vocab_size is 50, but the training text is empty"):
         Tokenizer.train(texts, "bpe", 50)
 
 
-ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # all of Unicode, surrogates too
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # all of Unicode, including surrogates
 
 
 def check_tokens_of(texts, tokenizer):
@@ -80,18 +86,18 @@ def check_tokens_of(texts, tokenizer):
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(ANY_TEXT, max_size=5))
-def test_any_text_has_tokens(tokenizer, texts):
+def test_any_text_can_be_encoded_and_decoded(tokenizer, texts):
     check_tokens_of(texts, tokenizer)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1_000)
 @given(st.lists(ANY_TEXT, max_size=5))
-def test_any_text_has_tokens_in_many_examples(tokenizer, texts):
+def test_any_text_can_be_encoded_and_decoded_in_many_examples(tokenizer, texts):
     check_tokens_of(texts, tokenizer)
 
 
-def test_a_megabyte_without_a_space_comes_back(tokenizer):
+def test_a_megabyte_without_spaces_is_decoded_unchanged(tokenizer):
     text = "hut" * 350_000
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -1,4 +1,4 @@
-"""Splitting of long sentences."""
+"""Long sentences are split into parts that fit the model."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ STARTS_WORD = np.arange(10) == START
 @pytest.mark.parametrize(
     ("word_lengths", "expected"),
     [
-        ([3, 2], [([3, 2], "")]),  # fits with EOS
+        ([3, 2], [([3, 2], "")]),  # fits into one part, including EOS
         ([3, 3], [([3], ""), ([3], " ")]),
         ([5, 1, 2, 2], [([5], ""), ([1, 2, 2], " ")]),
         ([2, 3, 5], [([2, 3], ""), ([5], " ")]),
     ],
 )
-def test_parts_hold_as_many_words_as_fit(word_lengths, expected):
-    """Parts of at most 6 tokens, EOS included."""
+def test_a_part_holds_as_many_words_as_fit(word_lengths, expected):
+    """A part has at most 6 tokens, including EOS."""
     tokens = np.array([*words(word_lengths), EOS], np.int32)
     parts = list(split_tokens(tokens, 6, STARTS_WORD))
     assert [(part.tokens.tolist(), part.separator) for part in parts] == [
@@ -28,7 +28,7 @@ def test_parts_hold_as_many_words_as_fit(word_lengths, expected):
     ]
 
 
-def test_word_that_does_not_fit_is_split_anywhere_and_joined_by_nothing():
+def test_a_word_that_does_not_fit_is_split_anywhere_and_joined_without_a_space():
     tokens = np.array([*words([12]), EOS], np.int32)
     parts = list(split_tokens(tokens, 6, STARTS_WORD))
     assert [len(part.tokens) for part in parts] == [6, 6, 3]

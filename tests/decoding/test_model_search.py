@@ -1,4 +1,4 @@
-"""Finished sentences are dropped during a search, and no output changes."""
+"""A search with a model drops finished sentences, which changes no output."""
 
 import functools
 
@@ -17,7 +17,7 @@ from transformer.model.ensemble import ensemble
 
 @pytest.fixture
 def row_counts(monkeypatch):
-    """Numbers of rows to which searches shrink."""
+    """The number of rows that remain, recorded each time that a search drops rows."""
     counts, select_rows = [], model_search.select_rows
 
     def recording(rows, indices):
@@ -35,13 +35,16 @@ def random_sources(num_rows):
 @pytest.mark.parametrize(
     ("config", "length"),
     [
-        (DecodeConfig(beam_size=4), 24),  # caches of 16, then of 24 tokens
+        (DecodeConfig(beam_size=4), 24),  # the cache grows from 16 to 24 tokens
         (DecodeConfig(sampling=True, temperature=2.0), 16),
     ],
     ids=["beam search", "sampling"],
 )
 def test_shrinking_search_equals_search_in_one_program(row_counts, config, length):
-    """Rows end at different times by their limits; two are padding. Each row has its own prefix and number."""
+    """Rows end at different steps because their limits differ; two rows are padding.
+
+    Each row has its own prefix and sentence id.
+    """
     (model, params), source = model_and_params(), random_sources(8)
     limits = np.array([3, length, 5, length - 4, 9, length, 0, 0], np.int32)
     source[-2:] = 0
@@ -51,7 +54,7 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
     search = ModelSearch(model, config, n_best=2)
 
     expected = jax.jit(search, static_argnums=3)(*arguments)
-    # Down to 2 rows, where rounding may differ.
+    # Shrinks to 2 rows, where rounding may differ.
     result = ShrinkingSearch(search, min_hypotheses=2 * search.num_hypotheses)(*arguments)
 
     assert row_counts == [4, 2]
@@ -62,7 +65,7 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
 
 @pytest.mark.parametrize("kind", [*KINDS, "ensemble"])
 def test_every_array_of_a_search_has_a_row_per_sentence(kind):
-    """So that sentences can be dropped; the number of the step is the only exception."""
+    """This lets a search drop sentences; only the step number (`state.index`) has no row per sentence."""
     names = KINDS if kind == "ensemble" else [kind]
     models = [build_model(tiny_config(num_layers=1, kind=name), VOCAB_SIZE) for name in names]
     params = [parameter_shapes(model) for model in models]
@@ -74,13 +77,16 @@ def test_every_array_of_a_search_has_a_row_per_sentence(kind):
     assert {x.shape[:1] for x in jax.tree.leaves(rows) if x is not rows.state.index} == {(5,)}
 
 
-def test_neighbours_change_no_bit(row_counts):
-    """With the default number of hypotheses, between neighbours that end early, and ones that end late."""
+def test_outputs_do_not_depend_on_neighboring_sentences(row_counts):
+    """Searches the same sentences beside neighbors that end early and beside ones that end late.
+
+    `min_hypotheses` has its default.
+    """
     (model, params), source = model_and_params(), random_sources(32)
     length = 16
     search, results = ShrinkingSearch(ModelSearch(model, DecodeConfig(beam_size=4))), []
-    for neighbour_limit in (3, length):
-        limits = np.full(32, neighbour_limit, np.int32)
+    for neighbor_limit in (3, length):
+        limits = np.full(32, neighbor_limit, np.int32)
         limits[::4] = length
         results.append(search(params, source, limits, length))
     assert row_counts == [16]
@@ -88,7 +94,7 @@ def test_neighbours_change_no_bit(row_counts):
         np.testing.assert_array_equal(early[::4], late[::4])
 
 
-def test_searches_that_cannot_be_made_are_refused():
+def test_impossible_search_settings_are_refused():
     model = build_model(tiny_config(positions="learned", max_positions=12), VOCAB_SIZE)
     for config, n_best, message in [
         (DecodeConfig(penalty="none"), 1, "decode.penalty is 'none'; it must be one of: length, wu"),

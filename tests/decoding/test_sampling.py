@@ -1,4 +1,4 @@
-"""Sampling: frequencies, truncation of a distribution, and the inputs that samples depend on."""
+"""Sampling: frequencies, truncation of a distribution, and the inputs on which samples depend."""
 
 import functools
 
@@ -22,7 +22,7 @@ UNSORTED = jnp.log(jnp.array([[0.4, 0.15, 0.2, 0.2, 0.05]]))
 
 @functools.partial(jax.jit, static_argnames="k")
 def first_samples(index, temperature, p, k=None):
-    """A token for two hypotheses of many sentences with the distribution `LOGITS`."""
+    """Draws tokens from `LOGITS` for `NUM_SAMPLES` sentences with two hypotheses each."""
     logits = jnp.broadcast_to(jnp.float32(LOGITS)[None, None], (NUM_SAMPLES, 2, 5))
     return Sampler(jax.random.key(7), jnp.arange(NUM_SAMPLES), temperature, k, p)(logits, index)
 
@@ -43,14 +43,14 @@ def softmax(logits):
     ids=["unchanged", "low temperature", "top-k", "nucleus", "all three"],
 )
 def test_frequencies_equal_probabilities(options, expected):
-    """Within four standard deviations. The nucleus is that of the distribution after the temperature."""
+    """The tolerance is four standard deviations. Top-p acts on the distribution after the temperature."""
     tokens = first_samples(jnp.int32(0), **{"temperature": 1.0, "p": 1.0, **options})[:, 0]
     frequencies = np.bincount(tokens, minlength=5) / NUM_SAMPLES
     assert np.all(np.abs(frequencies - expected) <= 4 * np.sqrt(expected * (1 - expected) / NUM_SAMPLES))
 
 
 def test_sentences_hypotheses_and_positions_have_independent_samples():
-    """Two samples are equal with probability sum p^2; within four standard deviations."""
+    """Independent samples are equal with probability sum p^2. The tolerance is four standard deviations."""
     first, second = (np.asarray(first_samples(jnp.int32(index), 1.0, 1.0)) for index in (0, 1))
     expected = (softmax(LOGITS) ** 2).sum()
     for left, right in (
@@ -67,26 +67,26 @@ def test_sentences_hypotheses_and_positions_have_independent_samples():
     [
         (0.3, [0]),
         (0.39, [0]),
-        (0.41, [0, 2, 3]),  # one of two equally probable tokens would be enough; both are kept
+        (0.41, [0, 2, 3]),  # either token of probability 0.2 would be enough; both are kept
         (0.79, [0, 2, 3]),
         (0.81, [0, 1, 2, 3]),
         (1.0, [0, 1, 2, 3, 4]),
     ],
 )
-def test_nucleus_by_hand(p, expected):
-    """The sums from the most probable token on are 0.4, 0.6, 0.8, 0.95 and 1."""
+def test_top_p_keeps_the_tokens_computed_by_hand(p, expected):
+    """The cumulative probabilities, from the most probable token, are 0.4, 0.6, 0.8, 0.95 and 1."""
     kept = np.asarray(jax.jit(keep_top_p)(UNSORTED, p)[0])
     assert np.flatnonzero(kept > NEG_INF).tolist() == expected
     np.testing.assert_array_equal(kept[expected], np.asarray(UNSORTED)[0, expected])
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [0]), (2, [0, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])])  # fmt: skip
-def test_top_k_by_hand(k, expected):
+def test_top_k_keeps_the_tokens_computed_by_hand(k, expected):
     assert np.flatnonzero(keep_top_k(UNSORTED, k)[0] > NEG_INF).tolist() == expected
 
 
 @pytest.mark.parametrize("options", [{"k": 1}, {"p": 1e-6}, {"temperature": 1e-6}])
-def test_sampling_from_one_token_is_greedy_search(options):
+def test_sampling_from_a_single_token_equals_greedy_search(options):
     table, limits = random_table(4, num_rows=5), [6, 5, 4, 6, 1]
     samples, greedy = sample(table, limits, **options), search(table, limits, beam_size=0, alpha=0.0)
     for hypothesis in range(3):
@@ -95,7 +95,7 @@ def test_sampling_from_one_token_is_greedy_search(options):
 
 
 def test_score_of_a_sample_is_its_log_probability():
-    """The model's log-probability, whatever the temperature."""
+    """The log-probability is that of the model, before the temperature is applied."""
     table = random_table(4, num_rows=2)
     result = sample(table, [6, 4], seed=1, temperature=3.0)
     for row in range(2):
@@ -114,12 +114,12 @@ def sampling():
 
 @pytest.fixture(scope="module")
 def samples(sampling):
-    """The samples of `TEXTS`."""
+    """The four samples for each of `TEXTS`."""
     return [[sample.text for sample in hypotheses] for hypotheses in sampling.hypotheses(TEXTS)]
 
 
-def test_samples_depend_on_sentence_number_and_not_on_neighbours(sampling, samples):
-    """Rounding differs between batches; no sample here is decided by so little."""
+def test_samples_depend_on_sentence_number_and_not_on_neighbors(sampling, samples):
+    """Rounding differs between batches, but no choice here is so close that rounding changes it."""
     for number, text in enumerate(TEXTS):
         alone = sampling.hypotheses([text], first=number)[0]
         assert [sample.text for sample in alone] == samples[number]
@@ -133,19 +133,19 @@ def test_samples_depend_on_the_seed(samples):
     assert all(text != texts[0] for text, texts in pairs if text)
 
 
-def test_samples_of_a_text_differ_and_the_first_does_not_depend_on_their_number(samples):
+def test_samples_differ_and_the_first_does_not_depend_on_how_many_are_drawn(samples):
     assert [len(set(texts)) for texts in samples] == [4 if text else 1 for text in TEXTS]
     one_sample = translator(**SAMPLING)
     assert one_sample(TEXTS) == [texts[0] for texts in samples]
 
 
 def test_equal_parts_of_a_text_have_different_samples(sampling):
-    """The text is split into two parts of the same 15 tokens and EOS."""
+    """The text is split into two equal parts of 15 tokens and EOS."""
     part, results = tokenizer().encode("a man in a hat"), []
     assert len(part) == sampling.max_source_length == 16
 
     class Recorder(Translator):
-        """Keeps sources and results of its searches."""
+        """Records the source and the result of every search."""
 
         def search(self, source, *arguments):
             results.append((source, super().search(source, *arguments)))

@@ -1,4 +1,4 @@
-"""Search over hand-made and random tables, compared with enumeration of all outputs."""
+"""Searches over tables of logits in place of a model, compared with an enumeration of all outputs."""
 
 import itertools
 
@@ -11,19 +11,20 @@ from tests.support.search_tables import (
     VOCAB,
     log_probs,
     random_table,
+    run,
     search,
     table_step,
     words,
 )
 from transformer.config import BOS, EOS, PAD
 from transformer.decoding.length_penalty import PENALTIES, power_penalty, wu_penalty
-from transformer.decoding.search import BeamSearch, Constraints, IndependentSearch, cache_sizes, run
+from transformer.decoding.search import BeamSearch, Constraints, IndependentSearch, cache_sizes
 from transformer.decoding.top_k import top_k
 from transformer.model.masks import NEG_INF
 
 
 def all_outputs(table, row, limit, alpha=0.6, penalty="wu", min_length=1, prefix=()):
-    """Every output of at most `limit` tokens that ends, and its score; best first."""
+    """All outputs of at most `limit` tokens that end with EOS, with their scores, best first."""
     row_log_probs, outputs = log_probs(table, row), []
     for length in range(min_length, limit + 1):
         divisor = ((5 + length) / 6) ** alpha if penalty == "wu" else length**alpha
@@ -37,7 +38,7 @@ def all_outputs(table, row, limit, alpha=0.6, penalty="wu", min_length=1, prefix
 
 
 def sorted_list_beam(table, row, limit, beam_size, alpha):
-    """Beam search with sorted lists, in which a hypothesis that ended keeps its place."""
+    """Beam search with sorted lists. A hypothesis that has ended keeps its place in the beam."""
     row_log_probs, live, ended = log_probs(table, row), [(0.0, (0, BOS))], []
     for length in range(1, limit + 1):
         extended = [
@@ -56,7 +57,7 @@ def sorted_list_beam(table, row, limit, beam_size, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_wide_beam_equals_exhaustive_search(seed, alpha, penalty):
-    """There are 31 outputs of at most five tokens, and 32 hypotheses."""
+    """The beam has room for all 31 outputs of at most five tokens."""
     table, limits = random_table(seed), [5, 3, 1]
     result = search(table, limits, beam_size=32, alpha=alpha, penalty=penalty, n_best=3)
     for row, limit in enumerate(limits):
@@ -64,13 +65,13 @@ def test_wide_beam_equals_exhaustive_search(seed, alpha, penalty):
             assert words(result, row, place) == best
             assert result.score[row, place] == pytest.approx(score, rel=1e-5)
     assert result.ended.all(axis=1).tolist() == [True, True, False]
-    assert words(result, 2, 1) in [(3,), (4,)]  # outputs without an end rank after the only one with an end
+    assert words(result, 2, 1) in [(3,), (4,)]  # outputs without EOS rank after the only output with EOS
 
 
 @pytest.mark.parametrize("beam_size", [0, 32])
 @pytest.mark.parametrize("min_length", [1, 4])
 def test_outputs_satisfy_prefix_and_minimum_length(beam_size, min_length):
-    """Rows without a prefix, with a prefix, and with a prefix of one token less than the limit."""
+    """The rows have no prefix, a prefix of two tokens, and a prefix one token shorter than the limit."""
     table, prefixes = random_table(3), [(), (4, 3), (4, 4, 4, 4)]
     result = search(table, [5, 5, 5], beam_size, min_length=min_length, prefixes=prefixes, n_best=3)
     for row, prefix in enumerate(prefixes):
@@ -98,7 +99,7 @@ def test_narrow_beam_equals_sorted_lists(seed, beam_size):
     assert sum(best is not None for best in expected) >= 3
 
 
-def test_padding_and_start_are_never_predicted():
+def test_padding_and_bos_are_never_predicted():
     table = np.zeros((1, VOCAB, VOCAB, VOCAB), np.float32)
     table[..., [PAD, BOS]] = 5
     for beam_size in (0, 2):
@@ -106,7 +107,7 @@ def test_padding_and_start_are_never_predicted():
 
 
 def test_beam_of_two_finds_what_greedy_search_misses():
-    """Greedy search takes 3 (0.6), then at best EOS (0.4); 4 (0.4) is followed by EOS with certainty."""
+    """Greedy search takes word 3 (0.6), then at best EOS (0.4). Word 4 (0.4) is always followed by EOS."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9, np.float32)
     table[0, :, BOS, [3, 4]] = np.log([0.6, 0.4])[:, None]
     table[0, :, 3, [EOS, 3, 4]] = np.log([0.4, 0.3, 0.3])[:, None]
@@ -118,7 +119,7 @@ def test_beam_of_two_finds_what_greedy_search_misses():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_beam_of_one_is_greedy(seed):
+def test_beam_of_one_equals_greedy_search(seed):
     table, limits = random_table(seed, num_rows=6), [6, 5, 4, 3, 2, 1]
     beam, greedy = search(table, limits, beam_size=1), search(table, limits, beam_size=0)
     np.testing.assert_array_equal(beam.tokens, greedy.tokens)
@@ -146,7 +147,7 @@ def test_length_of_the_arrays_does_not_change_an_output(beam_size):
 
 @pytest.mark.parametrize("beam_size", [0, 3])
 def test_cache_grows_and_keeps_its_entries(beam_size):
-    """Outputs end exactly when 20 entries have been written, so a lost entry makes them longer."""
+    """An output ends when the cache holds 20 entries, so a lost entry would make the output longer."""
     inner, lengths = table_step(jnp.asarray(random_table(7, num_rows=2))), []
 
     def step(tokens, parents, state, index):
@@ -173,7 +174,7 @@ def test_cache_sizes_double_up_to_the_length():
 
 
 @pytest.mark.parametrize("beam_size", [0, 2])
-def test_output_without_an_end_stops_at_its_limit(beam_size):
+def test_output_without_eos_stops_at_its_limit(beam_size):
     table = np.full((2, VOCAB, VOCAB, VOCAB), -1e9, np.float32)
     table[..., 3] = 0
     result = search(table, [3, 0], beam_size)
@@ -185,7 +186,7 @@ def test_output_without_an_end_stops_at_its_limit(beam_size):
 
 
 def test_early_stopping_waits_for_a_longer_output_that_may_score_higher():
-    """EOS at once has probability 1/2. So has 3 3 4 4 EOS, which wins by its length."""
+    """The outputs EOS and 3 3 4 4 EOS both have probability 1/2. The longer output has the higher score."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9, np.float32)
     table[0, :, BOS, [EOS, 3]] = np.log([0.5, 0.5])[:, None]
     for before, last, following in ((BOS, 3, 3), (3, 3, 4), (3, 4, 4), (4, 4, EOS)):
@@ -195,7 +196,7 @@ def test_early_stopping_waits_for_a_longer_output_that_may_score_higher():
     assert result.score[0, 0] == pytest.approx(np.log(0.5) / (10 / 6), rel=1e-5)
 
 
-def test_length_penalties_by_hand():
+def test_length_penalties_equal_values_computed_by_hand():
     assert float(wu_penalty(1, 0.6)) == pytest.approx(1)
     assert float(wu_penalty(7, 0.6)) == pytest.approx(2**0.6)
     assert float(wu_penalty(7, 0.0)) == pytest.approx(1)
@@ -204,7 +205,7 @@ def test_length_penalties_by_hand():
 
 @pytest.mark.parametrize(("vocab_size", "k"), [(5, 3), (200, 1), (200, 4), (1_000, 1), (1_000, 4)])
 def test_top_k_equals_a_full_sort(vocab_size, k):
-    """Few distinct values, so that many are equal within and across chunks; most are masked."""
+    """Logits have few distinct values, so many are equal within and across chunks. Most are masked."""
     values = np.random.default_rng(k).integers(-99, 0, (20, 2, vocab_size))
     logits = jnp.where(values < -9, NEG_INF, jnp.float32(values))
     largest, tokens = jax.jit(top_k, static_argnums=1)(logits, k)

@@ -1,4 +1,4 @@
-"""Translation from text to text: order, neighbours, limits, long texts, prefixes, scores."""
+"""Translation from text to text: order, neighbors, limits, long texts, prefixes, scores."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ def beam():
 
 @pytest.fixture(scope="module")
 def greedy():
-    """A translator by greedy search."""
+    """A translator that uses greedy search."""
     return translator(beam_size=1)
 
 
@@ -40,17 +40,17 @@ def best(beam):
 
 
 def rows_of(texts):
-    """Tokens of texts, one per row of 16."""
+    """The tokens of texts, one text per row of 16 tokens."""
     return pad_rows(tokenizer().encode_all(texts), 16)
 
 
 def num_tokens(result):
-    """Tokens of the best output of each row."""
+    """The number of tokens in the best output of each row."""
     return (result.tokens[:, 0] != 0).sum(axis=-1).tolist()
 
 
 @pytest.mark.parametrize("kind", ["beam", "greedy"])
-def test_order_and_neighbours_do_not_change_a_translation(request, kind):
+def test_order_and_neighbors_do_not_change_a_translation(request, kind):
     translate = request.getfixturevalue(kind)
     together = translate(TEXTS)
     assert together[2] == ""
@@ -70,7 +70,7 @@ def test_batch_and_padding_do_not_change_a_score(beam, best):
     np.testing.assert_allclose(padded.score, result.score, atol=1e-4)
 
 
-def test_best_translations_are_ranked_and_distinct(best):
+def test_n_best_translations_are_ranked_and_distinct(best):
     assert [len(hypotheses) for hypotheses in best] == [3, 3, 1, 3, 3, 3]
     for text, hypotheses in zip(TEXTS, best, strict=True):
         assert len({hypothesis.text for hypothesis in hypotheses}) == len(hypotheses)
@@ -92,7 +92,7 @@ def test_progress_counts_finished_texts(beam):
     assert counts[-1] == len(TEXTS)
 
 
-def test_long_text_is_translated_in_parts(beam):
+def test_a_long_text_is_split_and_its_parts_are_translated(beam):
     splits = []
     texts = ["a", TEXTS[4], "a man"]
     together = beam.hypotheses(texts, on_split=lambda *split: splits.append(split))
@@ -104,11 +104,11 @@ def test_long_text_is_translated_in_parts(beam):
     assert [hypotheses[0].text for hypotheses in together[::2]] == beam(["a", "a man"])
 
 
-def test_text_in_parts_has_ended_if_all_parts_have():
-    """The last of three parts has reached its limit."""
+def test_a_split_text_has_ended_only_if_all_its_parts_have():
+    """The last of the three parts has not ended."""
 
     class LastUnended(Translator):
-        """Finds one token for every part; outputs of fewer than 15 source tokens have not ended."""
+        """Finds one token for every part. Only outputs for at least 15 source tokens have ended."""
 
         def search(self, source, *_):
             ended = (source != 0).sum(axis=1, keepdims=True) >= 15
@@ -118,7 +118,7 @@ def test_text_in_parts_has_ended_if_all_parts_have():
     assert (hypothesis.score, hypothesis.ended) == (-4.5, False)
 
 
-def test_parts_of_an_endless_word_are_joined_by_nothing(beam):
+def test_parts_of_a_long_word_are_joined_without_a_space(beam):
     tokens = tokenizer().encode("hatmanone" * 4)
     assert len(tokens) == 38
     parts = [[*tokens[begin : begin + 15], EOS] for begin in (0, 15)] + [tokens[30:]]
@@ -127,20 +127,20 @@ def test_parts_of_an_endless_word_are_joined_by_nothing(beam):
 
 
 def test_positions_limit_sources_outputs_and_scored_texts():
-    """Learned positions for 12 tokens. Past them the model has no numbers, and no output would be found."""
+    """The model has learned positions for 12 tokens. It computes NaN for longer inputs and outputs."""
     translate = translator(model_changes=LEARNED, max_extra_length=50, max_source_length=1_024)
     assert translate.max_source_length == 12
     for hypotheses in translate.hypotheses(["a", "a man in a hat"], prefixes=["two", ""]):
         assert np.isfinite(hypotheses[0].score)
         assert hypotheses[0].text
     forced = translate.hypotheses(["a man"], ["two"])[0][0]
-    assert len(tokenizer().encode(forced.text)) <= 12 + (not forced.ended)  # EOS is a token too
+    assert len(tokenizer().encode(forced.text)) <= 12 + (not forced.ended)  # EOS counts as a token
     assert all(np.isfinite(scores).all() for scores in translate.log_probs(["a man", "a"], ["a", "a hat"]))
     with pytest.raises(UserError, match="target 9 has 16 tokens; it must have at most 12: see decode.max_s"):
         translate.log_probs(["a", "a man"], ["a", "a man in a hat"], first=7)
 
 
-def test_scored_text_is_limited_by_the_config(beam):
+def test_scored_text_beyond_the_limit_of_the_config_is_refused(beam):
     with pytest.raises(UserError, match="text 1 has 41 tokens; it must have at most 16: see decode.max_s"):
         beam.log_probs([TEXTS[4]], ["a"])
 
@@ -148,7 +148,7 @@ def test_scored_text_is_limited_by_the_config(beam):
 @pytest.mark.parametrize(
     ("decode", "limits", "length"),
     [
-        ({}, [8, 21, 0], 21),  # input length plus 5
+        ({}, [8, 21, 0], 21),  # source length plus 5
         ({"max_output_length": 10}, [8, 10, 0], 10),
         ({"max_output_length": 50}, [8, 21, 0], 21),
         ({"min_output_length": 11}, [11, 21, 0], 21),
@@ -156,8 +156,8 @@ def test_scored_text_is_limited_by_the_config(beam):
         ({"model_changes": LEARNED}, [8, 12, 0], 12),
     ],
 )
-def test_output_limits(decode, limits, length):
-    """Sources of 3 and 16 tokens, and padding."""
+def test_output_limits_follow_from_source_lengths_and_config(decode, limits, length):
+    """The rows are a source of 3 tokens, a source of 16 tokens, and padding."""
     source = np.array([[5, 6, EOS] + [0] * 13, [5] * 15 + [EOS], [0] * 16], np.int32)
     row_limits, bound = translator(**decode).output_limits(source)
     assert row_limits.tolist() == limits
@@ -166,7 +166,7 @@ def test_output_limits(decode, limits, length):
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_outputs_keep_to_their_limits(beam_size):
-    """Models that would end at once, and never."""
+    """The first model would end at once, and the second never."""
     source, decode = rows_of(["a", "a man"]), {"min_output_length": 4, "max_output_length": 6}
     for token, length in ((EOS, 4), (7, 6)):
         translate = translator(params=constant_params(token), beam_size=beam_size, **decode)
@@ -174,7 +174,7 @@ def test_outputs_keep_to_their_limits(beam_size):
 
 
 def constant_params(token):
-    """Weights with which the model always predicts one token, and EOS last."""
+    """Weights with which the model always predicts `token`. EOS is least probable, unless it is `token`."""
     _, params = model_and_params()
     logits = np.zeros(len(params["embedding"]["table"]), np.float32)
     logits[EOS], logits[token] = -50, 9
@@ -189,14 +189,14 @@ def constant_params(token):
 @pytest.mark.parametrize("kind", [{"n_best": 3}, {"beam_size": 1}], ids=["beam", "greedy"])
 @pytest.mark.parametrize(("token", "ended"), [(EOS, True), (7, False)])
 def test_outputs_that_reach_their_limit_have_not_ended(kind, token, ended):
-    """One of the texts is translated in parts; an empty text ends at once."""
+    """One of the texts is split into parts. The empty text has ended."""
     hypotheses = translator(params=constant_params(token), **kind).hypotheses(TEXTS)
     assert [ranked[0].ended for ranked in hypotheses] == [ended or not text for text in TEXTS]
 
 
 @pytest.mark.parametrize("decode", [{"n_best": 3}, {"sampling": True}], ids=["beam", "sampling"])
 def test_output_begins_with_its_prefix(decode):
-    """An empty prefix changes nothing. A text in parts begins with its prefix once."""
+    """An empty prefix changes nothing. The prefix of a split text is used only for the first part."""
     translate = translator(**decode)
     prefixes = ["two men in", "", "red", "a hat", "nine", "seven"]
     forced, free = ([x[0].text for x in translate.hypotheses(TEXTS, p)] for p in (prefixes, None))
@@ -209,12 +209,10 @@ def test_output_begins_with_its_prefix(decode):
 
 
 def test_prefix_must_be_shorter_than_its_output(beam):
-    """The output for 3 tokens has at most 8, EOS included."""
+    """The output for a source of 3 tokens has at most 8 tokens, including EOS."""
     assert [len(tokenizer().encode(text)) - 1 for text in ("a", "one tw", "one two")] == [2, 7, 8]
     assert beam.hypotheses(["a"], ["one tw"])[0][0].text.startswith("one tw")
-    with pytest.raises(
-        UserError, match=r"prefix 8 has 8 tokens; it must have fewer than .* \(8, EOS included"
-    ):
+    with pytest.raises(UserError, match=r"prefix 8 has 8 tokens, but the output has at most 8, EOS included"):
         beam.hypotheses(["a"], ["one two"], first=7)
 
 
@@ -237,7 +235,7 @@ def test_log_probs_are_those_of_the_model(beam):
     ],
     ids=["wu", "length"],
 )
-def test_score_is_the_log_probability_over_the_length_penalty(decode, divisor):
+def test_score_is_the_log_probability_divided_by_the_length_penalty(decode, divisor):
     texts = ["a man", "a"]
     result = translator(n_best=3, **decode).search(rows_of(texts))
     for place in range(3):
@@ -270,8 +268,8 @@ def test_model_that_produces_nan_gives_an_empty_translation():
     assert translate.hypotheses(["a", "", "a man"]) == [[none], [empty], [none]]
 
 
-def test_translation_is_one_line():
-    """A vocabulary can contain line ends."""
+def test_translation_is_a_single_line():
+    """The vocabulary of this test contains a line end, which becomes a space in the translation."""
     vocabulary = Tokenizer.train(["a\rb c", "d\x0be"] * 3, "char", 12)
     tokens = [vocabulary.names(range(12)).index(name) for name in ("a", "\r", "b")]
     assert vocabulary.decode(tokens) == "a\rb"
@@ -323,14 +321,14 @@ ANY_TEXTS = st.lists(st.one_of(ANY_TEXT, LETTERS, st.sampled_from([*UNUSUAL, *TE
 
 
 class OneShape(Translator):
-    """Pads every batch to two rows, so that a text alone is rounded like a text with a neighbour."""
+    """Pads every batch to two rows, so that a single text is rounded like a text with a neighbor."""
 
     def search(self, source, prefixes=None, sentence_ids=None):
         return super().search(np.pad(source, ((0, 2 - len(source)), (0, 0))))
 
 
 def check_any_texts(texts):
-    """Checks that each text has one line, which its neighbours do not change."""
+    """Checks that each translation is a single line and does not depend on neighboring texts."""
     translate = translator(OneShape, n_best=3)
     together = translate(texts)
     assert together == [translate([text])[0] for text in texts]
@@ -339,12 +337,12 @@ def check_any_texts(texts):
 
 @settings(deadline=None, max_examples=60)
 @given(ANY_TEXTS)
-def test_any_text_has_a_translation_that_neighbours_do_not_change(texts):
+def test_any_text_has_a_translation_that_neighbors_do_not_change(texts):
     check_any_texts(texts)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1_000)
 @given(ANY_TEXTS)
-def test_any_text_has_a_translation_many_times(texts):
+def test_any_text_has_a_translation_in_many_examples(texts):
     check_any_texts(texts)

@@ -1,4 +1,4 @@
-"""Attention maps are the weights of the model."""
+"""Attention maps show the attention weights of a model."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def weights_of(**changes):
     return attention_weights(model, params, SOURCE, TARGET)
 
 
-def test_weights_of_every_layer_and_head():
+def test_attention_weights_cover_every_layer_and_head():
     weights = weights_of()
     assert weights.encoder.shape == (2, 3, 5, 5)
     assert weights.decoder.shape == (2, 3, 3, 3)
@@ -30,13 +30,13 @@ def test_weights_of_every_layer_and_head():
     assert not np.allclose(weights.cross[0], weights.cross[1])
 
 
-def test_recurrent_decoder_attends_to_the_source_only():
+def test_a_recurrent_model_has_only_cross_attention():
     weights = weights_of(kind="recurrent_attention", num_layers=1)
     assert weights.encoder is weights.decoder is None
     assert weights.cross.shape == (1, 1, 3, 5)
     np.testing.assert_allclose(weights.cross.sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_model_without_attention_is_refused():
+def test_a_model_without_attention_is_refused():
     with pytest.raises(UserError, match="model.kind is 'recurrent', which has no attention to show"):
         weights_of(kind="recurrent", num_layers=1)

@@ -1,4 +1,4 @@
-"""The paper's BLEU: tokens of Moses for German, split compounds, the score of multi-bleu.perl."""
+"""The BLEU of the paper: German tokens of Moses, split compounds, and the score of multi-bleu.perl."""
 
 import pytest
 from sacrebleu.metrics import BLEU
@@ -8,7 +8,7 @@ from transformer.evaluation.legacy import LegacyBLEU, moses_german, split_compou
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [  # as written by tokenizer.perl -l de -no-escape of Moses 34452895f
+    [  # tokens are the output of tokenizer.perl -l de -no-escape, Moses 34452895f
         ("Am 3. Mai 2014 sagte Dr. Müller: „Ja.“", "Am 3. Mai 2014 sagte Dr. Müller : „ Ja . “"),
         ("Das geht's nicht...", "Das geht ' s nicht ..."),
         ("die 19-jährige US-Amerikanerin, 5,300 Euro", "die 19-jährige US-Amerikanerin , 5,300 Euro"),
@@ -35,7 +35,7 @@ def test_compounds_are_split_as_in_tensor2tensor():
     )
 
 
-def test_score_equals_that_of_tokenized_text():
+def test_the_score_equals_sacrebleus_score_of_the_tokenized_text():
     hypotheses = ["Das „rich-text“ Format, bzw. das andere.", "Noch ein Satz mit sechs Wörtern."]
     references = ["Das „plain-text“ Format, bzw. das andere.", "Noch ein Satz mit sieben Wörtern."]
     ours = LegacyBLEU([references]).corpus_score(hypotheses, None)
@@ -55,7 +55,7 @@ def test_case_matters_and_nothing_is_smoothed():
     assert BLEU().corpus_score(["A b c d"], [["a b c d"]]).score > 0
 
 
-def test_references_are_given_at_once_or_with_the_hypotheses():
+def test_references_may_be_given_at_first_or_with_the_hypotheses():
     cached, uncached = LegacyBLEU([["a-b c d"]]), LegacyBLEU()
     counts = cached.corpus_score(["a-b c x"], None).counts
     assert uncached.corpus_score(["a-b c x"], [["a-b c d"]]).counts == counts == [4, 3, 2, 1]

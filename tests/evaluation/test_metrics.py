@@ -1,4 +1,4 @@
-"""The registry of metrics: sacreBLEU's scores and signatures, our own metrics, and metrics added in a test."""
+"""The registry of metrics: sacreBLEU's scores and signatures, other metrics, and metrics that a test adds."""
 
 import logging
 import math
@@ -42,7 +42,7 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(scores):
     assert scores["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
 
 
-def test_shares_and_ratio():
+def test_exact_match_looping_at_limit_and_length_ratio_equal_hand_counts():
     hypotheses, references = ["a b", "x " * 20, "c", "d"], ["a b", "a b c", "c", "d e f g"]
     scores = compute_scores(outputs_of(hypotheses, references, ended=[True, False, False, False]))
     assert scores["exact_match"] == 50
@@ -51,14 +51,14 @@ def test_shares_and_ratio():
     assert scores["length_ratio"] == 24 / 10
 
 
-def test_results_of_teacher_forcing_are_scores(scores):
+def test_results_of_teacher_forcing_are_among_the_scores(scores):
     assert {name: scores[name] for name in SUMMARY} == SUMMARY
 
 
-def test_perplexity_per_word():
+def test_perplexity_per_word_divides_by_words_and_may_be_infinite():
     references = ["one two", " three\tfour  five ", ""]
     outputs = Outputs([""] * 3, [""] * 3, references, summary={"nll": math.log(7) / 4}, num_tokens=20)
-    assert perplexity_per_word(outputs) == pytest.approx(7)  # 5 words
+    assert perplexity_per_word(outputs) == pytest.approx(7)  # the references have 5 words
     assert perplexity_per_word(Outputs([""], [""], [""], summary={"nll": 0.0}, num_tokens=1)) == 1
     overflow = Outputs([""], [""], ["a"], summary={"nll": 1e3}, num_tokens=1)
     assert perplexity_per_word(overflow) == math.inf
@@ -80,7 +80,7 @@ def test_every_metric_of_sacrebleu_has_its_signature():
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_contract_of_every_metric(name, scores):
+def test_every_metric_fulfils_the_contract(name, scores):
     metric = METRICS[name]
     assert metric.name == name
     assert f"{scores[name]:{metric.format}}"
@@ -90,8 +90,8 @@ def test_contract_of_every_metric(name, scores):
         assert np.mean(metric.sentence_scores(outputs)) == pytest.approx(scores[name])
 
 
-def test_metric_added_to_the_dict_is_scored_compared_and_signed(monkeypatch):
-    """One that looks at the source, and one without a score per sentence."""
+def test_a_metric_added_to_the_registry_is_scored_and_compared(monkeypatch):
+    """Adds a metric that reads the source and has a signature, and a metric without scores per sentence."""
 
     def copied(outputs):
         pairs = zip(outputs.hypotheses, outputs.sources, strict=True)
@@ -101,8 +101,15 @@ def test_metric_added_to_the_dict_is_scored_compared_and_signed(monkeypatch):
         return float(max(map(len, outputs.hypotheses)))
 
     added = [
-        mean_metric("copied", copied, higher_is_better=False, by_length=True, signature="characters|v:1"),
-        Metric("longest", longest, ".0f", True),
+        mean_metric(
+            "copied",
+            copied,
+            higher_is_better=False,
+            compared=True,
+            by_length=True,
+            signature="characters|v:1",
+        ),
+        Metric("longest", longest, ".0f", compared=True),
     ]
     for metric in added:
         monkeypatch.setitem(METRICS, metric.name, metric)
@@ -121,7 +128,7 @@ def test_metric_added_to_the_dict_is_scored_compared_and_signed(monkeypatch):
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 2), (1, 2, 1), (2, 1, 1), (0, 0, 0)])
-def test_different_numbers_of_sentences_and_none_are_refused(counts):
+def test_unequal_or_zero_numbers_of_sentences_are_refused(counts):
     with pytest.raises(ValueError, match=r"got \d sources, \d hypotheses and \d references"):
         Outputs(*(["a"] * count for count in counts))
 
@@ -132,7 +139,7 @@ def test_empty_lines_are_scored():
     assert compute_scores(outputs_of([""], [""]))["exact_match"] == 100
 
 
-def test_text_that_is_tokenized_already_causes_no_warning(caplog):
+def test_tokenized_text_causes_no_warning(caplog):
     with caplog.at_level(logging.WARNING, "sacrebleu"):
         compute_scores(outputs_of(["a dog runs ."] * 120, ["a dog ran ."] * 120))
     assert not caplog.records
@@ -155,11 +162,11 @@ def test_text_that_is_tokenized_already_causes_no_warning(caplog):
         ("", False),
     ],
 )
-def test_repetition(text, expected):
+def test_repeats_itself_recognizes_loops(text, expected):
     assert repeats_itself(text) is expected
 
 
-def test_scores_by_source_length():
+def test_scores_are_grouped_by_source_length():
     lengths = np.array([33, 8, 1, 9, 16, 17, 200])
     hypotheses = ["a b c d", "b b c d", "c b c d e", "d", "e f g h i", "f g h j k", "x"]
     references = ["a b c d", "b b c e", "c b c d e", "e", "e f g h j", "f g h j k", "y"]
@@ -183,3 +190,8 @@ def test_scores_by_source_length():
     assert [part["exact_match"] for part in ranges] == [50, 0, 0, 100, 100, 0]
     with pytest.raises(ValueError, match="6 lengths for 7 sources"):
         by_length(outputs, lengths[:6])
+
+
+def test_exact_match_counts_outer_white_space():
+    outputs = outputs_of(["a", " a", "a "], ["a", "a", "a"])
+    assert list(METRICS["exact_match"].sentence_scores(outputs)) == [100, 0, 0]

@@ -1,4 +1,7 @@
-"""Differences on one test set by paired tests; across seeds by a t-interval."""
+"""Paired tests for a difference on one test set, and t-intervals for a mean across seeds.
+
+The randomization test counts assignments. An assignment swaps the outputs of the two models for some sentences.
+"""
 
 import itertools
 import json
@@ -18,7 +21,10 @@ WORDS = ["the", "a", "dog", "cat", "runs", "sits", "in", "on", "park", "house", 
 
 
 def corpus(seed, num_sentences=60):
-    """References, and two models that change a word in half of them, each in its own half."""
+    """References, and outputs of two models.
+
+    Each model changes one word in about half of the sentences, chosen independently.
+    """
     rng = random.Random(seed)
     references = [" ".join(rng.choices(WORDS, k=rng.randint(5, 12))) for _ in range(num_sentences)]
     return references, damaged(references, rng), damaged(references, rng)
@@ -61,7 +67,7 @@ def test_p_values_are_those_of_sacrebleus_command_line(tmp_path, flag, field, me
         assert comparison.score == pytest.approx(second[column]["score"])
         assert comparison.other_score == pytest.approx(first[column]["score"])
         assert getattr(comparison, field) == pytest.approx(second[column]["p_value"])
-        assert 0.01 < getattr(comparison, field) < 0.99  # neither certain nor hopeless
+        assert 0.01 < getattr(comparison, field) < 0.99  # not a trivial p-value
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match"])
@@ -76,7 +82,7 @@ def test_comparison_is_reproducible_and_antisymmetric(name):
 
 
 @pytest.mark.parametrize("name", ["bleu", "exact_match"])
-def test_large_difference_is_significant_and_none_is_not(name):
+def test_a_large_difference_is_significant_and_no_difference_is_not(name):
     references, model, _ = corpus(seed=7)
     better = [references[i] if i % 4 else model[i] for i in range(len(model))]
     comparison = compared(name, better, model, references)
@@ -89,15 +95,18 @@ def test_large_difference_is_significant_and_none_is_not(name):
         assert same.p_bootstrap == 1
 
 
-def test_difference_that_lower_casing_removes_is_none():
+def test_a_difference_only_in_case_does_not_count_for_bleu_lc():
     references, model, _ = corpus(seed=7)
     comparison = compared("bleu_lc", model, [line.upper() for line in model], references)
     assert (comparison.p_bootstrap, comparison.p_randomization) == (1, 1)
 
 
 @pytest.mark.parametrize("num_differing", [1, 2, 4])
-def test_few_differing_sentences_prove_little(num_differing):
-    """sacreBLEU reports 0.0001 for a single sentence, where half of all assignments give the difference."""
+def test_few_differing_sentences_give_a_large_p_value(num_differing):
+    """sacreBLEU reports p = 0.0001 for a single differing sentence.
+
+    The right value is p = 1, since every assignment gives a difference of the observed size.
+    """
     references, model, _ = corpus(seed=11)
     baseline = [line if i >= num_differing else f"{line} tail" for i, line in enumerate(model)]
     for name in ("bleu", "chrf"):
@@ -105,7 +114,7 @@ def test_few_differing_sentences_prove_little(num_differing):
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(1, 0), (6, 4), (7, 1), (3, 3), (0, 5)])
-def test_exact_match_is_tested_over_every_assignment(wins, losses):
+def test_the_p_value_of_exact_match_counts_every_assignment(wins, losses):
     references = ["r"] * (wins + losses + 4)
     model = ["r"] * wins + ["x"] * losses + ["r", "r", "x", "x"]
     baseline = ["x"] * wins + ["r"] * losses + ["r", "r", "x", "y"]
@@ -117,7 +126,7 @@ def test_exact_match_is_tested_over_every_assignment(wins, losses):
 
 
 def test_randomization_test_estimates_the_share_of_all_assignments():
-    """Within four standard errors of 10,000 samples."""
+    """The tolerance is four standard errors of 10,000 samples."""
     differences = np.array([3.0, -1.5, 2.0, 4.0, -0.5, 1.0, 2.5, 0.0])
     signs = np.array(list(itertools.product((1, -1), repeat=8)))
     exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
@@ -128,14 +137,14 @@ def test_randomization_test_estimates_the_share_of_all_assignments():
 
 
 @pytest.mark.parametrize("name", ["bleu", "exact_match"])
-def test_different_test_sets_do_not_compare(name):
+def test_outputs_for_different_test_sets_cannot_be_compared(name):
     outputs, baseline = outputs_of(["a", "b"], ["a", "b"]), outputs_of(["a", "b"], ["a", "c"])
     with pytest.raises(ValueError, match="the two models have different references"):
         compare(METRICS[name], outputs, baseline)
 
 
-def test_interval_by_hand():
-    """t(0.975) is 4.302653 for 2 degrees of freedom and 12.706205 for 1."""
+def test_interval_equals_values_computed_by_hand():
+    """The 0.975 quantile of Student's t is 4.302653 for 2 degrees of freedom and 12.706205 for 1."""
     mean, deviation, low, high = interval([1.0, 2.0, 3.0])
     assert (mean, deviation) == (2, 1)
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
@@ -153,4 +162,4 @@ def test_interval_covers_the_mean_in_95_percent_of_studies():
     rng = random.Random(0)
     intervals = [interval([rng.gauss(0, 1) for _ in range(3)]) for _ in range(2_000)]
     covered = sum(low <= 0 <= high for _, _, low, high in intervals) / len(intervals)
-    assert covered == pytest.approx(0.95, abs=0.02)  # four standard errors of such a share
+    assert covered == pytest.approx(0.95, abs=0.02)  # the tolerance is four standard errors of the share

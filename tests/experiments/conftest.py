@@ -1,4 +1,4 @@
-"""Fixtures of the tests of commands: one trained run for all of them."""
+"""Fixtures for the tests of commands, which share one trained run."""
 
 from pathlib import Path
 
@@ -16,7 +16,10 @@ def smoke(data_dir) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def trained(session_folder, smoke) -> Path:
-    """A run of 300 steps, so that it tells words apart. Tests do not write into it."""
+    """A run of 300 steps, after which different words have different translations.
+
+    Tests must not write into the folder.
+    """
     folder = session_folder / "trained"
     changes = {
         "optimizer.learning_rate": 1e-2,

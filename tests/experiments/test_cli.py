@@ -19,7 +19,7 @@ from transformer.config import UserError
 
 @pytest.fixture
 def command():
-    """A command with flags of every kind; it prints the number of its runs."""
+    """A command with flags of every type, which prints the value of --runs."""
     module = ModuleType("command", "Does nothing.")
 
     def define_flags(flags):
@@ -37,7 +37,7 @@ def command():
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """Calls a command that must refuse its arguments, and returns its one line."""
+    """A function that calls a command with wrong arguments and returns the one-line error."""
     monkeypatch.chdir(ROOT)
 
     def refused(module, *arguments):
@@ -84,17 +84,17 @@ def test_help_describes_the_command_and_its_flags(command, capsys):
             ["configs/base.py:smoke", "--workdir=a"],
             "unexpected argument 'configs/base.py:smoke'; write --config=configs/base.py:smoke",
         ),
-        (["--set=decode.seed=3"], "unknown flag --set; here it is --config.decode.seed=3"),
+        (["--set=decode.seed=3"], "unknown flag --set; write --config.decode.seed=3 for this command"),
     ],
 )
-def test_wrong_arguments_are_one_line(command, refused, arguments, message):
+def test_wrong_arguments_give_a_one_line_error(command, refused, arguments, message):
     assert refused(command, *arguments) == message
 
 
-def test_a_command_for_trained_runs_says_how_it_changes_a_field(refused):
+def test_a_command_for_trained_runs_suggests_set_instead_of_config(refused):
     module = ModuleType("command")
     module.define_flags = cli.define_changes
-    message = "unknown flag --config.decode.seed; here it is --set=decode.seed=3"
+    message = "unknown flag --config.decode.seed; write --set=decode.seed=3 for this command"
     assert refused(module, "--config.decode.seed=3") == message
     assert refused(module, "--config.decode.seed", "3") == message
 
@@ -107,11 +107,11 @@ def test_a_subcommand_is_passed_to_main(capsys, refused):
     assert cli.call(module, ["decode"]) == 0
     assert capsys.readouterr().out == "decode\n"
     assert refused(module) == "missing subcommand; choose one of: train, decode"
-    assert refused(module, "test") == "missing subcommand; choose one of: train, decode"
+    assert refused(module, "test") == "unknown subcommand 'test'; choose one of: train, decode"
     assert refused(module, "train", "decode") == "unexpected argument 'decode'; see --help"
 
 
-def test_config_fields_change_the_config_file(command, monkeypatch):
+def test_config_flags_change_fields_of_the_config_file(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     configs = []
     command.main = lambda flags: configs.append(cli.config(flags))
@@ -123,10 +123,13 @@ def test_config_fields_change_the_config_file(command, monkeypatch):
     assert missing is None
 
 
-def test_config_fields_need_a_config_file(command, refused):
+def test_config_flags_need_a_config_file(command, refused):
     command.main = cli.config
     line = refused(command, "--workdir=a", "--config.train.steps=3")
-    assert line == "--config.train.steps needs --config; a run resumes with its own config.json"
+    assert (
+        line
+        == "--config.train.steps needs --config; add --config=FILE, or give --workdir alone to resume a run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_config_fields_need_a_config_file(command, refused):
         (
             PermissionError(errno.EACCES, "Permission denied", "a/b"),
             cli.USAGE,
-            "error: a/b: Permission denied; change its permissions or name another file\n",
+            "error: a/b: Permission denied; change the permissions or name another file\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
@@ -161,7 +164,7 @@ def test_a_bug_is_raised(command):
         cli.call(command, ["--workdir=a"])
 
 
-def test_a_reader_that_has_ended_is_no_error(command, monkeypatch, capsys):
+def test_a_closed_output_pipe_is_no_error(command, monkeypatch, capsys):
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as pipe:
@@ -171,7 +174,7 @@ def test_a_reader_that_has_ended_is_no_error(command, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_first_signal_asks_for_a_stop_and_the_handlers_are_restored(capsys):
+def test_the_first_signal_requests_a_stop_and_the_handlers_are_restored(capsys):
     before = signal.getsignal(signal.SIGINT)
     with cli.StopSignal("stopping") as should_stop:
         assert not should_stop()
@@ -209,7 +212,7 @@ print(faults[-1])
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_freed_memory_is_reused():
-    """50 MB are 12,207 pages. It needs separate processes, for the setting holds for a whole process."""
+    """50 MB are 12,207 pages. Separate processes are needed, since the setting holds for a whole process."""
 
     def count_faults(setting):
         command = [sys.executable, "-c", FAULTS, setting]
@@ -244,10 +247,10 @@ def test_changes_have_the_type_of_their_field(texts, changes):
         ("decode.sampling=maybe", "decode.sampling is 'maybe'; it must be true or false"),
         ("decode.bean_size=7", "unknown config key decode.bean_size; did you mean decode.beam_size?"),
         ("steps=3", "unknown config key steps; did you mean train.steps?"),
-        ("wibble=3", "unknown config key wibble"),
+        ("wibble=3", "unknown config key wibble; docs/family.md and `experiments.describe` list the fields"),
     ],
 )
-def test_a_wrong_change_is_one_line(text, message):
+def test_a_wrong_change_gives_a_one_line_error(text, message):
     with pytest.raises(UserError) as error:
         read_changes([text], "set")
     assert str(error.value) == message

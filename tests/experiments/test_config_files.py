@@ -1,4 +1,4 @@
-"""Config files and study files that a user names."""
+"""Loading of config files and sweep files."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from transformer.config import UserError
 
 @pytest.fixture
 def checkout(monkeypatch):
-    """The root of the checkout as the current folder."""
+    """Makes the root of the checkout the current folder."""
     monkeypatch.chdir(ROOT)
 
 
@@ -19,7 +19,7 @@ def refused(function, *arguments) -> str:
     return str(error.value)
 
 
-def test_a_config_file_with_arguments_and_changes(checkout):
+def test_a_config_file_is_loaded_with_arguments_and_changes(checkout):
     config = load_config("configs/number_words.py:smoke,en-fr", {"model.d_ff": 96, "data.options.lists": "9"})
     assert (config.data.target, config.train.steps, config.model.d_ff) == ("fr", 20, 96)
     assert config.data.options == {"lists": "9"}
@@ -34,17 +34,17 @@ def test_a_config_file_with_arguments_and_changes(checkout):
         ("recurence", "there is no config file 'recurence'; did you mean configs/sweeps/recurrence.py?"),
     ],
 )
-def test_a_missing_file_is_refused_and_a_near_one_named(checkout, path, message):
+def test_a_missing_file_is_refused_and_a_similar_file_is_suggested(checkout, path, message):
     assert refused(load_values, path) == message
 
 
-def test_outside_the_checkout_its_root_is_named(tmp_path, monkeypatch):
+def test_an_error_outside_the_checkout_names_its_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(load_module, "configs/base.py", "config")
     assert line == f"there is no config file 'configs/base.py' here; run the command in {ROOT}"
 
 
-def test_a_file_that_fails_is_named(tmp_path):
+def test_an_error_in_a_config_file_names_the_file(tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").touch()
     (tmp_path / "fails.py").write_text("def get_config(argument):\n    return {}['key']\n")
@@ -56,7 +56,7 @@ def test_a_file_that_fails_is_named(tmp_path):
     assert "is not a Python file" in refused(load_module, str(tmp_path / "config.txt"), "sweep")
 
 
-def test_changes_leave_the_original_alone():
+def test_changes_do_not_modify_the_original():
     values = {"model": {"d_ff": 1}, "data": {"options": {}}}
     changed = with_changes(values, {"model.d_ff": 2, "data.options.lists": 3, "train.steps": 4})
     assert changed == {"model": {"d_ff": 2}, "data": {"options": {"lists": 3}}, "train": {"steps": 4}}

@@ -1,4 +1,4 @@
-"""Costs of a config, against the paper, formulas and XLA; and the command that prints them."""
+"""Costs of a config, compared with the paper, formulas and XLA, and the command that prints the costs."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 TABLE_3 = load_module(str(ROOT / "configs/table3.py"), "config")
-MILLIONS = {  # Table 3, column "params x1e6"; a row without an entry has that of base
+MILLIONS = {  # column "params x1e6" of Table 3; rows that are left out equal base
     "base": 65, "B-dk16": 58, "B-dk32": 60, "C-N2": 36, "C-N4": 50, "C-N8": 80, "C-d256": 28, "C-d1024": 168,
     "C-ff1024": 53, "C-ff4096": 90, "big": 213,
 }  # fmt: skip
@@ -34,25 +34,27 @@ def row_config(row, vocab_size=40_500):
 
 @functools.cache
 def count_parameters(row, vocab_size=40_500):
-    """As `describe` counts them, without its other costs."""
+    """The number of parameters, computed as in `describe` but without the other costs."""
     shapes = parameter_shapes(build_model(row_config(row).model, vocab_size))
     return sum(parameters_by_module(shapes).values())
 
 
 def difference_in_paper(row):
-    """The difference from base in Table 3, within the rounding of the paper."""
+    """The difference in parameters from base in Table 3; the tolerance covers the rounding of the paper."""
     tolerance = 5e6 if row == "big" else 1e6
     return pytest.approx((MILLIONS.get(row, 65) - 65) * 1e6, abs=tolerance)
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE_3.ROWS if row[0] != "D"])  # D has the model of base
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE_3.ROWS if row[0] != "D"]
+)  # rows D have the model of base
 def test_a_row_has_the_parameters_of_the_paper(row):
     assert count_parameters(row) - count_parameters("base") == difference_in_paper(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_3.ROWS)
-def test_a_row_departs_from_the_paper_in_its_vocabulary_only(row):
+def test_a_row_departs_from_the_paper_only_in_its_vocabulary(row):
     costs = describe(row_config(row))
     assert costs["parameters"] - count_parameters("base") == difference_in_paper(row)
     assert set(costs["difference"]) == {*TABLE_3.ROWS[row].paper, "data.vocab_size"}
@@ -60,7 +62,7 @@ def test_a_row_departs_from_the_paper_in_its_vocabulary_only(row):
     assert costs["notes"] == [VOCABULARY_NOTE]
 
 
-def test_the_figures_of_the_vocabulary_note():
+def test_the_figures_in_the_vocabulary_note_are_correct():
     for row, vocab_size, millions in (
         ("base", 37_000, 63.0),
         ("base", 40_500, 64.8),
@@ -82,9 +84,9 @@ def small(accumulation=1, rows=4, length=12, **changes) -> ExperimentConfig:
 
 
 def products(n, m=22, d=15, e=21, f=11, v=13, encoder=2, decoder=2):
-    """Multiplications of the forward pass of a row of n tokens; d and e are d_k and d_v of all heads.
+    """Multiplications in the forward pass of one row of n tokens. d and e are d_k and d_v times the heads.
 
-    Every product has a gradient for each of its two factors, which costs as much again.
+    The gradient for each of the two factors of a product costs as much as the product.
     """
     attention = 2 * n * m * (d + e) + n * n * (d + e)
     feed_forward = 2 * n * m * f
@@ -92,7 +94,7 @@ def products(n, m=22, d=15, e=21, f=11, v=13, encoder=2, decoder=2):
 
 
 def train_step(config):
-    """The step as it is trained, and the shapes of its arguments."""
+    """The step function that training uses, and the shapes of its arguments."""
     step = describe(config)["step"]
     model = build_model(config.model, config.data.vocab_size)
     state = jax.eval_shape(lambda: init_state(init_params(model, 0), config))
@@ -103,21 +105,21 @@ def train_step(config):
 
 
 @pytest.mark.parametrize(("accumulation", "rows"), [(1, 4), (3, 6)])
-def test_flops_of_a_training_step(accumulation, rows):
-    """By formula, and of the step as it is trained. Four rows in three parts are padded to six."""
+def test_flops_of_a_training_step_equal_a_formula(accumulation, rows):
+    """The step function of training has the same FLOPs. Accumulation in three parts pads four rows to six."""
     config = small(accumulation)
     function, arguments = train_step(config)
     flops = describe(config)["flops_per_step"]
     assert flops == 3 * 2 * rows * products(12) == matmul_flops(function, *arguments)
 
 
-def test_flops_of_stacks_of_different_depths():
+def test_flops_of_stacks_of_different_depths_equal_a_formula():
     costs = describe(small(encoder_layers=3, decoder_layers=1))
     assert costs["flops_per_step"] == 3 * 2 * 4 * products(12, encoder=3, decoder=1)
 
 
-def test_flops_of_a_loss_in_several_chunks():
-    """A scan over two chunks of 550 tokens: each iteration counts."""
+def test_flops_of_a_chunked_loss_include_every_chunk():
+    """The loss is a scan over two chunks of 550 tokens."""
     costs = describe(small(rows=11, length=100, num_layers=1))
     assert costs["flops_per_step"] == 3 * 2 * 11 * products(100, encoder=1, decoder=1)
 
@@ -127,8 +129,8 @@ def test_flops_of_a_loss_in_several_chunks():
     [{}, pytest.param({"residual": "pre_norm", "feed_forward": "swiglu"}, marks=pytest.mark.slow)],
     ids=str,
 )
-def test_flops_are_those_of_xla_where_nothing_is_scanned(changes):
-    """XLA also counts norms, softmax, dropout and Adam: the sizes make them small beside the products."""
+def test_flops_of_a_step_without_a_scan_equal_those_of_xla(changes):
+    """XLA also counts norms, softmax, dropout and Adam, which cost little beside products of this size."""
     config = ExperimentConfig(
         model=ModelConfig(num_layers=1, d_model=512, d_ff=2_048, num_heads=4, **changes),
         data=DataConfig(vocab_size=4_000, row_length=64),
@@ -140,7 +142,7 @@ def test_flops_are_those_of_xla_where_nothing_is_scanned(changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_modules_sum_to_the_parameters(kind):
+def test_parameters_of_modules_sum_to_the_total(kind):
     costs = describe(small(kind=kind, num_layers=1))
     assert sum(costs["parameters_by_module"].values()) == costs["parameters"]
     modules = {name.split("/")[0] for name in costs["parameters_by_module"]}
@@ -149,7 +151,7 @@ def test_modules_sum_to_the_parameters(kind):
     assert costs["memory_bytes"]["activations"] > 0
 
 
-def test_parameters_of_modules_by_formula():
+def test_parameters_of_modules_equal_a_formula():
     modules = parameters_by_module(parameter_shapes(build_model(small().model, 13)))
     m, f, d, e, v = 22, 11, 15, 21, 13
     assert modules["embedding"] == v * m
@@ -160,21 +162,21 @@ def test_parameters_of_modules_by_formula():
     assert modules["decoder/layers_1/cross_attention"] == 2 * m * (d + e)
 
 
-def test_memory_of_a_training_step():
+def test_memory_of_a_training_step_follows_from_parameters_and_rows():
     costs = describe(small(num_layers=1))
     memory, parameters = costs["memory_bytes"], 4 * costs["parameters"]
     assert memory["parameters"] == memory["gradients"] == parameters
     assert 2 * parameters < memory["optimizer"] < 2 * parameters + 64  # two moments, and counters
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
     parts = describe(small(num_layers=1, accumulation=2))["memory_bytes"]
-    assert parts["gradients"] == 2 * parameters  # the sum, and those of a part
+    assert parts["gradients"] == 2 * parameters  # their sum, and the gradients of one part
     larger = describe(small(num_layers=1, rows=8))["memory_bytes"]
-    assert larger["activations"] > 1.8 * memory["activations"]  # not 2: the output matrix has one gradient
+    assert larger["activations"] > 1.8 * memory["activations"]  # below 2: one output matrix
     assert parts["activations"] < memory["activations"] / 1.8
 
 
 def test_kept_bytes_are_those_that_the_backward_pass_reads():
-    """sin(x w): x is an argument; the derivative cos(x w) is kept, 11 * 7 numbers. x w alone keeps nothing."""
+    """For sin(x w), the forward pass keeps the 11 * 7 numbers cos(x w). For x w, it keeps nothing."""
     w, x = jax.ShapeDtypeStruct((5, 7), jnp.float32), jax.ShapeDtypeStruct((11, 5), jnp.float32)
     passes = trace_passes(lambda w, x: (jnp.sum(jnp.sin(x @ w)), None), w, x)
     assert passes == (2 * 2 * 11 * 5 * 7, 11 * 7 * 4)
@@ -199,11 +201,11 @@ def test_a_description_is_json_data():
 
 def test_fields_without_effect_are_noted():
     values = to_dict(small()) | {"model": {"kind": "recurrent", "num_heads": 3, "d_model": 12, "cell": "gru"}}
-    assert describe(from_dict(values))["notes"] == ["without effect here: model.num_heads"]
+    assert describe(from_dict(values))["notes"] == ["fields without effect in this config: model.num_heads"]
     values["model"] = {"cell": "gru", "d_model": 8, "num_layers": 1, "equal_parameters": True}
     values["decode"] = {"sampling": True, "beam_size": 3, "length_penalty": 0.7}
     unread = "model.equal_parameters, model.cell, decode.beam_size"
-    assert f"without effect here: {unread}" in describe(from_dict(values))["notes"]
+    assert f"fields without effect in this config: {unread}" in describe(from_dict(values))["notes"]
 
 
 def test_the_command_prints_json():
@@ -220,7 +222,7 @@ def test_the_command_prints_tables(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     done = call("describe", "--config=configs/t2t.py:smoke", "--config.model.encoder_layers=3")
     for text in (
-        "Declared departures",
+        "Departures from the paper",
         "layers_0 to layers_2, each",
         "model.residual is 'pre_norm'",
         "model.encoder_layers is 3 and model.decoder_layers 1",
@@ -238,9 +240,9 @@ def test_the_command_prints_tables(monkeypatch):
         (["--config=configs/base.py", "--config.model.d_model=100"], "model.d_model is 100; it must be a multiple of"),
         (["--config=configs/table3.py:A-h1,C-N2"], "the config argument has A-h1 and C-N2; give only one of them"),
         (["--config=configs/table3.py:C-N3"], "the config argument is 'C-N3'; it must be one of: "),
-        (["--config=configs/base.py", "--set=model.d_ff=3"], "unknown flag --set; here it is --config.model.d_ff=3"),
+        (["--config=configs/base.py", "--set=model.d_ff=3"], "unknown flag --set; write --config.model.d_ff=3 for this command"),
         ([], "--config is missing; see --help"),
     ],
 )  # fmt: skip
-def test_wrong_flags_are_one_line(flags, message):
+def test_wrong_flags_give_a_one_line_error(flags, message):
     assert refuse("describe", *flags).startswith(message)

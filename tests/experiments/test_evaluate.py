@@ -1,4 +1,4 @@
-"""Evaluation: its files, sacreBLEU's command line on them, the comparison of two runs, refusals."""
+"""The `evaluate` command: its files, sacreBLEU's command line, comparison of two runs, and error messages."""
 
 import json
 import math
@@ -19,7 +19,8 @@ from transformer.evaluation.metrics import METRICS, Outputs, compute_scores, mea
 
 pytestmark = pytest.mark.xdist_group("evaluate")
 
-OPTIONS = {  # of sacreBLEU's command line, by the scores that it computes
+# Options with which sacreBLEU's command line computes each group of scores.
+OPTIONS = {
     ("bleu", "chrf"): ["-m", "bleu", "chrf"],
     ("bleu_lc",): ["-m", "bleu", "-lc"],
     ("bleu_intl",): ["-m", "bleu", "-tok", "intl"],
@@ -41,10 +42,12 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="module")
 def first(trained, tmp_path_factory) -> Evaluated:
-    """A copy of the trained run, evaluated on its test split with a metric of this file besides."""
+    """A copy of the trained run, evaluated on its test split, with an extra metric that is defined below."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METRICS, "same_length", mean_metric("same_length", same_length, format=".1f"))
+        patch.setitem(
+            METRICS, "same_length", mean_metric("same_length", same_length, format=".1f", compared=True)
+        )
         return Evaluated(folder, call("evaluate", f"--workdir={folder}").stdout)
 
 
@@ -56,7 +59,7 @@ def same_length(outputs: Outputs) -> list[float]:
 
 @pytest.fixture(scope="module")
 def second(first) -> Path:
-    """A run like the first, with every other translation replaced by its reference."""
+    """A copy of the first run in which every second translation is replaced by its reference."""
     folder = shutil.copytree(first.folder, first.folder.with_name("second"))
     paths = [folder / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref")]
     lines = list(zip(*map(read_lines, paths), strict=True))
@@ -67,7 +70,7 @@ def second(first) -> Path:
 
 @pytest.fixture
 def broken(second, tmp_path) -> Path:
-    """A copy of the second run, to break."""
+    """A copy of the second run, which a test may damage."""
     return shutil.copytree(second, tmp_path / "broken")
 
 
@@ -75,10 +78,13 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "eval").iterdir()}
 
 
-def test_every_metric_is_written_and_every_shown_one_printed(first):
+def test_every_metric_is_written_and_every_shown_metric_is_printed(first):
     scores = first.scores
     assert set(METRICS) | {"same_length", "sentences", "by_length", "signatures", *IDENTITY} == set(scores)
     assert scores["sentences"] == 60 == sum(bucket["sentences"] for bucket in scores["by_length"])
+    lengths = Corpus(Run(first.folder).config.data).split("test").source.lengths
+    for bucket in scores["by_length"]:
+        assert bucket["sentences"] == ((bucket["least"] <= lengths) & (lengths <= bucket["most"])).sum()
     for metric in METRICS.values():
         if metric.shown:
             assert f" {scores[metric.name]:{metric.format}} " in first.printed, metric.name
@@ -88,14 +94,14 @@ def test_every_metric_is_written_and_every_shown_one_printed(first):
     assert "17 to 24" in first.printed
 
 
-def test_a_new_metric_needs_an_entry_in_the_registry_only(first):
-    """It may look at the source, and is written and printed in its own format."""
+def test_a_new_metric_needs_only_an_entry_in_the_registry(first):
+    """The metric reads the source. Its score is written, and printed in the format of the metric."""
     assert 0 < first.scores["same_length"] <= 1
     assert "same_length" in first.printed
     assert f" {first.scores['same_length']:.1f} " in first.printed
 
 
-def test_all_perplexities_are_of_the_same_nats(first):
+def test_all_perplexities_derive_from_the_same_log_likelihood(first):
     scores = first.scores
     references = read_lines(first.folder / "eval" / "test.ref.txt")
     words, characters = sum(len(line.split()) for line in references), sum(map(len, references))
@@ -110,7 +116,10 @@ def test_references_are_the_text_of_the_data(first):
 
 
 def test_sacrebleus_command_line_computes_the_same_scores(second):
-    """On files whose scores all differ; sacreBLEU runs in real processes."""
+    """Uses texts on which no two metrics agree, so that no score can be mistaken for another.
+
+    sacreBLEU runs as a subprocess.
+    """
     hypotheses, references = (second / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
     outputs = Outputs(*map(read_lines, (references, hypotheses, references)))
     for names, options in OPTIONS.items():
@@ -131,10 +140,12 @@ def test_written_scores_are_those_of_the_written_texts(first):
         assert first.scores[name] == METRICS[name].compute(outputs), name
 
 
-def test_a_second_evaluation_writes_the_same_and_compares(first, second):
-    """The files of the run that is compared are only read."""
+def test_a_second_evaluation_writes_the_same_files_and_a_comparison(first, second):
+    """The files of the run given to --compare are not changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METRICS, "same_length", mean_metric("same_length", same_length, format=".1f"))
+        patch.setitem(
+            METRICS, "same_length", mean_metric("same_length", same_length, format=".1f", compared=True)
+        )
         stored, compared = contents(first.folder), contents(second)
         printed = call("evaluate", f"--workdir={first.folder}", f"--compare={second}").stdout
     written = contents(first.folder)
@@ -149,14 +160,14 @@ def test_a_second_evaluation_writes_the_same_and_compares(first, second):
     assert exact["difference"] == exact["score"] - exact["other_score"] < 0
     assert comparison["differing"] == pytest.approx(-0.6 * exact["difference"])
     assert comparison["metrics"]["bleu"]["p_bootstrap"] < 0.01
-    assert "this test set only: says nothing about other seeds" in printed
+    assert "p-values are for this test set only and say nothing about other seeds" in printed
     assert f"test: {first.folder} against {second}" in printed
     assert f"{exact['difference']:+.2f}" in printed
     assert comparison["run"] == {key: first.scores[key] for key in IDENTITY}
 
 
 def refused(folder, references=None) -> str:
-    """The message about a run that cannot be compared with ours."""
+    """The error message for a run that cannot be compared."""
     path = folder / "eval" / "test.ref.txt"
     if references is None:
         references = read_lines(path) if path.exists() else []
@@ -171,17 +182,17 @@ def test_a_missing_file_is_named_with_the_command_that_writes_it(broken, kind):
     path = broken / "eval" / f"test.{kind}"
     path.unlink()
     command = f"python -m experiments.evaluate --workdir={broken} --split=test"
-    assert refused(broken) == f"{path} is missing; {command} writes it"
+    assert refused(broken) == f"{path} is missing; run {command}"
 
 
 def test_files_of_different_lengths_are_refused(broken):
     hypotheses, references = (broken / "eval" / f"test.{kind}.txt" for kind in ("hyp", "ref"))
     hypotheses.write_text("".join(f"{line}\n" for line in read_lines(hypotheses)[:-1]))
     assert refused(broken).startswith(
-        f"{hypotheses} has 59 lines, {references} 60; python -m experiments.eval"
+        f"{hypotheses} has 59 lines, but {references} has 60; run python -m exper"
     )
     hypotheses.write_text("")
-    assert refused(broken).startswith(f"{hypotheses} has 0 lines, {references} 60; ")
+    assert refused(broken).startswith(f"{hypotheses} has 0 lines, but {references} has 60; ")
 
 
 def test_another_test_set_is_refused(broken):
@@ -190,11 +201,11 @@ def test_another_test_set_is_refused(broken):
     assert ScoreFiles(Run(broken), "test", {}).read_comparable(references).references == references
     changed = [*references[:16], "another", *references[17:]]
     line = refused(broken, changed)
-    assert f"{path} is another test set: line 17 is {references[16]!r} there, 'another' here; " in line
-    assert "it has 60 lines, split 'test' here 59; " in refused(broken, references[:-1])
+    assert f"{path} is from another test set: line 17 is {references[16]!r}, but 'another' in " in line
+    assert "it has 60 lines, but split 'test' of this run has 59; " in refused(broken, references[:-1])
 
 
-def test_another_signature_is_refused_if_the_metric_is_compared(broken):
+def test_another_signature_is_refused_only_if_the_metric_is_compared(broken):
     path = broken / "eval" / "test.json"
     scores = json.loads(path.read_text())
     del scores["signatures"]["bleu_legacy"]
@@ -205,7 +216,9 @@ def test_another_signature_is_refused_if_the_metric_is_compared(broken):
     path.write_text(json.dumps(scores))
     line = refused(broken)
     assert line.startswith("the signature of chrf is nrefs:1|case:mixed|eff:yes|nc:6|nw:2|")
-    assert line.endswith(f"; python -m experiments.evaluate --workdir={broken} --split=test scores it again")
+    assert line.endswith(
+        f"; run python -m experiments.evaluate --workdir={broken} --split=test to compute the score again"
+    )
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
@@ -216,46 +229,49 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("compare", "message"),
     [
-        ("{first},{second}", "{first},{second} is not a run: it has no config.json"),
+        ("{first},{second}", "{first},{second} is not a run: config.json is missing"),
         ("{second},decode.beam", "--compare=decode.beam has no value; write --compare=KEY=VALUE"),
         (
             "{second},decode.bean_size=1",
             "unknown config key decode.bean_size; did you mean decode.beam_size?",
         ),
         ("{second},model.d_model=1", "model.d_model cannot change after training; only decode.*, "),
-        ("nowhere", "nowhere is not a run: it has no config.json"),
+        ("nowhere", "nowhere is not a run: config.json is missing"),
         ("{first}/config.json", "{first}/config.json is not a folder"),
     ],
 )
-def test_a_comparison_that_cannot_be_made_is_one_line(first, second, compare, message):
-    """Before anything is scored."""
+def test_an_impossible_comparison_gives_a_one_line_error(first, second, compare, message):
+    """The error comes before anything is scored."""
     names = {"first": first.folder, "second": second}
     line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={compare.format(**names)}")
     assert line.startswith(message.format(**names))
 
 
-def test_a_refusal_comes_before_anything_is_scored(first, broken):
+def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
     (broken / "eval" / "test.hyp.txt").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr("transformer.tasks.translation.Translation.evaluate")
         line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={broken}")
-    assert line.startswith(f"{broken}/eval/test.hyp.txt is missing; python -m ")
+    assert line.startswith(f"{broken}/eval/test.hyp.txt is missing; run python -m ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split="], "--split names no split; name at least one, such as test"),
-        (["--split=dev"], "number_words has no split 'dev'; it has "),
+        (["--split="], "--split is empty; give at least one split, such as test"),
+        (["--split=dev"], "number_words has no split 'dev'; choose "),
         (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),
-        (["--config.decode.seed=3"], "unknown flag --config.decode.seed; here it is --set=decode.seed=3"),
+        (
+            ["--config.decode.seed=3"],
+            "unknown flag --config.decode.seed; write --set=decode.seed=3 for this command",
+        ),
     ],
 )
-def test_wrong_flags_are_one_line(first, arguments, message):
+def test_wrong_flags_give_a_one_line_error(first, arguments, message):
     assert refuse("evaluate", f"--workdir={first.folder}", *arguments).startswith(message)
 
 
-def test_sentences_longer_than_any_trained_on_need_a_policy(first):
+def test_sentences_longer_than_any_in_training_need_an_overflow_policy(first):
     """test_long has longer lists than the training split."""
     flags = (f"--workdir={first.folder}", "--set=model.overflow=error")
     line = refuse("evaluate", *flags, "--split=test_long")
@@ -265,7 +281,10 @@ def test_sentences_longer_than_any_trained_on_need_a_policy(first):
 
 
 def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
-    """It is compared with the run's plain evaluation. Sentences in parts are counted."""
+    """The evaluation is compared with the evaluation of the same run without changes.
+
+    The number of sentences translated in parts is printed.
+    """
     folder = shutil.copytree(first.folder, tmp_path / "first")
     for path in (folder / "eval").glob("*compare*"):
         path.unlink()
@@ -293,17 +312,17 @@ def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
     assert f"{folder}: checkpoint 300{suffix.replace(',', ', ')}\n" in printed
     lengths = Corpus(Run(folder).config.data).split("test").source.lengths
     assert (lengths > 24).any()
-    assert f"test: {(lengths > 24).sum()} of more than 24 tokens, translated in parts\n" in printed
+    assert f"test: translated in parts: {(lengths > 24).sum()} sentences of more than 24 tokens\n" in printed
 
 
-def test_an_evaluation_with_changes_is_named_by_its_values(second):
-    """A value is compared as the config reads it, however it was written."""
+def test_files_of_an_evaluation_with_changes_are_named_by_the_changes(second):
+    """The order in which changes are given does not matter."""
     folder = shutil.copytree(second, second.with_name("with, a comma"))
     suffix = ",decode.length_penalty=1.0,decode.sampling=True"
     for path in (folder / "eval").iterdir():
         path.rename(path.with_name(path.name.replace("test", f"test{suffix}")))
     missing = refuse("evaluate", f"--workdir={second}", f"--compare={folder}")
-    assert missing.endswith(f" --split=test writes it; there is --compare={folder}{suffix}")
+    assert missing.endswith(f" --split=test, or use --compare={folder}{suffix}")
     changes = {"decode.sampling": True, "decode.length_penalty": 1.0}
     files, compared = ScoreFiles(Run(second), "test", {}), ScoreFiles(Run(folder), "test", changes)
     comparison = files.compare(files.read(), compared, compared.read(), files.read().references)
@@ -312,7 +331,7 @@ def test_an_evaluation_with_changes_is_named_by_its_values(second):
     assert json.loads(path.read_text())["other"]["folder"] == str(folder)
 
 
-def test_changes_that_make_no_file_name_are_refused(second):
+def test_changes_that_cannot_be_a_file_name_are_refused(second):
     files = ScoreFiles(Run(second), "test", {"decode.penalty": "x" * 200})
     compared = ScoreFiles(Run(second), "test", {"decode.penalty": "y" * 30})
     for changes in ({"decode.penalty": "a/b"}, {"decode.penalty": "x" * 250}):
@@ -323,8 +342,7 @@ def test_changes_that_make_no_file_name_are_refused(second):
         files.comparison_path(compared)
 
 
-def test_scores_of_all_metrics_need_no_registration(second):
-    """`compute_scores` reads the registry."""
+def test_compute_scores_covers_every_metric_in_the_registry(second):
     references = read_lines(second / "eval" / "test.ref.txt")
     summary = {"loss": 1.0, "nll": 1.0, "accuracy": 1.0, "perplexity": 1.0, "perplexity_per_character": 1.0}
     outputs = Outputs(references, references, references, [True] * len(references), summary, 10)

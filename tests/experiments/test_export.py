@@ -1,4 +1,4 @@
-"""Exported models compute what ours do. Needs the `peers` extra; most tests are skipped without it."""
+"""Exported models compute the same as the original. Most tests are skipped without the `peers` extra."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ from transformer.model.positions import POSITIONS
 
 TEXTS = ["two dogs run through the snow", "a man in a red shirt", "zwei Hunde rennen durch den Schnee"]
 CONFIG = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=24, d_ff=44, num_heads=3, max_positions=41)
-# Beyond `max_positions` of a scheme without an end, within decode.max_source_length and max_extra_length.
+# The last source has more tokens than `max_positions`, but no more than `decode.max_source_length`.
 SOURCES = [[9, 5, 23, 8], [4], list(range(4, 39)) + list(range(4, 18))]
 TARGETS = [[30, 7], [6, 6, 6, 11, 24], list(range(38, 3, -1))]
 
 
 def make_trained(**changes) -> Trained:
-    """A model with random weights, norms and biases included, and a real tokenizer."""
+    """A model with random weights, including those of norms and biases, and a real tokenizer."""
     tokenizer = Tokenizer.train(TEXTS, kind="bpe", vocab_size=40)
     config = ExperimentConfig(
         model=dataclasses.replace(CONFIG, **changes),
@@ -55,7 +55,7 @@ def make_trained(**changes) -> Trained:
 
 
 def search(trained, length, **changes):
-    """Our outputs for `SOURCES`, EOS included, and their log-probabilities."""
+    """The outputs of this library for `SOURCES`, including EOS, and the log-probabilities of the outputs."""
     decode = dataclasses.replace(trained.config.decode, length_penalty=0.0, **changes)
     run = jax.jit(ModelSearch(trained.model, decode), static_argnames="length")
     source = pad_rows([[*tokens, EOS] for tokens in SOURCES])
@@ -75,7 +75,7 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
-# Every value that the format holds, in as few models as possible.
+# Together, these models have every value of a field that the format ctranslate2 can hold.
 VARIANTS = [
     {},
     {"d_k": 6, "d_v": 6, "embeddings": "two_way"},
@@ -92,8 +92,8 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_ctranslate2_computes_our_log_probabilities(ctranslate2, tmp_path, changes):
-    """Compares given tokens, and those that a cached, greedy search finds."""
+def test_ctranslate2_computes_the_same_log_probabilities(ctranslate2, tmp_path, changes):
+    """Compares log-probabilities of given tokens, and the outputs of greedy search with a cache."""
     trained = make_trained(**changes)
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
     exported = FORMATS["ctranslate2"].score(tmp_path / "out", SOURCES, TARGETS)
@@ -112,14 +112,14 @@ def test_ctranslate2_computes_our_log_probabilities(ctranslate2, tmp_path, chang
         assert [names[token] for token in tokens if token != EOS] == result.hypotheses[0]
 
 
-def test_ctranslate2_clamps_where_training_ended(ctranslate2, tmp_path):
+def test_ctranslate2_clamps_positions_where_training_ended(ctranslate2, tmp_path):
     trained = make_trained(positions="learned", overflow="clamp")
     trained = dataclasses.replace(trained, model=trained.model.clone(trained_lengths=(9, 12)))
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
     assert largest_difference(trained, FORMATS["ctranslate2"], tmp_path / "out") < 1e-4
 
 
-def test_ctranslate2_has_as_many_learned_positions_as_we(ctranslate2, tmp_path):
+def test_ctranslate2_has_the_same_number_of_learned_positions(ctranslate2, tmp_path):
     trained = make_trained(positions="learned")
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
     fits, too_long = [list(range(4, 34)) + [4] * extra for extra in (10, 11)]  # EOS is the 41st token
@@ -130,8 +130,8 @@ def test_ctranslate2_has_as_many_learned_positions_as_we(ctranslate2, tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_ctranslate2_has_our_eps(ctranslate2, tmp_path, norm):
-    """With an input of the first norm that is about as small as eps."""
+def test_ctranslate2_has_the_same_eps(ctranslate2, tmp_path, norm):
+    """The input of the first norm is about as small as eps, so that eps matters."""
     trained = make_trained(norm=norm, positions="none", embeddings="untied")
     tables = trained.params["embedding"]
     for name in ("source_table", "table"):
@@ -144,8 +144,8 @@ def test_ctranslate2_has_our_eps(ctranslate2, tmp_path, norm):
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_ctranslate2_finds_our_outputs(ctranslate2, tmp_path, beam_size):
-    """No hypothesis ends before the limit: the two searches treat finished ones differently."""
+def test_ctranslate2_finds_the_same_outputs(ctranslate2, tmp_path, beam_size):
+    """No hypothesis ends before the limit, since the two searches treat finished hypotheses differently."""
     trained = never_ending(make_trained(embeddings="untied"))
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
     names = read_vocabulary(tmp_path / "out")
@@ -178,6 +178,7 @@ def never_ending(trained: Trained) -> Trained:
     return dataclasses.replace(trained, params=params)
 
 
+# Models that the format marian can hold.
 MARIAN = [
     {},
     {"embeddings": "two_way"},
@@ -188,7 +189,7 @@ MARIAN = [
 
 
 def load_marian(transformers, folder):
-    """Loads a model as a user would, but with the eps that the format does not hold."""
+    """Loads a model as a user would, and sets eps, which the format cannot hold."""
     import torch
 
     peer = transformers.MarianMTModel.from_pretrained(folder).eval()
@@ -199,7 +200,7 @@ def load_marian(transformers, folder):
 
 
 @pytest.mark.parametrize("changes", MARIAN, ids=str)
-def test_marian_computes_our_log_probabilities_and_greedy_outputs(transformers, tmp_path, changes):
+def test_marian_computes_the_same_log_probabilities_and_greedy_outputs(transformers, tmp_path, changes):
     import torch
 
     trained = make_trained(**changes)
@@ -221,7 +222,7 @@ def test_marian_computes_our_log_probabilities_and_greedy_outputs(transformers, 
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_marian_finds_our_outputs(transformers, tmp_path, beam_size):
+def test_marian_finds_the_same_outputs(transformers, tmp_path, beam_size):
     import torch
 
     trained = never_ending(make_trained(embeddings="untied"))
@@ -244,17 +245,17 @@ def test_marian_finds_our_outputs(transformers, tmp_path, beam_size):
 
 
 def test_eps_makes_little_difference_in_marian(transformers, tmp_path):
-    """Its LayerNorm adds 1e-5 to the variance, ours 1e-6; the variances are far larger."""
+    """Marian adds 1e-5 to a variance and this library 1e-6, but the variances are far larger."""
     trained = make_trained()
     export(trained, FORMATS["marian"], tmp_path / "out")
     assert 1e-6 < largest_difference(trained, FORMATS["marian"], tmp_path / "out") < 1e-3
 
 
-def test_marian_has_our_tokenizer(transformers, tmp_path):
+def test_marian_has_the_same_tokenizer(transformers, tmp_path):
     trained = make_trained()
     export(trained, FORMATS["marian"], tmp_path / "out")
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "out")
-    for text in [*TEXTS, "a snow ; qdog"]:  # q is unknown
+    for text in [*TEXTS, "a snow ; qdog"]:  # q is not in the vocabulary
         tokens = trained.tokenizer.encode(text)
         assert tokenizer(text).input_ids == tokens
         if 3 not in tokens:
@@ -269,43 +270,43 @@ def test_marian_has_the_search_settings_of_the_run(transformers, tmp_path):
     assert tokens.items() <= generation.items()
     assert tokens.items() <= config.items()
     assert (generation["suppress_tokens"], generation["num_beams"]) == ([PAD, BOS], 4)
-    assert config["forced_eos_token_id"] is None  # its default, 0, is our PAD
+    assert config["forced_eos_token_id"] is None  # the default, 0, would be PAD
 
 
 REFUSED = [
-    ("ctranslate2", {"positions": "alibi"}, "model.positions is 'alibi'; --format=ctranslate2 holds only: "),
+    ("ctranslate2", {"positions": "alibi"}, "model.positions is 'alibi'; --format=ctranslate2 supports only: "),
     ("ctranslate2", {"positions": "relative"}, "model.positions is 'relative'; "),
     ("ctranslate2", {"feed_forward": "bilinear"}, "model.feed_forward is 'bilinear'; "),
-    ("ctranslate2", {"kind": "recurrent"}, "model.kind is 'recurrent'; --format=ctranslate2 holds only: transformer"),
-    ("ctranslate2", {"d_v": 5}, "model.d_v is 5; --format=ctranslate2 holds only d_k: 8"),
-    ("marian", {"positions": "learned"}, "model.positions is 'learned'; --format=marian holds only: sinusoidal"),
+    ("ctranslate2", {"kind": "recurrent"}, "model.kind is 'recurrent'; --format=ctranslate2 supports only: transformer"),
+    ("ctranslate2", {"d_v": 5}, "model.d_v is 5; --format=ctranslate2 supports only the value of d_k: 8"),
+    ("marian", {"positions": "learned"}, "model.positions is 'learned'; --format=marian supports only: sinusoidal"),
     ("marian", {"positions": "sinusoidal_concat"}, "model.positions is 'sinusoidal_concat'; "),
-    ("marian", {"residual": "pre_norm"}, "model.residual is 'pre_norm'; --format=marian holds only: post_norm"),
-    ("marian", {"norm": "rms_norm"}, "model.norm is 'rms_norm'; --format=marian holds only: layer_norm"),
-    ("marian", {"feed_forward": "swiglu"}, "model.feed_forward is 'swiglu'; --format=marian holds only: relu, gelu"),
+    ("marian", {"residual": "pre_norm"}, "model.residual is 'pre_norm'; --format=marian supports only: post_norm"),
+    ("marian", {"norm": "rms_norm"}, "model.norm is 'rms_norm'; --format=marian supports only: layer_norm"),
+    ("marian", {"feed_forward": "swiglu"}, "model.feed_forward is 'swiglu'; --format=marian supports only: relu, gelu"),
     ("marian", {"overflow": "clamp"}, "model.overflow is 'clamp'; "),
     ("marian", {"kind": "recurrent_attention"}, "model.kind is 'recurrent_attention'; "),
-    ("marian", {"d_k": 6}, "model.d_k is 6; --format=marian holds only d_model / num_heads: 8"),
-    ("marian", {"d_v": 6}, "model.d_v is 6; --format=marian holds only d_model / num_heads: 8"),
+    ("marian", {"d_k": 6}, "model.d_k is 6; --format=marian supports only d_model / num_heads: 8"),
+    ("marian", {"d_v": 6}, "model.d_v is 6; --format=marian supports only d_model / num_heads: 8"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), REFUSED, ids=str)
-def test_a_model_that_a_format_cannot_hold_is_refused_by_the_field(name, changes, message):
+def test_a_model_that_a_format_cannot_hold_is_refused_with_the_name_of_the_field(name, changes, message):
     with pytest.raises(UserError) as error:
         FORMATS[name].check(dataclasses.replace(CONFIG, **changes))
     assert str(error.value).startswith(message)
     FORMATS[name].check(CONFIG)
 
 
-def test_a_refusal_leaves_nothing_behind(tmp_path):
+def test_a_refused_export_leaves_no_files(tmp_path):
     with pytest.raises(UserError, match="model.positions is 'alibi'"):
         export(make_trained(positions="alibi"), FORMATS["ctranslate2"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_every_position_scheme_is_exported_or_refused():
-    """A new scheme is refused until the format says how it is written."""
+    """A new scheme must be added to `VARIANTS` or to `REFUSED`."""
     exported = {changes["positions"] for changes in VARIANTS if "positions" in changes} | {"sinusoidal"}
     refused = {
         changes["positions"]
@@ -315,8 +316,8 @@ def test_every_position_scheme_is_exported_or_refused():
     assert exported | refused == set(POSITIONS)
 
 
-def test_our_log_probabilities_do_not_depend_on_padding():
-    """They are the reference for those of the formats."""
+def test_reference_log_probabilities_do_not_depend_on_padding():
+    """The log-probabilities of this library are the reference for exported models."""
     trained = make_trained()
     together = score(trained, SOURCES, TARGETS)
     assert [len(log_probs) for log_probs in together] == [len(target) + 1 for target in TARGETS]
@@ -328,22 +329,25 @@ def test_our_log_probabilities_do_not_depend_on_padding():
     ("flags", "message"),
     [
         (["--format=onnx"], "--format is 'onnx'; it must be one of: ctranslate2, marian"),
-        (["--format=marian"], "--format=marian needs transformers: pip install -e '.[peers]'"),
+        (
+            ["--format=marian"],
+            "--format=marian needs the package transformers; run pip install -e '.[peers]'",
+        ),
         ([], "--format is missing; see --help"),
     ],
 )
-def test_wrong_flags_are_one_line(monkeypatch, tmp_path, flags, message):
+def test_wrong_flags_give_a_one_line_error(monkeypatch, tmp_path, flags, message):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refuse("export", "--workdir=/nowhere", f"--out={tmp_path}/out", *flags) == message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_command_writes_a_model_that_its_usage_loads(trained, tmp_path, ctranslate2, transformers, name):
+def test_the_command_prints_code_that_loads_the_model(trained, tmp_path, ctranslate2, transformers, name):
     out = tmp_path / name
     flags = [f"--workdir={trained}", f"--format={name}", f"--out={out}"]
     lines = call("export", *flags).stdout.strip().split("\n")
     assert lines[0].startswith(f"{out}: config.json")
     assert float(lines[1].split()[-4]) < 1e-3
     exec("\n".join(lines[-3:]), {})
-    assert refuse("export", *flags) == f"--out={out} exists already; name another folder"
+    assert refuse("export", *flags) == f"--out={out} exists and is not an empty folder; name another folder"

@@ -1,4 +1,4 @@
-"""Faulty text and full disks: one line that says how to mend it, nothing lost, nothing left in the way."""
+"""Faulty text and full disks give a one-line error and lose nothing. Training works afterwards."""
 
 import gzip
 import resource
@@ -47,12 +47,12 @@ def folder(tmp_path):
 
 
 def refused(folder, train, *flags) -> str:
-    """The message of the command that trains on files of the folder."""
+    """The error message of the command that trains on files in the folder."""
     return refuse("train", *FLAGS, f"--config.data.options.train={train}", *flags, cwd=folder)
 
 
-def check_mended(folder, train, vocab_size=100):
-    """Checks that the same data can be prepared once the fault is mended."""
+def check_recovery(folder, train, vocab_size=100):
+    """Checks that no incomplete files are left, and that good data can be prepared."""
     assert not list((folder / "data").rglob("incomplete*"))
     assert not list((folder / "run").glob("*.model"))
     corpus = Corpus(
@@ -72,8 +72,8 @@ def check_mended(folder, train, vocab_size=100):
 @pytest.mark.parametrize(
     ("english", "german", "message"),
     [
-        (ENGLISH, GERMAN[:-2], "bad.de ends after 198 lines, bad.en after 200"),
-        (ENGLISH[:-1], GERMAN, "bad.en ends after 199 lines, bad.de after 200"),
+        (ENGLISH, GERMAN[:-2], "bad.de has 198 lines, but bad.en has 200"),
+        (ENGLISH[:-1], GERMAN, "bad.en has 199 lines, but bad.de has 200"),
         ([], [], "data.options.train: bad.en,bad.de has no pairs"),
         (["x" * 5_000], ["y"], "data.options.train: no pair is left for train: 1 pairs read; dropped 0 empty, "
          "1 longer than 1,000 characters, 0 with a ratio above 9, 0 duplicates; 0 to train on"),
@@ -82,17 +82,17 @@ def check_mended(folder, train, vocab_size=100):
     ],
     ids=["shorter target", "shorter source", "empty", "all too long", "all empty"],
 )  # fmt: skip
-def test_text_that_cannot_be_trained_on(folder, english, german, message):
+def test_text_that_cannot_be_trained_on_is_refused(folder, english, german, message):
     write(folder / "bad.en", english)
     write(folder / "bad.de", german)
     assert refused(folder, "bad.en,bad.de").startswith(message)
     write(folder / "bad.en", ENGLISH)
     write(folder / "bad.de", GERMAN)
-    check_mended(folder, f"{folder}/bad.en,{folder}/bad.de")
+    check_recovery(folder, f"{folder}/bad.en,{folder}/bad.de")
 
 
 def damage(path):
-    """Makes a faulty file or folder, by its name."""
+    """Creates the faulty file or folder that the last part of `path` names."""
     if path.name == "cut.gz":
         write(path, ENGLISH * 50)
         path.write_bytes(path.read_bytes()[:-20])
@@ -111,41 +111,41 @@ def damage(path):
     ("name", "message"),
     [
         ("latin1.en", "latin1.en:7: not UTF-8"),
-        ("cut.gz", "cut.gz: broken after line "),
-        ("flipped.gz", "flipped.gz: broken after line "),
+        ("cut.gz", "cut.gz: compressed file is damaged after line "),
+        ("flipped.gz", "flipped.gz: compressed file is damaged after line "),
         ("folder", "data.options.train: folder (or .gz) is not a file"),
     ],
 )
-def test_a_file_that_cannot_be_read(folder, name, message):
+def test_a_file_that_cannot_be_read_is_refused(folder, name, message):
     damage(folder / name)
     assert refused(folder, f"{name},good.de").startswith(message)
-    check_mended(folder, f"{folder}/good.en,{folder}/good.de")
+    check_recovery(folder, f"{folder}/good.en,{folder}/good.de")
 
 
-def test_a_missing_file(folder):
+def test_a_missing_file_is_refused(folder):
     assert refused(folder, "no.tsv").startswith("data.options.train: no.tsv (or .gz) is not a file")
 
 
-def test_a_file_where_prepared_data_should_be(folder):
+def test_a_file_in_place_of_the_data_folder_is_refused(folder):
     line = refused(folder, "pairs.tsv", "--config.data.data_dir=good.en")
     assert line.startswith("cannot create good.en/parallel_text/")
 
 
-def test_a_vocabulary_that_the_text_cannot_fill(folder):
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused(folder):
     line = refused(folder, "pairs.tsv", "--config.data.vocab_size=5000")
     start, size = line.split("at most ")
-    assert start.startswith("data.vocab_size is 5000; ")
-    check_mended(folder, str(folder / "pairs.tsv"), vocab_size=int(size.split(":")[0].split()[0]))
+    assert start.startswith("data.vocab_size is 5000, but ")
+    check_recovery(folder, str(folder / "pairs.tsv"), vocab_size=int(size.split(":")[0].split()[0]))
 
 
-def test_a_sentence_longer_than_the_position_table(folder):
+def test_a_sentence_longer_than_the_position_table_is_refused(folder):
     longer = ("--config.model.positions=learned", "--config.model.max_positions=3")
     line = refused(folder, "pairs.tsv", *longer)
     assert line.startswith("split 'train' has a source of ")
     assert line.endswith(" tokens, but model.positions='learned' ends at 3; raise model.max_positions")
 
 
-# Runs the command with a limit on the size of files, in bytes: it stands for a full disk.
+# Runs the command with a limit on the size of each file, in bytes. The limit simulates a full disk.
 LIMITED = """
 import resource, runpy, sys
 
@@ -158,7 +158,7 @@ runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 def train_with_limit(folder, *flags, file_size=resource.RLIM_INFINITY) -> subprocess.CompletedProcess:
     """Trains in a real process, whose files may grow to `file_size` bytes."""
     command = [sys.executable, "-c", LIMITED, str(file_size), *FLAGS, "--config.data.options.train=pairs.tsv"]
-    # A cache in the folder, since its files would be cut as well.
+    # The limit would also cut the files of the shared compilation cache.
     env = environment() | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
     return subprocess.run(
         [*command, *flags], cwd=folder, env=env, capture_output=True, text=True, check=False
@@ -177,29 +177,29 @@ def message_of(done) -> str:
 @pytest.mark.parametrize(
     ("file_size", "place"), [(600, "run: "), (3_000, "data/parallel_text/"), (10_000, "data/parallel_text/")]
 )
-def test_a_full_disk_during_preparation(folder, file_size, place):
-    """The config of the run, the data set, or its tokens exceed the limit."""
+def test_a_full_disk_during_preparation_gives_a_one_line_error(folder, file_size, place):
+    """The limits are too low for the config of the run, for the data set, and for the tokens."""
     line = message_of(train_with_limit(folder, file_size=file_size))
     assert line.removeprefix(f"{folder}/").startswith(place)
     assert "the disk or quota is full; free some space" in line
-    check_mended(folder, str(folder / "pairs.tsv"))
+    check_recovery(folder, str(folder / "pairs.tsv"))
 
 
 @pytest.mark.faults
 def test_a_full_disk_leaves_no_partial_vocabulary_in_the_run(folder):
-    """The vocabulary is larger than the config."""
+    """The limit is high enough for the config, but not for the vocabulary."""
     options = {**OPTIONS, "train": str(folder / "pairs.tsv")}
     data = DataConfig(name="parallel_text", data_dir=str(folder / "data"), vocab_size=200, options=options)
     size = len(Corpus(resolve_options(data)).tokenizer.model)
     line = message_of(train_with_limit(folder, "--config.data.vocab_size=200", file_size=size - 1))
     assert line.startswith("run: the disk")
     assert (folder / "run" / "config.json").exists()
-    check_mended(folder, str(folder / "pairs.tsv"), vocab_size=200)
+    check_recovery(folder, str(folder / "pairs.tsv"), vocab_size=200)
 
 
 @pytest.mark.faults
 def test_a_full_disk_during_training_keeps_the_last_checkpoint(folder):
-    """Orbax reports it from its own threads; the same command resumes the run."""
+    """Threads of Orbax report the full disk. The same command then resumes the run."""
     steps = "--config.train.steps=20"
     first = train_with_limit(folder, steps)
     assert first.returncode == 0, first.stderr
@@ -207,7 +207,7 @@ def test_a_full_disk_during_training_keeps_the_last_checkpoint(folder):
     shutil.rmtree(folder / "run" / "checkpoints" / "20")  # as if the run had ended earlier
     line = message_of(train_with_limit(folder, steps, file_size=40_000))
     assert line.startswith("run: the disk or quota is full; free some space")
-    assert line.endswith("give the same command again: it resumes from the last checkpoint")
+    assert line.endswith("run the same command again to resume from the last checkpoint")
     assert (folder / "run" / "checkpoints" / "10").is_dir()
     again = train_with_limit(folder, steps)
     assert "resuming from step 10" in again.stderr

@@ -1,4 +1,4 @@
-"""The commands of studies: a launch, a second launch, an interruption, a report."""
+"""The commands `launch` and `report`: launches, failed runs, interruptions, and error messages."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ METRICS = ("exact_match", "chrf")
 
 @pytest.fixture
 def study_flags(tmp_path, data_dir) -> tuple[str, ...]:
-    """Flags of a study of two runs, with the shapes of the trained run of these tests."""
+    """Flags of a study of two runs, with the same array shapes as the `trained` fixture."""
     (tmp_path / "rates.py").write_text(SWEEP)
     changes = {
         "data.data_dir": data_dir,
@@ -50,7 +50,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
 
 
-def test_a_study_runs_whatever_is_missing_and_nothing_else(study_flags, in_this_process, tmp_path):
+def test_a_study_runs_only_what_is_missing(study_flags, in_this_process, tmp_path):
     root = tmp_path / "study"
     first = call("launch", *study_flags)
     assert "rates: 2 runs, 0 done, 2 to do" in first.stdout
@@ -74,7 +74,7 @@ def test_a_study_runs_whatever_is_missing_and_nothing_else(study_flags, in_this_
     )
 
 
-def test_a_failed_run_is_reported_and_the_others_run(study_flags, tmp_path, monkeypatch):
+def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_path, monkeypatch):
     def run_jobs(jobs, slots, should_stop):
         yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (3, 0), strict=True))
 
@@ -85,8 +85,8 @@ def test_a_failed_run_is_reported_and_the_others_run(study_flags, tmp_path, monk
     assert "[2/2] fast/0-" in done.stdout
 
 
-def test_an_interrupted_study_saves_its_runs_and_says_so(study_flags, tmp_path):
-    """The launcher and the run that it asks to save are real processes."""
+def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags, tmp_path):
+    """The launcher and the run are real processes."""
     flags = (*study_flags, "--set=train.steps=100000", "--set=train.validate_every=50000")
     with start("launch", *flags, text=True) as process:
         while not any("step 10 " in log.read_text() for log in tmp_path.glob("study/*/*/log.txt")):
@@ -94,8 +94,8 @@ def test_an_interrupted_study_saves_its_runs_and_says_so(study_flags, tmp_path):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (cli.PREEMPTED, "stopping: the running runs save first\n")
-    assert output.endswith("interrupted; the same command resumes the study\n")
+    assert (process.returncode, errors) == (cli.PREEMPTED, "stopping: current runs save a checkpoint first\n")
+    assert output.endswith("interrupted; run the same command again to resume the study\n")
     (result,) = tmp_path.glob("study/*/*/result.json")
     assert json.loads(result.read_text())["status"] == "preempted"
 
@@ -108,10 +108,29 @@ def test_an_interrupted_study_saves_its_runs_and_says_so(study_flags, tmp_path):
         ("launch", ["--sweep=configs/sweeps/positions.py", "--set=steps=3"], "unknown config key steps"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--seeds=0"], "--seeds is '0'; it must be a positive integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--config.train.steps=3"],
-         "unknown flag --config.train.steps; here it is --set=train.steps=3"),
-        ("report", [], "/nowhere is not a study: it has no study.json; experiments.launch --sweep=FILE starts one"),
+         "unknown flag --config.train.steps; write --set=train.steps=3 for this command"),
+        ("report", [], "/nowhere is not a study: study.json is missing; start a study with python -m experiments.launch --sweep=FILE --root=/nowhere"),
     ],
 )  # fmt: skip
-def test_wrong_flags_are_one_line(command, arguments, message):
+def test_wrong_flags_give_a_one_line_error(command, arguments, message):
     assert refuse(command, "--root=/nowhere", *arguments).startswith(message)
     assert not Path("/nowhere").exists()
+
+
+def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_path, monkeypatch):
+    def run_jobs(jobs, slots, should_stop):
+        for job in jobs:
+            (job.log.parent / "tokenizer.model").touch()  # training has started
+            yield Ended(job, 3, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    call("launch", *study_flags, status=1)
+    call("launch", *study_flags, "--set=train.log_every=3", status=1)
+    configs = [read_json(path) for path in tmp_path.glob("study/*/0-*/config.json")]
+    assert [config["train"]["log_every"] for config in configs] == [3, 3]
+
+
+def test_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    line = refuse("launch", "--sweep=configs/sweeps/positions.py", f"--root={tmp_path}/file")
+    assert line == f"cannot create {tmp_path}/file: File exists; name another --root"

@@ -1,4 +1,4 @@
-"""Run folders: config, changes after training, result, trained model."""
+"""Run folders: config, changes after training, results, and trained models."""
 
 import dataclasses
 import shutil
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config_files import with_changes
 from experiments.run_folder import Run, changed, converted
 from tests.support.commands import refuse
-from transformer.config import ExperimentConfig, TrainConfig, UserError
+from transformer.config import DataConfig, ExperimentConfig, TrainConfig, UserError, from_dict, to_dict
 from transformer.tasks import resolve
+from transformer.training.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -50,11 +52,11 @@ def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
     message = refused(lambda: Run(tmp_path).config)
     assert (
         message
-        == f"{tmp_path} is not a run: it has no config.json; experiments.train --config=FILE starts one"
+        == f"{tmp_path} is not a run: config.json is missing; start a run with python -m experiments.train --config=FILE --workdir={tmp_path}"
     )
     (tmp_path / "config.json").write_text("{")
     assert "config.json cannot be read" in refused(lambda: Run(tmp_path).config)
-    assert "has no checkpoint yet; train it first" in refused(begun(config, tmp_path / "untrained").load)
+    assert "has no checkpoint yet; train the run first" in refused(begun(config, tmp_path / "untrained").load)
 
 
 def begun(config, folder) -> Run:
@@ -63,8 +65,8 @@ def begun(config, folder) -> Run:
     return run
 
 
-def test_a_config_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
-    """Root may read every file, so the error is made up."""
+def test_a_config_without_read_permission_gives_a_one_line_error(tmp_path, monkeypatch):
+    """The test raises the error itself, since root may read every file."""
 
     def deny(self):
         raise PermissionError(13, "Permission denied", str(self))
@@ -74,7 +76,7 @@ def test_a_config_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
     assert line.startswith(f"{tmp_path}/config.json: Permission denied")
 
 
-def test_one_process_at_a_time_trains_a_run(config, tmp_path):
+def test_only_one_process_at_a_time_may_train_a_run(config, tmp_path):
     run = begun(config, tmp_path)
     with run.locked():
         assert "is in use by another process" in refused(run.locked().__enter__)
@@ -110,7 +112,7 @@ def test_search_and_marked_fields_may_change_after_training(config):
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be float32 or bfloat16"),
     ],
 )  # fmt: skip
-def test_other_changes_are_refused(config, key, value, message):
+def test_other_changes_after_training_are_refused(config, key, value, message):
     assert refused(changed, config, {key: value}) == message
 
 
@@ -122,13 +124,13 @@ def test_the_trained_model_is_the_mean_of_the_last_checkpoints(trained):
     assert last.model.trained_lengths is not None
 
 
-def test_a_vocabulary_that_was_replaced_is_refused(trained, tmp_path):
+def test_a_missing_vocabulary_is_refused(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     (folder / "tokenizer.model").unlink()
     assert "tokenizer.model is missing" in refused(Run(folder).load)
 
 
-def test_a_result_names_the_versions_it_was_computed_with(config, tmp_path):
+def test_a_result_records_library_versions_and_the_device(config, tmp_path):
     run = begun(config, tmp_path)
     assert run.result == {}
     run.write_result(status="done", step=3)
@@ -137,8 +139,30 @@ def test_a_result_names_the_versions_it_was_computed_with(config, tmp_path):
     assert run.result["device"]
 
 
-def test_commands_on_trained_runs_refuse_a_folder_that_is_none():
+def test_commands_on_trained_runs_refuse_a_folder_that_is_not_a_run():
     commands = (("train",), ("evaluate",), ("translate", "--input=/dev/null"), ("visualize",))
     for command in commands:
         line = refuse(*command, "--workdir=/nowhere")
-        assert line.startswith("/nowhere is not a run: it has no config.json"), command
+        assert line.startswith("/nowhere is not a run: config.json is missing"), command
+
+
+def test_fields_that_do_not_affect_the_result_may_change_after_training_has_started(tmp_path):
+    data = DataConfig(name="multi30k", options={"manual_dir": "here"})
+    config = resolve(ExperimentConfig(data=data))
+    run = begun(config, tmp_path)
+    (tmp_path / "tokenizer.model").touch()
+    changes = {"train.log_every": 7, "data.data_dir": "/x", "data.options.manual_dir": "there"}
+    moved = from_dict(with_changes(to_dict(config), changes))
+    assert run.begin(moved) == run.config == moved
+    other_text = from_dict(with_changes(to_dict(moved), {"data.options.text": "lc.norm.tok"}))
+    assert "has another config: data.options.text is " in refused(run.begin, other_text)
+    assert run.config == moved
+
+
+def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    (folder / "tokenizer.model").unlink()
+    closed = []
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
+    refused(Run(folder).load)
+    assert len(closed) == 1

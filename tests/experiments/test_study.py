@@ -2,12 +2,16 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
+import re
 import sys
 import time
 
 import pytest
 
+from experiments import plots
 from experiments.run_folder import Run
 from experiments.study.queue import Job, run_jobs
 from experiments.study.results import check_root, is_complete, read_study, write_study
@@ -44,8 +48,7 @@ def test_a_plan_has_every_variant_with_every_seed(sweep):
     assert [run.config.train.seed for run in runs] == [0, 0, 1, 1]
 
 
-def test_a_run_is_named_by_its_result(sweep):
-    """Fields that do not affect the result leave the name; every other field changes it."""
+def test_the_id_of_a_run_changes_only_with_fields_that_affect_the_result(sweep):
     (run, deep) = expand(sweep, {}, seeds=1)
     assert run.id.startswith("base/0-")
     assert run.id.partition("/")[2] != deep.id.partition("/")[2]
@@ -65,21 +68,21 @@ def test_a_run_is_named_by_its_result(sweep):
     ("variant", "overrides", "message"),
     [
         ({"model.num_layer": 3}, {}, "unknown config key model.num_layer; did you mean model.num_layers?"),
-        ({"model": {"num_layers": 3}}, {}, "variant new has a group, model; write model.num_layers"),
-        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set=model.d_ff: the study varies this field; change the sweep file"),
+        ({"model": {"num_layers": 3}}, {}, "variant new changes model, which is a group of fields; name single fields, such as model.num_layers"),
+        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set cannot change model.d_ff, which the study varies; change the study file instead"),
     ],
 )  # fmt: skip
-def test_a_plan_that_cannot_be_made_is_refused(sweep, variant, overrides, message):
+def test_an_impossible_plan_is_refused(sweep, variant, overrides, message):
     wrong = dataclasses.replace(sweep, variants={"new": variant})
     assert refused(expand, wrong, overrides, seeds=1) == message
 
 
-def test_a_wrong_name_is_refused_before_anything_is_trained(sweep):
+def test_a_wrong_value_is_refused_before_anything_is_trained(sweep):
     wrong = dataclasses.replace(sweep, variants={"new": {"model.positions": "lerned"}})
     assert refused(expand, wrong, {}, seeds=1).startswith("model.positions is 'lerned'; it must be one of: ")
 
 
-def test_a_sweep_file_is_refused_by_what_is_wrong_with_it(tmp_path):
+def test_the_error_for_a_sweep_file_says_what_is_wrong(tmp_path):
     path = tmp_path / "study.py"
     assert refused(load_sweep, "nowhere.py") == "there is no sweep file 'nowhere.py'"
     path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
@@ -90,12 +93,12 @@ def test_a_sweep_file_is_refused_by_what_is_wrong_with_it(tmp_path):
     )
 
 
-def test_config_arguments_of_a_study_are_added_to_its_own(sweep):
+def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
     assert load_sweep("configs/sweeps/positions.py:smoke").config == "configs/number_words.py:smoke"
     assert load_sweep("configs/sweeps/table3.py:smoke").config == "configs/table3.py:number_words,smoke"
 
 
-def test_a_study_keeps_its_folder(sweep, tmp_path):
+def test_a_folder_with_another_study_or_other_settings_is_refused(sweep, tmp_path):
     check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 512}})
@@ -111,7 +114,7 @@ def test_a_study_keeps_its_folder(sweep, tmp_path):
     assert message == f"{tmp_path} holds the study 'demo', not 'another'; name another --root"
 
 
-def test_a_run_and_a_study_are_told_apart(sweep, tmp_path):
+def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
     runs = expand(sweep, {}, seeds=1)
     write_study(tmp_path, sweep, runs)
     run = Run(tmp_path / runs[0].id)
@@ -121,10 +124,10 @@ def test_a_run_and_a_study_are_told_apart(sweep, tmp_path):
     )
     assert refused(read_study, run.folder).startswith(f"{run.folder} is a run, not a study; ")
     assert refused(read_study, tmp_path / "base").startswith(
-        f"{tmp_path}/base is not a study: it has no study.json"
+        f"{tmp_path}/base is not a study: study.json is missing"
     )
     assert refused(lambda: Run(tmp_path).config) == (
-        f"{tmp_path} is a study, not a run; name one of its runs, such as {tmp_path}/{runs[0].id}"
+        f"{tmp_path} is a study, not a run; name a run of the study, such as {tmp_path}/{runs[0].id}"
     )
     assert refused(Run(tmp_path).begin, runs[0].config).startswith(f"{tmp_path} is a study, not a run; ")
 
@@ -178,21 +181,21 @@ signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
 def test_a_run_is_complete_when_its_last_checkpoint_is_evaluated(tmp_path):
     run, scores = Run(tmp_path), tmp_path / "eval" / "test.json"
     scores.parent.mkdir()
-    assert not is_complete(run, ["test"])
+    assert not is_complete(run, ["test"], ["bleu"])
     (tmp_path / "result.json").write_text(json.dumps({"status": "done", "step": 20}))
-    assert not is_complete(run, ["test"])
-    scores.write_text(json.dumps({"checkpoints": [10]}))
-    assert not is_complete(run, ["test"])
-    scores.write_text(json.dumps({"checkpoints": [10, 20]}))
-    assert is_complete(run, ["test"])
-    assert not is_complete(run, ["test", "test_long"])
+    assert not is_complete(run, ["test"], ["bleu"])
+    scores.write_text(json.dumps({"checkpoints": [10], "bleu": 1.0}))
+    assert not is_complete(run, ["test"], ["bleu"])
+    scores.write_text(json.dumps({"checkpoints": [10, 20], "bleu": 1.0}))
+    assert is_complete(run, ["test"], ["bleu"])
+    assert not is_complete(run, ["test", "test_long"], ["bleu"])
     (tmp_path / "result.json").write_text(json.dumps({"status": "preempted", "step": 20}))
-    assert not is_complete(run, ["test"])
+    assert not is_complete(run, ["test"], ["bleu"])
 
 
 @pytest.fixture
 def study(tmp_path, sweep):
-    """Scores of three runs of four: deep/1 has not been evaluated."""
+    """A study of four runs, three of which have scores; deep/1 has not been evaluated."""
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)
     for run, score in zip(runs, (90.0, 80.0, 94.0), strict=False):
@@ -202,7 +205,7 @@ def study(tmp_path, sweep):
             ranges = [{"most": 8, "sentences": 30, "exact_match": score}]
             if split == "test_long":
                 ranges = [{"most": most, "sentences": 10, "exact_match": score - 40} for most in (8, 16)]
-            ranges.append({"most": 32, "sentences": 9, "exact_match": 0.0})  # too few to report
+            ranges.append({"most": 32, "sentences": 9, "exact_match": 0.0})  # too few sentences
             scores = {"exact_match": score, "bleu": score / 2, "brevity": 0.5, "by_length": ranges}
             path.write_text(json.dumps(scores))
     return tmp_path
@@ -228,7 +231,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_new_metric_needs_an_entry_in_the_registry_only(study, monkeypatch):
+def test_a_new_metric_needs_only_an_entry_in_the_registry(study, monkeypatch):
     monkeypatch.setitem(METRICS, "brevity", Metric("brevity", lambda outputs: 0.5, format=".4f"))
     stored = json.loads((study / "study.json").read_text())
     (study / "study.json").write_text(json.dumps(stored | {"metrics": ["brevity"]}))
@@ -237,7 +240,49 @@ def test_a_new_metric_needs_an_entry_in_the_registry_only(study, monkeypatch):
     assert not (folder / "by_length.md").exists()
 
 
-def test_a_report_of_an_unfinished_study(tmp_path, sweep):
+def test_a_report_of_an_unfinished_study_marks_missing_scores(tmp_path, sweep):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     folder = write_report(tmp_path, read_study(tmp_path))
     assert "| base | 0 | missing |" in (folder / "table.md").read_text()
+
+
+def test_run_without_every_metric_is_not_complete(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "test.json").write_text(json.dumps({"checkpoints": [20], "bleu": 1.0}))
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "step": 20}))
+    assert is_complete(Run(tmp_path), ["test"], ["bleu"])
+    assert not is_complete(Run(tmp_path), ["test"], ["bleu", "chrf"])
+
+
+def test_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
+    stored = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps(stored | {"metrics": ["chrf", "exact_match"]}))
+    folder = write_report(study, read_study(study))
+    assert "| base | 2 | missing | 92.00 ± 2.83 |" in (folder / "table.md").read_text()
+    assert "base,1,test,missing,94.0" in (folder / "runs.csv").read_text()
+
+
+def test_figure_by_length_shows_values_above_100():
+    curves = {("base", "test"): {8: [250.0], 16: [400.0]}}
+    (axes,) = plots.scores_by_length(curves, "perplexity", "title").axes
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 400
+
+
+def test_full_disk_leaves_the_old_report(study, monkeypatch):
+    folder = write_report(study, read_study(study))
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def fill_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fill_disk)
+    assert "the disk or quota is full" in refused(write_report, study, read_study(study))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_job_that_runs_again_appends_to_its_log(tmp_path):
+    job = make_job(tmp_path, "a", "print('output')")
+    for _ in range(2):
+        list(run_jobs([job], slots=1))
+    assert re.fullmatch(r"output\n\n--- started again at [\d :-]+ ---\noutput\n", job.log.read_text())

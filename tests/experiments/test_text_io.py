@@ -1,4 +1,4 @@
-"""Lines as they arrive, and the lines that `translate` writes for them."""
+"""Input lines, which are read as they arrive, and the output lines of `translate`."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path, content, lines):
     assert [line for block in blocks_of(tmp_path, content) for line in block] == lines
 
 
-def test_a_line_loses_a_final_carriage_return_and_invalid_bytes():
+def test_decode_line_drops_a_final_carriage_return_and_replaces_invalid_bytes():
     assert decode_line(b"one\rtwo\r") == "one\rtwo"
     assert decode_line(b"\r\r") == "\r"
     assert decode_line(b"\xffone\xc3") == "\ufffdone\ufffd"
@@ -62,7 +62,7 @@ def test_a_block_has_a_limited_number_of_lines_and_bytes(tmp_path, monkeypatch):
 
 
 def test_a_line_does_not_wait_for_the_next(pipe):
-    """Nor do two lines wait for the end of a third."""
+    """Two complete lines do not wait for the end of a third line either."""
     read, write = pipe
     blocks = read_blocks(read)
     write.write(b"one\n")
@@ -77,7 +77,7 @@ def test_a_line_does_not_wait_for_the_next(pipe):
 
 
 def test_lines_that_trickle_do_not_wait_for_a_pause(pipe, monkeypatch):
-    """One line every 10 ms, which is shorter than a pause."""
+    """A line arrives every 10 ms, which is shorter than `PAUSE`."""
     monkeypatch.setattr(text_io, "PAUSE", 5.0)
     monkeypatch.setattr(text_io, "MAX_WAIT", 0.2)
     read, write = pipe
@@ -97,16 +97,16 @@ def test_lines_that_trickle_do_not_wait_for_a_pause(pipe, monkeypatch):
 
 
 def test_a_long_line_is_joined_once(tmp_path, monkeypatch):
-    """Joining it at each of its 100,000 reads would take minutes."""
+    """Joining the line at each of its 100,000 reads would take minutes."""
     monkeypatch.setattr(text_io, "READ_BYTES", 64)
     line = bytes(range(11, 139)) * 50_000
     started = time.process_time()
     assert blocks_of(tmp_path, line) == [[line]]
-    assert time.process_time() - started < 5  # seconds; about 0.2
+    assert time.process_time() - started < 5  # seconds; usually 0.2
 
 
 class ShoutingTranslator:
-    """Translates into upper case, and hypothesis n into n times the number of the line besides."""
+    """Translates a line into upper case. Hypothesis n ends with n copies of the line number."""
 
     max_source_length = 64
 
@@ -138,11 +138,13 @@ def test_no_lines_give_no_lines():
 
 def test_lines_are_counted_over_all_blocks(capsys):
     assert shouted([[b"a"] * 3, [b"b" * 1_065]]) == b"A\n" * 3 + b"B" * 1_065 + b"\n"
-    assert capsys.readouterr().err == "line 4 has 1,065 tokens: translated in 2 parts of at most 64\n"
+    assert (
+        capsys.readouterr().err == "line 4 has 1,065 tokens; translating it in 2 parts of at most 64 tokens\n"
+    )
     assert shouted([[b"a"], [b"b", b"c"]], prefixes=["x", "y", "z"]) == b"xA\nyB\nzC\n"
 
 
-def test_columns_of_an_answer():
+def test_an_answer_has_columns_for_number_score_and_text():
     assert shouted([[b"a"]], scores=True) == b"0.0000\tA\n"
     rows = [line.split(b"\t") for line in shouted([[b"a"], [b"b", b"c"]], n_best=2).splitlines()]
     assert rows == [
@@ -176,12 +178,10 @@ class AttentionList:
         self.added.append(arguments)
 
 
-def test_attention_is_recorded_per_line_and_refused_for_a_line_in_parts():
+def test_attention_is_recorded_per_line_and_refused_for_a_line_that_is_split():
     attention = AttentionList()
     assert shouted([[b"a"], [b"b"]], attention=attention) == b"A\nB\n"
     assert attention.added == [(1, "a", "A"), (2, "b", "B")]
-    message = (
-        "^line 3 has 70 tokens; --attention takes at most 64: shorten the line or leave out --attention$"
-    )
+    message = "^line 3 has 70 tokens, but --attention accepts at most 64; shorten the line or leave out --attention$"
     with pytest.raises(UserError, match=message):
         shouted([[b"a", b"b"], [b"c" * 70]], attention=AttentionList())

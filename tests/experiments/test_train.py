@@ -1,20 +1,23 @@
-"""The command that trains: a new run, a finished run, an interrupted run, and refusals."""
+"""The `train` command: new runs, finished runs, interrupted runs, and error messages."""
 
 import json
+import re
 import signal
 import subprocess
 
 import pytest
 
 from experiments import cli
-from experiments.progress import TrainingLines
+from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from tests.support.commands import call, refuse, start
+from tests.support.toy import Regression
+from transformer.tasks import TASKS
 
 pytestmark = pytest.mark.xdist_group("train")
 
 
-def test_a_run_leaves_the_files_that_readme_lists(trained):
+def test_a_run_writes_the_files_that_the_documentation_lists(trained):
     names = {path.name for path in trained.iterdir()}
     assert names >= {
         "config.json",
@@ -31,10 +34,10 @@ def test_a_run_leaves_the_files_that_readme_lists(trained):
 
 
 def test_a_finished_run_is_not_trained_again(trained):
-    assert "is trained already: 300 steps" in call("train", f"--workdir={trained}").stdout
+    assert "is already trained: 300 steps" in call("train", f"--workdir={trained}").stdout
 
 
-def test_another_config_is_refused_by_its_fields(smoke, trained):
+def test_another_config_is_refused_and_the_changed_fields_are_named(smoke, trained):
     line = refuse("train", *smoke, f"--workdir={trained}")
     assert line.startswith(
         f"{trained} has another config: optimizer.learning_rate is 0.01 there, 0.003 here; "
@@ -43,7 +46,7 @@ def test_another_config_is_refused_by_its_fields(smoke, trained):
     assert line.endswith("; and 4 more; name another --workdir")
 
 
-def test_a_run_in_training_is_left_alone(trained):
+def test_a_run_that_another_process_trains_is_refused(trained):
     with Run(trained).locked():
         line = refuse("train", f"--workdir={trained}")
     assert line.startswith(f"{trained} is in use by another process")
@@ -70,7 +73,7 @@ def test_a_refused_start_leaves_no_folder(smoke, tmp_path, arguments, message):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_that_could_not_start_starts_once_its_config_is_mended(smoke, tmp_path):
+def test_a_run_that_could_not_start_starts_after_its_config_is_corrected(smoke, tmp_path):
     missing = ("--config=configs/text.py:smoke", "--config.data.options.train=no.tsv")
     assert "no.tsv" in refuse("train", *missing, f"--workdir={tmp_path}/a")
     call("train", *smoke, "--config.train.steps=1", f"--workdir={tmp_path}/a")
@@ -92,10 +95,10 @@ def interrupted(smoke, tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_resumes(interrupted, monkeypatch):
-    """The first signal reaches a real process; the second one is raised in this process at the first record."""
+    """A real process gets the first signal. This process gets the second signal at the first record."""
     folder, output = interrupted
-    assert "stopping: saving first\n" in output
-    assert output.endswith(f"saved; python -m experiments.train --workdir={folder} resumes it\n")
+    assert "stopping: saving a checkpoint first\n" in output
+    assert output.endswith(f"saved; resume with python -m experiments.train --workdir={folder}\n")
     result = Run(folder).result
     assert result["status"] == "preempted"
     assert result["step"] >= 10
@@ -123,3 +126,33 @@ def test_a_bug_leaves_its_traceback_in_the_run(smoke, tmp_path, monkeypatch):
         call("train", *smoke, f"--workdir={tmp_path}")
     assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text()
     assert Run(tmp_path).result["status"] == "failed"
+
+
+REGRESSION = """
+from configs import base
+
+def get_config(argument=""):
+    config = base.defaults()
+    config.task = "regression"
+    config.optimizer.update(warmup_steps=5, learning_rate=0.1)
+    config.train.update(steps=20, log_every=10, validate_every=20, parallelism="single")
+    return config
+"""
+
+
+def test_task_with_a_loss_only_is_trained_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "regression", Regression)
+    (tmp_path / "regression.py").write_text(REGRESSION)
+    run = tmp_path / "run"
+    lines = call("train", f"--config={tmp_path}/regression.py", f"--workdir={run}").stdout.splitlines()
+    assert re.match(r"step 10  epoch 2\.00  loss \d+\.\d{4}  lr ", lines[0])
+    assert re.fullmatch(r"step 20  validation: loss \d+\.\d{4}", lines[2])
+    call("visualize", f"--workdir={run}")
+    assert (run / "figures" / "learning_curve.png").is_file()
+
+
+def test_bar_shows_the_loss_of_a_task_without_perplexity(capsys):
+    record = {"kind": "train", "step": 10, "loss": 2.5, "tokens_per_second": 8.0, "seconds_left": 61}
+    with TrainingBar(20) as bar:
+        bar.record(record)
+    assert "loss 2.50, 8 tokens/s, 1:01 left" in capsys.readouterr().out

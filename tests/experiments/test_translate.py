@@ -1,4 +1,4 @@
-"""The command that translates: any input, its flags, a terminal, signals."""
+"""The `translate` command: unusual input, flags, a terminal, and signals."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ ODD = [
     b"",
     b"   ",
     b" \t ",
-    b"one; two\r",  # a line of a file with \r\n ends
+    b"one; two\r",  # from a file with \r\n at line ends
     b"one\rtwo",
     "one\u2028two".encode(),
     "one\x85two\u2029".encode(),
@@ -76,8 +76,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_odd_lines_keep_the_count_and_leave_their_neighbors_alone(trained, translator):
-    """Odd and clean lines by turns; the last line has no line end."""
+def test_odd_lines_change_neither_the_number_of_lines_nor_their_neighbors(trained, translator):
+    """Odd and clean lines alternate; the last line has no line end."""
     lines = [line for pair in zip(ODD, itertools.cycle(CLEAN), strict=False) for line in pair]
     done = call("translate", f"--workdir={trained}", stdin=b"\n".join(lines))
     translations = done.stdout.split("\n")
@@ -95,7 +95,7 @@ def test_odd_lines_keep_the_count_and_leave_their_neighbors_alone(trained, trans
     assert [report.split(" has ")[0] for report in reports] == [
         f"line {lines.index(line) + 1}" for line in ODD[-2:]
     ]
-    assert all(" parts of at most 64" in report for report in reports)
+    assert all(" parts of at most 64 tokens" in report for report in reports)
 
 
 def test_standard_input_is_translated_line_by_line(trained, best):
@@ -124,7 +124,7 @@ def test_a_score_stands_before_its_translation(trained):
     assert float(score) == pytest.approx(hypothesis.score, abs=1e-3)
 
 
-def test_a_prefix_begins_its_translation(trained, files, best):
+def test_a_translation_begins_with_its_prefix(trained, files, best):
     flags = (f"--workdir={trained}", "--input=in", "--prefix=prefixes")
     translations = call("translate", *flags, cwd=files).stdout.splitlines()
     assert translations[1:3] == best[1:3]
@@ -133,7 +133,7 @@ def test_a_prefix_begins_its_translation(trained, files, best):
 
 
 def test_given_targets_are_scored(trained, other_seed, files, translator):
-    """By the run, and by an ensemble: the mean of the probabilities."""
+    """Scores come from the run, then from an ensemble, which averages the probabilities."""
     targets = (files / "targets").read_text().split("\n")[:-1]
     flags = (f"--workdir={trained}", "--input=in", "--targets=targets")
     rows = [json.loads(line) for line in call("translate", *flags, cwd=files).stdout.splitlines()]
@@ -151,7 +151,7 @@ def test_given_targets_are_scored(trained, other_seed, files, translator):
         assert json.loads(line)["log_probs"] == pytest.approx(mean, abs=1e-4)
 
 
-def test_the_attention_of_each_line_is_kept(trained, files, best):
+def test_the_attention_of_each_line_is_saved(trained, files, best):
     flags = (f"--workdir={trained}", "--input=in", "--attention=maps.npz")
     assert call("translate", *flags, cwd=files).stdout.splitlines() == best
     with np.load(files / "maps.npz") as maps:
@@ -187,34 +187,34 @@ def test_samples_are_reproducible(trained, best):
         (["--output=no/out"], "--output=no/out: No such file or directory"),
         (["--attention=no/maps.npz"], "--attention=no/maps.npz: No such file or directory"),
         (["--prefix=nope"], "--prefix=nope: No such file or directory"),
-        (["--prefix=short"], "--prefix has 3 lines, the input 4; give one for each input line"),
-        (["--targets=short"], "--targets has 3 lines, the input 4; give one for each input line"),
+        (["--prefix=short"], "--prefix has 3 lines, but the input has 4; give one line for each input line"),
+        (["--targets=short"], "--targets has 3 lines, but the input has 4; give one line for each input line"),
         (["--prefix=long"], "prefix 4 has "),
-        (["--targets=in", "--n_best=2"], "--targets and --n_best exclude each other: "),
-        (["--targets=in", "--scores"], "--targets and --scores exclude each other: "),
-        (["--targets=in", "--prefix=in"], "--targets and --prefix exclude each other: "),
-        (["--targets=in", "--attention=maps"], "--targets and --attention exclude each other: "),
-        (["--ensemble={run}", "--attention=maps"], "--ensemble and --attention exclude each other: "),
-        (["--input=in", "--output=./in"], "--output and --input are the same file, ./in; name two files"),
-        (["--ensemble=nope"], "nope is not a run: it has no config.json"),
+        (["--targets=in", "--n_best=2"], "--targets and --n_best cannot be used together: "),
+        (["--targets=in", "--scores"], "--targets and --scores cannot be used together: "),
+        (["--targets=in", "--prefix=in"], "--targets and --prefix cannot be used together: "),
+        (["--targets=in", "--attention=maps"], "--targets and --attention cannot be used together: "),
+        (["--ensemble={run}", "--attention=maps"], "--ensemble and --attention cannot be used together: "),
+        (["--input=in", "--output=./in"], "--output and --input are the same file, ./in; name two different files"),
+        (["--ensemble=nope"], "nope is not a run: config.json is missing"),
         (["--n_best=3"], "decode.beam_size is 2; it must be at least 3"),
         (["--n_best=0"], "--n_best is '0'; it must be a positive integer"),
         (["--set=model.d_model=3"], "model.d_model cannot change after training; only decode.*, "),
         (["--set=decode.beam_size"], "--set=decode.beam_size has no value; write --set=KEY=VALUE"),
         (["--set=decode.penalty=none"], "decode.penalty is 'none'; it must be one of: length, wu"),
         (["--set=model.overflow=none"], "model.overflow is 'none'; for model.positions='sinusoidal' it must be"),
-        (["--config.decode.seed=1"], "unknown flag --config.decode.seed; here it is --set=decode.seed=1"),
+        (["--config.decode.seed=1"], "unknown flag --config.decode.seed; write --set=decode.seed=1 for this command"),
     ],
 )  # fmt: skip
-def test_wrong_flags_are_one_line(trained, files, arguments, message):
+def test_wrong_flags_give_a_one_line_error(trained, files, arguments, message):
     arguments = [argument.format(run=trained) for argument in arguments]
     line = refuse("translate", f"--workdir={trained}", *arguments, stdin=INPUT.encode(), cwd=files)
     assert line.startswith(message)
     assert (files / "in").read_text() == INPUT
 
 
-def test_an_ensemble_needs_one_vocabulary(trained, tmp_path, monkeypatch):
-    """The vocabulary is compared before the models are joined."""
+def test_an_ensemble_needs_models_with_the_same_vocabulary(trained, tmp_path, monkeypatch):
+    """The vocabularies are compared before the models are combined."""
     folder = shutil.copytree(trained, tmp_path / "other")
     load = Run.load
 
@@ -226,18 +226,21 @@ def test_an_ensemble_needs_one_vocabulary(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "load", load_with_other_vocabulary)
     line = refuse("translate", f"--workdir={trained}", f"--ensemble={folder}", stdin=b"one\n")
-    assert line == f"{folder} has another vocabulary than {trained}; an ensemble needs the same one"
+    assert line == (
+        f"{folder} and {trained} have different vocabularies; "
+        "name runs with the same vocabulary in --ensemble"
+    )
 
 
 class Terminal(io.TextIOWrapper):
-    """A terminal as standard input."""
+    """Standard input that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 def test_a_terminal_gets_a_prompt_after_the_first_search_is_compiled(trained, monkeypatch, capsys, best):
-    """The search before the prompt has the shape of that for a first short line."""
+    """The search before the prompt has the same shape as the search for a short first line."""
     shapes, search = [], Translator.search
 
     def recorded(self, source, *arguments):
@@ -252,7 +255,10 @@ def test_a_terminal_gets_a_prompt_after_the_first_search_is_compiled(trained, mo
         monkeypatch.setattr(sys, "stdin", terminal)
         assert cli.call(translate, [f"--workdir={trained}", "--n_best=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [f"loading {trained} ...", "One sentence per line; an empty line or Ctrl-D ends."]
+    assert lines[:2] == [
+        f"loading {trained} ...",
+        "Type one sentence per line; end with an empty line or Ctrl-D.",
+    ]
     first, second = (line.split("\t") for line in lines[2:4])
     assert (first[0], first[2], second[0]) == ("en> 1", best[0], "1")
     assert lines[4] == "en> "
@@ -260,7 +266,7 @@ def test_a_terminal_gets_a_prompt_after_the_first_search_is_compiled(trained, mo
 
 
 def test_a_line_is_answered_before_the_next_and_ctrl_c_ends_quietly(trained, best):
-    """A real process gets the signal between two lines, after a whole block of them."""
+    """A real process gets the signal while it waits for input, after it has answered a block of lines."""
     with start("translate", f"--workdir={trained}") as process:
         for line, translation in zip(LINES, best, strict=True):
             process.stdin.write(line.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""The equations in float64 NumPy, one sentence at a time, written from the papers alone."""
+"""The equations of the papers in float64 NumPy, for one sentence at a time, independent of the library."""
 
 import math
 
@@ -17,7 +17,7 @@ def attention(q, k, v, visible):
 
 
 def multi_head(x, memory, weights, num_heads, visible, positions=None):
-    """Section 3.2.2: head i reads its columns of W^Q, W^K and W^V."""
+    """Section 3.2.2. Head i uses its own columns of W^Q, W^K and W^V."""
     w_q, w_k, w_v = (
         np.split(weights[name]["kernel"], num_heads, axis=1) for name in ("query", "key", "value")
     )
@@ -55,7 +55,7 @@ def sinusoid(length, d_model):
 
 
 def sinusoid_concat(length, d_model):
-    """tensor2tensor's: sines of geometric wavelengths from 2 pi to 10,000 times that, then cosines."""
+    """The table of tensor2tensor: sines, then cosines. Wavelengths grow geometrically up to 20,000 pi."""
     table = np.zeros((length, d_model))
     for pos in range(length):
         for i in range(d_model // 2):
@@ -65,7 +65,7 @@ def sinusoid_concat(length, d_model):
 
 
 class PlainAttention:
-    """Self-attention computed one logit at a time; the subclasses are position schemes in attention."""
+    """Self-attention, computed one logit at a time. Subclasses are position schemes that act in attention."""
 
     def __init__(self, params=None, layer=0, num_heads=1, causal=False, max_distance=None):
         self.params, self.layer, self.num_heads, self.causal = params, layer, num_heads, causal
@@ -104,7 +104,7 @@ class Relative(PlainAttention):
 
 
 class T5Bias(PlainAttention):
-    """Raffel et al. 2020, section 2.1: 32 numbers per head, for offsets that grow logarithmically up to 128."""
+    """Raffel et al. 2020, section 2.1: 32 biases per head, for ranges of distances up to 128."""
 
     def score(self, head, q, k, i, j):
         ranges, last = 32 if self.causal else 16, self.max_distance or 128
@@ -112,7 +112,7 @@ class T5Bias(PlainAttention):
         number = min(distance, exact)
 
         def reaches(n):
-            """distance >= exact (last / exact)^(n / (ranges - exact)), in whole numbers"""
+            """Tests distance >= exact (last / exact)^(n / (ranges - exact)) in whole numbers."""
             return distance ** (ranges - exact) * exact**n >= exact ** (ranges - exact) * last**n
 
         while distance >= exact and number + 1 < ranges and reaches(number + 1 - exact):
@@ -122,7 +122,10 @@ class T5Bias(PlainAttention):
 
 
 class Alibi(PlainAttention):
-    """Press et al. 2022, section 3: for 8 heads 1/2, 1/4, ..., 1/256; here for 3: of 2, and the first of 4."""
+    """Press et al. 2022, section 3: 8 heads have slopes 1/2, 1/4, ..., 1/256.
+
+    3 heads have the slopes of 2 heads, and the first slope of 4 heads.
+    """
 
     def score(self, head, q, k, i, j):
         slopes = {3: [2**-4, 2**-8, 2**-2], 8: [2.0**-n for n in range(1, 9)]}[self.num_heads]
@@ -149,7 +152,7 @@ def zeros(length, d_model):
     return np.zeros((length, d_model))
 
 
-# For each scheme: the table added to the embeddings, if it has no parameters, and its self-attention.
+# For each scheme, the table added to the embeddings (None if the table is trained) and the self-attention.
 SCHEMES = {
     "sinusoidal": (sinusoid, PlainAttention),
     "sinusoidal_concat": (sinusoid_concat, PlainAttention),
@@ -183,7 +186,7 @@ def count_modules(params, name):
 
 
 def transformer(source, target, params, num_heads, positions="sinusoidal", max_distance=None):
-    """Logits [t, v] of one unpadded sentence pair, figure 1 as a whole."""
+    """Logits [t, v] of one unpadded sentence pair: the whole of figure 1."""
     table = params["embedding"]["table"]
     d_model = table.shape[1]
     added, scheme = SCHEMES[positions]
@@ -205,7 +208,7 @@ def transformer(source, target, params, num_heads, positions="sinusoidal", max_d
 
 
 def additive_attention(s, h, w_a, u_a, v_a):
-    """Bahdanau et al. 2015, section 3.1 and appendix A.1.2: the context of one state, and the weights."""
+    """Returns the context of a state, and the weights (Bahdanau et al. 2015, section 3.1, appendix A.1.2)."""
     energies = np.array([v_a @ np.tanh(s @ w_a + h_j @ u_a) for h_j in h])
     weights = softmax(energies)
     return sum(a * h_j for a, h_j in zip(weights, h, strict=True)), weights
@@ -216,7 +219,7 @@ def sigmoid(x):
 
 
 def lstm(x, state, weights):
-    """Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000: c and h after a step."""
+    """Returns c and h after a step (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000)."""
     c, h = state
     i, f, g, o = (
         x @ weights[f"i{gate}"]["kernel"] + h @ weights[f"h{gate}"]["kernel"] + weights[f"h{gate}"]["bias"]
@@ -227,7 +230,7 @@ def lstm(x, state, weights):
 
 
 def gru(x, state, weights):
-    """Cho et al. 2014, the reset gate after the product with U: h after a step."""
+    """Returns h after a step (Cho et al. 2014, with the reset gate applied after the product with U)."""
     (h,) = state
 
     def from_input(gate):
@@ -238,7 +241,7 @@ def gru(x, state, weights):
     return ((1 - z) * n + z * h,)
 
 
-# The step of a cell, and the number of vectors in its state, of which the hidden state is the last.
+# For each cell, its step and the number of vectors in its state. The last vector is the hidden state.
 CELLS = {"lstm": (lstm, 2), "gru": (gru, 1)}
 
 
@@ -249,8 +252,8 @@ def no_dropout(x, site):
 def recurrent(source, target, params, cell, attends, dropout=no_dropout):
     """Logits [t, v] of one unpadded sentence pair.
 
-    Sutskever et al. 2014 and Cho et al. 2014, or Bahdanau et al. 2015. Dropout acts between layers, not
-    between steps (Zaremba et al. 2014, figure 2).
+    Without attention, the model is that of Sutskever et al. 2014 and Cho et al. 2014; with attention, that of
+    Bahdanau et al. 2015. Dropout acts between layers, not between steps (Zaremba et al. 2014, figure 2).
     """
     step, num_vectors = CELLS[cell]
     encoder, decoder = params["encoder"], params["decoder"]
@@ -270,7 +273,7 @@ def recurrent(source, target, params, cell, attends, dropout=no_dropout):
         backward = read(h[::-1], encoder[f"backward_{n}"], initial)[::-1]
         states = np.hstack([read(h, encoder[f"forward_{n}"], initial), backward]) if attends else backward
         h = dropout(states, f"encoder/{n}")
-    summary = backward[0]  # of the whole source, read from its end
+    summary = backward[0]  # the state after reading the source backwards
 
     starts = [decoder[f"initial_{n}"] for n in range(count_modules(decoder, "initial"))]
     starts = [np.tanh(summary @ dense["kernel"] + dense["bias"]) for dense in starts]

@@ -1,4 +1,7 @@
-"""Hashed dropout masks: their quality, and that they depend on the example and not on its place."""
+"""Dropout masks made by hashing: statistics, independence, and the sites of a transformer.
+
+A site is a place in the model where dropout acts.
+"""
 
 import functools
 import itertools
@@ -20,7 +23,8 @@ EXAMPLES = TokenBatch(
     segment_ids=jnp.tile(jnp.arange(1, SIZE + 1)[:, None], (1, SIZE)),
     positions=jnp.tile(jnp.arange(SIZE), (SIZE, 1)),
 )
-# For each kind of site the axes of its mask: example, position, channel; or example, head, query, key.
+# The number of axes of a mask, for each kind of site. The axes are example, position and channel; or example,
+# head, query and key.
 NUM_AXES = {"outputs": 3, "feed_forward": 3, "attention": 4}
 
 
@@ -51,14 +55,14 @@ def test_the_rate_is_met_overall_and_along_every_axis(rate, kind):
         assert np.abs(shares - (1 - rate)).max() <= 5 * deviation / np.sqrt(mask.size / size)
 
 
-def test_kept_activations_are_scaled_so_that_the_mean_stays():
+def test_kept_activations_are_scaled_so_that_the_mean_does_not_change():
     np.testing.assert_allclose(
         np.unique(factors("outputs", 0, 0.25, ("a",), EXAMPLES)), [0, 1 / 0.75], rtol=1e-6
     )
 
 
 def correlation(a, b):
-    """Correlation of two masks of one shape in standard deviations: about N(0, 1) if they are independent."""
+    """Correlation of two masks in standard deviations. It is about N(0, 1) for independent masks."""
     return np.corrcoef(a.ravel(), b.ravel())[0, 1] * np.sqrt(a.size)
 
 
@@ -70,7 +74,7 @@ def test_masks_of_modules_and_steps_are_independent(kind):
 
 
 def test_masks_of_one_module_are_independent():
-    """Those of its outputs, its hidden activations and each head's weights."""
+    """The masks are those for outputs, for hidden activations, and for the attention weights of each head."""
     outputs, hidden, weights = map(kept, NUM_AXES)
     assert abs(correlation(outputs, hidden)) < 4
     for head in range(NUM_HEADS):
@@ -81,7 +85,7 @@ def test_masks_of_one_module_are_independent():
 @pytest.mark.parametrize(
     ("kind", "axis"), [(kind, axis) for kind in NUM_AXES for axis in range(NUM_AXES[kind])]
 )
-def test_neighbours_along_an_axis_are_independent(kind, axis):
+def test_neighbors_along_an_axis_are_independent(kind, axis):
     mask = np.moveaxis(kept(kind), axis, 0)
     for lag in (1, 2, 3, 7, 16, 32):
         if lag < len(mask):
@@ -93,7 +97,7 @@ def test_neighbours_along_an_axis_are_independent(kind, axis):
     [(kind, axes) for kind in NUM_AXES for axes in itertools.combinations(range(NUM_AXES[kind]), 2)],
 )
 def test_transposed_places_are_independent(kind, axes):
-    """Such as query 3 with key 5 and query 5 with key 3."""
+    """Transposed places are, for example, query 3 with key 5 and query 5 with key 3."""
     mask = np.moveaxis(kept(kind), axes, (0, 1))
     above = np.triu_indices(min(mask.shape[:2]), 1)
     assert abs(correlation(mask[above], mask.swapaxes(0, 1)[above])) < 4
@@ -105,14 +109,14 @@ def test_every_bit_of_the_hash_is_fair():
     assert np.abs(shares - 0.5).max() <= 4.5 * 0.5 / np.sqrt(bits.size)
 
 
-def test_an_example_has_one_mask_in_every_row():
+def test_an_example_has_the_same_mask_in_every_row():
     alone = packed_batch([{3: [4] * 3}], length=5)
     packed = packed_batch([{9: [4] * 5}, {5: [4] * 2, 3: [4] * 3}])
     masks = [factors("outputs", 0, 0.5, ("a",), batch) for batch in (alone, packed)]
     np.testing.assert_array_equal(masks[0][0, :3], masks[1][1, 2:])
 
 
-def test_the_paper_drops_outputs_alone():
+def test_the_sites_of_the_paper_are_outputs_only():
     dropout, x = (
         bind_dropout(Dropout(jax.random.key(0), 0.5), EXAMPLES, "paper"),
         jnp.ones((SIZE, SIZE, SIZE)),
@@ -122,8 +126,8 @@ def test_the_paper_drops_outputs_alone():
 
 
 @pytest.mark.parametrize("sites", ["paper", "all"])
-def test_sites_of_a_transformer(sites, monkeypatch):
-    """The masks depend on the names of the sites: another name gives another run."""
+def test_the_sites_of_a_transformer_have_fixed_names(sites, monkeypatch):
+    """Masks depend on the names of the sites, so a new name would change the results of a run."""
     dropped = set()
 
     def record(site):
@@ -149,14 +153,14 @@ def test_sites_of_a_transformer(sites, monkeypatch):
     assert dropped == expected
 
 
-def test_without_a_request_nothing_is_dropped():
+def test_dropout_of_none_drops_nothing():
     dropout, x = bind_dropout(None, EXAMPLES, "all"), jnp.ones((SIZE, SIZE, SIZE))
     assert dropout(x, ("a",)) is x
     assert dropout.hidden(x, ("a",)) is x
     assert dropout.weights_mask(("a",), NUM_HEADS) is None
 
 
-def test_rates_share_one_program():
+def test_different_rates_share_one_program():
     traced = []
 
     @jax.jit

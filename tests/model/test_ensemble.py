@@ -1,4 +1,4 @@
-"""Ensembles: the mean of the models' probabilities, at once and step by step."""
+"""Ensembles, which predict the mean of the probabilities of their models."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from transformer.model.ensemble import ensemble
 
 
 def members(*kinds):
-    """Models and parameters; those of one kind share the module and differ in their parameters."""
+    """Models of the given kinds, with parameters. Models of one kind share a module, but not parameters."""
     models = {kind: build_model(tiny_config(kind=kind, num_layers=1), VOCAB) for kind in kinds}
     models = [models[kind] for kind in kinds]
     return models, [random_params(model, seed) for seed, model in enumerate(models)]
@@ -33,14 +33,14 @@ def test_probabilities_are_the_mean_of_the_models_probabilities(kinds):
     np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_two_copies_of_a_model_predict_what_it_predicts():
+def test_two_copies_of_a_model_predict_the_same_as_the_model():
     (model,), (params,) = members("transformer")
     twice = ensemble([model, model], [params, params])
     np.testing.assert_allclose(logits(*twice), jax.nn.log_softmax(logits(model, params)), atol=1e-5)
 
 
 def test_cached_decoding_equals_full_decoding():
-    """Two hypotheses per sentence, the target and a wrong one, swap places at each step."""
+    """Each sentence has two hypotheses, the target and a wrong output, which swap places at each step."""
     model, params = ensemble(*members("transformer", "recurrent"))
     source, target = sentence_pairs()
     inputs = np.insert(np.asarray(target.tokens)[:, :-1], 0, BOS, axis=1)
@@ -55,7 +55,7 @@ def test_cached_decoding_equals_full_decoding():
     np.testing.assert_allclose(cached[is_token], logits(model, params)[is_token], atol=1e-4)
 
 
-def test_an_ensemble_accepts_what_all_of_its_models_accept():
+def test_an_ensemble_accepts_the_lengths_that_all_its_models_accept():
     limits = (9, 7, 11)
     models = [build_model(tiny_config(positions="learned", max_positions=limit), VOCAB) for limit in limits]
     (recurrent,), _ = members("recurrent")

@@ -1,4 +1,4 @@
-"""FLOPs against counts made by hand."""
+"""FLOPs compared with counts made by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ from transformer.model.flops import matmul_flops
 from transformer.model.recurrent import CELLS
 
 
-def test_a_product_and_its_gradient():
+def test_a_product_and_its_gradient_are_counted():
     a, b = jnp.ones((2, 3)), jnp.ones((3, 5))
     assert matmul_flops(jnp.matmul, a, b) == 2 * 2 * 3 * 5
     assert matmul_flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), a, b) == 3 * 60
 
 
-def test_a_batched_product():
+def test_a_batched_product_is_counted():
     x, y = jnp.ones((7, 2, 3)), jnp.ones((7, 5, 3))
     assert matmul_flops(lambda x, y: jnp.einsum("bik,bjk->bij", x, y), x, y) == 2 * 7 * 2 * 3 * 5
 
 
-def test_a_scan_counts_each_iteration_and_a_conditional_its_longest_branch():
+def test_a_scan_counts_every_iteration_and_a_conditional_counts_its_longest_branch():
     w = jnp.ones((3, 3))
 
     def step(x, _):
@@ -47,10 +47,10 @@ def forward_flops(config: ModelConfig) -> int:
     return matmul_flops(model.apply, {"params": parameter_shapes(model)}, *batches)
 
 
-def test_a_transformer():
-    """Projections, logits of attention and attended values of each layer, feed-forward, output."""
+def test_flops_of_a_transformer_equal_a_formula():
+    """The formula adds projections, logits and attended values of attention, feed-forward, and output."""
     config = ModelConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
-    s, t, m, f, d, e = SOURCE_LENGTH, TARGET_LENGTH, 22, 11, 15, 21  # d and e over all heads
+    s, t, m, f, d, e = SOURCE_LENGTH, TARGET_LENGTH, 22, 11, 15, 21  # d and e: d_k and d_v times the heads
 
     def attention(queries, keys):
         return queries * m * (d + e) + keys * m * (d + e) + queries * keys * (d + e)
@@ -63,12 +63,15 @@ def test_a_transformer():
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("attends", [False, True])
-def test_a_recurrent_model(attends, cell):
-    """Cells, initial states, readout and output; with attention a second direction, keys, queries, logits."""
+def test_flops_of_a_recurrent_model_equal_a_formula(attends, cell):
+    """The formula adds cells, initial states, readout and output.
+
+    With attention, it also adds a second direction, keys, queries, logits and contexts.
+    """
     kind = "recurrent_attention" if attends else "recurrent"
     config = ModelConfig(kind=kind, cell=cell, encoder_layers=2, decoder_layers=3, d_model=22)
     s, t, m = SOURCE_LENGTH, TARGET_LENGTH, 22
-    a = 2 * m if attends else m  # width of an annotation
+    a = 2 * m if attends else m  # width of an encoder state
     gates, vectors = {"lstm": (4, 2), "gru": (3, 1)}[cell]
 
     def step(width):

@@ -1,7 +1,7 @@
-"""Invariants of every entry in every dict of the model. A new entry is tested without an edit here.
+"""Invariants of every entry in every dict of the model. A new entry is tested without a change to this file.
 
-Compilation costs most, so a variant has one program for logits and gradients, of one shape, and one for
-decoding. Other files import the tests and run them on their variants.
+Compilation takes most of the time. A variant therefore compiles one program of one shape for logits and
+gradients, and one program for decoding. Other test files import these tests and run them on other variants.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from tests.support.tiny import (
     train,
 )
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
-from transformer.model import CHOICES, KINDS, build_model
+from transformer.model import CHOICES, KINDS, build_model, init_params
 from transformer.model.dropout import Dropout
 from transformer.model.recurrent import CELLS
 
-# Sums of float32 in another order, as in another shape or program; logits are of order 1.
+# Tolerance for float32 sums in another order, as in another shape or program. Logits are of order 1.
 OTHER_ORDER = 2e-5
-# XLA vectorises the small loops of a recurrence across rows, so that rows differ in the order of summation.
+# Tolerance for recurrent models. XLA vectorizes a recurrence across rows, so rows sum in different orders.
 RECURRENT_ROUNDING = 1e-6
 # Fields whose entries transform each token separately, as the tests of whole rows show. A decoding step uses
-# the same block, so the test of cached decoding skips them.
+# the same block, so the test of cached decoding skips these fields.
 PER_TOKEN_FIELDS = {"norm", "feed_forward", "dropout_sites"}
 
 
 def variants() -> dict[str, dict]:
-    """Changes from the paper's model, one at a time, and each recurrent kind with each cell."""
+    """Variants by name: the paper's model with one change, and each recurrent kind with each cell."""
     default = ModelConfig()
     changes = {"paper": {}}
     for field, entries in CHOICES.items():
@@ -49,7 +49,7 @@ def variants() -> dict[str, dict]:
         if kind != default.kind:
             changes[f"{kind}-{cell}"] = {"kind": kind, "cell": cell}
     changes["uneven"] = {"encoder_layers": 1, "decoder_layers": 2}
-    # Sequences longer than `max_positions`.
+    # In these two variants, sequences are longer than `max_positions`.
     changes["clamp"] = {"overflow": "clamp", "max_positions": 3}
     changes["zero"] = {"positions": "learned", "overflow": "zero", "max_positions": 3}
     return changes
@@ -80,7 +80,7 @@ class Variant:
         return float(loss), np.asarray(gradient)
 
     def logits(self, source_rows, target_rows, rate=0.0, padding=PAD) -> np.ndarray:
-        """The logits of rows, each a dict from segment id to tokens: [row, target token, class]."""
+        """Logits [row, target token, class]. Each row maps segment ids to tokens."""
         batches = [
             batch._replace(tokens=jnp.where(batch.segment_ids == 0, padding, batch.tokens))
             for batch in self.batches(source_rows, target_rows)
@@ -88,7 +88,7 @@ class Variant:
         return np.asarray(self._loss_and_gradient(self.flat_params, *batches, rate)[0][1])
 
     def batches(self, source_rows, target_rows):
-        """Batches in the one compiled shape."""
+        """Batches of the given rows, padded to the shape of the compiled program."""
         empty = [{}] * (self.num_rows - len(source_rows))
         source = packed_batch([*source_rows, *empty], self.source_length)
         return source, packed_batch([*target_rows, *empty], self.target_length)
@@ -99,7 +99,7 @@ def variant(request):
     return Variant(request.param)
 
 
-A, B = 1, 2  # two examples, by segment id
+A, B = 1, 2  # the segment ids of two examples
 SOURCES = {A: [4, 5, 6, 7, 2], B: [8, 9, 2]}
 TARGETS = {A: [10, 11, 2], B: [12, 4, 5, 2]}
 
@@ -109,7 +109,7 @@ def rows_of(sentences, rows):
 
 
 def test_a_target_token_changes_only_later_logits(variant):
-    """The logits at i predict token i and see every token before it. Row i has another token i."""
+    """The logits at position i predict token i from the tokens before it. Row i has another token i."""
     target = [4, 5, 6, 7, 8, 9, 2]
     targets = [{A: [*target[:i], 10, *target[i + 1 :]]} for i in range(len(target))]
 
@@ -123,7 +123,7 @@ def test_a_target_token_changes_only_later_logits(variant):
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_an_example_has_the_same_logits_in_every_row(variant, rate):
-    """Alone in another row and, if the model supports packing, behind another example."""
+    """The example is alone in another row or, if the model supports packing, behind another example."""
     packs = variant.model.supports_packing
     rows = [[A], [B], [B], [A], [B, A] if packs else [B]]
 
@@ -158,7 +158,7 @@ def test_padding_and_compilation_change_nothing(variant):
 
 
 def test_bfloat16_stays_near_float32(variant):
-    """8 bits of mantissa: 0.15 is about six roundings of a logit of order 4."""
+    """bfloat16 has 8 bits of mantissa. The tolerance of 0.15 is about six roundings of a logit of order 4."""
     half = build_model(dataclasses.replace(variant.model.config, dtype="bfloat16"), VOCAB)
 
     batches = (packed_batch([{B: side[B]}]) for side in (SOURCES, TARGETS))
@@ -170,12 +170,12 @@ def test_bfloat16_stays_near_float32(variant):
 
 
 def test_cached_decoding_equals_full_decoding(variant):
-    """Two hypotheses per sentence swap places at each step: two paths, neither of which may leak into the other."""
+    """The two hypotheses of a sentence swap places at each step. Neither may affect the other."""
     if PER_TOKEN_FIELDS & set(variant.changes):
         pytest.skip("tested by the tests of whole rows")
     paths = np.array([[[10, 11, 4, 2], [12, 4, 5, 2]], [[12, 4, 5, 2], [10, 11, 4, 2]]])  # [path, b, t]
     inputs = np.insert(paths[..., :-1], 0, BOS, axis=-1)
-    path = (np.arange(4)[:, None] + np.arange(2)) % 2  # of each place at each step
+    path = (np.arange(4)[:, None] + np.arange(2)) % 2  # the path in each place at each step
     tokens = np.stack([inputs[path[t], :, t].T for t in range(4)])
     parents = np.tile([1, 0], (4, 2, 1))
     source_rows = rows_of(SOURCES, [[A], [B]])
@@ -190,7 +190,7 @@ def test_cached_decoding_equals_full_decoding(variant):
 
 
 def test_the_loss_halves_in_30_steps(variant):
-    """Steps of Adam, in NumPy, at a learning rate of 0.01."""
+    """The steps are those of Adam, in NumPy, with a learning rate of 0.01."""
     rows = [{A: tokens} for tokens in np.random.default_rng(0).integers(4, VOCAB, (variant.num_rows, 5))]
     batches = variant.batches(rows, rows)
 
@@ -206,11 +206,12 @@ def test_the_loss_halves_in_30_steps(variant):
 
 @pytest.mark.slow
 def test_a_model_learns_to_copy(variant):
-    """New sentences of 2 to 6 tokens at each step, then sentences never seen, with the true tokens as inputs.
+    """Trains on new sentences of 2 to 6 tokens at each step, then tests on other sentences, with true inputs.
 
-    Without positions the encoder sees a bag of tokens, whose order no decoder can know, nor can it know that
-    of tokens beyond the last position.
+    Without positions, the encoder sees a bag of tokens, and the decoder cannot know their order. The same holds for
+    tokens beyond the last position.
     """
+    model = build_model(tiny_config(**{"encoder_layers": 1} | variant.changes), VOCAB)
     rng = np.random.default_rng(0)
     num_steps = 3_000
 
@@ -220,14 +221,14 @@ def test_a_model_learns_to_copy(variant):
 
     batches = ((batch, batch) for batch in (sentences(64) for _ in range(num_steps)))
     schedule = optax.cosine_decay_schedule(3e-3, num_steps)
-    _, params = train(variant.model, variant.params, batches, schedule)
+    _, params = train(model, init_params(model, seed=2), batches, schedule)
 
     test = sentences(256)
-    predicted = jax.jit(variant.model.apply)({"params": params}, test, test).argmax(axis=-1)
+    predicted = jax.jit(model.apply)({"params": params}, test, test).argmax(axis=-1)
     accuracy = np.mean((predicted == test.tokens)[test.segment_ids != 0])
-    if variant.model.config.positions == "none":
+    if model.config.positions == "none":
         assert accuracy < 0.8
-    elif variant.model.config.max_positions < 7:
+    elif model.config.max_positions < 7:
         assert accuracy < 0.98
     else:
         assert accuracy > 0.99

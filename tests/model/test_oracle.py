@@ -1,4 +1,4 @@
-"""The model against the papers' equations in float64."""
+"""The model compared with the equations of the papers in float64."""
 
 import math
 
@@ -30,7 +30,7 @@ def module_params(module, *args, **kwargs):
     return random_tree(shapes["params"])
 
 
-def test_scaled_dot_product_attention():
+def test_scaled_dot_product_attention_equals_the_equation():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=shape) for shape in ((2, 3, 5, 7), (2, 11, 5, 7), (2, 11, 5, 13)))
     mask = rng.random((2, 3, 11)) < 0.6
@@ -46,14 +46,14 @@ def test_scaled_dot_product_attention():
     assert np.all(weights[np.broadcast_to(~mask[:, None], weights.shape)] == 0)
 
 
-def test_a_query_that_sees_no_key_is_not_nan():
+def test_a_query_that_sees_no_key_does_not_give_nan():
     x = jnp.ones((1, 2, 1, 3))
     heads, weights = scaled_dot_product_attention(x, x, x, jnp.zeros((1, 2, 2), bool))
     assert np.isfinite(heads).all()
     assert np.isfinite(weights).all()
 
 
-def test_multi_head_attention():
+def test_multi_head_attention_equals_the_equations():
     rng = np.random.default_rng(1)
     x, memory = rng.normal(size=(1, 3, 22)), rng.normal(size=(1, 5, 22))
     mask = jnp.array([[[1, 1, 0, 1, 0], [0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]], bool)
@@ -73,8 +73,8 @@ def test_multi_head_attention():
     ("positions", "max_distance"),
     [*((name, 3 if name == "relative" else None) for name in POSITIONS), ("t5_bias", 20)],
 )
-def test_whole_transformer(positions, max_distance):
-    """Two layers; longer than `max_distance` and than the ranges of T5 that hold one distance each."""
+def test_a_whole_transformer_equals_the_equations(positions, max_distance):
+    """Sentences are longer than `max_distance`, and longer than the T5 ranges that hold a single distance."""
     model = build_model(tiny_config(positions=positions, max_positions=32, max_distance=max_distance), VOCAB)
     params = random_params(model)
     source, target = np.random.default_rng(0).integers(4, VOCAB, (2, 29))
@@ -89,8 +89,8 @@ def test_whole_transformer(positions, max_distance):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
-def test_whole_recurrent_model(kind, cell):
-    """Two layers per stack, either side padded in one row, with dropout."""
+def test_a_whole_recurrent_model_equals_the_equations(kind, cell):
+    """The model has two layers per stack and uses dropout. Each side is padded in one row."""
     model = build_model(tiny_config(kind=kind, cell=cell), VOCAB)
     params = random_params(model)
     pair, dropout = sentence_pairs(), Dropout(jax.random.key(3), 0.4)
@@ -111,8 +111,8 @@ def test_whole_recurrent_model(kind, cell):
         np.testing.assert_allclose(logits[row, : len(target)], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_decoder_block_of_prime_sizes():
-    """LayerNorm(x + Sublayer(x)) three times, at sizes that share no factor."""
+def test_a_decoder_block_equals_the_equations():
+    """The block computes LayerNorm(x + Sublayer(x)) three times. All sizes are primes."""
     rng = np.random.default_rng(3)
     x, memory = rng.normal(size=(2, 11)), rng.normal(size=(3, 11))
     causal = jnp.tril(jnp.ones((1, 2, 2), bool))
@@ -130,8 +130,8 @@ def test_a_decoder_block_of_prime_sizes():
     np.testing.assert_allclose(output[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rms_norm():
-    """x / sqrt(mean(x^2) + eps) * g (Zhang and Sennrich 2019, equation 4)."""
+def test_rms_norm_equals_the_equation():
+    """The equation is x / sqrt(mean(x^2) + eps) * g (Zhang and Sennrich 2019, equation 4)."""
     rng = np.random.default_rng(5)
     x, scale = rng.normal(size=(5, 7)), rng.normal(size=7)
 
@@ -153,8 +153,8 @@ ACTIVATIONS |= {"reglu": ACTIVATIONS["relu"], "geglu": ACTIVATIONS["gelu"]}
 
 
 @pytest.mark.parametrize("name", FEED_FORWARDS)
-def test_feed_forward(name):
-    """Equation 2; Shazeer 2020, equations 5 and 6."""
+def test_feed_forward_equals_the_equations(name):
+    """The equations are equation 2 of the paper, and equations 5 and 6 of Shazeer (2020)."""
     x = np.random.default_rng(7).normal(size=(5, 7))
     inputs = jnp.float32(x)[None], NO_DROPOUT
 
@@ -172,7 +172,7 @@ def test_feed_forward(name):
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_additive_attention():
+def test_additive_attention_equals_the_equations():
     rng = np.random.default_rng(8)
     s, h = rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 11, 7))
     w_a, u_a, v_a = rng.normal(size=(5, 13)), rng.normal(size=(7, 13)), rng.normal(size=13)
@@ -191,22 +191,22 @@ def test_additive_attention():
     assert np.all(weights[1, :, 4:] == 0)
 
 
-def test_t5_range_starts():
-    """From the released code's table: one distance per range up to 7 or 15, then logarithmic."""
+def test_t5_range_starts_equal_the_released_table():
+    """The values are from the released code. A range holds one distance at first; then ranges grow."""
     assert t5_range_starts(16, 128).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     assert t5_range_starts(32, 128)[:16].tolist() == list(range(1, 17))
     assert t5_range_starts(32, 128)[-1] < 128
 
 
-def test_alibi_slopes():
-    """The paper's for 8 and for 16 heads; for 12, by the rule of its section 3."""
+def test_alibi_slopes_equal_those_of_the_paper():
+    """The paper gives the slopes for 8 and 16 heads. Slopes for 12 heads follow the rule in its section 3."""
     np.testing.assert_allclose(alibi_slopes(8), [2.0**-n for n in range(1, 9)])
     np.testing.assert_allclose(alibi_slopes(16), [2.0 ** (-n / 2) for n in range(1, 17)])
     np.testing.assert_allclose(alibi_slopes(12)[8:], [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5])
 
 
-def test_golden_sinusoids():
-    """The first four channels of d_model 8: 10,000^(2i/8) is 1 and 10, as is 100^(2i/4)."""
+def test_sinusoids_equal_values_computed_by_hand():
+    """The divisor 10,000^(2i/8) is 1 and 10 for the first four of 8 channels."""
     table = [
         [0, 1, 0, 1],
         [0.84147098, 0.54030231, 0.09983342, 0.99500417],

@@ -1,4 +1,4 @@
-"""Parameter names, which initial weights and checkpoints depend on, and the parameter counts of the paper."""
+"""Parameter names, on which initial weights and checkpoints depend, and the parameter counts of the paper."""
 
 import re
 
@@ -66,13 +66,13 @@ def in_both_stacks(*names) -> set[str]:
     ],
     ids=lambda value: "-".join(value.values()) or "paper" if isinstance(value, dict) else "",
 )
-def test_names(changes, expected):
+def test_parameters_have_fixed_names(changes, expected):
     assert parameter_names(**changes) == expected
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_names_of_recurrent_modules(cell):
-    """Names up to the cell, whose weights are Flax's."""
+def test_recurrent_modules_have_fixed_names(cell):
+    """Names are compared up to the cell, inside which Flax names the weights."""
 
     def modules(kind):
         return {re.sub(r"/cell/.*", "/cell", name) for name in parameter_names(kind=kind, cell=cell)}
@@ -91,7 +91,7 @@ def test_names_of_recurrent_modules(cell):
     assert modules("recurrent_attention") == fixed | attention | forward
 
 
-def test_initial_parameters_depend_on_the_seed_alone():
+def test_initial_parameters_depend_only_on_the_seed():
     model = build_model(tiny_config(num_layers=1), VOCAB)
 
     first, again, other_seed = (init_params(model, seed) for seed in (0, 0, 1))
@@ -102,8 +102,10 @@ def test_initial_parameters_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
-def test_each_use_reads_the_matrix_that_it_names(name):
+def test_source_target_and_output_read_the_configured_matrices(name):
     tables = EMBEDDINGS[name]
+    assert (tables.target == tables.output) == (name != "untied")
+    assert (tables.source == tables.target) == (name == "three_way")
     embedding = Embedding(VOCAB, 22, tables)
     tokens = jnp.array([[4, 5]])
 
@@ -124,8 +126,8 @@ def test_each_use_reads_the_matrix_that_it_names(name):
 
 
 @pytest.mark.parametrize("kind", ["transformer", "recurrent"])
-def test_a_model_embeds_each_side_with_its_matrix(kind):
-    """The logit of one class has a gradient in the rows of the source, of the decoder's input and of the class."""
+def test_a_model_uses_a_separate_matrix_for_source_target_and_output(kind):
+    """A logit has gradients only for the source tokens, the decoder's input tokens, and its own class."""
     model = build_model(tiny_config(kind=kind, embeddings="untied", num_layers=1), VOCAB)
     params = random_params(model)
 
@@ -150,8 +152,8 @@ def base_count():
 
 
 @pytest.mark.parametrize("gated", [name for name, entry in FEED_FORWARDS.items() if entry.gated])
-def test_a_gated_network_may_have_as_many_parameters_as_a_plain_one(gated):
-    """Counted in one layer per stack, with a vocabulary of 8."""
+def test_equal_parameters_gives_a_gated_network_the_size_of_a_plain_network(gated):
+    """The models have one layer per stack and a vocabulary of 8."""
     plain, wide, equal = (
         count(8, num_layers=1, **changes)
         for changes in ({}, {"feed_forward": gated}, {"feed_forward": gated, "equal_parameters": True})
@@ -165,7 +167,7 @@ def test_a_plain_network_ignores_equal_parameters(base_count):
 
 
 def test_base_has_63_million_parameters(base_count):
-    """By formula: V d + N (4 d² + 2 d f + f + d + 2·2d) + N (8 d² + 2 d f + f + d + 3·2d)."""
+    """The formula is V d + N (4 d² + 2 d f + f + d + 2·2d) + N (8 d² + 2 d f + f + d + 3·2d)."""
     v, d, f, n = 37_000, 512, 2048, 6
     formula = v * d + n * (12 * d * d + 2 * (2 * d * f + f + d) + 5 * 2 * d)
     assert base_count == formula == 63_045_632
@@ -185,8 +187,8 @@ def test_base_has_63_million_parameters(base_count):
     ],
     ids=str,
 )
-def test_differences_from_base_are_those_of_table_3(changes, millions, base_count):
-    # PAPER.md: the vocabulary that fits nearly all rows, with which base has 65 million parameters
+def test_differences_from_base_equal_those_of_table_3(changes, millions, base_count):
+    # With this vocabulary, base has 65 million parameters and nearly all rows fit.
     vocab_size = 40_500
     base = base_count + (vocab_size - 37_000) * 512
     assert (count(vocab_size, **changes) - base) / 1e6 == pytest.approx(millions - 65, abs=1)

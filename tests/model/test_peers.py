@@ -1,4 +1,4 @@
-"""Agreement with torch.nn.Transformer, given the same weights. Needs the `peers` extra; skipped without it."""
+"""Agreement with torch.nn.Transformer, given the same weights. Skipped without the `peers` extra."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,10 @@ def tensor(x):
 
 
 def torch_attention(params):
-    """An attention's weights by torch's names; it stacks the projections, and has biases, which are 0 here."""
+    """The weights of an attention layer under torch's names.
+
+    torch stacks the projections and has biases, which are set to 0.
+    """
     projections = torch.cat([params[name]["kernel"].T for name in ("query", "key", "value")])
     return {
         "in_proj_weight": projections,
@@ -32,7 +35,7 @@ def torch_attention(params):
 
 
 def torch_layer(params, attentions):
-    """A layer's weights by torch's names; `attentions` maps our names of attentions to torch's."""
+    """The weights of a layer under torch's names; `attentions` maps names of attentions to torch's names."""
     weights = {}
     for name, torch_name in attentions.items():
         weights |= {f"{torch_name}.{leaf}": x for leaf, x in torch_attention(params[name]).items()}
@@ -95,7 +98,7 @@ def test_logits_and_gradients_equal_those_of_torch():
     weights = jax.tree.map(tensor, params)
     expected = torch_logits(weights, torch.tensor(source), torch.tensor(target))
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.tensor(target).flatten()).backward()
-    # Ours is single precision, torch's double.
+    # The model computes in single precision, torch in double precision.
     np.testing.assert_allclose(logits, expected.detach(), rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.grad, rtol=1e-5, atol=1e-5), gradient, weights)
     assert all(np.abs(leaf).max() > 5e-3 for leaf in jax.tree.leaves(gradient))

@@ -1,4 +1,4 @@
-"""Position schemes: positions beyond the last, refused configs, and a new scheme that needs no other edit."""
+"""Position schemes: positions beyond the last, refused configs, and a scheme that the test adds."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def added(positions, overflow, max_positions=LIMIT):
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_concat", "learned"])
-def test_overflow_policies(positions):
+def test_positions_beyond_the_last_follow_the_overflow_policy(positions):
     error, clamp, zero = (added(positions, overflow) for overflow in ("error", "clamp", "zero"))
 
     assert (error[1], clamp[1], zero[1]) == (LIMIT, None, None)
@@ -34,6 +34,8 @@ def test_overflow_policies(positions):
     for vectors, _ in (error, zero):
         np.testing.assert_allclose(vectors[:LIMIT], clamp[0][:LIMIT], atol=1e-6)
     assert (np.abs(clamp[0][:LIMIT]).max(axis=1) > 0).all()
+    # Each position before the limit has a vector that differs from its neighbor's.
+    assert (np.abs(np.diff(clamp[0][:LIMIT], axis=0)).max(axis=1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_concat"])
@@ -44,7 +46,7 @@ def test_sinusoids_extrapolate(positions):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_sequence_beyond_an_error_limit_is_nan(positions):
+def test_a_sequence_beyond_the_limit_gives_nan_with_the_error_policy(positions):
     config = tiny_config(positions=positions, max_positions=LIMIT, overflow="error", num_layers=1)
     model = build_model(config, VOCAB)
     assert model.max_lengths == (LIMIT, LIMIT)
@@ -59,7 +61,7 @@ def test_padding_has_position_0_so_that_it_never_overflows():
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_overflow_begins_where_training_ended(positions):
-    """The rows of a table beyond the longest training example were never trained; nothing may read them."""
+    """Rows of a table beyond the longest training example were never trained, so nothing may read them."""
     trained_lengths = (LIMIT, LIMIT + 1)
     config = {"positions": positions, "num_layers": 1}
     clamp = build_model(tiny_config(overflow="clamp", **config), VOCAB, trained_lengths)
@@ -77,7 +79,7 @@ def test_overflow_begins_where_training_ended(positions):
     assert error.max_lengths == trained_lengths
 
 
-def test_default_policies():
+def test_only_learned_positions_have_the_error_policy_by_default():
     policies = {name: scheme(tiny_config(positions=name)).overflow for name, scheme in POSITIONS.items()}
     assert policies.pop("learned") == "error"
     assert set(policies.values()) == {"extrapolate"}
@@ -117,14 +119,14 @@ def test_default_policies():
     ],
     ids=str,
 )
-def test_refused_configs(changes, message):
+def test_impossible_configs_are_refused(changes, message):
     with pytest.raises(UserError) as error:
         build_model(tiny_config(**changes), VOCAB)
     assert str(error.value) == message
 
 
 class Binary(PositionScheme):
-    """The bits of the position, added to the first channels."""
+    """Adds the bits of the position to the first channels."""
 
     def add(self, x, positions, length):
         bits = positions[..., None] >> jnp.arange(5)[None, None] & 1
@@ -132,7 +134,7 @@ class Binary(PositionScheme):
 
 
 def test_a_new_scheme_trains_and_decodes(monkeypatch):
-    """One class and one entry, both made here. It learns to reverse, which takes positions."""
+    """The scheme is one class and one entry. The model learns to reverse, for which it needs positions."""
     monkeypatch.setitem(POSITIONS, "binary", Binary)
     model = build_model(tiny_config(positions="binary", num_layers=1), VOCAB)
     words = np.random.default_rng(0).integers(4, VOCAB, (32, 5))

@@ -1,4 +1,4 @@
-"""Properties of the traced programs: the types of their products, the sizes of their tensors."""
+"""Traced programs: the data types of matrix products, and the sizes of tensors."""
 
 import math
 
@@ -13,7 +13,7 @@ from transformer.model.dropout import Dropout
 
 
 def equations(jaxpr):
-    """The equations of a program, those of inner programs included."""
+    """The equations of a program, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -52,15 +52,16 @@ RELATIVE, SPREAD = "bqhd,hcd->bhqc", "bhqc,qkc->bhqk"
     ids=["paper", "relative", "recurrent", "recurrent_attention"],
 )
 def test_products_of_a_bfloat16_model(changes, logits, exact):
-    """Factors are bfloat16, and products are too except for logits; in the gradient, so are factors.
+    """Factors are bfloat16. Products are bfloat16 too, except for logits, which are float32.
 
-    `exact` are products of float32 logits with ones and zeros.
+    In the gradient, only the products that make logits have float32 factors. `exact` names products of float32
+    logits with ones and zeros.
     """
     config = tiny_config(dtype="bfloat16", num_layers=1, **changes)
     loss, arguments = loss_and_arguments(config, VOCAB, 5, 7)
 
     def float32_products(function, variables):
-        """Products of which a result or a factor is float32, by their einsum or the name of their module."""
+        """The einsum or the module of every product with a float32 result or a float32 factor."""
         return {
             str(equation.source_info.name_stack).rpartition("/")[2]
             for equation in trace(function, arguments)
@@ -74,7 +75,7 @@ def test_products_of_a_bfloat16_model(changes, logits, exact):
 
 
 def test_relative_positions_make_no_tensor_of_queries_keys_and_channels():
-    """Sizes are primes, so that a tensor has an axis if its size has the factor."""
+    """Sizes are primes, so that the factors of a tensor's size tell which axes the tensor has."""
     s, t, d, e = 11, 13, 5, 7
     sizes = {"d_model": 23, "d_ff": 29, "num_heads": 3, "d_k": d, "d_v": e, "max_distance": 9}
     config = tiny_config(positions="relative", num_layers=1, **sizes)

@@ -1,4 +1,4 @@
-"""Recurrent encoder-decoders: what each decoder sees of the source."""
+"""Recurrent encoder-decoders: the input of the decoder, the size of its state, and attention weights."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def start_decoding(model, params, num_hypotheses, cache_length):
     return model.apply({"params": params}, source.tokens, num_hypotheses, cache_length, method=method)
 
 
-def test_the_decoder_sees_one_vector_or_an_annotation_per_token(weighted_model):
+def test_the_decoder_gets_one_vector_or_one_annotation_per_source_token(weighted_model):
     model, params = weighted_model
     cache, _ = start_decoding(model, params, num_hypotheses=2, cache_length=9)
     if model.attends:
@@ -33,7 +33,7 @@ def test_the_decoder_sees_one_vector_or_an_annotation_per_token(weighted_model):
         assert cache.keys is None
 
 
-def test_the_state_has_one_size_for_all_output_lengths(weighted_model):
+def test_the_size_of_the_state_does_not_depend_on_the_output_length(weighted_model):
     sizes = set()
     for cache_length in (5, 50):
         _, state = start_decoding(*weighted_model, num_hypotheses=3, cache_length=cache_length)
@@ -42,7 +42,7 @@ def test_the_state_has_one_size_for_all_output_lengths(weighted_model):
 
 
 def test_the_encoder_reads_backwards():
-    """The fixed context is the state at the first token, so it depends on the first tokens most."""
+    """The fixed context is the state at the first token, so it depends most on the first tokens."""
     model = build_model(tiny_config(kind="recurrent", num_layers=1), VOCAB)
     source = [4, 5, 6, 7, 8, 9, 10, 11, 12, 4, 5, 2]
     changed = [[6, *source[1:]], [*source[:10], 6, *source[11:]]]
@@ -65,7 +65,7 @@ def test_attention_weights_are_sown():
     assert np.all(weights[1, :, :, 3:] == 0)
 
 
-def test_a_kind_without_all_methods_cannot_be_made():
+def test_a_kind_without_all_methods_cannot_be_instantiated():
     class Incomplete(EncoderDecoder):
         def encode(self, source, dropout=None):
             return source

@@ -1,4 +1,4 @@
-"""Residual connections: the equations of both entries, and new connections defined in this file alone."""
+"""Residual connections: the equations of registered connections, and connections that this file adds."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from tests.model import oracle
 
-# The contract, run on the connections of this file.
+# These tests run on the connections that this file adds.
 from tests.model.test_invariants import (  # noqa: F401
     Variant,
     test_a_target_token_changes_only_later_logits,
@@ -105,7 +105,7 @@ def test_new_connections_have_their_parameters_and_no_others():
 
 
 def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
-    """N = 1 encoder layer and M = 2 decoder layers."""
+    """The model has N = 1 encoder layer and M = 2 decoder layers."""
     sentence = token_batch([[4, 2]])
     plain, deep = (
         build_model(tiny_config(residual=name, encoder_layers=1), VOCAB).init(
@@ -132,8 +132,8 @@ def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
         ("pre_norm", lambda x, norm: x + 3 * norm(x)),
     ],
 )
-def test_equations_of_the_entries(name, equation):
-    """LayerNorm(x + Sublayer(x)) and x + Sublayer(LayerNorm(x)), with Sublayer(x) = 3 x."""
+def test_registered_connections_equal_their_equations(name, equation):
+    """The equations are LayerNorm(x + Sublayer(x)) and x + Sublayer(LayerNorm(x)), with Sublayer(x) = 3 x."""
     x = np.random.default_rng(4).normal(size=(5, 7))
     rng = np.random.default_rng(5)
     weights = {"scale": rng.normal(size=7), "bias": rng.normal(size=7)}

@@ -1,4 +1,4 @@
-"""Commands in the process of the test, and in real processes."""
+"""Runs commands in the process of the test, or in real processes."""
 
 import contextlib
 import importlib
@@ -16,8 +16,8 @@ import jax
 from experiments import cli
 
 ROOT = Path(__file__).parent.parent.parent
-# A run that trains in seconds: on one device, whatever number of devices the test process has, and with few
-# shapes, since each is compiled.
+# Flags of a run that trains in seconds. The run uses one device, however many the test process has, and few
+# array shapes, since each shape is compiled.
 SMOKE = (
     "--config=configs/number_words.py:smoke",
     "--config.train.parallelism=single",
@@ -27,7 +27,7 @@ SMOKE = (
 
 
 class Done(NamedTuple):
-    """A command that has ended."""
+    """The exit status and the output of a command."""
 
     status: int
     stdout: str
@@ -39,8 +39,8 @@ def call(name: str, *arguments: str | Path, status: int = 0, stdin: bytes = b"",
 
     Args:
       name: module of the command in `experiments`.
-      arguments: words after its name.
-      status: the exit status with which it must end.
+      arguments: arguments of the command.
+      status: expected exit status.
       stdin: content of standard input.
       cwd: current folder.
     """
@@ -67,7 +67,7 @@ def call(name: str, *arguments: str | Path, status: int = 0, stdin: bytes = b"",
 
 
 def refuse(name: str, *arguments: str | Path, **options) -> str:
-    """Runs a command that must refuse its arguments; returns its one line, without "error: "."""
+    """Runs a command that must refuse its arguments. Returns its one-line error without "error: "."""
     done = call(name, *arguments, status=cli.USAGE, **options)
     *before, line = done.stderr.splitlines()
     assert line.startswith("error: "), done.stderr
@@ -77,7 +77,7 @@ def refuse(name: str, *arguments: str | Path, **options) -> str:
 
 @contextlib.contextmanager
 def start(name: str, *arguments: str | Path, **options) -> Iterator[subprocess.Popen]:
-    """Runs a command in a real process, whose standard streams are pipes; kills it at the end."""
+    """Runs a command in a real process, whose standard streams are pipes. Kills the process at the end."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
     with subprocess.Popen(command, **{"cwd": ROOT, "env": environment(), **pipes, **options}) as process:
@@ -88,7 +88,7 @@ def start(name: str, *arguments: str | Path, **options) -> Iterator[subprocess.P
 
 
 def environment() -> dict[str, str]:
-    """The environment of a real process: one device, and the compiled programs of this session."""
+    """The environment of a real process, with one device and the compilation cache of this session."""
     changes = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,

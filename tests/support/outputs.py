@@ -1,4 +1,4 @@
-"""Outputs of models that were never run."""
+"""Invented outputs of models, for tests of metrics."""
 
 from transformer.evaluation.metrics import Outputs
 
@@ -8,7 +8,7 @@ NUM_TOKENS = 30
 
 
 def outputs_of(hypotheses, references, sources=None, ended=None) -> Outputs:
-    """Outputs with sources "source 0", "source 1", ... unless others are given; all have ended."""
+    """Outputs that have ended, with sources "source 0", "source 1", ..., unless given otherwise."""
     sources = [f"source {i}" for i in range(len(references))] if sources is None else sources
     ended = [True] * len(hypotheses) if ended is None else ended
     return Outputs(sources, hypotheses, references, ended, SUMMARY, NUM_TOKENS)

@@ -1,4 +1,4 @@
-"""Searches over tables of logits in place of a model. Tests of one shape share one compiled program."""
+"""Searches over tables of logits in place of a model. Tests with equal shapes share one compiled program."""
 
 import functools
 
@@ -9,16 +9,32 @@ import numpy as np
 from transformer.config import BOS, PAD
 from transformer.decoding.length_penalty import power_penalty, wu_penalty
 from transformer.decoding.sampling import Sampler
-from transformer.decoding.search import BeamSearch, Constraints, IndependentSearch, SearchResult, run
+from transformer.decoding.search import (
+    BeamSearch,
+    Constraints,
+    IndependentSearch,
+    SearchResult,
+    advance,
+    cache_sizes,
+)
 
 VOCAB = 5  # PAD, BOS, EOS and the words 3 and 4
-NUM_ROWS, LENGTH = 6, 10  # of every search, unless a test compares lengths
+NUM_ROWS, LENGTH = 6, 10  # for every search, unless a test compares lengths
+
+
+def run(search, step, model_state, constraints, length, resize_cache=lambda model_state, length: model_state):
+    """Searches until every sentence is finished; `resize_cache` enlarges the caches of a model's state."""
+    state = search.init(model_state, constraints, length)
+    for size in cache_sizes(length):
+        state = state._replace(model_state=resize_cache(state.model_state, size))
+        state = advance(search, step, constraints, state, size)
+    return search.result(constraints, state)
 
 
 def table_step(table):
-    """A step function whose logits depend on the row and the last two tokens: table [b, v, v, v].
+    """A step function that reads logits from a table [b, v, v, v], given the row and the last two tokens.
 
-    Its state is the token before the last one of each hypothesis, so that wrong parents change the logits.
+    The state is the second-to-last token of each hypothesis, so that wrong parents change the logits.
     """
 
     def step(tokens, parents, state, index):
@@ -58,7 +74,7 @@ def sample(table, limits, *, seed=0, temperature=1.0, k=None, p=1.0) -> SearchRe
 
 
 def words(result, row, hypothesis=0):
-    """The tokens of an output, EOS included."""
+    """The tokens of an output, including EOS."""
     tokens = result.tokens[row, hypothesis].tolist()
     return tuple(tokens[: tokens.index(PAD)] if PAD in tokens else tokens)
 

@@ -1,4 +1,4 @@
-"""Splits made of a few sentences."""
+"""Splits made from a few sentences."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Text files of sentence pairs, and data sets made of them."""
+"""Text files of sentence pairs, and the config of a data set made from such files."""
 
 import gzip
 from pathlib import Path

@@ -20,7 +20,7 @@ VOCAB = 13
 
 
 def tiny_config(**changes) -> ModelConfig:
-    """2 layers, 3 heads, d_k 6, d_v 7, d_model 22, d_ff 11."""
+    """A config with 2 layers, 3 heads, d_k 6, d_v 7, d_model 22 and d_ff 11."""
     config = ModelConfig(
         num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=6, d_v=7, max_positions=17, dropout_rate=0.3
     )
@@ -28,12 +28,12 @@ def tiny_config(**changes) -> ModelConfig:
 
 
 def token_batch(sentences: Sequence[Sequence[int]], length: int | None = None) -> TokenBatch:
-    """One sentence per row, padded to `length`; None: to the longest."""
+    """A batch with one sentence per row, padded to `length` or, if None, to the longest sentence."""
     return packed_batch([{row: sentence} for row, sentence in enumerate(sentences, start=1)], length)
 
 
 def packed_batch(rows: Sequence[Mapping[int, Sequence[int]]], length: int | None = None) -> TokenBatch:
-    """Rows that map the segment ids of their examples, in order, to the examples' tokens; padded as above."""
+    """A batch whose rows map segment ids, in order, to the tokens of examples; padded like `token_batch`."""
     length = length or max(sum(map(len, row.values())) for row in rows)
     arrays = np.full((3, len(rows), length), PAD, np.int32)
     for number, row in enumerate(rows):
@@ -56,14 +56,14 @@ def token_shapes(num_rows: int, length: int) -> TokenBatch:
 
 
 def random_params(model: EncoderDecoder, seed: int = 0) -> PyTree:
-    """Parameters away from their initial values; see `random_tree`."""
+    """Random parameters of a model; see `random_tree`."""
     return random_tree(parameter_shapes(model), seed)
 
 
 def random_tree(shapes: PyTree, seed: int = 0) -> PyTree:
-    """Parameters of these shapes, away from the initial values at which norms and biases hide mistakes.
+    """Random parameters of the given shapes. With their initial values, norms and biases would hide mistakes.
 
-    NumPy draws them, since compiling `init_params` takes longer than most tests.
+    NumPy draws the values, since compiling `init_params` takes longer than most tests.
     """
     rng = np.random.default_rng(seed)
 
@@ -90,7 +90,7 @@ def train(
 ) -> tuple[list[float], PyTree]:
     """Trains with Adam on the mean cross-entropy per target token. Returns the losses and the parameters."""
     optimizer = optax.adam(learning_rate)
-    flat, unravel = ravel_pytree(params)  # one vector: few operations compile fast
+    flat, unravel = ravel_pytree(params)  # one vector, since few operations compile fast
 
     @jax.jit
     def update(flat, opt_state, source, target):
@@ -110,7 +110,7 @@ def train(
 
 @functools.partial(jax.jit, static_argnames=("model", "cache_length"))
 def cached_logits(model, params, source_tokens, tokens, parents, cache_length):
-    """The logits of every decoding step [t, b, n, v], given its tokens and parents [t, b, n]."""
+    """The logits [t, b, n, v] of all decoding steps, given the tokens and parents [t, b, n] of the steps."""
     apply = functools.partial(model.apply, {"params": params})
     encoder_cache, state = apply(source_tokens, tokens.shape[2], cache_length, method="start_decoding")
 

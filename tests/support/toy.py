@@ -28,7 +28,7 @@ class RegressionOptions:
 
 
 class Regression(Task):
-    """Fits y = slope * sum(x) by a weight vector; dropout drops channels of x."""
+    """Fits a weight vector to y = slope * sum(x). Dropout drops channels of x."""
 
     criterion = "loss"
     steps_per_epoch = NUM_EXAMPLES // BATCH_SIZE
@@ -82,7 +82,7 @@ class Regression(Task):
         yield self.batch(np.arange(NUM_EXAMPLES))
 
     def batch(self, numbers):
-        """The examples of these numbers; an example's number, counted from 1, is 0 in padding."""
+        """The examples with these indices. The batch numbers examples from 1; 0 marks padding."""
         numbers = numbers % NUM_EXAMPLES
         return {"x": self.x[numbers], "y": self.y[numbers], "number": (numbers + 1).astype(np.int32)}
 
@@ -91,7 +91,7 @@ class Regression(Task):
 
 
 def toy_config(**train) -> ExperimentConfig:
-    """A resolved config of the toy task: 20 steps, a validation every 8."""
+    """A resolved config of the toy task, with 20 steps and a validation every 8 steps."""
     config = ExperimentConfig(
         task="regression",
         model=ModelConfig(dropout_rate=0.1),

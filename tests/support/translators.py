@@ -1,4 +1,4 @@
-"""Translators with random weights. Those with equal settings share their compiled programs."""
+"""Translators with random weights. Translators with equal settings share compiled programs."""
 
 import functools
 
@@ -36,14 +36,14 @@ def model_and_params(**changes):
 
 
 def translator(kind=Translator, *, n_best=1, params=None, model_changes=(), **decode) -> Translator:
-    """A translator of two sentences of 16 tokens at a time, with three hypotheses.
+    """A translator for batches of two sentences of 16 tokens, with three hypotheses per sentence.
 
     Args:
-      kind: the class.
+      kind: class of the translator.
       n_best: translations per text.
-      params: weights; None: those of `model_and_params`.
-      model_changes: changed fields of the model's config.
-      **decode: changed fields of the config of the search.
+      params: weights; if None, the weights of `model_and_params`.
+      model_changes: fields of the model config that differ from `tiny_config`.
+      **decode: fields of the search config that differ from the defaults.
     """
     model, initial_params = model_and_params(**dict(model_changes))
     defaults = {"beam_size": 3, "max_extra_length": 5, "batch_tokens": 32, "max_source_length": 16}

@@ -1,4 +1,4 @@
-"""A task defined outside the library: one class, one entry in a dict."""
+"""A task defined outside the library, as one class and one registry entry."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from transformer.training.loop import train
 
 
 class Silent:
-    """An observer that stops after a step."""
+    """An observer that keeps nothing, and asks for a stop after step `stop_after`."""
 
     def __init__(self, stop_after=None):
         self.stop_after, self.last_step = stop_after, 0
@@ -31,7 +31,7 @@ def _registered(monkeypatch):
     monkeypatch.setitem(TASKS, "regression", Regression)
 
 
-def test_it_is_selected_by_its_name_and_trains(tmp_path):
+def test_a_new_task_is_selected_by_name_trains_and_resumes(tmp_path):
     config = resolve(toy_config())
     task = open_task(config, tmp_path)
     assert isinstance(task, Regression)
@@ -44,7 +44,7 @@ def test_it_is_selected_by_its_name_and_trains(tmp_path):
     assert outcome.params_sha256 == whole.params_sha256
 
 
-def test_it_is_refused_when_its_config_differs(tmp_path):
+def test_a_new_task_does_not_resume_with_another_config(tmp_path):
     config = resolve(toy_config())
     train(config, open_task(config, tmp_path), tmp_path, Silent())
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, options={"slope": 3.0}))
@@ -52,7 +52,7 @@ def test_it_is_refused_when_its_config_differs(tmp_path):
         train(changed, open_task(changed, tmp_path), tmp_path, Silent())
 
 
-def test_its_options_are_checked():
+def test_options_of_a_new_task_are_checked():
     config = dataclasses.replace(
         toy_config(), data=dataclasses.replace(toy_config().data, options={"slop": 3.0})
     )

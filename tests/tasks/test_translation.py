@@ -1,7 +1,8 @@
-"""The translation task: runs from text to scores, golden losses, refusals before training."""
+"""The translation task: golden losses, resumed runs, and configs that are refused before training."""
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from transformer.data import bucketing
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks import TASKS, open_task, resolve
+from transformer.tasks.translation import Translation
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics
@@ -21,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden.json"
 
 
 class Recorder:
-    """An observer that stops after a step."""
+    """An observer that asks for a stop after step `stop_after`."""
 
     def __init__(self, stop_after):
         self.stop_after, self.last_step = stop_after, 0
@@ -38,7 +40,7 @@ class Recorder:
 
 @pytest.fixture
 def config(number_words):
-    """20 steps of one layer, d_model 16, on 300 lists of number words."""
+    """A run of 20 steps on 300 lists of number words, with one layer and d_model 16."""
     return ExperimentConfig(
         model=ModelConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.1),
         data=number_words,
@@ -61,7 +63,7 @@ def losses(folder):
 
 
 def with_sizes(config, preset):
-    """A small model with everything that a preset sets besides its sizes and its learning rate."""
+    """The config with the model and the optimizer of a preset, except for sizes and the learning rate."""
     values = preset.get_config().to_dict()
     sizes = {"num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2, "dropout_rate": 0.1}
     optimizer = {"warmup_steps": 10, "learning_rate": 5e-3}
@@ -73,16 +75,16 @@ def with_sizes(config, preset):
 
 
 @pytest.mark.parametrize("preset", [base, t2t], ids=["base", "t2t"])
-def test_golden_losses(config, tmp_path, preset):
-    """The first 20 losses of a seeded run. Rewrite golden.json only for an intended change, and say why.
+def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_path, preset):
+    """Rewrite golden.json only for an intended change, and say why.
 
-    The base run is stopped and resumed: its losses are those of an uninterrupted run.
+    The base run is stopped and resumed. This must not change its losses.
     """
     if preset is base:
         run(with_sizes(config, preset), tmp_path, stop_after=13)
     run(with_sizes(config, preset), tmp_path)
     golden = json.loads(GOLDEN.read_text())[preset.__name__.removeprefix("configs.")]
-    # Other processors round sums in another order.
+    # Processors differ in the order in which they sum.
     assert losses(tmp_path) == pytest.approx(golden, abs=1e-4)
     records = read_metrics(tmp_path)
     validations = [record for record in records if record["kind"] == "validation"]
@@ -97,7 +99,7 @@ def test_golden_losses(config, tmp_path, preset):
 
 @pytest.fixture
 def recurrent(config, monkeypatch):
-    """A recurrent model on bucketed batches of two shapes, each of which is compiled."""
+    """The config of a recurrent model on bucketed batches of two shapes, each of which is compiled."""
     monkeypatch.setattr(bucketing, "MAX_SHAPES", 2)
     return dataclasses.replace(
         config,
@@ -147,7 +149,7 @@ def test_a_position_table_need_not_reach_the_end_of_a_row(stopped_run):
 
 
 def test_another_vocabulary_is_refused(stopped_run, tmp_path):
-    """A vocabulary of the same size, so that only its digest differs."""
+    """The other vocabulary has the same size, so that only its digest differs."""
     config, folder = stopped_run
     path = folder / "tokenizer.model"
     original = path.read_bytes()
@@ -163,7 +165,7 @@ def test_another_vocabulary_is_refused(stopped_run, tmp_path):
 def test_other_data_is_refused(stopped_run):
     config, folder = stopped_run
     data = dataclasses.replace(config.data, options={"lists": 200})
-    with pytest.raises(UserError, match=r"was trained with another config: "):
+    with pytest.raises(UserError, match=r"was trained with another config \("):
         run(dataclasses.replace(config, data=data), folder)
 
 
@@ -220,11 +222,27 @@ def test_an_unknown_task_is_refused(config):
         resolve(dataclasses.replace(config, task="x"))
 
 
-def test_the_interface_of_every_task():
+def test_every_task_implements_the_interface():
     for task in TASKS.values():
         assert not getattr(task, "__abstractmethods__", None)
 
 
-def test_golden_losses_are_from_a_cpu():
-    """So are the claims of equality bit for bit."""
+def test_the_tests_run_on_a_cpu():
+    """Golden losses and bit-for-bit equality hold for CPUs."""
     assert jax.devices()[0].platform == "cpu"
+
+
+def test_summary_by_hand():
+    """Perplexities and nll come from the plain loss, not from the smoothed one."""
+    totals = {"loss": 30.0, "nll": 20.0, "count": 10.0, "characters": 40.0, "correct": 5.0}
+    summary = Translation.summary(None, totals | {"source_count": 6.0, "slots": 20.0})
+    assert summary == pytest.approx(
+        {
+            "loss": 3,
+            "nll": 2,
+            "perplexity": math.e**2,
+            "perplexity_per_character": math.e**0.5,
+            "accuracy": 0.5,
+            "padding": 0.2,
+        }
+    )

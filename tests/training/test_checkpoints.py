@@ -1,4 +1,4 @@
-"""Checkpoints are restored as they were saved, or refused."""
+"""Checkpoints are restored exactly as they were saved, or refused."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def save(folder, criteria, keep_last=10):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_round_trip_with_the_state_of_every_optimizer(tmp_path, optimizer):
+def test_the_state_of_every_optimizer_is_restored_as_saved(tmp_path, optimizer):
     checkpoints = Checkpoints(tmp_path, keep_last=10)
     checkpoints.save(state_at(10, optimizer), {"tokens_seen": 1}, 2.0)
     checkpoints.save(state_at(20, optimizer), {"tokens_seen": 2}, 1.0)
@@ -49,7 +49,7 @@ def test_a_new_folder_has_nothing_to_restore(tmp_path):
     assert Checkpoints(tmp_path, keep_last=10).restore(state_at(0)) is None
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     save(tmp_path, [3.0, 1.0, 2.0, 2.5, 2.7], keep_last=2)
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     assert checkpoints.steps == [20, 40, 50]
@@ -68,7 +68,7 @@ def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
 
 
 def test_the_next_validation_removes_the_checkpoint_of_an_interruption(tmp_path):
-    """An interrupted run keeps the same checkpoints as an uninterrupted one."""
+    """An interrupted run keeps the same checkpoints as an uninterrupted run."""
     writer = Checkpoints(tmp_path, keep_last=3)
     for step, criterion in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
         writer.save(state_at(step), {}, criterion)
@@ -79,8 +79,8 @@ def test_the_next_validation_removes_the_checkpoint_of_an_interruption(tmp_path)
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
-def test_a_flipped_bit_is_refused(tmp_path, item):
-    """Orbax restores most flips in a large array without a word; the digest reveals them."""
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path, item):
+    """Orbax restores most flipped bits of a large array without an error. The digest reveals flipped bits."""
     rng = np.random.default_rng(0)
     weights = {"kernel": rng.normal(size=(200, 100)).astype(np.float32)}
     large = TrainState(np.int32(10), weights, weights)
@@ -128,7 +128,7 @@ def test_digest_depends_on_names_shapes_dtypes_and_values():
     assert digest(trees[0]) == digest(jax.tree.map(jax.numpy.asarray, trees[0]))
 
 
-def test_average_of_weights():
+def test_average_is_the_mean_of_the_weights():
     mean = average([state_at(10).params, state_at(20).params, state_at(60).params])
     np.testing.assert_array_equal(mean["a"]["kernel"], np.full((3, 5), 30, np.float32))
     np.testing.assert_array_equal(mean["b"], state_at(0).params["b"])

@@ -1,4 +1,4 @@
-"""The training loop, on a toy task: resumed runs, records, early end, divergence, refusals."""
+"""The training loop on a toy task: resumed runs, records, early stopping, divergence, and refused configs."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from transformer.training.metric_log import read_metrics
 
 
 class Recorder:
-    """An observer that keeps the records and stops after a step."""
+    """An observer that keeps the records, and asks for a stop after step `stop_after`."""
 
     def __init__(self, stop_after=None):
         self.stop_after, self.last_step, self.records = stop_after, 0, []
@@ -40,7 +40,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, optimizer):
+def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimizer):
     options = OptimizerConfig(name=optimizer, warmup_steps=5, learning_rate=0.1)
     config = dataclasses.replace(toy_config(), optimizer=options)
     whole, _ = run(config, tmp_path / "whole")
@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, optimiz
 
 
 def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):
-    """After kill -9, metrics.jsonl is ahead of the last checkpoint and its last line may be incomplete."""
+    """After kill -9, metrics.jsonl is ahead of the last checkpoint and may end with an incomplete line."""
     config = toy_config()
     run(config, tmp_path / "whole")
     run(config, tmp_path / "killed", stop_after=8)
@@ -70,7 +70,7 @@ def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):
 
 
 def test_patience_ends_a_run_that_no_longer_learns(tmp_path):
-    """With weights that stand still the first validation is the best, and three more are too many."""
+    """The weights do not change. The first validation is the best, and the run ends after three more."""
     config = dataclasses.replace(
         toy_config(validate_every=2, patience=3), optimizer=OptimizerConfig(learning_rate=1e-30)
     )
@@ -89,7 +89,7 @@ def test_a_lower_value_restores_patience():
         assert patience.exhausted is exhausted
 
 
-def test_records_of_training_and_validation(tmp_path):
+def test_training_and_validation_are_recorded(tmp_path):
     outcome, observed = run(toy_config(), tmp_path)
     records = read_metrics(tmp_path)
     assert records == observed
@@ -108,15 +108,15 @@ def test_records_of_training_and_validation(tmp_path):
 def test_a_record_covers_the_steps_since_the_last_one(tmp_path):
     run(toy_config(log_every=1), tmp_path / "each")
     run(toy_config(log_every=5), tmp_path / "fifth")
-    each = [record["loss"] for record in read_metrics(tmp_path / "each") if record["kind"] == "train"]
+    per_step = [record["loss"] for record in read_metrics(tmp_path / "each") if record["kind"] == "train"]
     fifth = [record for record in read_metrics(tmp_path / "fifth") if record["kind"] == "train"]
     assert [record["step"] for record in fifth] == [5, 8, 10, 15, 16, 20]
-    assert fifth[0]["loss"] == pytest.approx(sum(each[:5]) / 5)
-    assert fifth[1]["loss"] == pytest.approx(sum(each[5:8]) / 3)
+    assert fifth[0]["loss"] == pytest.approx(sum(per_step[:5]) / 5)
+    assert fifth[1]["loss"] == pytest.approx(sum(per_step[5:8]) / 3)
 
 
-def test_devices_change_nothing(tmp_path):
-    """pmap on eight virtual devices with dropout: equal up to the order of float32 sums."""
+def test_losses_do_not_depend_on_the_number_of_devices(tmp_path):
+    """pmap uses eight virtual devices. The losses, with dropout, differ only by the order of float32 sums."""
     run(toy_config(), tmp_path / "single")
     run(toy_config(parallelism="pmap"), tmp_path / "pmap")
     assert losses(tmp_path / "pmap") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
@@ -147,7 +147,9 @@ def test_another_config_is_refused(tmp_path, change, name):
     changed = dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **values)}
     )
-    with pytest.raises(UserError, match=f"was trained with another {name}: .*, now .*; restore it, or start"):
+    with pytest.raises(
+        UserError, match=rf"was trained with another {name} \(.*, now .*\); restore the original {name}"
+    ):
         run(changed, tmp_path)
 
 
@@ -156,7 +158,7 @@ def test_other_data_is_refused(tmp_path):
     run(config, tmp_path, stop_after=8)
     task = Regression(config)
     task.identity = task.identity | {"data": "slope 3"}
-    with pytest.raises(UserError, match=r"was trained with another data: slope 2.0, now slope 3"):
+    with pytest.raises(UserError, match=r"was trained with another data \(slope 2.0, now slope 3\)"):
         train(config, task, tmp_path, Recorder())
 
 
@@ -166,7 +168,7 @@ def test_a_field_that_changes_no_result_may_differ(tmp_path):
     assert outcome.finished
 
 
-def test_divergence_is_one_clear_line(tmp_path):
+def test_divergence_gives_a_one_line_error(tmp_path):
     config = dataclasses.replace(
         toy_config(), optimizer=OptimizerConfig(name="sgd", warmup_steps=1, learning_rate=1e30)
     )

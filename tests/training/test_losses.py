@@ -1,4 +1,4 @@
-"""Label smoothing, checked by hand and against the definition."""
+"""The label-smoothed loss, compared with values computed by hand and with its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from transformer.training import losses
 from transformer.training.losses import smoothed_cross_entropy, summed_cross_entropy
 
 
-def test_smoothed_cross_entropy_by_hand():
-    """Two classes with probabilities 3/4 and 1/4, the second one correct, eps 0.2: q is (0.1, 0.9)."""
+def test_smoothed_cross_entropy_equals_values_computed_by_hand():
+    """Two classes have probabilities 3/4 and 1/4; the second is correct. With eps 0.2, q is (0.1, 0.9)."""
     entropy = smoothed_cross_entropy(jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([1]), 0.2)
     assert float(entropy.loss[0]) == pytest.approx(-0.1 * np.log(0.75) - 0.9 * np.log(0.25), rel=1e-6)
     assert float(entropy.nll[0]) == pytest.approx(np.log(4), rel=1e-6)
@@ -20,7 +20,7 @@ def test_smoothed_cross_entropy_by_hand():
 
 
 def definition(logits, labels, epsilon):
-    """-sum(q log p) with the smoothed distribution written out."""
+    """The loss -sum(q log p), with the smoothed distribution q written out."""
     classes = logits.shape[-1]
     target = (1 - epsilon) * jax.nn.one_hot(labels, classes) + epsilon / classes
     return -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
@@ -51,15 +51,15 @@ def test_a_prediction_is_correct_where_no_logit_is_above_the_label():
 
 @pytest.fixture
 def tokens():
-    """17 tokens, some of which do not count, and 11 classes."""
+    """Logit factors, labels and a mask for 17 tokens and 11 classes; the mask leaves out some tokens."""
     rng = np.random.default_rng(2)
     factors = LogitFactors(jnp.float32(rng.normal(size=(17, 5))), jnp.float32(rng.normal(size=(11, 5))))
     return factors, jnp.array(rng.integers(0, 11, 17)), jnp.asarray(rng.random(17) < 0.7)
 
 
 @pytest.mark.parametrize("chunk", [17, 5, 1])
-def test_chunks_change_nothing(tokens, chunk, monkeypatch):
-    """Sums and gradients, with the loss weighted by 3, equal those of all logits at once."""
+def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, monkeypatch):
+    """The reference computes all logits at once. The loss is weighted by 3."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     factors, labels, counts = tokens
 
@@ -74,7 +74,7 @@ def test_chunks_change_nothing(tokens, chunk, monkeypatch):
     (value, sums), gradient = jax.value_and_grad(chunked, has_aux=True)(factors)
     expected_value, expected_gradient = jax.value_and_grad(reference)(factors)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-    # Sums over 17 tokens in another order: rounding of float32.
+    # The tolerance is float32 rounding of sums over 17 tokens in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, expected_gradient)
     np.testing.assert_allclose(sums, summed_cross_entropy(factors, labels, counts, 0.1), rtol=1e-6)
     nll = definition(factors.logits(), labels, 0.0)

@@ -17,7 +17,7 @@ from transformer.training.trainable import Hyperparameters
 
 
 def rates(steps, peak, num_steps=100, **options):
-    """Learning rates of updates, counted from 1."""
+    """The learning rates of the given steps, counted from 1."""
     schedule = make_schedule(OptimizerConfig(**options), peak, num_steps)
     return [float(schedule(jnp.int32(step - 1))) for step in steps]
 
@@ -37,32 +37,32 @@ def test_a_configured_peak_is_reached_at_the_end_of_the_warmup():
     assert rates([1_000, 2_000, 8_000], peak, warmup_steps=2_000) == pytest.approx([2.5e-3, 5e-3, 2.5e-3])
 
 
-def test_constant_schedule():
-    found = rates([1, 5, 10, 11, 100], 0.5, schedule="constant", warmup_steps=10)
-    assert found == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.5])
+def test_constant_schedule_warms_up_and_stays():
+    actual = rates([1, 5, 10, 11, 100], 0.5, schedule="constant", warmup_steps=10)
+    assert actual == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.5])
 
 
-def test_cosine_schedule():
+def test_cosine_schedule_warms_up_and_falls_along_a_cosine():
     steps = np.array([5, 10, 11, 60, 100])
-    found = rates(steps, 0.5, schedule="cosine", warmup_steps=10)
+    actual = rates(steps, 0.5, schedule="cosine", warmup_steps=10)
     cosine = 0.25 * (1 + np.cos(np.pi * (steps - 10) / 91))
-    assert found == pytest.approx([0.25, *cosine[1:]], abs=1e-7)  # float32 cosine
-    assert 0 < found[-1] < 1e-3
+    assert actual == pytest.approx([0.25, *cosine[1:]], abs=1e-7)  # float32 cosine
+    assert 0 < actual[-1] < 1e-3
 
 
 def test_wsd_schedule_is_stable_and_then_falls_linearly():
-    found = rates([5, 10, 80, 81, 91, 100], 1.0, schedule="wsd", warmup_steps=10, decay_steps=20)
-    assert found == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.05])
+    actual = rates([5, 10, 80, 81, 91, 100], 1.0, schedule="wsd", warmup_steps=10, decay_steps=20)
+    assert actual == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.05])
     tenth = rates([90, 91, 96], 1.0, schedule="wsd", warmup_steps=10)
     assert tenth == pytest.approx([1.0, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_first_update_has_a_rate_and_the_peak_is_the_largest(name):
-    found = rates(range(1, 101), 0.3, schedule=name, warmup_steps=10)
-    assert found[0] == pytest.approx(0.03)
-    assert max(found) == pytest.approx(0.3)
-    assert min(found) > 0
+    actual = rates(range(1, 101), 0.3, schedule=name, warmup_steps=10)
+    assert actual[0] == pytest.approx(0.03)
+    assert max(actual) == pytest.approx(0.3)
+    assert min(actual) > 0
 
 
 @pytest.mark.parametrize(
@@ -95,56 +95,56 @@ def apply(optimizer, gradients, params):
     return params
 
 
-def test_adam_by_hand():
-    """Two steps with gradients 1 and 3, betas and epsilon of the paper."""
+def test_adam_equals_a_computation_by_hand():
+    """Adam takes two steps with gradients 1 and 3, and with the betas and epsilon of the paper."""
     expected, m, v = 0.0, 0.0, 0.0
     for step, gradient in enumerate([1.0, 3.0], start=1):
         m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
         expected -= 0.5 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.98**step)) + 1e-9)
     optimizer = make_optimizer(OptimizerConfig(), lambda count: 0.5)
-    found = apply(optimizer, [jnp.float32(1), jnp.float32(3)], jnp.float32(0))
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    actual = apply(optimizer, [jnp.float32(1), jnp.float32(3)], jnp.float32(0))
+    assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 
-def test_adamw_decays_matrices_and_no_vectors():
+def test_adamw_decays_matrices_but_not_vectors():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = make_optimizer(OptimizerConfig(name="adamw", weight_decay=0.1), lambda count: 0.5)
-    found = apply(optimizer, [zeros], params)
-    np.testing.assert_allclose(found["kernel"], 0.95)
-    np.testing.assert_array_equal(found["bias"], 1)
+    actual = apply(optimizer, [zeros], params)
+    np.testing.assert_allclose(actual["kernel"], 0.95)
+    np.testing.assert_array_equal(actual["bias"], 1)
 
 
-def test_muon_orthogonalizes_kernels_and_gives_the_rest_to_adam():
+def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
     params = {
         "embedding": {"table": jnp.zeros((5, 4))},
         "dense": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
     }
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params)
-    found = apply(make_optimizer(OptimizerConfig(name="muon"), lambda count: 1.0), [gradients], params)
+    actual = apply(make_optimizer(OptimizerConfig(name="muon"), lambda count: 1.0), [gradients], params)
     # Newton-Schulz brings singular values near 1.
-    singular_values = np.linalg.svd(found["dense"]["kernel"], compute_uv=False)
+    singular_values = np.linalg.svd(actual["dense"]["kernel"], compute_uv=False)
     assert singular_values.min() > 0.4
     assert singular_values.max() < 1.4
     # The first update of Adam is the sign of the gradient; Nesterov momentum adds beta1 / (1 + beta1) of it.
     for ours, gradient in (
-        (found["embedding"]["table"], gradients["embedding"]["table"]),
-        (found["dense"]["bias"], gradients["dense"]["bias"]),
+        (actual["embedding"]["table"], gradients["embedding"]["table"]),
+        (actual["dense"]["bias"], gradients["dense"]["bias"]),
     ):
         np.testing.assert_allclose(ours, -(1 + 0.9 / 1.9) * np.sign(gradient), rtol=1e-4)
 
 
 def test_sgd_has_momentum_beta1():
     optimizer = make_optimizer(OptimizerConfig(name="sgd", beta1=0.5), lambda count: 0.1)
-    found = apply(optimizer, [jnp.float32(1), jnp.float32(1)], jnp.float32(0))
-    assert float(found) == pytest.approx(-0.1 * (1 + 1.5))
+    actual = apply(optimizer, [jnp.float32(1), jnp.float32(1)], jnp.float32(0))
+    assert float(actual) == pytest.approx(-0.1 * (1 + 1.5))
 
 
 def test_clip_norm_bounds_the_gradient_of_the_mean_loss():
     optimizer = make_optimizer(OptimizerConfig(name="sgd", clip_norm=1.0), lambda count: 1.0)
-    found = apply(optimizer, [jnp.float32([3, 4])], jnp.zeros(2))
-    np.testing.assert_allclose(found, [-0.6, -0.8], rtol=1e-6)
+    actual = apply(optimizer, [jnp.float32([3, 4])], jnp.zeros(2))
+    np.testing.assert_allclose(actual, [-0.6, -0.8], rtol=1e-6)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_every_optimizer_learns_and_rates_change_without_recompilation(task, nam
     ids=["adamw", "lion", "rmsprop"],
 )
 def test_any_optax_transformation_works_as_it_is(task, monkeypatch, make):
-    """An optimizer and a schedule defined here: one entry in a dict each."""
+    """The test adds an optimizer and a schedule, each as one registry entry."""
     monkeypatch.setitem(OPTIMIZERS, "mine", make)
     monkeypatch.setitem(
         SCHEDULES, "mine", lambda config, peak, num_steps: lambda count: peak / (1 + 0.01 * count)

@@ -1,4 +1,4 @@
-"""An update does not depend on how its batch was split or packed."""
+"""The train step: an update does not depend on how the batch is split or packed."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from tests.support.tiny import VOCAB, tiny_config
 from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, UserError
 from transformer.data.batching import assemble
-from transformer.data.corpus import Side, Split
+from transformer.data.splits import Side, Split
 from transformer.model import build_model, init_params
 from transformer.tasks.translation import make_loss_fn
 from transformer.training.parallelism import Pmap, Single, make_parallelism
@@ -73,14 +73,14 @@ def update(parallelism, batch, accumulation=1, steps=2, **model):
     return state, totals, info
 
 
-def without_slots(results):
-    """Padding depends on how a batch is split, and nothing else does."""
+def without_padded_size(results):
+    """The results without `slots`, the tokens and padding, which depend on how a batch is split."""
     state, totals, info = results
     return state, {name: value for name, value in totals.items() if name != "slots"}, info
 
 
 def assert_close(results, reference):
-    """Sums in another order: float32 rounding, amplified by two Adam steps of 0.1 on near-zero gradients."""
+    """The tolerance is float32 rounding, which two Adam steps of 0.1 amplify where gradients are near 0."""
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
@@ -100,18 +100,18 @@ def reference(packed):
     ],
     ids=["accumulate-2", "accumulate-7", "pmap-2-accumulate-2", "pmap-8"],
 )
-def test_devices_and_accumulation_change_nothing(packed, reference, parallelism, accumulation):
+def test_devices_and_accumulation_do_not_change_an_update(packed, reference, parallelism, accumulation):
     results = update(parallelism, packed, accumulation)
-    assert_close(without_slots(results), without_slots(reference))
+    assert_close(without_padded_size(results), without_padded_size(reference))
 
 
-def test_packing_changes_nothing(split, reference):
+def test_packing_does_not_change_an_update(split, reference):
     unpacked = assemble(split, list(np.arange(21)[:, None]), 21, 5, 5)
-    assert_close(without_slots(update(Single(), unpacked)), without_slots(reference))
+    assert_close(without_padded_size(update(Single(), unpacked)), without_padded_size(reference))
 
 
 def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, model, params):
-    """With weights that stand still, losses differ by dropout only."""
+    """The weights do not change, so losses differ only because of dropout."""
     options, batch = config(), Single().shard(packed)
     hyperparameters = HYPERPARAMETERS._replace(learning_rate=0.0)
     evaluate = make_eval_step(make_loss_fn(model), Single())
@@ -124,7 +124,7 @@ def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, model, 
     assert len(set(losses)) == 3
 
 
-def test_totals_count_tokens_characters_and_slots(split, packed, reference):
+def test_totals_count_tokens_characters_and_padding(split, packed, reference):
     _, totals, _ = reference
     assert totals["count"] == split.target.lengths.sum()
     assert totals["source_count"] == split.source.lengths.sum()
@@ -140,11 +140,13 @@ def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model,
         totals = evaluate(params, parallelism.shard(packed), None, HYPERPARAMETERS)
         results.append({name: value for name, value in totals.items() if name != "slots"})
     assert_close(*results)
+    no_dropout = HYPERPARAMETERS._replace(dropout_rate=0.0)
+    assert evaluate(params, parallelism.shard(packed), None, no_dropout)["loss"] == totals["loss"]
 
 
 @pytest.mark.parametrize("parallelism", [Single(), Pmap()], ids=["single", "pmap"])
-def test_a_state_is_returned_in_the_form_in_which_it_was_given(packed, parallelism):
-    """Otherwise the second step would be compiled again."""
+def test_the_sharding_of_a_state_does_not_change(packed, parallelism):
+    """With another sharding, the second step would be compiled again."""
 
     def step(state, batch, key, hyperparameters):
         return parallelism.reduce(state + batch.characters.sum())

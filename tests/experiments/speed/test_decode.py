@@ -1,4 +1,4 @@
-"""The benchmark of translation, on a tiny model. Peers need the `peers` extra; skipped without it."""
+"""The benchmark of translation, on a tiny model. Tests of other toolkits need the `peers` extra."""
 
 import contextlib
 
@@ -11,17 +11,17 @@ from experiments.speed.peer import PeerProcess
 from tests.support.tiny import tiny_config
 from transformer.config import EOS, UserError
 
-SMALL = tiny_config(d_model=24, d_k=None, d_v=None, num_layers=1)  # both formats hold it
+SMALL = tiny_config(d_model=24, d_k=None, d_v=None)  # both peers allow it
 
 
 @pytest.fixture
 def few_sentences(monkeypatch):
-    sizes = {"VOCAB_SIZE": 40, "NUM_SENTENCES": 6, "NUM_TOKENS": 5, "MAX_LENGTH": 16}
+    sizes = {"VOCAB_SIZE": 40, "NUM_SENTENCES": 6, "NUM_TOKENS": 5, "MAX_LENGTH": 20}
     for name, value in sizes.items():
         monkeypatch.setattr(decode, name, value)
 
 
-def test_sentences_are_as_described():
+def test_random_sources_have_the_described_lengths():
     sources = random_sources()
     lengths = np.array([len(source) for source in sources])
     assert len(sources) == 128
@@ -50,10 +50,10 @@ class Clockwork(contextlib.AbstractContextManager):
 TURNS = []
 
 
-def test_figures_agree_with_each_other(few_sentences, monkeypatch):
+def test_the_reported_figures_are_consistent(few_sentences, monkeypatch):
     monkeypatch.setattr(decode, "DecodingPeer", Clockwork)
     figures = benchmark(SMALL, ["ctranslate2"], repeats=3, turn_seconds=0.06)
-    assert TURNS == [1, 2, 2, 2]  # timing, three rounds of two translations
+    assert TURNS == [1, 2, 2, 2]  # one translation to estimate its time, three rounds of two translations
     slowest, fastest = figures["spread"]
     assert 0 < slowest <= figures["tokens_per_second"] <= fastest
     assert figures["peers"] == {
@@ -67,8 +67,8 @@ def test_figures_agree_with_each_other(few_sentences, monkeypatch):
     assert figures["compile_seconds"] > 0
 
 
-def test_ties_are_told_from_differences(few_sentences):
-    """Every output of ours has the length asked for."""
+def test_agreement_distinguishes_ties_from_differences(few_sentences):
+    """All outputs have the requested length."""
     trained, sources = untrained(SMALL), random_sources()
     table = trained.params["embedding"]["table"]
     trained.params["embedding"]["table"] = table.at[4].set(table[5])  # tokens 4 and 5 are equally probable
@@ -86,14 +86,14 @@ def test_ties_are_told_from_differences(few_sentences):
     assert abs(figures["score_difference"]) > decode.TIED
 
 
-def test_a_peer_that_dies_is_not_waited_for():
+def test_a_peer_process_that_dies_gives_an_error():
     with pytest.raises(RuntimeError, match=r"experiments\.nothing ended with status"):
         PeerProcess("experiments.nothing", {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", decode.PEERS)
-def test_a_peer_finds_our_outputs(few_sentences, name):
+def test_a_peer_finds_the_same_outputs(few_sentences, name):
     for package in decode.PEERS[name].packages:
         pytest.importorskip(package)
     figures = benchmark(SMALL, [name], repeats=1, turn_seconds=0.01)
@@ -103,9 +103,10 @@ def test_a_peer_finds_our_outputs(few_sentences, name):
     assert against["ratio"] == pytest.approx(figures["tokens_per_second"] / figures["peers"][name])
 
 
-def test_a_missing_package_is_one_line(monkeypatch):
+def test_a_missing_package_gives_a_one_line_error(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"--peer=transformers needs transformers: pip install -e '.\[peers\]'"
+        UserError,
+        match=r"--peer=transformers needs the package transformers; run pip install -e '.\[peers\]'",
     ):
         decode.PEERS["transformers"].require("--peer=transformers")

@@ -1,4 +1,4 @@
-"""The benchmark of sentence lengths, on tiny models."""
+"""The benchmark of training at several sentence lengths, on tiny models."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_each_config_is_timed_at_each_length():
     assert plots.speed_by_length(results, "title").axes[0].get_legend() is not None
 
 
-def test_a_length_that_a_model_cannot_place_is_refused():
+def test_a_length_beyond_the_positions_of_a_model_is_refused():
     learned = ExperimentConfig(model=tiny_config(positions="learned"), data=DataConfig(vocab_size=13))
     with pytest.raises(UserError, match="--lengths has 18; the model accepts at most 17 tokens"):
         FixedLengthTraining(learned, 18, 36)
@@ -41,8 +41,8 @@ def test_a_length_that_a_model_cannot_place_is_refused():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["lengths", "--lengths=16,many"], "--lengths has 'many'; each must be a whole number from 2 to"),
-        (["lengths", "--lengths=5000"], "--lengths has '5000'; each must be a whole number from 2 to"),
+        (["lengths", "--lengths=16,many"], "--lengths has 'many'; a length must be a whole number from 2 to"),
+        (["lengths", "--lengths=5000"], "--lengths has '5000'; a length must be a whole number from 2 to"),
         ([], "missing subcommand; choose one of: train, decode, lengths"),
         (["train", "decode"], "unexpected argument 'decode'; see --help"),
         (["train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
@@ -51,5 +51,10 @@ def test_a_length_that_a_model_cannot_place_is_refused():
         (["decode", "--peer=fairseq"], "--peer is 'fairseq'; it must be one of: ctranslate2, transformers"),
     ],
 )
-def test_wrong_flags_are_one_line(flags, message):
+def test_wrong_flags_give_a_one_line_error(flags, message):
     assert refuse("benchmark", *flags).startswith(message)
+
+
+def test_figure_in_a_missing_folder_is_refused_before_timing():
+    line = refuse("benchmark", "lengths", "--figure=/nowhere/speed.png")
+    assert line == "--figure=/nowhere/speed.png: there is no folder /nowhere; create it first"

@@ -17,7 +17,7 @@ SMALL = Shape(tiny_config(num_layers=1), mean_length=5, row_length=16, batch_tok
 @pytest.fixture(autouse=True)
 def few_sentences(monkeypatch):
     monkeypatch.setattr(train, "NUM_PAIRS", 200)
-    monkeypatch.setattr(train.matmul_rate, "__defaults__", (64, 2))  # [64, 64], twice
+    monkeypatch.setattr(train.matmul_rate, "__defaults__", (64, 2))  # matrices [64, 64], multiplied twice
 
 
 class Clockwork(contextlib.AbstractContextManager):
@@ -34,7 +34,7 @@ class Clockwork(contextlib.AbstractContextManager):
         pass
 
 
-def test_figures_agree_with_each_other(monkeypatch):
+def test_the_reported_figures_are_consistent(monkeypatch):
     peer = Clockwork("small")
     monkeypatch.setitem(train.PEERS, "clockwork", lambda shape: peer if shape == peer.shape else None)
     figures = benchmark("small", SMALL, ["clockwork"], repeats=3, turn_seconds=0.02)
@@ -51,7 +51,7 @@ def test_figures_agree_with_each_other(monkeypatch):
     assert useful_flops / figures["tokens_per_second"] == pytest.approx(flops_per_slot, rel=0.3)
 
 
-def test_a_turn_trains_on_the_tokens_of_its_steps():
+def test_a_turn_reports_its_steps_and_their_tokens():
     training = PackedTraining(SMALL)
     interval = training.turn(20)
     assert interval.steps == 20
@@ -59,14 +59,14 @@ def test_a_turn_trains_on_the_tokens_of_its_steps():
     assert interval.tokens <= 20 * training.slots
 
 
-def test_a_missing_peer_is_one_line(monkeypatch):
+def test_a_missing_peer_gives_a_one_line_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--peer=torch needs PyTorch: pip install"):
+    with pytest.raises(UserError, match="--peer=torch needs the package torch; run pip install"):
         TorchTraining("tiny")
 
 
 @pytest.mark.slow
-def test_pytorch_is_timed_in_a_process_of_its_own():
+def test_pytorch_is_timed_in_a_separate_process():
     pytest.importorskip("torch")
     with TorchTraining("tiny") as peer:
         interval = peer.turn(1)

@@ -1,13 +1,17 @@
-"""Sentences that are timed, the same for us and for every peer."""
+"""The sentences of the benchmarks, which are the same for this library and for other toolkits."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from experiments.speed.workload import SHAPES, length_sorted_batches, sentence_pairs
+from tests.support.commands import ROOT
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_batches_hold_the_sentences_once_and_the_tokens_asked_for(name):
+def test_batches_hold_each_sentence_once_and_the_requested_tokens(name):
     shape = SHAPES[name]
     source, target = sentence_pairs(shape, 2_000)
     pairs = {(s.tobytes(), t.tobytes()) for s, t in zip(source, target, strict=True)}
@@ -21,7 +25,7 @@ def test_batches_hold_the_sentences_once_and_the_tokens_asked_for(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_lengths_are_as_described(name):
+def test_sentences_have_the_described_lengths(name):
     shape = SHAPES[name]
     for sentences in sentence_pairs(shape, 20_000):
         lengths = np.array([len(tokens) for tokens in sentences])
@@ -35,3 +39,9 @@ def test_the_config_of_a_shape_has_its_model_and_batches(name):
     config = SHAPES[name].config
     assert config.model == SHAPES[name].model
     assert (config.train.batch_tokens, config.data.vocab_size) == (4_096, 10_000)
+
+
+def test_sentences_are_made_without_jax():
+    """A peer's process must not load our framework."""
+    code = "import sys, experiments.cli, experiments.speed.workload; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
