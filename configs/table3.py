@@ -4,13 +4,15 @@
     python -m experiments.train --config=configs/table3.py:C-N2,number_words --workdir=runs/c-n2
 
 Arguments: the name of a row (`base` by default), and `multi30k` or `number_words` for the small scale, which
-has small data and small values of each row. The paper's scale is WMT 2014 through TFDS. We have not trained
-at that scale; the paper's Table 3 has the perplexity and BLEU of each row on newstest2013. As in that table,
-no checkpoints are averaged.
+uses a small data set and, for most rows, values scaled down from the paper's. The paper's scale is WMT 2014
+through TFDS. We have not trained at that scale; the paper's Table 3 has the perplexity and BLEU of each row
+on newstest2013. As in that table, no checkpoints are averaged.
 
-At the small scale, rows change configs/multi30k.py (4 layers, d_model 128, d_ff 256, 4 heads, dropout 0.3) or
-configs/number_words.py with d_ff 256 and dropout 0.1 (2 layers, d_model 128, 4 heads). The small values of a
-row differ from both configs. The small `big` keeps the dropout and the number of steps.
+At the small scale, a row is applied to one of two configs. `multi30k`: configs/multi30k.py (4 layers, d_model
+128, d_ff 256, 4 heads, dropout 0.3). `number_words`: configs/number_words.py (2 layers, d_model 128, 4
+heads), with d_ff set to 256 and dropout to 0.1. Except for `base`, each row's small values are chosen so that
+they change both configs. At the small scale, `big` changes only the model size; unlike the paper's `big`, it
+does not change the dropout rate or the number of steps.
 
 `smoke` shrinks the config before the row is applied. So every row still changes the config, except A-h4 and
 C-N2, whose small values equal the values of `smoke`.
@@ -26,7 +28,7 @@ from configs import base, big, multi30k, number_words
 
 
 class Row(NamedTuple):
-    """The changes of a row: new values by dotted config key.
+    """The changes that a row of Table 3 makes: new values by dotted config key.
 
     Attributes:
       paper: the changes at the paper's scale.

@@ -42,7 +42,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "sweep",
         "configs/sweeps/recurrence.py",
-        "For lengths: study file whose variants are timed.",
+        "For lengths: sweep file whose variants are timed.",
         flag_values=flags,
     )
     absl_flags.DEFINE_list(

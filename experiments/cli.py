@@ -76,7 +76,10 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
 
 
 def define_config(flags: FlagValues, required: bool = False) -> None:
-    """Defines `--config` and `--config.FIELD=VALUE`; see `config`."""
+    """Defines the flag `--config` and the arguments `--config.FIELD=VALUE`.
+
+    The function `config` reads them.
+    """
     absl_flags.DEFINE_string(
         "config",
         None,
@@ -220,7 +223,8 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
     """Replaces each argument --config.FIELD=VALUE with --config_field=FIELD=VALUE.
 
     Raises:
-      UserError: --config.FIELD for a command without `--config`, or --set for a command without `--set`.
+      UserError: --config.FIELD for a command without `--config`, or --set for a command that has `--config`
+        but no `--set`.
     """
     arguments = iter(arguments)
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Reads config files, study files and changes of single fields, as given on the command line."""
+"""Loads config files and sweep files, and applies the field changes given on the command line."""
 
 import copy
 import dataclasses
@@ -32,6 +32,10 @@ def load_values(name: str) -> dict[str, Any]:
     path, _, argument = name.partition(":")
     module = load_module(path, "config")
     if not hasattr(module, "get_config"):
+        if hasattr(module, "VARIANTS"):
+            raise UserError(
+                f"{path} is a sweep file; run it with python -m experiments.launch --sweep={path}"
+            )
         raise UserError(f"config file {path} does not define get_config; define it as in configs/base.py")
     try:
         return module.get_config(argument).to_dict()
@@ -42,7 +46,7 @@ def load_values(name: str) -> dict[str, Any]:
 
 
 def load_module(path: str, kind: str) -> ModuleType:
-    """Executes a config or study file.
+    """Executes a config file or a sweep file.
 
     Args:
       path: path of the file.
@@ -75,7 +79,7 @@ def _advice(path: str) -> str:
 
 
 def read_changes(texts: list[str], flag: str) -> dict[str, Any]:
-    """Reads the KEY=VALUE texts of a flag that may be repeated. The last value of a key counts.
+    """Reads the KEY=VALUE texts of a flag that may be repeated. If a key is repeated, its last value is used.
 
     Args:
       texts: the values of the flag.

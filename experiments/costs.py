@@ -85,7 +85,7 @@ class Passes(NamedTuple):
 
     Attributes:
       flops: FLOPs of the matrix products of both passes.
-      kept_bytes: bytes that the forward pass keeps for the backward pass; arguments do not count.
+      kept_bytes: bytes that the forward pass keeps for the backward pass, without the inputs of the loss.
     """
 
     flops: int
@@ -121,7 +121,11 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _step(config: ExperimentConfig) -> dict[str, int]:
-    """Returns the size of a training step. All parts of the step have the same number of rows."""
+    """Returns the shape of a training step.
+
+    It consists of vocabulary size, rows, row length, and parts (`train.accumulation`): groups of rows that
+    are computed one after the other. The number of rows is rounded up so that all parts have equally many.
+    """
     parts, length = config.train.accumulation, config.data.row_length
     rows = -(-config.train.batch_tokens // length)
     rows += -rows % parts
@@ -152,7 +156,7 @@ def _resolved(config: ExperimentConfig, learning_rate: float) -> dict[str, float
 
 
 def _difference(config: ExperimentConfig) -> dict[str, list[Any]]:
-    """Returns the value in base and the value in the config, for each field that differs.
+    """Returns the value in the base config and the value in `config`, for each field that differs.
 
     Options of the data set are compared with the defaults of that data set.
     """

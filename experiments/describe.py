@@ -103,7 +103,10 @@ def _print_list(console: Console, heading: str, lines: Sequence[str]) -> None:
 
 
 def _nested(counts: dict[str, int]) -> dict[str, Any]:
-    """Returns counts by module path as nested dicts. Inner modules are in the order in which they compute."""
+    """Converts parameter counts keyed by module path to nested dicts.
+
+    Inner modules are in the order in which they run.
+    """
     tree: dict[str, Any] = {}
     for path, count in sorted(counts.items(), key=lambda item: [_rank(name) for name in item[0].split("/")]):
         modules = tree

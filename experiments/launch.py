@@ -28,7 +28,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "sweep",
         None,
-        "Study file; a colon and arguments for the config of the study may follow.",
+        "Sweep file; a colon and arguments for the config of the study may follow.",
         flag_values=flags,
         required=True,
     )

@@ -2,7 +2,7 @@
 
     python -m experiments.report --root=runs/positions
 
-The command reads only the folder of the study, not the study file.
+The command reads only the folder of the study, not the sweep file.
 """
 
 import sys

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from experiments.config_files import with_changes
+from experiments.config_files import ROOT, with_changes
 from transformer.config import (
     ExperimentConfig,
     UserError,
@@ -45,7 +45,7 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model. `params` is the mean of the weights in the checkpoints of `steps`."""
+    """A trained model. `params` is the average of the weights saved at `steps`."""
 
     config: ExperimentConfig
     tokenizer: Tokenizer
@@ -83,6 +83,8 @@ class Run:
                 f"{self.folder} is a study, not a run; "
                 f"name a run of the study, such as {self.folder}/{runs[0]}"
             )
+        if not self.folder.exists() and (ROOT / self.folder / "config.json").is_file():
+            raise UserError(f"{self.folder} is not a run here; run the command in {ROOT}")
         raise UserError(
             f"{self.folder} is not a run: config.json is missing; "
             f"start a run with python -m experiments.train --config=FILE --workdir={self.folder}"

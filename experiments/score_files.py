@@ -54,7 +54,7 @@ class ScoreFiles(NamedTuple):
         return command + self.suffix.replace(",", " --set=")
 
     def path(self, ending: str) -> Path:
-        """Returns the path of a file.
+        """Returns the path of the file whose name has the given ending, such as ".json".
 
         Raises:
           UserError: the changes cannot be part of a file name.
@@ -143,7 +143,7 @@ class ScoreFiles(NamedTuple):
         """Compares two evaluations with every metric whose field `compared` is true, and writes the result.
 
         Args:
-          evaluation: the content of these files.
+          evaluation: the content of the files of this evaluation.
           compared: the files of the other evaluation.
           compared_evaluation: the content of the files of the other evaluation.
           sources: the source sentences of the split.

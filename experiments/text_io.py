@@ -90,8 +90,9 @@ class TranslationAnswer:
       translator: finds up to `n_best` translations of a text.
       n_best: if above 1, each translation has an output line with line number, score and translation.
       scores: whether to write the score before the translation.
-      prefixes: the beginning of each translation; if None, translations are free.
-      attention: file for the attention weights of each line; if given, lines must not be translated in parts.
+      prefixes: the beginning of each translation; if None, translations are unconstrained.
+      attention: file for the attention weights of each line; if given, a line too long to translate in
+        one piece is an error.
     """
 
     translator: Translator

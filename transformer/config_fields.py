@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """Looks `name` up in a visible dict.
+    """Returns `table[name]`, or raises an error that names the config field.
 
     Raises:
       UserError: an unknown name; the message lists the known ones.
@@ -45,8 +45,8 @@ class Declaration(NamedTuple):
     Attributes:
       paper: maps each place in the paper to the values that the place reports.
       not_in_paper: the reason why no value departs from the paper, if the paper reports no values.
-      affects_result: whether another value changes the trained model or its scores.
-      changeable: whether a trained run may be used with another value.
+      affects_result: whether a different value changes the trained model or its scores.
+      changeable: whether a trained run may be used with a different value.
       read_if: conditions under which the field has an effect; all must hold.
       departs_if: condition under which a value that the paper does not report is a departure.
     """

@@ -3,9 +3,9 @@
     python -m experiments.launch --sweep=configs/sweeps/table3.py --root=runs/table3 --seeds=3
 
 The study has 20 variants, which are the rows of the table. A variant changes the same fields as the row in
-the paper, to the small values of configs/table3.py. The training lists of number_words have 1 to 4 numbers;
-the lists of test_long have 5 to 10. Beyond the longest training list, learned positions repeat the last
-trained vector.
+the paper, to the values that configs/table3.py has for the small scale. The training lists of number_words
+have 1 to 4 numbers; the lists of test_long have 5 to 10. Beyond the longest training list, learned positions
+repeat the last trained vector.
 """
 
 from configs.table3 import ROWS

@@ -107,7 +107,10 @@ def read_vocabulary(folder: Path) -> list[str]:
 
 
 def position_table(scheme: PositionScheme, params: Mapping[str, Any], length: int) -> np.ndarray:
-    """Returns the vector that is added at each position. Beyond the last one, `model.overflow` decides."""
+    """Returns the vector that is added at each position.
+
+    Positions from `scheme.limit` on follow `model.overflow`.
+    """
     zeros, positions = jnp.zeros((1, length, scheme.config.d_model)), jnp.arange(length)[None]
     return np.array(scheme.apply({"params": params}, zeros, positions, length)[0])
 

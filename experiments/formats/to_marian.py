@@ -54,9 +54,8 @@ print(text.batch_decode(model.generate(**text(["..."], return_tensors="pt")), sk
         for field, width in (("d_k", config.key_width), ("d_v", config.value_width)):
             if width * config.num_heads != config.d_model:
                 raise UserError(
-                    f"model.{field} is {width}; "
-                    "--format=marian supports only d_model / num_heads: "
-                    f"{config.d_model / config.num_heads:g}"
+                    f"model.{field} is {width}; with --format=marian it must be d_model / num_heads, "
+                    f"which is {config.d_model / config.num_heads:g}"
                 )
 
     def write(self, trained, folder):

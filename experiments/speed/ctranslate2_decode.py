@@ -1,4 +1,7 @@
-"""Peer process: CTranslate2 translates the same sentences with the same weights in float32."""
+"""Runs CTranslate2 in a separate process, in float32.
+
+The sentences and weights are those that our decoder is timed with.
+"""
 
 import functools
 import os

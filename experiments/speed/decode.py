@@ -51,7 +51,7 @@ class NumberTokenizer(Tokenizer):
         return " ".join(str(token) for token in tokens if token not in (PAD, EOS))
 
     def names(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the number of each token as text."""
+        """Returns each token id as a string."""
         return [str(token) for token in tokens]
 
 
@@ -89,7 +89,7 @@ class OurTranslation:
 
 
 class DecodingPeer:
-    """A peer that translates with the same weights in a separate process.
+    """A peer that translates with the weights of our model in a separate process.
 
     As a context manager, ends the process.
 

@@ -3,7 +3,7 @@
 A peer process first reads the request: one line of JSON that says what to prepare, such as the sentences to
 translate. When everything is prepared, the peer writes an answer, one line of JSON. Each further line that
 the peer reads is a number: how many times to do the work, such as translating all sentences. After the work,
-the peer writes the result, such as the seconds, as one line of JSON.
+the peer writes the result as one line of JSON, for example the elapsed time in seconds.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Peer process: PyTorch trains torch.nn.Transformer on the same sentences.
+"""Trains torch.nn.Transformer in a separate process, on the sentences that our training is timed with.
 
 The result of a turn has the seconds and the number of target tokens.
 """

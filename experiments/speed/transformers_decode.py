@@ -1,4 +1,7 @@
-"""Peer process: Hugging Face `generate` translates the same sentences with the same weights."""
+"""Runs Hugging Face `generate` in a separate process.
+
+The sentences and weights are those that our decoder is timed with.
+"""
 
 import functools
 import os
@@ -45,7 +48,7 @@ class BatchTranslator:
 def prepare(
     folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
 ) -> Prepared:
-    """Times each batch size, and keeps the fastest."""
+    """Times translation with each of `BATCH_TOKENS`, and prepares the fastest."""
     keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peer = MarianMTModel.from_pretrained(folder).eval()

@@ -27,7 +27,7 @@ class Shape:
       model: the sizes of the model.
       mean_length: mean number of tokens of a target sentence.
       row_length: tokens in a packed row.
-      batch_tokens: mean number of target tokens per step; padding does not count.
+      batch_tokens: mean number of target tokens per step, without padding.
     """
 
     model: ModelConfig

@@ -14,10 +14,10 @@ from transformer.tasks import resolve
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A study, as declared by a study file, such as the files in configs/sweeps.
+    """A study, as declared by a sweep file, such as the files in configs/sweeps.
 
     Attributes:
-      name: the name of the study file, without .py.
+      name: the name of the sweep file, without .py.
       config: the config file; a colon and arguments may follow.
       variants: new values by dotted config key, for each variant; the first variant is the baseline.
       splits: the splits on which every run is evaluated.
@@ -50,7 +50,7 @@ class PlannedRun:
 
 
 def load_sweep(name: str) -> Sweep:
-    """Reads a study file.
+    """Reads a sweep file.
 
     Args:
       name: path of the file; a colon and arguments for the config may follow, as in
@@ -75,6 +75,10 @@ def load_sweep(name: str) -> Sweep:
             metrics=tuple(module.METRICS),
         )
     except AttributeError as error:
+        if hasattr(module, "get_config"):
+            raise UserError(
+                f"{path} is a config file; name it as CONFIG in a sweep file, or use experiments.train"
+            ) from None
         raise UserError(
             f"sweep file {path} does not define {error.name}; define it as in configs/sweeps/positions.py"
         ) from None
@@ -96,7 +100,7 @@ def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[Plann
     values = load_values(sweep.config)
     varied = {"train.seed", *(key for changes in sweep.variants.values() for key in changes)}
     for key in varied & set(overrides):
-        raise UserError(f"--set cannot change {key}, which the study varies; change the study file instead")
+        raise UserError(f"--set cannot change {key}, which the study varies; change the sweep file instead")
     for variant, changes in sweep.variants.items():
         for key, value in changes.items():
             if isinstance(value, Mapping) and value:

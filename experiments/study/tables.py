@@ -76,7 +76,9 @@ def score_table(study: Study) -> str:
 def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: str) -> str:
     """Returns a Markdown table of scores by source length, with a row per variant and split.
 
-    `Study.by_length` returns one curve.
+    Args:
+      curves: scores by (variant, split); each value is a result of `Study.by_length`.
+      metric: the metric of the scores, a key of `METRICS`.
     """
     ends = sorted({end for curve in curves.values() for end in curve})
     rows = [[f"{metric} by source tokens, up to", *map(str, ends)], ["---", *("---:" for _ in ends)]]

@@ -21,7 +21,7 @@ from transformer.data.options import ONLY_A_DEPARTURE, Options
 from transformer.data.pair_builder import PairBuilder
 from transformer.data.text import existing_file, fingerprint, read_pairs
 
-FORMS = "pairs.tsv or source.txt,target.txt"
+FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"
 RULES = ("min_characters", "max_characters", "max_ratio", "deduplicate", "held_out")
 
 
@@ -108,11 +108,11 @@ class ParallelText(PairBuilder):
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split for which the options give files."""
         if self.options.train is None:
-            raise UserError(f"data.options.train is not set; set it to {FORMS}")
+            raise UserError(f"data.options.train is not set; give it {FORMS}")
         if self.options.validation is None and not self.options.held_out:
             raise UserError(
-                f"data.options.validation is not set; set it to {FORMS}, or take pairs "
-                "from the training text with data.options.held_out"
+                f"data.options.validation is not set; give it {FORMS}, or set data.options.held_out to take "
+                "pairs from the training text"
             )
         files = {}
         for split in self.SPLITS:

@@ -44,7 +44,7 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
 
     Raises:
       UserError: the set, variant or version does not exist, the set lacks a language, or the set is prepared
-        in another format than array_record.
+        in a different format than array_record.
     """
     import tensorflow_datasets.translate  # noqa: F401  (registers the sets)
 

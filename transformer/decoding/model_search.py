@@ -78,8 +78,8 @@ class ModelSearch:
         limit, min_length = self.model.max_lengths.target, self.config.min_output_length
         if limit is not None and min_length > limit:
             raise UserError(
-                f"decode.min_output_length is {min_length}; it must be at most {limit}, the end of the "
-                "model's positions"
+                f"decode.min_output_length is {min_length}; it must be at most {limit}, the longest "
+                "output the model has positions for"
             )
 
     @property
@@ -202,7 +202,7 @@ class ShrinkingSearch:
         return outputs
 
     def _half(self, num_rows: int) -> int:
-        """Returns the number of rows after halving, or 0 if the number must not be halved."""
+        """Returns half of `num_rows`, or 0 if that would leave fewer than `min_hypotheses` hypotheses."""
         half = num_rows // 2
         return half if half * self.search.num_hypotheses >= self.min_hypotheses else 0
 

@@ -246,7 +246,10 @@ class Translator:
         return self.search(source, prefixes, sentence_ids)
 
     def _read(self, result: SearchResult) -> list[Hypothesis]:
-        """Returns the outputs of one row, or an empty output if the model produced NaN."""
+        """Returns the hypotheses for one sentence of a search result.
+
+        If the model produced NaN, returns one empty hypothesis.
+        """
         outputs = [
             Hypothesis(self._tokenizer.decode(tokens).translate(LINE_ENDS), float(score), bool(ended))
             for tokens, score, ended in zip(*result, strict=True)

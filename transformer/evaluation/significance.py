@@ -54,8 +54,9 @@ class Interval(NamedTuple):
 def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
     """Compares two models in one metric. Swapping the models changes only the sign of the difference.
 
-    Metrics of sacreBLEU use sacreBLEU's paired tests. Other metrics with a score per sentence use
-    randomization over the sentences. The samples have a fixed seed, so a result can be reproduced.
+    Metrics of sacreBLEU use sacreBLEU's paired tests. Other metrics with a score per sentence use a paired
+    randomization test: it flips the signs of the per-sentence score differences at random. The samples have
+    a fixed seed, so a result can be reproduced.
 
     Raises:
       ValueError: the references of the two models differ.

@@ -53,7 +53,7 @@ class LayerPositions(NamedTuple):
         return self.scheme.bias(self.layer, query_heads, self.indices.query_index, self.indices.key_index)
 
     def value_bias(self, weights: Float[Array, "b h q k"]) -> Float[Array, "b q h e"] | None:
-        """Returns the bias that is added to the attended values, or None."""
+        """Returns the bias that is added to the weighted sum of the values, or None."""
         return self.scheme.value_bias(self.layer, weights, self.indices.query_index, self.indices.key_index)
 
 

@@ -18,7 +18,7 @@ class KVCache(NamedTuple):
 
     In cross-attention, an entry (axis k) belongs to a source token. In self-attention, entry t n + i belongs
     to step t of hypothesis i. The entries are the last axis, so that both products of attention read the
-    cache in place. With another order of axes, each step would copy the whole cache.
+    cache in place. With a different order of axes, each step would copy the whole cache.
     """
 
     key: Float[Array, "b h d k"]

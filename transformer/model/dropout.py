@@ -2,8 +2,8 @@
 
 A mask bit is an integer hash of (key, site, example, position, channel). So an example loses the same
 activations in any row, in any batch, on any device and in any part of an accumulated step. The rate can be
-traced, so another rate needs no recompilation. The mixing function is the 32-bit finalizer "lowbias32" of
-C. Wellons' hash prospector (2018).
+traced, so a different rate needs no recompilation. The mixing function is the 32-bit finalizer "lowbias32"
+of C. Wellons' hash prospector (2018).
 """
 
 import zlib
@@ -31,7 +31,7 @@ class Dropout(NamedTuple):
     """Key and rate with which a model drops activations.
 
     Attributes:
-      key: decides the masks; each training step has another key.
+      key: random key that determines the masks; each training step uses a different key.
       rate: probability that an activation is zeroed, in [0, 1); may be traced.
     """
 

@@ -65,7 +65,7 @@ class PositionScheme(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of the longest sequence that is not refused, EOS included; None if there is no limit."""
+        """Maximum sequence length in tokens, including EOS; None if longer sequences are also accepted."""
         return self.limit if self.overflow == "error" else None
 
     @property

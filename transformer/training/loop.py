@@ -163,7 +163,7 @@ def _resume(
     """Returns the latest state and its metadata, or the given state and the metadata of a new run.
 
     Raises:
-      UserError: the checkpoints belong to another config, other data or another vocabulary.
+      UserError: the checkpoints belong to a different config, different data or a different vocabulary.
     """
     restored = checkpoints.restore(state)
     if restored is None:

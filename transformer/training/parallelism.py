@@ -88,7 +88,10 @@ def make_parallelism(name: str) -> Parallelism:
 
 
 def pad_batch(batch: PyTree, multiple: int) -> PyTree:
-    """Adds rows of padding, which do not count, up to a multiple of `multiple` rows."""
+    """Pads the batch with rows of zeros to a multiple of `multiple` rows.
+
+    Padding rows do not affect the loss.
+    """
 
     def pad(x):
         return np.pad(x, ((0, -len(x) % multiple),) + ((0, 0),) * (x.ndim - 1))

@@ -35,7 +35,9 @@ LossFn = Callable[[PyTree, PyTree, Key[Array, ""] | None, Hyperparameters], tupl
 
 
 class Trainable(abc.ABC):
-    """Interface of a task to training. `transformer.tasks` has the tasks that a config can name.
+    """The interface through which the training loop uses a task.
+
+    `transformer.tasks` has the tasks that a config can name.
 
     Attributes:
       identity: names of the config, the data and the vocabulary. A checkpoint can be resumed only if all are
