@@ -106,7 +106,7 @@ def test_other_values_cover_every_field_that_the_paper_reports():
         options_type("wmt14_translate/de-en"), "data.options."
     )
     reported = {field for field, declaration in declared.items() if declaration.paper}
-    assert {*OTHER_VALUES} == reported - {"optimizer.weight_decay"}  # needs another optimizer
+    assert {*OTHER_VALUES} == reported - {"optimizer.weight_decay"}  # needs a different optimizer
 
 
 @pytest.mark.parametrize("field", OTHER_VALUES)

@@ -166,9 +166,9 @@ def test_the_name_of_a_text_does_not_change_between_versions(tmp_path):
         (PAIRS, {"max_characters": 4}, "data.options.train: no pair is left for train: 100 pairs read; dropped 100 longer than 4 char"),
         (PAIRS[:1], {}, "data.options.train: no pair is left for train: 1 pairs read; .* 1 for validation"),
         (PAIRS, {"validation": "empty.tsv"}, "data.options.validation: empty.tsv has no pairs"),
-        (PAIRS, {"held_out": 0}, "data.options.validation is not set; set it to pairs.tsv or source.txt,target.txt, or take pairs from the training text with data.options.held_out"),
-        (PAIRS, {"train": None}, "data.options.train is not set; set it to pairs.tsv or source.txt,target.txt"),
-        (PAIRS, {"train": "a,b,c"}, "data.options.train is 'a,b,c'; it must be pairs.tsv or source.txt,target.txt"),
+        (PAIRS, {"held_out": 0}, r"data.options.validation is not set; give it a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\), or set data.options.held_out to take pairs from the training text"),
+        (PAIRS, {"train": None}, r"data.options.train is not set; give it a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\)"),
+        (PAIRS, {"train": "a,b,c"}, r"data.options.train is 'a,b,c'; it must be a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\)"),
         (PAIRS, {"test": "/dev/null"}, "data.options.test: /dev/null .* is not a file"),
     ],
 )  # fmt: skip

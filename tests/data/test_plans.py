@@ -123,9 +123,9 @@ def test_the_shorter_language_has_shorter_rows():
 @EACH_PLAN
 def test_seed_and_epoch_determine_the_order(plan_type):
     lengths = realistic_lengths(300)
-    first, again, another = (make_plan(plan_type, lengths, 64, seed=seed) for seed in (0, 0, 1))
+    first, again, different = (make_plan(plan_type, lengths, 64, seed=seed) for seed in (0, 0, 1))
     assert order_of(first, 1) == order_of(again, 1)
-    assert len({tuple(order_of(plan, epoch)) for plan in (first, another) for epoch in range(2)}) == 4
+    assert len({tuple(order_of(plan, epoch)) for plan in (first, different) for epoch in range(2)}) == 4
 
 
 def test_an_epoch_shuffles_the_pairs_of_a_bucket_and_the_batches():

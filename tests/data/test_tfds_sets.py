@@ -104,7 +104,7 @@ def test_a_set_that_cannot_be_used_gives_a_one_line_error(folder, monkeypatch, c
     assert "\n" not in str(raised.value)
 
 
-def test_a_set_prepared_in_another_format_is_refused(tmp_path):
+def test_a_set_prepared_in_a_different_format_is_refused(tmp_path):
     builder = prepare(tiny(tmp_path))
     path = tmp_path / "tiny_translate" / "de-en" / "1.2.0" / "dataset_info.json"
     assert str(path.parent) == builder.data_dir

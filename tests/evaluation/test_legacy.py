@@ -1,4 +1,6 @@
-"""The BLEU of the paper: German tokens of Moses, split compounds, and the score of multi-bleu.perl."""
+"""The paper's BLEU: tokenized as German by the rules of Moses, with compounds split, and scored like
+multi-bleu.perl.
+"""
 
 import pytest
 from sacrebleu.metrics import BLEU
@@ -55,7 +57,7 @@ def test_case_matters_and_nothing_is_smoothed():
     assert BLEU().corpus_score(["A b c d"], [["a b c d"]]).score > 0
 
 
-def test_references_may_be_given_at_first_or_with_the_hypotheses():
+def test_references_may_be_given_to_the_constructor_or_with_the_hypotheses():
     cached, uncached = LegacyBLEU([["a-b c d"]]), LegacyBLEU()
     counts = cached.corpus_score(["a-b c x"], None).counts
     assert uncached.corpus_score(["a-b c x"], [["a-b c d"]]).counts == counts == [4, 3, 2, 1]

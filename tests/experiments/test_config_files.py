@@ -38,7 +38,7 @@ def test_a_missing_file_is_refused_and_a_similar_file_is_suggested(checkout, pat
     assert refused(load_values, path) == message
 
 
-def test_an_error_outside_the_checkout_names_its_root(tmp_path, monkeypatch):
+def test_a_command_run_outside_the_checkout_is_told_where_the_checkout_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(load_module, "configs/base.py", "config")
     assert line == f"there is no config file 'configs/base.py' here; run the command in {ROOT}"
@@ -67,3 +67,10 @@ def test_an_unknown_key_is_refused():
     assert refused(with_changes, {}, {"model.num_layer": 3}) == (
         "unknown config key model.num_layer; did you mean model.num_layers?"
     )
+
+
+def test_a_sweep_file_given_as_a_config_is_told_to_launch(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
+    message = refused(load_values, str(path))
+    assert message == f"{path} is a sweep file; run it with python -m experiments.launch --sweep={path}"

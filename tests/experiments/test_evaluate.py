@@ -195,7 +195,7 @@ def test_files_of_different_lengths_are_refused(broken):
     assert refused(broken).startswith(f"{hypotheses} has 0 lines, but {references} has 60; ")
 
 
-def test_another_test_set_is_refused(broken):
+def test_a_different_test_set_is_refused(broken):
     path = broken / "eval" / "test.ref.txt"
     references = read_lines(path)
     assert ScoreFiles(Run(broken), "test", {}).read_comparable(references).references == references
@@ -205,7 +205,7 @@ def test_another_test_set_is_refused(broken):
     assert "it has 60 lines, but split 'test' of this run has 59; " in refused(broken, references[:-1])
 
 
-def test_another_signature_is_refused_only_if_the_metric_is_compared(broken):
+def test_a_different_signature_is_refused_only_if_the_metric_is_compared(broken):
     path = broken / "eval" / "test.json"
     scores = json.loads(path.read_text())
     del scores["signatures"]["bleu_legacy"]

@@ -286,8 +286,8 @@ REFUSED = [
     ("marian", {"feed_forward": "swiglu"}, "model.feed_forward is 'swiglu'; --format=marian supports only: relu, gelu"),
     ("marian", {"overflow": "clamp"}, "model.overflow is 'clamp'; "),
     ("marian", {"kind": "recurrent_attention"}, "model.kind is 'recurrent_attention'; "),
-    ("marian", {"d_k": 6}, "model.d_k is 6; --format=marian supports only d_model / num_heads: 8"),
-    ("marian", {"d_v": 6}, "model.d_v is 6; --format=marian supports only d_model / num_heads: 8"),
+    ("marian", {"d_k": 6}, "model.d_k is 6; with --format=marian it must be d_model / num_heads, which is 8"),
+    ("marian", {"d_v": 6}, "model.d_v is 6; with --format=marian it must be d_model / num_heads, which is 8"),
 ]  # fmt: skip
 
 

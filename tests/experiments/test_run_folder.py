@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import run_folder
 from experiments.config_files import with_changes
 from experiments.run_folder import Run, changed, converted
 from tests.support.commands import refuse
@@ -166,3 +167,13 @@ def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path,
     monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
     refused(Run(folder).load)
     assert len(closed) == 1
+
+
+def test_a_run_of_the_checkout_that_is_named_elsewhere_is_told_where_to_run(tmp_path, monkeypatch):
+    root = tmp_path / "checkout"
+    (root / "runs" / "demo").mkdir(parents=True)
+    (root / "runs" / "demo" / "config.json").write_text("{}")
+    monkeypatch.setattr(run_folder, "ROOT", root)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"runs/demo is not a run here; run the command in {root}"):
+        _ = Run("runs/demo").config

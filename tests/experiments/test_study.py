@@ -69,7 +69,7 @@ def test_the_id_of_a_run_changes_only_with_fields_that_affect_the_result(sweep):
     [
         ({"model.num_layer": 3}, {}, "unknown config key model.num_layer; did you mean model.num_layers?"),
         ({"model": {"num_layers": 3}}, {}, "variant new changes model, which is a group of fields; name single fields, such as model.num_layers"),
-        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set cannot change model.d_ff, which the study varies; change the study file instead"),
+        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set cannot change model.d_ff, which the study varies; change the sweep file instead"),
     ],
 )  # fmt: skip
 def test_an_impossible_plan_is_refused(sweep, variant, overrides, message):
@@ -98,7 +98,7 @@ def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
     assert load_sweep("configs/sweeps/table3.py:smoke").config == "configs/table3.py:number_words,smoke"
 
 
-def test_a_folder_with_another_study_or_other_settings_is_refused(sweep, tmp_path):
+def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):
     check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 512}})
@@ -286,3 +286,8 @@ def test_job_that_runs_again_appends_to_its_log(tmp_path):
     for _ in range(2):
         list(run_jobs([job], slots=1))
     assert re.fullmatch(r"output\n\n--- started again at [\d :-]+ ---\noutput\n", job.log.read_text())
+
+
+def test_a_config_file_given_as_a_sweep_is_told_to_train():
+    message = refused(load_sweep, "configs/number_words.py")
+    assert message.startswith("configs/number_words.py is a config file; name it as CONFIG in a sweep file")

@@ -37,7 +37,7 @@ def test_a_finished_run_is_not_trained_again(trained):
     assert "is already trained: 300 steps" in call("train", f"--workdir={trained}").stdout
 
 
-def test_another_config_is_refused_and_the_changed_fields_are_named(smoke, trained):
+def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, trained):
     line = refuse("train", *smoke, f"--workdir={trained}")
     assert line.startswith(
         f"{trained} has another config: optimizer.learning_rate is 0.01 there, 0.003 here; "

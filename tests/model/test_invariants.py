@@ -29,7 +29,7 @@ from transformer.model import CHOICES, KINDS, build_model, init_params
 from transformer.model.dropout import Dropout
 from transformer.model.recurrent import CELLS
 
-# Tolerance for float32 sums in another order, as in another shape or program. Logits are of order 1.
+# Tolerance for float32 sums in a different order, as in a different shape or program. Logits are of order 1.
 OTHER_ORDER = 2e-5
 # Tolerance for recurrent models. XLA vectorizes a recurrence across rows, so rows sum in different orders.
 RECURRENT_ROUNDING = 1e-6
@@ -109,7 +109,7 @@ def rows_of(sentences, rows):
 
 
 def test_a_target_token_changes_only_later_logits(variant):
-    """The logits at position i predict token i from the tokens before it. Row i has another token i."""
+    """The logits at position i predict token i from the tokens before it. Row i has a different token i."""
     target = [4, 5, 6, 7, 8, 9, 2]
     targets = [{A: [*target[:i], 10, *target[i + 1 :]]} for i in range(len(target))]
 
@@ -123,7 +123,7 @@ def test_a_target_token_changes_only_later_logits(variant):
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_an_example_has_the_same_logits_in_every_row(variant, rate):
-    """The example is alone in another row or, if the model supports packing, behind another example."""
+    """The example is alone in a different row or, if the model supports packing, behind another example."""
     packs = variant.model.supports_packing
     rows = [[A], [B], [B], [A], [B, A] if packs else [B]]
 

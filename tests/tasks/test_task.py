@@ -4,26 +4,11 @@ import dataclasses
 
 import pytest
 
+from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import UserError
 from transformer.tasks import TASKS, open_task, resolve
 from transformer.training.loop import train
-
-
-class Silent:
-    """An observer that keeps nothing, and asks for a stop after step `stop_after`."""
-
-    def __init__(self, stop_after=None):
-        self.stop_after, self.last_step = stop_after, 0
-
-    def step(self, step):
-        self.last_step = step
-
-    def record(self, record):
-        pass
-
-    def should_stop(self):
-        return self.last_step == self.stop_after
 
 
 @pytest.fixture(autouse=True)
@@ -35,21 +20,21 @@ def test_a_new_task_is_selected_by_name_trains_and_resumes(tmp_path):
     config = resolve(toy_config())
     task = open_task(config, tmp_path)
     assert isinstance(task, Regression)
-    stopped = Silent(stop_after=7)
+    stopped = Recorder(stop_after=7)
     assert not train(config, task, tmp_path, stopped, stopped.should_stop).finished
-    outcome = train(config, open_task(config, tmp_path), tmp_path, Silent())
+    outcome = train(config, open_task(config, tmp_path), tmp_path, Recorder())
     assert outcome.finished
     (tmp_path / "whole").mkdir()
-    whole = train(config, task, tmp_path / "whole", Silent())
+    whole = train(config, task, tmp_path / "whole", Recorder())
     assert outcome.params_sha256 == whole.params_sha256
 
 
-def test_a_new_task_does_not_resume_with_another_config(tmp_path):
+def test_a_new_task_does_not_resume_with_a_different_config(tmp_path):
     config = resolve(toy_config())
-    train(config, open_task(config, tmp_path), tmp_path, Silent())
+    train(config, open_task(config, tmp_path), tmp_path, Recorder())
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, options={"slope": 3.0}))
     with pytest.raises(UserError, match="was trained with another config"):
-        train(changed, open_task(changed, tmp_path), tmp_path, Silent())
+        train(changed, open_task(changed, tmp_path), tmp_path, Recorder())
 
 
 def test_options_of_a_new_task_are_checked():

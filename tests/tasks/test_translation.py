@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from configs import base, t2t
+from tests.support.observers import Recorder
 from transformer.config import ExperimentConfig, ModelConfig, OptimizerConfig, TrainConfig, UserError
 from transformer.data import bucketing
 from transformer.data.corpus import Corpus
@@ -20,22 +21,6 @@ from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics
 
 GOLDEN = Path(__file__).parent / "golden.json"
-
-
-class Recorder:
-    """An observer that asks for a stop after step `stop_after`."""
-
-    def __init__(self, stop_after):
-        self.stop_after, self.last_step = stop_after, 0
-
-    def step(self, step):
-        self.last_step = step
-
-    def record(self, record):
-        pass
-
-    def should_stop(self):
-        return self.last_step == self.stop_after
 
 
 @pytest.fixture
@@ -148,7 +133,7 @@ def test_a_position_table_need_not_reach_the_end_of_a_row(stopped_run):
     assert open_task(config, folder).plan.source_length == 64
 
 
-def test_another_vocabulary_is_refused(stopped_run, tmp_path):
+def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
     """The other vocabulary has the same size, so that only its digest differs."""
     config, folder = stopped_run
     path = folder / "tokenizer.model"

@@ -67,7 +67,7 @@ def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
     assert Checkpoints(tmp_path).steps == [10]
 
 
-def test_the_next_validation_removes_the_checkpoint_of_an_interruption(tmp_path):
+def test_the_next_validation_removes_a_checkpoint_saved_on_interruption(tmp_path):
     """An interrupted run keeps the same checkpoints as an uninterrupted run."""
     writer = Checkpoints(tmp_path, keep_last=3)
     for step, criterion in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
@@ -103,14 +103,14 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path, item):
     Checkpoints(tmp_path).restore(large)
 
 
-def test_weights_of_another_shape_are_refused(tmp_path):
+def test_weights_of_a_different_shape_are_refused(tmp_path):
     save(tmp_path, [1.0])
     template = {"a": {"kernel": np.zeros((3, 4), np.float32)}, "b": np.zeros(7, np.float32)}
     with pytest.raises(UserError, match="checkpoint .*10 has other shapes: params"):
         Checkpoints(tmp_path).params(10, template)
 
 
-def test_another_optimizer_cannot_read_the_state(tmp_path):
+def test_a_different_optimizer_cannot_read_the_state(tmp_path):
     save(tmp_path, [1.0])
     with pytest.raises(UserError, match=r"checkpoint .*10 (is unreadable|has other shapes)"):
         Checkpoints(tmp_path).restore(state_at(0, "sgd"))

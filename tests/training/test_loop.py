@@ -5,27 +5,12 @@ import json
 
 import pytest
 
+from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.loop import Patience, train
 from transformer.training.metric_log import read_metrics
-
-
-class Recorder:
-    """An observer that keeps the records, and asks for a stop after step `stop_after`."""
-
-    def __init__(self, stop_after=None):
-        self.stop_after, self.last_step, self.records = stop_after, 0, []
-
-    def step(self, step):
-        self.last_step = step
-
-    def record(self, record):
-        self.records.append(record)
-
-    def should_stop(self):
-        return self.last_step == self.stop_after
 
 
 def run(config, folder, stop_after=None):
@@ -82,7 +67,7 @@ def test_patience_ends_a_run_that_no_longer_learns(tmp_path):
     assert run(config, tmp_path / "parts") == (whole, [])
 
 
-def test_a_lower_value_restores_patience():
+def test_an_improvement_resets_the_patience_counter():
     patience = Patience(2)
     for value, exhausted in ((3.0, False), (3.0, False), (2.9, False), (2.95, False), (2.9, True)):
         patience.update(value)
@@ -140,7 +125,7 @@ def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(tmp_path):
         ({"data": {"options": {"slope": 3.0}}}, "config"),
     ],
 )
-def test_another_config_is_refused(tmp_path, change, name):
+def test_a_different_config_is_refused(tmp_path, change, name):
     config = toy_config()
     run(config, tmp_path, stop_after=8)
     ((section, values),) = change.items()

@@ -43,7 +43,7 @@ def test_the_smoothed_loss_is_minimal_at_the_smoothed_distribution():
     np.testing.assert_allclose(entropy.gradient, 0, atol=1e-6)
 
 
-def test_a_prediction_is_correct_where_no_logit_is_above_the_label():
+def test_a_prediction_is_correct_if_no_logit_exceeds_the_logit_of_the_label():
     logits = jnp.array([[1.0, 3.0, 2.0], [5.0, 3.0, 2.0]])
     entropy = smoothed_cross_entropy(logits, jnp.array([1, 1]), 0.1)
     np.testing.assert_array_equal(entropy.correct, [True, False])
@@ -74,7 +74,7 @@ def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, monkeypatch):
     (value, sums), gradient = jax.value_and_grad(chunked, has_aux=True)(factors)
     expected_value, expected_gradient = jax.value_and_grad(reference)(factors)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-    # The tolerance is float32 rounding of sums over 17 tokens in another order.
+    # The tolerance is float32 rounding of sums over 17 tokens in a different order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, expected_gradient)
     np.testing.assert_allclose(sums, summed_cross_entropy(factors, labels, counts, 0.1), rtol=1e-6)
     nll = definition(factors.logits(), labels, 0.0)

@@ -74,13 +74,19 @@ def update(parallelism, batch, accumulation=1, steps=2, **model):
 
 
 def without_padded_size(results):
-    """The results without `slots`, the tokens and padding, which depend on how a batch is split."""
+    """Returns the results without the total `slots`.
+
+    It counts tokens and padding and so depends on how the batch is split.
+    """
     state, totals, info = results
     return state, {name: value for name, value in totals.items() if name != "slots"}, info
 
 
 def assert_close(results, reference):
-    """The tolerance is float32 rounding, which two Adam steps of 0.1 amplify where gradients are near 0."""
+    """Allows for float32 rounding errors.
+
+    Two Adam steps with learning rate 0.1 amplify them where gradients are near 0.
+    """
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
@@ -146,7 +152,7 @@ def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model,
 
 @pytest.mark.parametrize("parallelism", [Single(), Pmap()], ids=["single", "pmap"])
 def test_the_sharding_of_a_state_does_not_change(packed, parallelism):
-    """With another sharding, the second step would be compiled again."""
+    """With a different sharding, the second step would be compiled again."""
 
     def step(state, batch, key, hyperparameters):
         return parallelism.reduce(state + batch.characters.sum())
@@ -170,7 +176,7 @@ def test_hyperparameters_change_without_recompilation(packed, model, params):
     assert len(traces) == 1
 
 
-def test_an_empty_batch_makes_no_weight_nan(packed):
+def test_an_empty_batch_keeps_all_weights_finite(packed):
     empty = jax.tree.map(np.zeros_like, packed)
     state, totals, _ = update(Single(), empty, steps=1)
     assert totals["count"] == 0

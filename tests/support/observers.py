@@ -1,0 +1,17 @@
+"""An observer of training for tests."""
+
+
+class Recorder:
+    """Keeps the records, and asks to stop after a step; without `stop_after`, never."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.last_step, self.records = stop_after, 0, []
+
+    def step(self, step):
+        self.last_step = step
+
+    def record(self, record):
+        self.records.append(record)
+
+    def should_stop(self):
+        return self.last_step == self.stop_after
