@@ -34,10 +34,11 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> int:
     cli.use_compilation_cache()
-    run = Run(flags.workdir)
-    config = run.begin(cli.config(flags))
+    run, config = Run(flags.workdir), cli.config(flags)
+    if config is None:
+        _ = run.config  # refuses a folder that is not a run, before the lock creates the folder
     with run.locked():
-        return _train(run, config)
+        return _train(run, run.begin(config))
 
 
 def _train(run: Run, config: ExperimentConfig) -> int:

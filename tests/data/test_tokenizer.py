@@ -107,3 +107,11 @@ def test_starts_word_marks_the_first_token_of_each_word(tokenizer):
     assert starts[0]
     assert starts.sum() == 2
     assert not tokenizer.starts_word[[PAD, BOS, EOS, UNK]].any()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_file_that_is_not_a_model_gives_a_one_line_error(tmp_path, content):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path} is not a SentencePiece model; restore it"):
+        Tokenizer.load(path)

@@ -12,6 +12,7 @@ from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
+from transformer.files import lock, read_json, write_json
 from transformer.tasks import TASKS
 
 pytestmark = pytest.mark.xdist_group("train")
@@ -156,3 +157,13 @@ def test_bar_shows_the_loss_of_a_task_without_perplexity(capsys):
     with TrainingBar(20) as bar:
         bar.record(record)
     assert "loss 2.50, 8 tokens/s, 1:01 left" in capsys.readouterr().out
+
+
+def test_a_refused_second_training_leaves_the_config_of_the_first(tmp_path):
+    workdir = tmp_path / "run"
+    config = ("--config=configs/number_words.py:smoke", f"--workdir={workdir}")
+    with lock(workdir, wait=False):
+        write_json(workdir / "config.json", {"train": {"seed": 3}})
+        message = refuse("train", *config, "--config.train.seed=7")
+    assert "is in use by another process" in message
+    assert read_json(workdir / "config.json") == {"train": {"seed": 3}}

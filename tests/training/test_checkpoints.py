@@ -67,6 +67,15 @@ def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
     assert Checkpoints(tmp_path).steps == [10]
 
 
+def test_interruptions_do_not_displace_scored_checkpoints(tmp_path):
+    """Two interruptions between two validations leave the same scored checkpoints as none."""
+    writer = Checkpoints(tmp_path, keep_last=3)
+    for step, criterion in ((5, 4.0), (10, 3.0), (15, 2.0), (16, None), (17, None), (18, None), (20, 1.0)):
+        writer.save(state_at(step), {}, criterion)
+    writer.close()
+    assert Checkpoints(tmp_path).steps == [10, 15, 20]
+
+
 def test_the_next_validation_removes_a_checkpoint_saved_on_interruption(tmp_path):
     """An interrupted run keeps the same checkpoints as an uninterrupted run."""
     writer = Checkpoints(tmp_path, keep_last=3)

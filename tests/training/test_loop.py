@@ -160,3 +160,11 @@ def test_divergence_gives_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match=r"training diverged before step .*; lower optimizer.learning_rate"):
         run(config, tmp_path)
     assert all(record["loss"] < float("inf") for record in read_metrics(tmp_path))
+
+
+def test_a_different_optimizer_is_refused_as_a_different_config(tmp_path):
+    """The identity is compared before the state is read, so that no intact checkpoint is called damaged."""
+    run(toy_config(), tmp_path, stop_after=8)
+    options = OptimizerConfig(name="sgd", warmup_steps=5, learning_rate=0.1)
+    with pytest.raises(UserError, match="was trained with another config"):
+        run(dataclasses.replace(toy_config(), optimizer=options), tmp_path)

@@ -34,8 +34,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Reads a model file."""
-        return cls(path.read_bytes())
+        """Reads a model file.
+
+        Raises:
+          UserError: the file is not a SentencePiece model.
+        """
+        model = path.read_bytes()
+        try:
+            if model:  # SentencePiece accepts an empty model and fails at the first use
+                return cls(model)
+        except RuntimeError:
+            pass
+        raise UserError(f"{path} is not a SentencePiece model; restore it, or train the run again")
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: str, vocab_size: int) -> "Tokenizer":

@@ -62,13 +62,12 @@ class Checkpoints:
           metadata: JSON data that is restored with the state.
           criterion: ranks the checkpoints; lower is better. None if the criterion was not measured.
         """
-        if criterion is None:
-            self._unscored.append(int(state.step))
-        elif self._unscored:  # the new checkpoint replaces these
+        if self._unscored:
+            # Deleted before the new checkpoint counts, or they would displace scored ones.
             self._manager.wait_until_finished()
             for step in self._unscored:
                 self._manager.delete(step)
-            self._unscored = []
+        self._unscored = [int(state.step)] if criterion is None else []
         items = jax.tree.map(np.array, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
         self._manager.save(

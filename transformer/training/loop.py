@@ -165,16 +165,16 @@ def _resume(
     Raises:
       UserError: the checkpoints belong to a different config, different data or a different vocabulary.
     """
-    restored = checkpoints.restore(state)
-    if restored is None:
+    if not checkpoints.steps:
         return state, {"tokens_seen": 0, "validation": {}, "patience": []}
-    state, metadata = restored
+    identity = checkpoints.metadata(checkpoints.steps[-1])["identity"]
     for name, current in task.identity.items():
-        if (stored := metadata["identity"].get(name)) != current:
+        if (stored := identity.get(name)) != current:
             raise UserError(
                 f"{folder} was trained with another {name} ({stored}, now {current}); "
                 f"restore the original {name}, or train in another folder"
             )
+    state, metadata = checkpoints.restore(state)
     log.info("resuming from step %d", state.step)
     return state, metadata
 
