@@ -165,11 +165,18 @@ def test_the_attention_of_each_line_is_saved(trained, files, best):
         np.testing.assert_allclose(maps["2/cross"].sum(axis=-1), np.ones((1, 2, len(target))), rtol=1e-5)
 
 
-def test_search_settings_change_for_one_call(trained, best):
-    settings = ("--set=decode.beam_size=1", "--set=decode.max_output_length=2", "--set=model.dtype=bfloat16")
-    translations = call("translate", f"--workdir={trained}", *settings, stdin=INPUT.encode()).stdout
-    assert translations.splitlines() != best
-    assert all(len(line.split()) <= 2 for line in translations.splitlines())
+def test_search_settings_change_for_one_call(trained):
+    """The scores change with the length penalty, even where the translations stay."""
+    settings = ("beam_size=1", "max_output_length=2", "length_penalty=3.0")
+    changes = (*(f"--set=decode.{setting}" for setting in settings), "--set=model.dtype=bfloat16")
+    plain, changed = (
+        call(
+            "translate", f"--workdir={trained}", "--scores", *flags, stdin=INPUT.encode()
+        ).stdout.splitlines()
+        for flags in ((), changes)
+    )
+    assert changed[0].split("\t")[0] != plain[0].split("\t")[0]
+    assert all(len(line.split("\t")[1].split()) <= 2 for line in changed)
 
 
 def test_samples_are_reproducible(trained, best):
