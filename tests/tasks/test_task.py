@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from tests.support.observers import Recorder
@@ -45,3 +46,13 @@ def test_options_of_a_new_task_are_checked():
         UserError, match=r"unknown config key data.options.slop; did you mean data.options.slope\?"
     ):
         resolve(config)
+
+
+def test_it_is_loaded_and_scored_without_its_run(tmp_path):
+    config = resolve(toy_config())
+    task = open_task(config, tmp_path)
+    model, tokenizer = task.load_model(config, tmp_path, {"task": task.metadata})
+    perfect = {"dense": {"kernel": np.full((3, 1), 2.0, np.float32)}, "bias": np.zeros(1, np.float32)}
+    assert tokenizer is None
+    assert task.evaluate(model, perfect, "validation", None)["loss"] == pytest.approx(0, abs=1e-10)
+    assert task.evaluate(model, task.init(0), "validation", None)["loss"] > 0.1
