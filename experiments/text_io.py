@@ -91,8 +91,8 @@ class TranslationAnswer:
       n_best: if above 1, each translation has an output line with line number, score and translation.
       scores: whether to write the score before the translation.
       prefixes: the beginning of each translation; if None, translations are unconstrained.
-      attention: file for the attention weights of each line; if given, a line too long to translate in
-        one piece is an error.
+      attention: file for the attention weights of each line; if given, a line too long to translate as
+        a whole is an error.
     """
 
     translator: Translator
