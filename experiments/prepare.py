@@ -27,7 +27,7 @@ def main(flags: FlagValues) -> None:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0
     print(
-        f"{corpus.identity} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} pairs "
+        f"{corpus.name} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} pairs "
         f"longer than data.row_length ({data.row_length}); vocabulary: {corpus.tokenizer.vocab_size:,} tokens"
     )
 

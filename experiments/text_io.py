@@ -1,5 +1,6 @@
 """Reads lines of text as they arrive, and writes the output lines of `translate`."""
 
+import codecs
 import dataclasses
 import functools
 import json
@@ -12,6 +13,7 @@ from typing import BinaryIO, Protocol
 
 from experiments.attention_file import AttentionFile
 from transformer.config import UserError
+from transformer.data.text import MAX_LINE_BYTES
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Hypothesis, Translator
 
@@ -19,6 +21,7 @@ BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; the last line ma
 # A block ends after PAUSE seconds without new data, or MAX_WAIT seconds after its first line arrived.
 PAUSE, MAX_WAIT = 0.05, 0.5
 READ_BYTES = 1 << 16
+MAX_UNKNOWN_LINES, MAX_CHARACTERS = 5, 8  # reported per text
 
 
 def read_blocks(file: int) -> Iterator[list[bytes]]:
@@ -26,11 +29,15 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
 
     A block ends after `BLOCK_LINES` lines or `BLOCK_BYTES` bytes, or earlier if no more data arrives for a
     moment (`PAUSE`), so that a user who types one line gets its answer before typing the next. Only a line
-    feed ends a line.
+    feed ends a line. A byte order mark at the start is dropped.
 
     Args:
       file: a file descriptor.
+
+    Raises:
+      UserError: a line is too long.
     """
+    first = True
     block: list[bytes] = []
     unended: list[bytes] = []  # a line whose end has not arrived yet, as read so far
     size, started = 0, 0.0
@@ -43,6 +50,8 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
         data = os.read(file, READ_BYTES)
         if not data:
             break
+        if first:
+            data, first = data.removeprefix(codecs.BOM_UTF8), False
         *ended, rest = data.split(b"\n")
         for end in ended:
             if not block:
@@ -55,6 +64,8 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
                 block, size = [], 0
         if rest:
             unended.append(rest)
+            if len(unended) > MAX_LINE_BYTES // READ_BYTES and sum(map(len, unended)) > MAX_LINE_BYTES:
+                raise UserError(f"a line of the input has over {MAX_LINE_BYTES:,} bytes; shorten it")
     if unended:
         block.append(b"".join(unended))
     if block:
@@ -64,6 +75,36 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
 def decode_line(line: bytes) -> str:
     """Returns a line as text. Removes a carriage return at the end; invalid UTF-8 becomes U+FFFD."""
     return line.removesuffix(b"\r").decode("utf-8", errors="replace")
+
+
+def report_unknown(
+    label: str, texts: Iterable[str], tokenizer: Tokenizer, first: int = 0, max_lines: int = MAX_UNKNOWN_LINES
+) -> None:
+    """Prints, on standard error, the characters that the vocabulary has no token for, with their lines.
+
+    Args:
+      label: the origin of the texts, such as "source".
+      texts: the texts.
+      tokenizer: the vocabulary.
+      first: number of the first text, from 0.
+      max_lines: largest number of lines to print; the remaining ones are counted.
+    """
+    num_unknown = 0
+    for number, text in enumerate(texts, start=first + 1):
+        if not (characters := tokenizer.unknown(text)):
+            continue
+        num_unknown += 1
+        if num_unknown <= max_lines:
+            shown = ", ".join(map(ascii_or_printable, characters[:MAX_CHARACTERS]))
+            more = ", ..." if len(characters) > MAX_CHARACTERS else ""
+            print(f"{label}, line {number}: no token for {shown}{more}; read as unknown", file=sys.stderr)
+    if num_unknown > max_lines:
+        print(f"{label}: {num_unknown - max_lines:,} more lines with unknown characters", file=sys.stderr)
+
+
+def ascii_or_printable(character: str) -> str:
+    """Returns a character in quotes, or its code if it cannot be printed."""
+    return f"'{character}'" if character.isprintable() else f"U+{ord(character):04X}"
 
 
 class Answer(Protocol):

@@ -89,7 +89,7 @@ OTHER_VALUES = {
     "model.d_v": 32, "model.dropout_rate": 0.4, "model.dropout_sites": "all", "model.positions": "rope",
     "model.overflow": "clamp", "model.norm": "rms_norm", "model.residual": "pre_norm",
     "model.feed_forward": "swiglu", "model.embeddings": "untied", "model.dtype": "bfloat16",
-    "data.name": "wmt16_translate/de-en", "data.source": "fr", "data.target": "fr", "data.tokenizer": "unigram",
+    "data.name": "wmt16_translate/de-en", "data.source": "fr", "data.target": "fr", "data.tokenizer": "unigram", "data.byte_fallback": True,
     "data.vocab_size": 40_500, "optimizer.name": "adamw", "optimizer.schedule": "cosine",
     "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 8_000, "optimizer.beta1": 0.5,
     "optimizer.beta2": 0.5, "optimizer.epsilon": 1e-8, "optimizer.clip_norm": 1.0, "train.steps": 7,

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
@@ -21,14 +20,12 @@ def test_a_file_is_written_and_replaced(tmp_path, content):
 
 
 def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
-    def write_half(path, content):
-        with open(path, "wb") as file:
-            file.write(content[: len(content) // 2])
+    def fill_the_disk(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path = tmp_path / "file"
     path.write_text("earlier")
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(os, "replace", fill_the_disk)
     with pytest.raises(UserError, match=f"{tmp_path}: the disk or quota is full; free some space, then run"):
         atomic_write(path, "later")
     assert path.read_text() == "earlier"

@@ -240,6 +240,8 @@ class DataConfig(Section):
     tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
     # Number of tokens in the vocabulary that both languages share, special tokens included.
     vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
+    # Whether the vocabulary has 256 tokens for the bytes of characters that have no token.
+    byte_fallback: bool = option(False, paper={"section 5.1": [False]})
     # Tokens per packed row. Training pairs with a longer side are dropped, and the log says how many.
     row_length: int = option(256, not_in_paper="the paper does not say which pairs are too long to train on")
     # Processes that assemble batches; if 0, a thread of the training process assembles them.
@@ -334,7 +336,7 @@ class TrainConfig(Section):
     )
 
     def __post_init__(self):
-        self._at_least(0, "seed")
+        self._seed()
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
         self._at_least(1, "patience")
         self._fraction("label_smoothing")
@@ -385,7 +387,8 @@ class DecodeConfig(Section):
         self._at_least(1, "beam_size", "max_extra_length", "average_last", "batch_tokens")
         self._at_least(1, "min_output_length", "max_output_length", "top_k")
         self._at_least(2, "max_source_length")
-        self._at_least(0, "seed", "length_penalty")
+        self._seed()
+        self._at_least(0, "length_penalty")
         self._require("temperature", self.temperature > 0, "above 0")
         self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         for field, default in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("seed", 0)):
@@ -461,7 +464,7 @@ def check_key(key: str) -> None:
 
 
 def result_hash(config: ExperimentConfig, options_type: type | None = None) -> str:
-    """Returns eight hexadecimal digits of a hash over all fields that affect the result.
+    """Returns the SHA-256 digest of all fields that affect the result. Folder names have its first 8 digits.
 
     Args:
       config: a config with complete `data.options`, as `tasks.resolve` returns it.
@@ -476,7 +479,7 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
         for key, value in flatten(to_dict(config)).items()
         if key not in declared or declared[key].affects_result
     }
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,10 @@ class Section:
             value = getattr(self, field)
             self._require(field, value is None or value >= least, f"at least {least}")
 
+    def _seed(self) -> None:
+        # JAX drops the higher bits of a seed, so a larger seed would repeat a smaller one.
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
+
     def _fraction(self, *fields: str) -> None:
         for field in fields:
             self._require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
@@ -179,9 +184,9 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
             raise UserError(f"{field} is {value!r}; it must map option names to values")
         return dict(value)
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
+    if float in allowed and type(value) is int and abs(value) < 2**1023:
+        value = float(value)
+    if type(value) not in allowed or (type(value) is float and not math.isfinite(value)):
         raise _wrong_type(allowed, value, field)
     return value
 

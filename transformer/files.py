@@ -1,9 +1,14 @@
-"""Files and folders: atomic writes, locks between processes, full disks."""
+"""Files and folders: atomic writes, sealed JSON, locks between processes, full disks.
+
+A run folder may come from a stranger, so nothing is written through a symbolic link.
+"""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +18,8 @@ from typing import Any
 
 from transformer.config import UserError
 
+MANIFEST = "manifest.json"
+MAX_NAME_BYTES = 200  # most systems allow 255, but names get endings
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries written in C++ repeat the system's message, NumPy reports how much it wrote, and TFDS checks the
 # free space beforehand.
@@ -22,15 +29,51 @@ DISK_FULL_MESSAGES = re.compile(
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Writes a file completely or not at all; text is written as UTF-8.
+    """Writes a file completely or not at all; text is written as UTF-8. Replaces a symbolic link.
 
     Raises:
       UserError: the disk is full.
     """
     partial = path.with_name(path.name + ".partial")
     with full_disk(path.parent, ", then run the same command again"):
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
         os.replace(partial, path)
+
+
+def subfolder(parent: Path, name: str) -> Path:
+    """Returns the folder `name` in a run or study folder, and creates it if it is missing.
+
+    Raises:
+      UserError: the folder is a file, or a symbolic link that could lead out of the parent folder.
+    """
+    path = parent / name
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        kind = "a symbolic link" if path.is_symlink() else "a file"
+        raise UserError(f"{path} is {kind}, but a folder is written there; move it away")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def path_component(name: str, field: str) -> str:
+    """Returns a name that becomes part of a path, if it is one plain component of a path.
+
+    Args:
+      name: the name.
+      field: the origin of the name, for the message.
+
+    Raises:
+      UserError: the name is empty, begins with "." or "-", or has a separator, a control character or more
+        than `MAX_NAME_BYTES` bytes.
+    """
+    long = len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+    if not name or name[0] in ".-" or long or any(c in "/\\" or not c.isprintable() for c in name):
+        raise UserError(
+            f"{field} is {name[:80]!r}; it must be a plain file name: no '/' or control character, no '.' or "
+            f"'-' at the start, at most {MAX_NAME_BYTES} bytes"
+        )
+    return name
 
 
 @contextlib.contextmanager
@@ -60,8 +103,14 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot create {folder}: {error.strerror}; choose another folder") from None
-    with open(folder / ".lock", "w") as file:
+        raise UserError(f"cannot create {folder}: {error.strerror}; name another folder") from None
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{folder / '.lock'} is a symbolic link; delete it") from None
+    with open(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,21 +149,95 @@ def is_full(error: BaseException) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file.
+    """Reads a JSON object from a file.
 
     Raises:
-      UserError: the file cannot be read or is not JSON.
+      UserError: the file cannot be read, or holds anything but an object. NaN and Infinity are not JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}; restore it or delete it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has no JSON object, but {str(values)[:40]!r}; restore it or delete it")
+    return values
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON file completely or not at all.
 
     Raises:
+      ValueError: a number is not finite; see `finite`.
       UserError: the disk is full.
     """
-    atomic_write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file with a digest of its values, which `read_sealed` checks; see `write_json`."""
+    write_json(path, sealed(values))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that `write_sealed` wrote, and returns the values.
+
+    Raises:
+      UserError: the file cannot be read, or its values are not those that were written.
+    """
+    values = read_json(path)
+    if values.get("sha256") != seal(values):
+        raise UserError(f"{path} was damaged or edited after it was written; restore it or delete it")
+    del values["sha256"]
+    return values
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values with their digest under the key "sha256"."""
+    return {**values, "sha256": seal(values)}
+
+
+def seal(values: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 digest of JSON data, without the key "sha256"."""
+    content = {key: value for key, value in values.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def finite(value: float) -> float | None:
+    """Returns a number, or None for NaN and infinity, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def write_manifest(folder: Path, **values: Any) -> None:
+    """Writes manifest.json: `values` and the digest of every file in the folder."""
+    write_sealed(folder / MANIFEST, {**values, "files": _file_digests(folder)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Checks the files of a folder against its manifest, and returns the values of the manifest.
+
+    Raises:
+      UserError: a file is missing, damaged or new.
+    """
+    advice = f"delete {folder} and run the same command again"
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder / MANIFEST} is missing; {advice}")
+    values = read_sealed(folder / MANIFEST)
+    stored, current = values.pop("files"), _file_digests(folder)
+    for name in sorted(stored.keys() | current.keys()):
+        if stored.get(name) != current.get(name):
+            problem = "is missing" if name not in current else "was damaged or changed after it was written"
+            raise UserError(f"{folder / name} {problem}; {advice}")
+    return values
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

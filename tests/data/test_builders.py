@@ -85,7 +85,7 @@ def test_a_new_data_set_with_an_option_needs_one_class_and_one_registry_entry(tm
     values = {"name": "countdown", "data_dir": str(tmp_path), "vocab_size": 16, "options": {"start": "12"}}
     data = resolve_options(from_dict({"data": values}).data)
     corpus = Corpus(data)
-    assert corpus.identity == "countdown/from_12/1.0.0"
+    assert corpus.name == "countdown/from_12/2.0.0"
     assert corpus.texts("validation") == (["12", "11", "10"], ["-12", "-11", "-10"])
     assert corpus.tokenizer.decode(corpus.split("train").target[0]) == "-12"
     with pytest.raises(

@@ -111,6 +111,7 @@ def test_the_vocabulary_of_a_large_set_is_learned_from_a_sample(text, monkeypatc
     monkeypatch.setattr(corpora, "VOCABULARY_PAIRS", 50)
     with caplog.at_level("INFO"):
         corpus = Corpus(text)
+        assert corpus.tokenizer.vocab_size == 60
     assert "learning 60 bpe tokens from 50 of 100 pairs, drawn at random" in caplog.text
     drawn = np.sort(np.random.default_rng(0).choice(100, 50, replace=False))
     texts = [text for number in drawn for text in PAIRS[number]]

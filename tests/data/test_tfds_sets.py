@@ -61,7 +61,7 @@ def test_a_tfds_set_is_read_by_its_name(folder):
     assert sorted(zip(sources, targets, strict=True)) == sorted(PAIRS)  # TFDS shuffles the pairs
     assert len(corpus.split("train")) == 100
     assert list(corpus.split("train").source[7]) == corpus.tokenizer.encode(sources[7])
-    assert corpus.identity == "tiny_translate/de-en/1.2.0 validation=dev"
+    assert corpus.name == "tiny_translate/de-en/1.2.0"
     assert len(corpus.split("validation")) == 20
     assert (corpus.folder / "tiny_translate-train.array_record-00000-of-00001").is_file()
 
@@ -76,7 +76,7 @@ def test_a_split_may_be_a_part_of_a_tfds_split(folder):
     corpus = Corpus(tiny(folder, **parts))
     assert [len(corpus.split(split)) for split in parts] == [90, 10, 20]
     assert sorted(corpus.texts("train")[1] + corpus.texts("validation")[1]) == GERMAN
-    assert corpus.identity == "tiny_translate/de-en/1.2.0 train=train[:90%] validation=train[90%:] test=dev"
+    assert corpus.name == "tiny_translate/de-en/1.2.0"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_wmt14_yields_training_batches(mocked_wmt14, tmp_path):
     values.data.data_dir = mocked_wmt14
     config = resolve(from_dict(values.to_dict()))
     task = open_task(config, tmp_path)
-    assert task.corpus.identity == "wmt14_translate/de-en/1.0.0"
+    assert task.corpus.name == "wmt14_translate/de-en/1.0.0"
     assert {"train", "validation", "test"} == set(task.corpus.splits)
     batch = next(task.batches(first_step=0))
     assert batch.target.tokens.shape[1] <= config.data.row_length

@@ -19,11 +19,11 @@ def test_data_is_prepared_once(smoke, tmp_path):
     second = call("prepare", *flags, "--config.data.row_length=30")
     assert second.stderr == ""
     (line,) = second.stdout.strip().split("\n")
-    folder = tmp_path / "number_words" / "en-de.60" / "1.0.0"
+    folder = tmp_path / "number_words" / "en-de.60" / "2.0.0"
     dropped = int(re.search(r"training drops (\d+) pairs ", line).group(1))
     assert 0 < dropped < 60
     assert line == (
-        f"number_words/en-de.60/1.0.0 is prepared in {folder}: pairs: test 60, validation 60, test_long 60, "
+        f"number_words/en-de.60/2.0.0 is prepared in {folder}: pairs: test 60, validation 60, test_long 60, "
         f"train 60; training drops {dropped} pairs longer than data.row_length (30); vocabulary: 300 tokens"
     )
     assert first.stdout.strip() == line.replace(f"drops {dropped} ", "drops 0 ").replace("(30)", "(64)")

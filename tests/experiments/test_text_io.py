@@ -98,8 +98,8 @@ def test_lines_that_trickle_do_not_wait_for_a_pause(pipe, monkeypatch):
 
 def test_a_long_line_is_joined_once(tmp_path, monkeypatch):
     """Joining the line at each of its 100,000 reads would take minutes."""
-    monkeypatch.setattr(text_io, "READ_BYTES", 64)
-    line = bytes(range(11, 139)) * 50_000
+    monkeypatch.setattr(text_io, "READ_BYTES", 10)
+    line = bytes(range(11, 139)) * 8_000
     started = time.process_time()
     assert blocks_of(tmp_path, line) == [[line]]
     assert time.process_time() - started < 5  # seconds; usually 0.2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from transformer.config import DataConfig
+from transformer.config import DataConfig, UserError
 from transformer.data import tfds_sets
 from transformer.data.multi30k import Multi30k
 from transformer.data.number_words import NumberWords
@@ -22,7 +22,7 @@ from transformer.data.options import Options, read_options
 from transformer.data.pair_builder import PairBuilder
 from transformer.data.parallel_text import ParallelText
 from transformer.data.progress import Progress
-from transformer.files import full_disk, lock
+from transformer.files import full_disk, is_full, lock, path_component
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
         that cannot be prepared on this machine.
     """
     builder = _make_builder(data, progress)
-    if not (builder.is_prepared() and builder.info.splits):
+    if not _is_prepared(builder):
         folder = Path(builder.data_dir).parent
         with preparation_lock(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
             if not sys.stderr.isatty():
@@ -80,6 +80,46 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
     return builder
 
 
+def open_prepared(data: DataConfig, stored_name: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of data that was prepared earlier. Reads no raw text and writes nothing.
+
+    Args:
+      data: the config of the data set.
+      stored_name: the result of `data_name` when the data was prepared.
+
+    Raises:
+      UserError: the data is not prepared on this machine, or is damaged.
+    """
+    variant = None
+    if data.name in BUILDERS:
+        variant = path_component(stored_name.removeprefix(f"{data.name}/").partition("/")[0], "the data")
+    builder = _make_builder(data, None, variant)
+    if builder.info.full_name != stored_name or not _is_prepared(builder):
+        place = data.data_dir or "the default folder of TFDS"
+        raise UserError(
+            f"{stored_name} is not prepared in {place}; "
+            "prepare it with python -m experiments.prepare --workdir=RUN"
+        )
+    return builder
+
+
+def data_name(data: DataConfig) -> str:
+    """Returns the name of a data set's present content. Other raw text has another name.
+
+    Raises:
+      UserError: an unknown data set, or an option or file that cannot be used.
+    """
+    return _make_builder(data, None).info.full_name
+
+
+def present_name(data: DataConfig) -> str | None:
+    """Returns the result of `data_name`, or None if the raw text has moved away or cannot be read."""
+    try:
+        return data_name(data)
+    except UserError:
+        return None
+
+
 @contextlib.contextmanager
 def preparation_lock(folder: Path) -> Iterator[None]:
     """Lets one process at a time prepare data in a folder; other processes wait.
@@ -91,7 +131,34 @@ def preparation_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make_builder(data: DataConfig, progress: Progress | None) -> tfds.core.DatasetBuilder:
-    if data.name in BUILDERS:
-        return BUILDERS[data.name](data, progress)
-    return tfds_sets.find(data, other_names=list(BUILDERS))
+@contextlib.contextmanager
+def reporting_damage(folder: Path) -> Iterator[None]:
+    """Raises a `UserError` that names the folder for an exception caused by damaged prepared data.
+
+    Raises:
+      UserError: TFDS or array_record raised an exception.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # the readers of TFDS, protobuf and array_record raise many kinds
+        if is_full(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"the prepared data in {folder} is damaged: {reason}; delete it and run the same command again"
+        ) from error
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    return bool(builder.is_prepared() and builder.info.splits)
+
+
+def _make_builder(
+    data: DataConfig, progress: Progress | None, variant: str | None = None
+) -> tfds.core.DatasetBuilder:
+    if data.name not in BUILDERS:
+        return tfds_sets.find(data, other_names=list(BUILDERS))
+    with reporting_damage(Path(data.data_dir or tfds.core.constants.DATA_DIR) / data.name):
+        return BUILDERS[data.name](data, progress, variant)

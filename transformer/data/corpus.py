@@ -1,5 +1,7 @@
 """A data set as tokens: prepared once, stored on disk, read through memory maps."""
 
+import collections
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -10,15 +12,22 @@ from jaxtyping import Int
 
 from transformer.config import DataConfig, UserError
 from transformer.data import tfds_sets
-from transformer.data.builders import BUILDERS, preparation_lock, prepare
+from transformer.data.builders import (
+    BUILDERS,
+    open_prepared,
+    preparation_lock,
+    prepare,
+    reporting_damage,
+)
 from transformer.data.progress import LogLines, Progress
-from transformer.data.records import Pair, read_chunks
+from transformer.data.records import ContentDigest, Pair, read_chunks
 from transformer.data.splits import Split, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import atomic_folder, atomic_write
+from transformer.files import atomic_folder, atomic_write, read_manifest, seal, write_manifest
 
 log = logging.getLogger(__name__)
 
+VOCABULARY_FILE = "tokenizer.model"
 VOCABULARY_PAIRS = 1_000_000  # largest number of pairs that the vocabulary is learned from
 
 
@@ -27,27 +36,33 @@ class Corpus:
 
     Attributes:
       folder: the folder of the prepared data.
-      tokenizer: the vocabulary, shared by both languages.
     """
 
     def __init__(
-        self, data: DataConfig, tokenizer: Tokenizer | None = None, progress: Progress | None = None
+        self,
+        data: DataConfig,
+        tokenizer: Tokenizer | None = None,
+        progress: Progress | None = None,
+        prepared: str | None = None,
     ):
-        """Prepares the data set and learns its vocabulary from the training split.
-
-        What already exists is reused.
+        """Opens a data set, and prepares it unless this was done before.
 
         Args:
           data: the config of the data set, its languages and its vocabulary.
           tokenizer: the vocabulary of an earlier run; if None, the vocabulary that `data` describes.
           progress: receives progress reports; if None, they are logged.
+          prepared: `name` of data that was prepared earlier. The raw text is then not read.
 
         Raises:
-          UserError: data that cannot be used; see `builders.prepare`.
+          UserError: data that cannot be used; see `builders.prepare` and `builders.open_prepared`.
         """
         self._data = data
+        self._given_tokenizer = tokenizer
         self._progress = progress or LogLines()
-        self._builder = prepare(data, self._progress)
+        if prepared is None:
+            self._builder = prepare(data, self._progress)
+        else:
+            self._builder = open_prepared(data, prepared)
         info = self._builder.info
         # The part of the data set that each split is read from.
         self._parts = (
@@ -57,14 +72,23 @@ class Corpus:
         )
         self.folder = Path(self._builder.data_dir)
         self._token_folder = self.folder / "tokens"
-        self._token_folder.mkdir(exist_ok=True)
-        self.tokenizer = tokenizer or self._load_tokenizer()
+        self._opened: dict[str, Split] = {}
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary of both languages. It is learned from the training split at the first use."""
+        return self._given_tokenizer or self._load_tokenizer()
 
     @property
-    def identity(self) -> str:
-        """Name of the data and of its preparation. Different contents have different names."""
-        chosen = [f"{name}={part}" for name, part in self._parts.items() if name != part]
-        return " ".join([self._builder.info.full_name, *chosen])
+    def name(self) -> str:
+        """Name of the prepared data; see `builders.data_name`."""
+        return self._builder.info.full_name
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Digest of the texts of the splits that decide the result of training."""
+        digests = {split: self._content(split) for split in ("train", "validation") if split in self._parts}
+        return seal(digests)
 
     @property
     def splits(self) -> list[str]:
@@ -79,7 +103,7 @@ class Corpus:
         """Returns the raw source and target sentences of a split, in memory.
 
         Raises:
-          UserError: no such split, or an empty one.
+          UserError: no such split, an empty one, or damaged data.
         """
         pairs = itertools.chain.from_iterable(self._chunks(split, f"reading {split}"))
         sources, targets = zip(*pairs, strict=True)
@@ -89,20 +113,34 @@ class Corpus:
         """Returns the tokens of a split, and writes them to disk at the first use.
 
         Raises:
-          UserError: no such split, an empty one, or a full disk.
+          UserError: no such split, an empty one, damaged data, or a full disk.
         """
-        self._check_split(name)
-        languages = f"{self._data.source}-{self._data.target}"
-        folder = self._token_folder / self.tokenizer.sha256[:16] / languages / self._parts[name]
+        self.check_split(name)
+        folder = self._split_folder(name)
         if not folder.exists():
             with preparation_lock(self._token_folder):
                 if not folder.exists():
                     log.info("tokenizing split %s", name)
+                    content = ContentDigest()
                     with atomic_folder(folder) as partial:
-                        write_split(partial, self._chunks(name, f"tokenizing {name}"), self.tokenizer)
-        return load_split(folder)
+                        chunks = self._chunks(name, f"tokenizing {name}", content)
+                        write_split(partial, chunks, self.tokenizer)
+                        write_manifest(partial, content=content.hexdigest())
+        if name not in self._opened:
+            stored = self._stored_content(name)
+            if read_manifest(folder)["content"] != stored and stored is not None:
+                raise UserError(
+                    f"{folder} was made from another text; delete it and run the same command again"
+                )
+            self._opened[name] = load_split(folder)
+        return self._opened[name]
 
-    def _check_split(self, split: str) -> None:
+    def check_split(self, split: str) -> None:
+        """Checks that a split exists and is not empty.
+
+        Raises:
+          UserError: there is no such split, or it is empty.
+        """
         if split not in self._parts:
             advice = ""
             if split in ("train", "validation", "test") and self._data.name == "parallel_text":
@@ -114,36 +152,87 @@ class Corpus:
         if not self.size(split):
             raise UserError(f"split {split!r} of {self._data.name} is empty; choose another split")
 
+    def _split_folder(self, name: str) -> Path:
+        languages = f"{self._data.source}-{self._data.target}"
+        return self._token_folder / self.tokenizer.sha256[:16] / languages / self._parts[name]
+
+    def _stored_content(self, split: str) -> str | None:
+        """Returns the digest that the builder stored when it wrote a split; None for a set of TFDS."""
+        return self._builder.info.metadata.get("content", {}).get(split) if self._is_ours else None
+
+    def _content(self, split: str) -> str:
+        """Returns the content digest of a split. A set of TFDS is read for it, unless it has tokens here."""
+        if stored := self._stored_content(split):
+            return stored
+        if (folder := self._split_folder(split)).exists():
+            return read_manifest(folder)["content"]
+        content = ContentDigest()
+        collections.deque(self._chunks(split, f"reading {split} to identify it", content), maxlen=0)
+        return content.hexdigest()
+
+    @property
+    def _is_ours(self) -> bool:
+        return self._data.name in BUILDERS
+
     def _chunks(
-        self, split: str, activity: str, sample: Int[np.ndarray, "_"] | None = None
+        self,
+        split: str,
+        activity: str,
+        content: ContentDigest | None = None,
+        sample: Int[np.ndarray, "_"] | None = None,
     ) -> Iterator[list[Pair]]:
-        self._check_split(split)
-        languages = (self._data.source, self._data.target)
-        return read_chunks(self._builder, self._parts[split], languages, self._progress, activity, sample)
+        """Yields the pairs of a split, and checks a split that is read as a whole.
+
+        Raises:
+          UserError: the records are damaged.
+        """
+        self.check_split(split)
+        languages, content = (self._data.source, self._data.target), content or ContentDigest()
+        with reporting_damage(self.folder):
+            for chunk in read_chunks(
+                self._builder, self._parts[split], languages, self._progress, activity, sample
+            ):
+                content.update(chunk)
+                yield chunk
+        stored = self._stored_content(split)
+        if sample is None and stored is not None and content.hexdigest() != stored:
+            raise UserError(
+                f"split {split!r} in {self.folder} is not the text that was prepared; "
+                "delete the folder and run the same command again"
+            )
 
     def _load_tokenizer(self) -> Tokenizer:
         """Loads the vocabulary that the config describes, and learns it at the first use."""
         kind, size, part = self._data.tokenizer, self._data.vocab_size, self._parts.get("train", "train")
-        suffix = "" if part == "train" else f".{part}"
-        path = self._token_folder / f"{kind}-{size}{suffix}.model"
-        if not path.exists():
+        suffix = "-bytes" if self._data.byte_fallback else ""
+        suffix += "" if part == "train" else f".{part}"
+        folder = self._token_folder / f"{kind}-{size}{suffix}"
+        if not folder.exists():
             with preparation_lock(self._token_folder):
-                if not path.exists():
-                    tokenizer = Tokenizer.train(self._vocabulary_texts(), kind, size)
-                    atomic_write(path, tokenizer.model)
-        return Tokenizer.load(path)
+                if not folder.exists():
+                    tokenizer = Tokenizer.train(
+                        self._vocabulary_texts(), kind, size, self._data.byte_fallback
+                    )
+                    with atomic_folder(folder) as partial:
+                        atomic_write(partial / VOCABULARY_FILE, tokenizer.model)
+                        write_manifest(partial, content=self._stored_content("train"))
+        if read_manifest(folder)["content"] != self._stored_content("train"):
+            raise UserError(
+                f"{folder} was learned from another text; delete it and run the same command again"
+            )
+        return Tokenizer.load(folder / VOCABULARY_FILE)
 
     def _vocabulary_texts(self) -> Iterator[str]:
         """Yields both sides of the training pairs, or of a random sample of `VOCABULARY_PAIRS` of them.
 
         SentencePiece keeps all of these sentences in memory. The sample is always the same.
         """
-        self._check_split("train")
+        self.check_split("train")
         num_pairs, sample, suffix = self.size("train"), None, ""
         if num_pairs > VOCABULARY_PAIRS:
             sample = np.sort(np.random.default_rng(0).choice(num_pairs, VOCABULARY_PAIRS, replace=False))
             suffix = f" from {len(sample):,} of {num_pairs:,} pairs, drawn at random"
         log.info("learning %d %s tokens%s", self._data.vocab_size, self._data.tokenizer, suffix)
-        for chunk in self._chunks("train", "reading for the vocabulary", sample):
+        for chunk in self._chunks("train", "reading for the vocabulary", sample=sample):
             for pair in chunk:
                 yield from pair

@@ -26,15 +26,16 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
       options: an instance of `options_type`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     options_type: ClassVar[type[Options]] = Options
 
-    def __init__(self, data: DataConfig, progress: Progress | None = None):
+    def __init__(self, data: DataConfig, progress: Progress | None = None, variant: str | None = None):
         """Makes the builder, but prepares no data.
 
         Args:
           data: the config of the data set.
           progress: receives progress reports; if None, they are logged.
+          variant: the variant of data that is prepared already; if None, the variant of the raw text.
 
         Raises:
           UserError: an option that cannot be used.
@@ -44,7 +45,7 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
         self._progress = progress or LogLines()
         super().__init__(
             data_dir=data.data_dir,
-            config=tfds.core.BuilderConfig(name=self.variant()),
+            config=tfds.core.BuilderConfig(name=variant or self.variant()),
             file_format="array_record",
         )
 
@@ -64,9 +65,11 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
 
     def _download_and_prepare(self, dl_manager, download_config):
         languages = (self.data.source, self.data.target)
-        splits = []
+        splits, contents = [], {}
         for name, pairs in self.pairs(dl_manager).items():
-            splits.append(write_split(self, name, languages, pairs, self._progress))
+            split, contents[name] = write_split(self, name, languages, pairs, self._progress)
+            splits.append(split)
             if not splits[-1].num_examples:
                 raise UserError(f"split {name!r} of {self.name} is empty; give it at least one pair")
         self.info.set_splits(tfds.core.SplitDict(splits))
+        self.info.metadata["content"] = contents

@@ -9,19 +9,22 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, UInt
+from jaxtyping import Bool, Int, UInt
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
 from transformer.data.pair_builder import PairBuilder
+from transformer.data.records import Pair
 from transformer.data.text import existing_file, fingerprint, read_pairs
+from transformer.data.tokenizer import normalize
 
 FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"
+HELD_OUT_PART = 20  # at most this part of the text is held out for a split, and dropped for held-out pairs
 RULES = ("min_characters", "max_characters", "max_ratio", "deduplicate", "held_out")
 
 
@@ -98,6 +101,11 @@ class ParallelText(PairBuilder):
                     f"data.options.train: no pair is left for {fate.name.lower()}: {summary}; "
                     "give more text, or relax the rules in data.options"
                 )
+        trained_on = itertools.compress(read_pairs(*train), fates == Fate.TRAIN)
+        repeated = count_repeated(trained_on, {split: read_pairs(*paths) for split, paths in files.items()})
+        summary += "".join(
+            f"; {count:,} pairs of {split} are also trained on" for split, count in repeated.items()
+        )
         self.info.metadata["report"] = f"{','.join(map(str, train))}: {summary}"
         splits = {split: read_pairs(*paths) for split, paths in files.items()}
         for split, fate in self.SPLITS.items():
@@ -127,14 +135,16 @@ class ParallelText(PairBuilder):
 
 
 def decide_fates(
-    pairs: Iterable[tuple[str, str]], options: ParallelTextOptions, held_out: Sequence[Fate]
+    pairs: Iterable[Pair], options: ParallelTextOptions, held_out: Sequence[Fate]
 ) -> UInt[np.ndarray, "pairs"]:
     """Decides the fate of each pair of a training text.
 
-    Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less. The pairs
-    with the smallest hashes are held out; a pair has the same hash in both directions of translation. No
-    sentence of either language is in two splits: a pair that shares a sentence with an earlier pair is not
-    held out, and a pair that shares a sentence with a held-out pair is dropped.
+    Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less. No sentence
+    of either language is in two splits, as the tokenizer reads it: a pair that shares a sentence with an
+    earlier pair is not held out, and a pair that shares a sentence with a held-out pair is dropped. Pairs
+    whose sentences are rare are held out first, and fewer pairs are held out if a twentieth of the text would
+    be dropped otherwise. Among equally rare pairs, those with the smallest hashes are held out; a pair has
+    the same hash in both directions of translation.
 
     Args:
       pairs: all pairs of the text.
@@ -144,23 +154,55 @@ def decide_fates(
     codes, sources, targets = bytearray(), array("Q"), array("Q")
     for source, target in pairs:
         codes.append(_apply_length_rules(source, target, options))
-        sources.append(_hash(source))
-        targets.append(_hash(target))
+        sources.append(text_hash(source))
+        targets.append(text_hash(target))
     fates = np.frombuffer(codes, np.uint8)
     source, target = np.frombuffer(sources, np.uint64), np.frombuffer(targets, np.uint64)
     if options.deduplicate:
         _set_fate(fates, _is_repeated(source + 3 * target, fates), Fate.DUPLICATE)
     if options.held_out and held_out:
-        remaining = np.flatnonzero(fates == Fate.TRAIN)
-        candidates = remaining[~(_is_repeated(source, fates) | _is_repeated(target, fates))[remaining]]
-        size = min(options.held_out, max(1, len(remaining) // 20))
-        order = np.argsort((source + target)[candidates], kind="stable")
-        chosen = candidates[order][: size * len(held_out)]
+        chosen, size = _choose_held_out(source, target, fates, options.held_out, len(held_out))
         shares_sentence = np.isin(source, source[chosen]) | np.isin(target, target[chosen])
         _set_fate(fates, shares_sentence, Fate.SHARED)
         for number, fate in enumerate(held_out):
             fates[chosen[number * size : (number + 1) * size]] = fate
     return fates
+
+
+def _choose_held_out(
+    source: UInt[np.ndarray, "pairs"],
+    target: UInt[np.ndarray, "pairs"],
+    fates: UInt[np.ndarray, "pairs"],
+    size: int,
+    num_splits: int,
+) -> tuple[Int[np.ndarray, "chosen"], int]:
+    """Returns the numbers of the pairs to hold out, and the number of pairs for each split."""
+    remaining = np.flatnonzero(fates == Fate.TRAIN)
+    limit = max(1, len(remaining) // HELD_OUT_PART)  # of held-out pairs per split, and of dropped pairs
+    candidates = remaining[~(_is_repeated(source, fates) | _is_repeated(target, fates))[remaining]]
+    # At most this many other pairs are dropped with each candidate.
+    losses = (
+        _counts(source[remaining], source[candidates]) + _counts(target[remaining], target[candidates]) - 2
+    )
+    order = np.lexsort(((source + target)[candidates], losses))
+    affordable = int(np.searchsorted(np.cumsum(losses[order]), limit, side="right"))
+    size = min(size, limit, affordable // num_splits)
+    return candidates[order][: size * num_splits], size
+
+
+def _counts(values: UInt[np.ndarray, "n"], wanted: UInt[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
+    """Returns how often each of the wanted values occurs."""
+    distinct, counts = np.unique(values, return_counts=True)
+    return counts[np.searchsorted(distinct, wanted)]
+
+
+def count_repeated(training: Iterable[Pair], others: Mapping[str, Iterable[Pair]]) -> dict[str, int]:
+    """Returns, for each other split that repeats pairs of the training split, the number of these pairs."""
+    hashes = {split: [tuple(map(text_hash, pair)) for pair in pairs] for split, pairs in others.items()}
+    wanted = set(itertools.chain.from_iterable(hashes.values()))
+    seen = {key for pair in training if (key := tuple(map(text_hash, pair))) in wanted} if wanted else set()
+    counts = {split: sum(key in seen for key in keys) for split, keys in hashes.items()}
+    return {split: count for split, count in counts.items() if count}
 
 
 def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) -> str:
@@ -179,7 +221,10 @@ def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) ->
         parts.append("dropped " + ", ".join(dropped))
     held_out = [fate for fate in (Fate.VALIDATION, Fate.TEST) if count[fate]]
     if held_out:
-        parts.append("held out " + ", ".join(f"{count[fate]:,} for {fate.name.lower()}" for fate in held_out))
+        fewer = "" if count[held_out[0]] == options.held_out else f" of {options.held_out:,} asked"
+        parts.append(
+            "held out " + ", ".join(f"{count[fate]:,}{fewer} for {fate.name.lower()}" for fate in held_out)
+        )
     return "; ".join([*parts, f"{count[Fate.TRAIN]:,} to train on"])
 
 
@@ -212,5 +257,6 @@ def _set_fate(fates: UInt[np.ndarray, "pairs"], selected: Bool[np.ndarray, "pair
     fates[selected & (fates == Fate.TRAIN)] = fate
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def text_hash(text: str) -> int:
+    """Returns a hash of 64 bits. Texts that the tokenizer reads as equal have equal hashes."""
+    return int.from_bytes(hashlib.blake2b(normalize(text).encode(), digest_size=8).digest(), "little")

@@ -1,6 +1,7 @@
 """Sentence pairs in TFDS's array_record format, written and read as a stream in constant memory."""
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,20 +19,37 @@ CHUNK = 4_096  # pairs read or written together, since single reads are slow
 SHARD = 1_000_000  # pairs per file
 
 
+class ContentDigest:
+    """SHA-256 over sentence pairs in their order, which names the content of a split."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def update(self, pairs: Iterable[Pair]) -> None:
+        """Adds pairs."""
+        for text in itertools.chain.from_iterable(pairs):
+            encoded = text.encode("utf-8", "surrogatepass")
+            self._digest.update(len(encoded).to_bytes(8, "little") + encoded)
+
+    def hexdigest(self) -> str:
+        """Returns the digest of the pairs so far."""
+        return self._digest.hexdigest()
+
+
 def write_split(
     builder: FileReaderBuilder,
     split: str,
     languages: Pair,
     pairs: Iterable[Pair],
     progress: Progress,
-) -> tfds.core.SplitInfo:
-    """Writes the pairs of a split in the given order.
+) -> tuple[tfds.core.SplitInfo, str]:
+    """Writes the pairs of a split in the given order, and returns the split and its `ContentDigest`.
 
     This function replaces the writer of TFDS, which sorts a split in memory and needs TensorFlow for a split
     above 1 GB.
     """
     template = builder._get_filename_template(split)
-    pairs, num_bytes, shard_lengths = iter(pairs), 0, []
+    pairs, num_bytes, shard_lengths, content = iter(pairs), 0, [], ContentDigest()
     chunks = watched(iter(lambda: list(itertools.islice(pairs, CHUNK)), []), progress, f"writing {split}")
     while first := next(chunks, []):
         path = builder.data_path / _partial_name(split, len(shard_lengths))
@@ -43,12 +61,14 @@ def write_split(
                     writer.write(record)
                     num_bytes += len(record)
                 shard_lengths[-1] += len(chunk)
+                content.update(chunk)
     for index in range(len(shard_lengths)):  # a file name contains the number of files
         path = template.sharded_filepath(shard_index=index, num_shards=len(shard_lengths))
         (builder.data_path / _partial_name(split, index)).rename(path)
-    return tfds.core.SplitInfo(
+    info = tfds.core.SplitInfo(
         name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
     )
+    return info, content.hexdigest()
 
 
 def read_chunks(

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +72,18 @@ class Split:
         return int(self.source.lengths.max()), int(self.target.lengths.max())
 
 
+def encode_pairs(sources: Sequence[str], targets: Sequence[str], tokenizer: Tokenizer) -> Split:
+    """Returns the tokens of sentence pairs, in memory."""
+    sides = []
+    for texts in (sources, targets):
+        sentences = tokenizer.encode_arrays(texts)
+        sides.append(Side(np.concatenate(sentences), np.cumsum([0, *map(len, sentences)])))
+    return Split(*sides, np.array([len(target) for target in targets]))
+
+
 def load_split(folder: Path) -> Split:
     """Maps the files that `write_split` wrote into memory. A pair is read when it is used."""
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
     source, target = (Side(arrays[side], arrays[f"{side}_offsets"]) for side in SIDES)
     return Split(source, target, arrays["characters"], folder)
 

@@ -1,5 +1,6 @@
 """Text files of sentence pairs, plain or compressed."""
 
+import codecs
 import gzip
 import hashlib
 import itertools
@@ -9,13 +10,15 @@ from pathlib import Path
 
 from transformer.config import UserError
 
+MAX_LINE_BYTES = 1 << 20  # a longer line is no sentence, and may have no end
+
 
 def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
     """Yields the pairs of one TSV file, or of two files with one sentence per line. Lines end at "\\n" only.
 
     Raises:
-      UserError: a file is damaged or not UTF-8, a line does not have two fields, or two files do not have the
-        same number of lines.
+      UserError: a file is damaged or not UTF-8, a line does not have two fields or is too long, or two files
+        do not have the same number of lines.
     """
     if len(paths) == 1:
         for number, line in enumerate(_lines(paths[0]), start=1):
@@ -71,8 +74,14 @@ def _lines(path: Path) -> Iterator[str]:
     number = 0
     with gzip.open(path, "rb") if is_compressed else open(path, "rb") as file:
         try:
-            for line in file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise UserError(
+                        f"{path}:{number}: the line has over {MAX_LINE_BYTES:,} bytes; shorten it"
+                    )
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number}: not UTF-8; convert the file to UTF-8") from None

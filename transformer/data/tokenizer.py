@@ -14,6 +14,22 @@ from jaxtyping import Bool, Integer
 from transformer.config import BOS, EOS, PAD, UNK, UserError
 
 WORD_START = "\u2581"  # stands for the space before a word in the name of a token
+# SentencePiece's trainer ignores a sentence with U+2585 or with more bytes than MAX_BYTES, its largest limit.
+RESERVED = "\u2585"
+MAX_BYTES = 2**30
+SPACES = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}
+NUM_BYTE_TOKENS = 256
+
+_NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name="identity", escape_whitespaces=True, **SPACES)
+
+
+def normalize(text: str) -> str:
+    """Returns the text as the tokenizer reads it, with U+2581 for spaces.
+
+    Two texts have the same tokens in every vocabulary without unknown characters exactly if their normalized
+    forms are equal. Spaces at both ends and repeated spaces are removed; nothing else changes.
+    """
+    return _NORMALIZER.normalize(_encodable(text))
 
 
 class Tokenizer:
@@ -48,26 +64,41 @@ class Tokenizer:
         raise UserError(f"{path} is not a SentencePiece model; restore it, or train the run again")
 
     @classmethod
-    def train(cls, texts: Iterable[str], kind: str, vocab_size: int) -> "Tokenizer":
-        """Learns a vocabulary. The text is not normalized.
+    def train(
+        cls, texts: Iterable[str], kind: str, vocab_size: int, byte_fallback: bool = False
+    ) -> "Tokenizer":
+        """Learns a vocabulary. The text is not normalized, except for spaces; see `normalize`.
 
         Args:
           texts: sentences of both languages.
           kind: the model type of SentencePiece: bpe, unigram or char.
           vocab_size: number of tokens, special ones included.
+          byte_fallback: whether the vocabulary has 256 tokens for the bytes of characters that have no token.
 
         Raises:
           UserError: a vocabulary of this size cannot be learned from the texts.
         """
-        model = io.BytesIO()
+        model, errors = io.BytesIO(), []
+
+        def sentences():
+            try:
+                for text in texts:
+                    yield text.replace(RESERVED, " ")
+            except Exception as error:  # SentencePiece would report it as an error of its own
+                errors.append(error)
+                raise
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=sentences(),
                 model_writer=model,
                 model_type=kind,
                 vocab_size=vocab_size,
                 normalization_rule_name="identity",
+                **SPACES,
                 character_coverage=1.0,
+                max_sentence_length=MAX_BYTES,
+                byte_fallback=byte_fallback,
                 pad_id=PAD,
                 bos_id=BOS,
                 eos_id=EOS,
@@ -75,7 +106,7 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(_explain(str(error), vocab_size)) from None
+            raise errors[0] if errors else UserError(_explain(str(error), vocab_size)) from None
         return cls(model.getvalue())
 
     def encode(self, text: str) -> list[int]:
@@ -88,13 +119,22 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the same tokens as `encode_all`, as arrays. Uses all cores, for many texts."""
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        texts = [_encodable(text) for text in texts]
         return self._processor.encode(texts, add_eos=True, return_type="numpy")
 
     def decode(self, tokens: Sequence[int] | Integer[np.ndarray, "_"]) -> str:
         """Returns the text of the tokens before the first EOS."""
         tokens = list(map(int, tokens))
         return self._processor.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
+
+    def unknown(self, text: str) -> str:
+        """Returns the characters of a text for which the vocabulary has no token, each once."""
+        text = _encodable(text)
+        if UNK not in self._processor.encode(text):
+            return ""
+        return "".join(
+            character for character in dict.fromkeys(text) if UNK in self._processor.encode(character)
+        )
 
     @functools.cached_property
     def starts_word(self) -> Bool[np.ndarray, "v"]:
@@ -104,6 +144,11 @@ class Tokenizer:
     def names(self, tokens: Sequence[int] | Integer[np.ndarray, "_"]) -> list[str]:
         """Returns tokens as strings, for figures. The first token of a word begins with U+2581."""
         return [self._processor.id_to_piece(int(token)) for token in tokens]
+
+
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates, which UTF-8 cannot encode, by "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _explain(message: str, vocab_size: int) -> str:
