@@ -17,7 +17,9 @@ import sacrebleu.metrics.base
 from jaxtyping import Int
 from sacrebleu.metrics import BLEU, CHRF
 
+from transformer.data.tokenizer import normalize
 from transformer.evaluation.legacy import LegacyBLEU
+from transformer.files import finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Outputs:
       sources: raw source sentences.
       hypotheses: a translation of each source.
       references: a raw reference translation of each source.
+      language: code of the target language, such as "de" or "zh_TW". It decides how BLEU splits a text into
+        tokens, and which metrics apply. An unknown code counts as a language with spaces.
       ended: whether the model ended each translation before its limit; None if unknown.
       summary: results of teacher forcing on the references, such as "nll" (nats per token) and "perplexity".
       num_tokens: tokens of the references, EOS included, to which `summary` refers.
@@ -39,6 +43,7 @@ class Outputs:
     sources: Sequence[str]
     hypotheses: Sequence[str]
     references: Sequence[str]
+    language: str = ""
     ended: Sequence[bool] | None = None
     summary: Mapping[str, float] = dataclasses.field(default_factory=dict)
     num_tokens: int = 0
@@ -54,7 +59,8 @@ class Outputs:
     def select(self, indices: Sequence[int]) -> "Outputs":
         """Returns the outputs of some sentences, without the results of teacher forcing."""
         sides = ([side[i] for i in indices] for side in (self.sources, self.hypotheses, self.references))
-        return Outputs(*sides, ended=None if self.ended is None else [self.ended[i] for i in indices])
+        ended = None if self.ended is None else [self.ended[i] for i in indices]
+        return Outputs(*sides, self.language, ended)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +78,11 @@ class Metric:
       by_length: whether the metric is also computed for ranges of source lengths.
       sentence_scores: returns a score per sentence; `compute` returns the mean of these scores. Without
         `sentence_scores` and `scorer`, a comparison has no p-value.
-      scorer: makes sacreBLEU's metric from the keyword argument `references`. sacreBLEU's paired tests
-        compare two models.
-      signature: the settings that the score depends on. Scores with different signatures are not
-        comparable.
+      scorer: returns, for a target language, a function that makes sacreBLEU's metric from the keyword
+        argument `references`. sacreBLEU's paired tests compare two models.
+      signature: returns, for a target language, the settings that the score depends on. Scores with
+        different signatures are not comparable.
+      needs_spaces: whether the metric has a meaning only for languages with spaces between words.
     """
 
     name: str
@@ -86,8 +93,9 @@ class Metric:
     compared: bool = False
     by_length: bool = False
     sentence_scores: Callable[[Outputs], Sequence[float]] | None = None
-    scorer: Callable[..., sacrebleu.metrics.base.Metric] | None = None
-    signature: str = ""
+    scorer: Callable[[str], Callable[..., sacrebleu.metrics.base.Metric]] | None = None
+    signature: Callable[[str], str] = lambda language: ""
+    needs_spaces: bool = False
 
 
 def mean_metric(name: str, sentence_scores: Callable[[Outputs], Sequence[float]], **options: Any) -> Metric:
@@ -100,37 +108,57 @@ def mean_metric(name: str, sentence_scores: Callable[[Outputs], Sequence[float]]
 
 
 def sacrebleu_metric(
-    name: str, scorer: Callable[..., sacrebleu.metrics.base.Metric], **options: Any
+    name: str, scorer: Callable[[str], Callable[..., sacrebleu.metrics.base.Metric]], **options: Any
 ) -> Metric:
-    """Returns a metric of sacreBLEU (Post 2018), between 0 and 100, with its signature."""
+    """Returns a metric of sacreBLEU (Post 2018), between 0 and 100."""
 
     def compute(outputs: Outputs) -> float:
-        reference_scorer = scorer(references=[list(outputs.references)])
+        reference_scorer = scorer(outputs.language)(references=[list(outputs.references)])
         return reference_scorer.corpus_score(list(outputs.hypotheses), None).score
 
-    signature = str(scorer(references=[[""]]).get_signature())
+    def signature(language: str) -> str:
+        return str(scorer(language)(references=[[""]]).get_signature())
+
     return Metric(name, compute, scorer=scorer, signature=signature, **options)
 
 
 def summary_metric(name: str, **options: Any) -> Metric:
-    """Returns a metric that is an entry of `Outputs.summary`."""
-    return Metric(name, lambda outputs: outputs.summary[name], **options)
+    """Returns a metric that is an entry of `Outputs.summary`; infinite if the summary leaves it out."""
+    return Metric(name, lambda outputs: outputs.summary.get(name, math.inf), **options)
 
 
 def exact_matches(outputs: Outputs) -> list[float]:
-    """Returns, per sentence, 100 if the hypothesis equals the reference, otherwise 0."""
+    """Returns, per sentence, 100 if the hypothesis equals the reference as the tokenizer reads it, else 0."""
     pairs = zip(outputs.hypotheses, outputs.references, strict=True)
-    return [100.0 * (hypothesis == reference) for hypothesis, reference in pairs]
+    return [100.0 * (normalize(hypothesis) == normalize(reference)) for hypothesis, reference in pairs]
 
 
-# force=True turns off a warning about text that looks tokenized (for which there is bleu_tok), and changes
-# no score.
-_bleu = functools.partial(BLEU, force=True)
+# Tokenizers of sacreBLEU for target languages that its default, 13a, does not split into words. sacreBLEU's
+# tokenizers for Japanese and Korean need more packages, and a score must not depend on the installation.
+TOKENIZERS = {"zh": "zh", "yue": "zh", "wuu": "zh"} | dict.fromkeys(
+    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
+)
+UNSPACED = TOKENIZERS.keys() - {"ko"}
+
+
+def base_language(language: str) -> str:
+    """Returns a language code without region or script: "zh" for "zh_TW" and "zh-Hans"."""
+    return re.split("[-_]", language.lower())[0]
+
+
+def bleu_scorer(language: str, **settings: Any) -> Callable[..., BLEU]:
+    """Returns a function that makes sacreBLEU's BLEU for a target language.
+
+    force=True turns off a warning about text that looks tokenized (for which there is bleu_tok), and changes
+    no score.
+    """
+    tokenizer = TOKENIZERS.get(base_language(language), BLEU.TOKENIZER_DEFAULT)
+    return functools.partial(BLEU, force=True, **{"tokenize": tokenizer, **settings})
 
 
 def length_ratio(outputs: Outputs) -> float:
     """Tokens of the hypotheses divided by tokens of the references, with the tokenizer of `bleu`."""
-    scorer = _bleu(references=[list(outputs.references)])
+    scorer = bleu_scorer(outputs.language)(references=[list(outputs.references)])
     return float(scorer.corpus_score(list(outputs.hypotheses), None).ratio)
 
 
@@ -171,23 +199,30 @@ METRICS: dict[str, Metric] = {
     for metric in (
         # Share of hypotheses equal to their references, 0 to 100.
         mean_metric("exact_match", exact_matches, by_length=True, compared=True),
-        # Cased, with sacreBLEU's default tokenization (13a).
-        sacrebleu_metric("bleu", _bleu, by_length=True, compared=True),
+        # Cased, with sacreBLEU's tokenization for the target language.
+        sacrebleu_metric("bleu", bleu_scorer, by_length=True, compared=True),
         # Lower-cased.
-        sacrebleu_metric("bleu_lc", functools.partial(_bleu, lowercase=True), compared=True),
+        sacrebleu_metric(
+            "bleu_lc", functools.partial(bleu_scorer, lowercase=True), compared=True, needs_spaces=True
+        ),
         # With the tokenizer `intl`, which knows the punctuation of all of Unicode: cased, then lower-cased.
-        sacrebleu_metric("bleu_intl", functools.partial(_bleu, tokenize="intl"), shown=False),
+        sacrebleu_metric(
+            "bleu_intl", functools.partial(bleu_scorer, tokenize="intl"), shown=False, needs_spaces=True
+        ),
         sacrebleu_metric(
             "bleu_lc_intl",
-            functools.partial(_bleu, lowercase=True, tokenize="intl"),
+            functools.partial(bleu_scorer, lowercase=True, tokenize="intl"),
             shown=False,
+            needs_spaces=True,
         ),
         # Split at spaces, for text that is tokenized already.
-        sacrebleu_metric("bleu_tok", functools.partial(_bleu, tokenize="none"), compared=True),
+        sacrebleu_metric(
+            "bleu_tok", functools.partial(bleu_scorer, tokenize="none"), compared=True, needs_spaces=True
+        ),
         # The paper's BLEU, for comparison with Table 2 of the paper only; see `LegacyBLEU`.
-        sacrebleu_metric("bleu_legacy", LegacyBLEU, shown=False),
+        sacrebleu_metric("bleu_legacy", lambda language: LegacyBLEU, shown=False, needs_spaces=True),
         # chrF2.
-        sacrebleu_metric("chrf", CHRF, by_length=True, compared=True),
+        sacrebleu_metric("chrf", lambda language: CHRF, by_length=True, compared=True),
         Metric("length_ratio", length_ratio, ".3f", higher_is_better=None),
         # Shares of hypotheses, 0 to 100.
         mean_metric("looping", looping, higher_is_better=False),
@@ -196,21 +231,28 @@ METRICS: dict[str, Metric] = {
         summary_metric("nll", format=".4f", higher_is_better=False, shown=False),
         summary_metric("accuracy", format=".4f", shown=False),
         summary_metric("perplexity", format=".3f", higher_is_better=False),
-        Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False),
+        Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False, needs_spaces=True),
         summary_metric("perplexity_per_character", format=".4f", higher_is_better=False),
     )
 }
 FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 
-def compute_scores(outputs: Outputs) -> dict[str, float]:
-    """Returns the score of every metric in `METRICS`, under the name of the metric."""
-    return {name: metric.compute(outputs) for name, metric in METRICS.items()}
+def metrics_for(language: str) -> dict[str, Metric]:
+    """Returns the metrics that have a meaning for a target language, by name."""
+    unspaced = base_language(language) in UNSPACED
+    return {name: metric for name, metric in METRICS.items() if not (metric.needs_spaces and unspaced)}
 
 
-def signatures() -> dict[str, str]:
-    """Returns the signature of every metric that has one, under the name of the metric."""
-    return {name: metric.signature for name, metric in METRICS.items() if metric.signature}
+def compute_scores(outputs: Outputs) -> dict[str, float | None]:
+    """Returns the score of every metric of the language, by name; None for a score that is not finite."""
+    return {name: finite(metric.compute(outputs)) for name, metric in metrics_for(outputs.language).items()}
+
+
+def signatures(language: str) -> dict[str, str]:
+    """Returns the signature of every metric of the language that has one, by name."""
+    signed = {name: metric.signature(language) for name, metric in metrics_for(language).items()}
+    return {name: signature for name, signature in signed.items() if signature}
 
 
 def by_length(outputs: Outputs, source_lengths: Int[np.ndarray, "n"]) -> list[dict[str, Any]]:
@@ -237,6 +279,7 @@ def by_length(outputs: Outputs, source_lengths: Int[np.ndarray, "n"]) -> list[di
         members = np.flatnonzero((lower < source_lengths) & (source_lengths <= upper))
         if len(members):
             selected = outputs.select(members.tolist())
-            scores = {name: metric.compute(selected) for name, metric in METRICS.items() if metric.by_length}
+            metrics = metrics_for(outputs.language).values()
+            scores = {metric.name: metric.compute(selected) for metric in metrics if metric.by_length}
             ranges.append({"least": lower + 1, "most": upper, "sentences": len(members), **scores})
     return ranges

@@ -115,7 +115,7 @@ def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outpu
     2^(1 - k), because this share of all assignments gives the observed difference or its opposite.
     """
     # One metric at a time: sacreBLEU cannot distinguish metrics of the same class, such as two BLEUs.
-    scorer = metric.scorer(references=[list(outputs.references)])
+    scorer = metric.scorer(outputs.language)(references=[list(outputs.references)])
     systems = [("other", list(other_outputs.hypotheses)), ("model", list(outputs.hypotheses))]
     results, signatures = {}, {}
     for test, test_type in {"bootstrap": "bs", "randomization": "ar"}.items():
