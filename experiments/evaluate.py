@@ -1,6 +1,7 @@
-"""Scores a trained model on splits of the run's data set.
+"""Scores a trained model on splits of the run's data set, or on any other test set.
 
     python -m experiments.evaluate --workdir=runs/m30k --split=test
+    python -m experiments.evaluate --workdir=runs/m30k --source=news.en --target=news.de --name=news
     python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
 
@@ -14,13 +15,16 @@ files. To compare with an evaluation that used --set, add the changes:
 --compare=runs/other,decode.beam_size=1.
 """
 
+import math
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
 from absl.flags import FlagValues
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments import cli
@@ -28,112 +32,160 @@ from experiments.config_files import read_changes
 from experiments.progress import counting
 from experiments.run_folder import Run, Trained, converted
 from experiments.score_files import SCOPE, Evaluation, ScoreFiles
+from experiments.text_io import report_unknown
 from transformer.config import UserError
-from transformer.evaluation.metrics import METRICS
+from transformer.data.splits import encode_pairs
+from transformer.data.text import existing_file, read_pairs
+from transformer.evaluation.metrics import METRICS, Metric, metrics_for
 from transformer.evaluation.significance import Comparison
+from transformer.files import path_component
 from transformer.tasks import open_task
-from transformer.tasks.translation import LINE_ENDS, Translation, check_lengths
+from transformer.tasks.translation import LINE_ENDS, TestSet, check_lengths, evaluate
+
+RESERVED_NAMES = ("train", "validation", "test")
 
 
 def define_flags(flags: FlagValues) -> None:
     cli.define_workdir(flags)
     cli.define_changes(flags)
     absl_flags.DEFINE_list("split", "test", "Splits to score, separated by commas.", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "compare",
-        None,
-        "Run folder to compare with; evaluate that run first. RUN,KEY=VALUE names an evaluation of the run "
-        "with --set=KEY=VALUE.",
-        flag_values=flags,
-    )
+    texts = {
+        "source": "File of source sentences, one per line, to score instead of a split; plain or compressed.",
+        "target": "File with the reference translation of each line of --source.",
+        "name": "Name of the test set in --source and --target, for the names of the written files.",
+        "compare": "Run folder to compare with; evaluate that run first. "
+        "RUN,KEY=VALUE names an evaluation of the run with --set=KEY=VALUE.",
+    }
+    for name, text in texts.items():
+        absl_flags.DEFINE_string(name, None, text, flag_values=flags)
 
 
 def main(flags: FlagValues) -> None:
     cli.use_compilation_cache()
-    if not flags.split:
-        raise UserError("--split is empty; give at least one split, such as test")
+    _check_flags(flags)
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
-    task = open_task(trained.config, run.folder)
-    for split in flags.split:  # checks all splits before scoring the first one
-        check_lengths(trained.model, split, task.corpus.split(split).max_lengths)
-    files = [ScoreFiles(run, split, changes) for split in flags.split]
-    written = [str(split_files.path(".json, .hyp.txt, .ref.txt")) for split_files in files]
-    compared = [_compared(split_files, flags.compare, task) for split_files in files] if flags.compare else []
+    test_sets = _test_sets(flags, run, trained)
+    for test_set in test_sets:  # checks all before scoring the first one
+        tokens = encode_pairs(test_set.sources, test_set.references, trained.tokenizer)
+        check_lengths(trained.model, test_set.name, tokens.max_lengths)
+        for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
+            report_unknown(f"{test_set.name}: {side}", texts, trained.tokenizer)
+    files = [ScoreFiles(run, test_set.name, changes) for test_set in test_sets]
+    written = [str(set_files.path(".json, .hyp.txt, .ref.txt")) for set_files in files]
+    compared = [None] * len(files)
+    if flags.compare:
+        compared = [_compared(*pair, flags.compare) for pair in zip(files, test_sets, strict=True)]
 
-    evaluations = [_evaluate(split_files, trained, task) for split_files in files]
+    evaluations = [_evaluate(*pair, trained) for pair in zip(files, test_sets, strict=True)]
     print(f"{run.folder}: {_checkpoints_text(trained)}{files[0].suffix.replace(',', ', ')}")
-    _print_scores(dict(zip(flags.split, (evaluation.scores for evaluation in evaluations), strict=True)))
-    for split_files, evaluation, (compared_files, compared_evaluation) in zip(
-        files, evaluations, compared, strict=False
-    ):
-        sources, _ = task.corpus.texts(split_files.split)
-        comparisons = split_files.compare(evaluation, compared_files, compared_evaluation, sources)
-        _print_comparisons(
-            f"{split_files.split}: {split_files.name} against {compared_files.name}", comparisons
-        )
-        written.append(str(split_files.comparison_path(compared_files)))
+    scores = {set_files.split: made.scores for set_files, made in zip(files, evaluations, strict=True)}
+    _print_scores(scores, trained.config.data.target)
+    for test_set, set_files, evaluation, other in zip(test_sets, files, evaluations, compared, strict=True):
+        if other is None:
+            continue
+        comparisons = set_files.compare(evaluation, *other, test_set.sources)
+        _print_comparisons(f"{test_set.name}: {set_files.name} against {other[0].name}", comparisons)
+        written.append(str(set_files.comparison_path(other[0])))
     print("\n".join(written))
 
 
-def _compared(files: ScoreFiles, compare: str, task: Translation) -> tuple[ScoreFiles, Evaluation]:
+def _check_flags(flags: FlagValues) -> None:
+    given = [name for name in ("source", "target", "name") if flags[name].value is not None]
+    if given and len(given) < 3:
+        raise UserError(f"--{given[0]} needs --source, --target and --name; give all three, or --split")
+    if given and flags["split"].present:
+        raise UserError("--split and --source cannot be used together; give one of them")
+    if not flags.split:
+        raise UserError("--split is empty; give at least one split, such as test")
+
+
+def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
+    """Returns the texts of the files in --source and --target, or of the splits in --split.
+
+    Raises:
+      UserError: a file or a split cannot be read, or a name is not allowed.
+    """
+    if flags.source is None:
+        task = open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
+        return [task.test_set(path_component(split, "--split")) for split in dict.fromkeys(flags.split)]
+    name = path_component(flags.name, "--name")
+    if name in RESERVED_NAMES or re.search(r"[,=]", name):
+        raise UserError(f"--name is {name!r}; choose a name that is not a split, without ',' and '='")
+    paths = [existing_file(Path(flags[side].value), f"--{side}") for side in ("source", "target")]
+    pairs = list(read_pairs(*paths))
+    if not pairs:
+        raise UserError(f"{paths[0]} has no lines; give a file that has sentences")
+    sources, references = zip(*pairs, strict=True)
+    return [TestSet(name, sources, [reference.translate(LINE_ENDS) for reference in references])]
+
+
+def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[ScoreFiles, Evaluation]:
     """Returns the evaluation that `--compare` names.
 
     Raises:
       UserError: there is no such evaluation, or it cannot be compared with this one.
     """
-    folder, *texts = re.split(r",(?=(?:decode|model)\.)", compare)
-    run = Run(folder)
-    compared_files = ScoreFiles(run, files.split, converted(run.config, read_changes(texts, "compare")))
+    folder, *texts = re.split(r",(?=(?:decode|model|ablate)[.=])", compare)
+    run, ablated = Run(folder), ""
+    if texts and texts[-1].startswith("ablate="):
+        ablated = texts.pop().removeprefix("ablate=")
+    changes = converted(run.config, read_changes(texts, "compare"))
+    compared_files = ScoreFiles(run, files.split, changes, ablated)
     files.comparison_path(compared_files)  # raises an error if the file name is not allowed
-    _, references = task.corpus.texts(files.split)
-    references = [reference.translate(LINE_ENDS) for reference in references]  # as for scoring
-    return compared_files, compared_files.read_comparable(references)
+    return compared_files, compared_files.read_comparable(test_set.references)
 
 
-def _evaluate(files: ScoreFiles, trained: Trained, task: Translation) -> Evaluation:
-    """Translates and scores a split, and writes the files of the evaluation."""
-    split = files.split
-    with counting(task.corpus.size(split), split) as progress:
-        evaluated = task.evaluate(trained.model, trained.params, split, progress)
+def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluation:
+    """Translates and scores a test set, and writes the files of the evaluation."""
+    name, config = test_set.name, trained.config
+    with counting(len(test_set.sources), name) as progress:
+        evaluated = evaluate(config, trained.model, trained.tokenizer, trained.params, test_set, progress)
     outputs = evaluated.outputs
-    print(f"{split}: {len(outputs.sources)} sentences in {evaluated.seconds:.1f} s, compilation included")
+    print(f"{name}: {len(outputs.sources)} sentences in {evaluated.seconds:.1f} s, compilation included")
     if evaluated.num_in_parts:
-        limit = trained.config.decode.max_source_length
-        limit = min(limit, trained.model.max_lengths.source or limit)
-        print(f"{split}: translated in parts: {evaluated.num_in_parts} sentences of more than {limit} tokens")
-    identity = {
+        limit = min(config.decode.max_source_length, trained.model.max_lengths.source or math.inf)
+        print(f"{name}: translated in parts: {evaluated.num_in_parts} sentences of more than {limit} tokens")
+    made_from = {
+        "identity": dict(trained.identity),
+        "content": test_set.digest,
         "changes": files.changes,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }
-    evaluation = Evaluation(evaluated.scores | identity, outputs.hypotheses, outputs.references)
+    evaluation = Evaluation(evaluated.scores | made_from, outputs.hypotheses, outputs.references)
     files.write(evaluation)
     return evaluation
 
 
-def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
-    console = Console()
-    table = Table("", *scores)
-    shown = [metric for metric in METRICS.values() if metric.shown]
+def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:
+    console, metrics = Console(), metrics_for(language).values()
+    table = Table("", *map(escape, scores))
+    shown = [metric for metric in metrics if metric.shown]
     for metric in shown:
-        table.add_row(metric.name, *(f"{scores[split][metric.name]:{metric.format}}" for split in scores))
+        table.add_row(metric.name, *(_score(scores[split][metric.name], metric) for split in scores))
     table.add_row("sentences", *(str(scores[split]["sentences"]) for split in scores))
     console.print(table)
-    ranged = [metric for metric in METRICS.values() if metric.by_length]
+    ranged = [metric for metric in metrics if metric.by_length]
     names = [metric.name for metric in ranged]
     lengths = Table(
         "split", "tokens", "sentences", *names, title="by number of source tokens", title_justify="left"
     )
     for split in scores:
         for bucket in scores[split]["by_length"]:
-            cells = (f"{bucket[metric.name]:{metric.format}}" for metric in ranged)
-            lengths.add_row(split, f"{bucket['least']} to {bucket['most']}", str(bucket["sentences"]), *cells)
+            cells = (_score(bucket[metric.name], metric) for metric in ranged)
+            lengths.add_row(
+                escape(split), f"{bucket['least']} to {bucket['most']}", str(bucket["sentences"]), *cells
+            )
     console.print(lengths)
     for metric in shown:
-        if metric.signature:
-            print(f"{metric.name:<8} {metric.signature}")
+        if signature := metric.signature(language):
+            print(f"{metric.name:<8} {signature}")
+
+
+def _score(value: float | None, metric: Metric) -> str:
+    return "-" if value is None else f"{value:{metric.format}}"
 
 
 def _print_comparisons(title: str, comparisons: dict[str, Comparison]) -> None:

@@ -8,6 +8,7 @@ checkpoint. The output of a run is in log.txt of the run folder.
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -19,9 +20,9 @@ from experiments.progress import clock
 from experiments.run_folder import Run
 from experiments.study.queue import Job, command, run_jobs
 from experiments.study.results import check_root, is_complete, read_study, write_study
-from experiments.study.sweep import PlannedRun, expand, load_sweep
+from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
 from experiments.study.tables import report_text, write_report
-from transformer.config import UserError
+from transformer.files import lock
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -55,17 +56,18 @@ def define_flags(flags: FlagValues) -> None:
 def main(flags: FlagValues) -> int:
     sweep, root = load_sweep(flags.sweep), Path(flags.root)
     runs = expand(sweep, read_changes(flags.set, "set"), flags.seeds)
+    with lock(root, wait=False):
+        return _launch(root, sweep, runs, flags.jobs)
+
+
+def _launch(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], slots: int) -> int:
     check_root(root, sweep, runs)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {root}: {error.strerror}; name another --root") from None
     write_study(root, sweep, runs)
-    missing = [run for run in runs if not is_complete(Run(root / run.id), sweep.splits, sweep.metrics)]
+    missing = [run for run in runs if not is_complete(Run(root / run.id), run, sweep.splits, sweep.metrics)]
     done = len(runs) - len(missing)
     print(f"{sweep.name}: {len(runs)} runs, {done} done, {len(missing)} to do", flush=True)
     try:
-        failed = _run([_job(root, run, sweep.splits) for run in missing], flags.jobs)
+        failed = _run([_job(root, run, sweep.splits) for run in missing], slots)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume the study")
         return cli.PREEMPTED

@@ -26,10 +26,10 @@ from transformer.config import (
 )
 from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import lock, read_json, write_json
+from transformer.files import lock, read_json, read_sealed, write_json, write_sealed
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
-from transformer.training.checkpoints import Checkpoints, average, digest
+from transformer.training.checkpoints import Checkpoints, average, digest, read_identity
 
 PACKAGES = (
     "jax",
@@ -45,13 +45,23 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model. `params` is the average of the weights saved at `steps`."""
+    """A trained model.
+
+    Attributes:
+      config: the config of the run, with the changes of this call.
+      tokenizer: the vocabulary.
+      model: the model without weights.
+      params: the average of the weights saved at `steps`.
+      steps: the steps of the checkpoints.
+      identity: config, data, content and vocabulary that the checkpoints were made from.
+    """
 
     config: ExperimentConfig
     tokenizer: Tokenizer
     model: EncoderDecoder
     params: PyTree
     steps: list[int]
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def params_sha256(self) -> str:
@@ -77,11 +87,13 @@ class Run:
         path = self.folder / "config.json"
         if path.is_file():
             return from_dict(read_json(path))
-        if (self.folder / "study.json").is_file():
-            runs = read_json(self.folder / "study.json")["runs"]
+        if (self.folder / "checkpoints").is_dir():
             raise UserError(
-                f"{self.folder} is a study, not a run; "
-                f"name a run of the study, such as {self.folder}/{runs[0]}"
+                f"{path} is missing; restore it by giving the config of the run to train: --config=FILE"
+            )
+        if (self.folder / "study.json").is_file():
+            raise UserError(
+                f"{self.folder} is a study, not a run; name a run: {self.folder}/VARIANT/SEED-HASH"
             )
         if not self.folder.exists() and (ROOT / self.folder / "config.json").is_file():
             raise UserError(f"{self.folder} is not a run here; run the command in {ROOT}")
@@ -91,10 +103,25 @@ class Run:
         )
 
     @property
+    def config_hash(self) -> str:
+        """Digest of the fields of `config` that affect the result."""
+        config = self.config
+        return result_hash(config, options_type(config.data.name))
+
+    @property
     def result(self) -> dict[str, Any]:
         """The content of result.json. Before training has started, the dict is empty."""
         path = self.folder / "result.json"
-        return read_json(path) if path.exists() else {}
+        return read_sealed(path) if path.exists() else {}
+
+    @property
+    def identity(self) -> Mapping[str, str] | None:
+        """Config, data, content and vocabulary of the newest checkpoint; None if there is no checkpoint.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        return read_identity(self.folder / "checkpoints")
 
     def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
         """Returns the config to train with, and stores that config.
@@ -107,12 +134,11 @@ class Run:
         """
         if config is None:
             return self.config
-        if any((self.folder / name).exists() for name in ("tokenizer.model", "checkpoints")):
-            stored, options = self.config, options_type(config.data.name)
-            if result_hash(config, options) != result_hash(stored, options):
-                raise UserError(
-                    f"{self.folder} has another config: {difference(stored, config)}; name another --workdir"
-                )
+        identity = self.identity
+        if identity and identity["config"] != result_hash(config, options_type(config.data.name)):
+            is_stored = (self.folder / "config.json").is_file()
+            differing = f": {difference(self.config, config)}" if is_stored else ""
+            raise UserError(f"{self.folder} has another config{differing}; name another --workdir")
         if (self.folder / "study.json").is_file():
             raise UserError(f"{self.folder} is a study, not a run; name another --workdir")
         try:
@@ -135,7 +161,7 @@ class Run:
             "device": jax.devices()[0].device_kind,
             "git_revision": _git_revision(),
         }
-        write_json(self.folder / "result.json", values | environment)
+        write_sealed(self.folder / "result.json", values | environment)
 
     def load(self, changes: Mapping[str, Any] | None = None) -> Trained:
         """Loads the trained model: the mean of the last `decode.average_last` checkpoints.
@@ -152,10 +178,36 @@ class Run:
             if not steps:
                 raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
             metadata = checkpoints.metadata(steps[-1])
+            identity = metadata["identity"]
+            self._check_identity(steps[-1], identity)
             model, tokenizer = task_type(config).load_model(config, self.folder, metadata)
-            shapes = parameter_shapes(model)
-            params = average([checkpoints.params(step, shapes)[0] for step in steps])
-        return Trained(config, tokenizer, model, params, steps)
+            shapes, weights = parameter_shapes(model), []
+            for step in steps:
+                params, metadata = checkpoints.params(step, shapes)
+                self._check_identity(step, metadata["identity"], identity)
+                weights.append(params)
+        return Trained(config, tokenizer, model, average(weights), steps, identity)
+
+    def _check_identity(
+        self,
+        step: int,
+        identity: Mapping[str, str],
+        newest: Mapping[str, str] | None = None,
+    ) -> None:
+        """Checks that a checkpoint was made by the config of the run, and by what made the newest checkpoint.
+
+        Raises:
+          UserError: the checkpoint is from another run, or config.json was edited.
+        """
+        if identity["config"] != self.config_hash:
+            raise UserError(
+                f"{self.folder / 'config.json'} is not the config that checkpoint {step} was trained with; "
+                "restore it (search settings change with --set)"
+            )
+        if newest is not None and identity != newest:
+            raise UserError(
+                f"checkpoint {step} of {self.folder} is from another run; delete it or restore the original"
+            )
 
 
 def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:

@@ -1,5 +1,6 @@
 """Writes and reads the files in eval/ of a run folder, and compares two evaluations."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,13 +8,13 @@ from typing import Any, NamedTuple
 from experiments.progress import counting
 from experiments.run_folder import Run
 from transformer.config import UserError
-from transformer.evaluation.metrics import METRICS, Outputs, signatures
+from transformer.evaluation.metrics import METRICS, Outputs, metrics_for, signatures
 from transformer.evaluation.significance import Comparison, compare
-from transformer.files import atomic_write, read_json, write_json
+from transformer.files import atomic_write, lock, path_component, read_sealed, subfolder, write_sealed
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
-MAX_NAME_BYTES = 240  # most systems allow 255, but a file has a longer name while it is written
-IDENTITY = ("checkpoints", "params_sha256", "changes")  # entries of `scores` for the weights and the search
+# Entries of `scores` that say what made them.
+IDENTITY = ("identity", "content", "checkpoints", "params_sha256", "changes", "ablated")
 
 
 class Evaluation(NamedTuple):
@@ -25,22 +26,25 @@ class Evaluation(NamedTuple):
 
 
 class ScoreFiles(NamedTuple):
-    """The files of an evaluation of a run on a split.
+    """The files of an evaluation of a run on a test set.
 
     Attributes:
       run: the run.
-      split: the name of the split.
+      split: the name of the split, or of the test set given as files.
       changes: new values by config field, as given in `--set` for the evaluation.
+      ablated: the part of the model that is masked, as in `--ablate`; empty if the model is whole.
     """
 
     run: Run
     split: str
     changes: dict[str, Any]
+    ablated: str = ""
 
     @property
     def suffix(self) -> str:
-        """The changes as part of a file name: a comma, key and value for each change, sorted by key."""
-        return "".join(f",{key}={value}" for key, value in sorted(self.changes.items()))
+        """The changes and the ablation as part of a file name: a comma, key and value each, sorted by key."""
+        ablation = {"ablate": self.ablated} if self.ablated else {}
+        return "".join(f",{key}={value}" for key, value in sorted({**self.changes, **ablation}.items()))
 
     @property
     def name(self) -> str:
@@ -51,7 +55,8 @@ class ScoreFiles(NamedTuple):
     def command(self) -> str:
         """The command that writes the files."""
         command = f"python -m experiments.evaluate --workdir={self.run.folder} --split={self.split}"
-        return command + self.suffix.replace(",", " --set=")
+        command += "".join(f" --set={key}={value}" for key, value in sorted(self.changes.items()))
+        return command + (f" --ablate={self.ablated}" if self.ablated else "")
 
     def path(self, ending: str) -> Path:
         """Returns the path of the file whose name has the given ending, such as ".json".
@@ -59,39 +64,36 @@ class ScoreFiles(NamedTuple):
         Raises:
           UserError: the changes cannot be part of a file name.
         """
-        name = f"{self.split}{self.suffix}{ending}"
-        if "/" in name or len(name.encode()) > MAX_NAME_BYTES:
-            raise UserError(
-                f"{name!r} cannot be a file name: it contains '/' or is longer than {MAX_NAME_BYTES} bytes; "
-                "change or shorten the values in --set"
-            )
+        name = path_component(f"{self.split}{self.suffix}{ending}", "the file name of the evaluation")
         return self.run.folder / "eval" / name
 
     def write(self, evaluation: Evaluation) -> None:
-        """Writes .hyp.txt, .ref.txt and then .json."""
-        self.path("").parent.mkdir(exist_ok=True)
-        for ending, lines in ((".hyp.txt", evaluation.hypotheses), (".ref.txt", evaluation.references)):
-            atomic_write(self.path(ending), "".join(f"{line}\n" for line in lines))
-        write_json(self.path(".json"), evaluation.scores)
+        """Writes .hyp.txt, .ref.txt and then .json, which has the digests of the two."""
+        texts = {".hyp.txt": evaluation.hypotheses, ".ref.txt": evaluation.references}
+        texts = {ending: "".join(f"{line}\n" for line in lines) for ending, lines in texts.items()}
+        with lock(subfolder(self.run.folder, "eval"), wait=True):
+            for ending, text in texts.items():
+                atomic_write(self.path(ending), text)
+            digests = {ending: text_digest(text.encode()) for ending, text in texts.items()}
+            write_sealed(self.path(".json"), {**evaluation.scores, "files": digests})
 
     def read(self) -> Evaluation:
         """Reads the files.
 
         Raises:
-          UserError: a file is missing or incomplete.
+          UserError: a file is missing or damaged.
         """
-        scores, hypotheses, references = paths = [self.path(end) for end in (".json", ".hyp.txt", ".ref.txt")]
-        for path in paths:
+        paths = {end: self.path(end) for end in (".json", ".hyp.txt", ".ref.txt")}
+        for path in paths.values():
             if not path.is_file():
                 raise UserError(f"{path} is missing; run {self.command}{self._alternatives()}")
-        evaluation = Evaluation(read_json(scores), read_lines(hypotheses), read_lines(references))
-        counts = len(evaluation.hypotheses), len(evaluation.references)
-        if counts[0] != counts[1]:
-            raise UserError(
-                f"{hypotheses} has {counts[0]} lines, but {references} has {counts[1]}; "
-                f"run {self.command} to write both again"
-            )
-        return evaluation
+        scores = read_sealed(paths.pop(".json"))
+        if scores["identity"]["config"] != self.run.config_hash:
+            raise UserError(f"{self.path('.json')} is from a run with another config; run {self.command}")
+        for ending, path in paths.items():
+            if text_digest(path.read_bytes()) != scores["files"][ending]:
+                raise UserError(f"{path} was damaged or edited; run {self.command} to write it again")
+        return Evaluation(scores, *map(read_lines, paths.values()))
 
     def _alternatives(self) -> str:
         """Returns text for an error message that names the other evaluations of the run on the split."""
@@ -121,7 +123,7 @@ class ScoreFiles(NamedTuple):
                     f"{path} is from another test set: {lines}; evaluate both runs on the same data"
                 )
         stored = evaluation.scores["signatures"]
-        for name, signature in signatures().items():
+        for name, signature in signatures(self.run.config.data.target).items():
             if METRICS[name].compared and stored.get(name) != signature:
                 settings = f"{stored.get(name)} in {self.name}, but {signature} in this run"
                 raise UserError(
@@ -149,9 +151,10 @@ class ScoreFiles(NamedTuple):
           sources: the source sentences of the split.
         """
         references = evaluation.references
-        outputs = Outputs(sources, evaluation.hypotheses, references)
-        compared_outputs = Outputs(sources, compared_evaluation.hypotheses, references)
-        metrics = [metric for metric in METRICS.values() if metric.compared]
+        language = self.run.config.data.target
+        outputs = Outputs(sources, evaluation.hypotheses, references, language)
+        compared_outputs = Outputs(sources, compared_evaluation.hypotheses, references, language)
+        metrics = [metric for metric in metrics_for(language).values() if metric.compared]
         comparisons = {}
         with counting(len(metrics), f"{self.split}: comparing") as progress:
             for metric in metrics:
@@ -162,13 +165,13 @@ class ScoreFiles(NamedTuple):
             "sentences": len(references),
             "differing": sum(map(str.__ne__, outputs.hypotheses, compared_outputs.hypotheses)),
             "metrics": {name: comparison._asdict() for name, comparison in comparisons.items()},
-            "run": {key: evaluation.scores[key] for key in IDENTITY},
+            "run": {key: evaluation.scores.get(key) for key in IDENTITY},
             "other": {
                 "folder": str(compared.run.folder),
-                **{key: compared_evaluation.scores[key] for key in IDENTITY},
+                **{key: compared_evaluation.scores.get(key) for key in IDENTITY},
             },
         }
-        write_json(self.comparison_path(compared), content)
+        write_sealed(self.comparison_path(compared), content)
         return comparisons
 
 
@@ -176,3 +179,8 @@ def read_lines(path: Path) -> list[str]:
     """Returns the lines of a file. Only a line feed ends a line, unlike in `str.splitlines`."""
     text = path.read_bytes().decode("utf-8", errors="replace")
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def text_digest(content: bytes) -> str:
+    """Returns the SHA-256 digest of the content of a file."""
+    return hashlib.sha256(content).hexdigest()

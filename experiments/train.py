@@ -70,13 +70,14 @@ def _train(run: Run, config: ExperimentConfig) -> int:
 def _loop(run: Run, config: ExperimentConfig) -> Outcome:
     with full_disk(run.folder, RESUME), cli.StopSignal("stopping: saving a checkpoint first") as should_stop:
         with preparing() as progress:
-            task = open_task(config, run.folder, progress)
+            task = open_task(config, run.folder, progress, run.identity)
         with training_observer(config.train.steps) as observer:
             return train(config, task, run.folder, observer, should_stop)
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
     return {
+        "identity": dict(outcome.identity),
         "status": "done" if outcome.finished else "preempted",
         "step": outcome.step,
         "tokens_seen": outcome.tokens_seen,

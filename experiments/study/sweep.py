@@ -45,8 +45,12 @@ class PlannedRun:
 
         The hash covers all fields that affect the result, so a run with another config has another folder.
         """
-        options = options_type(self.config.data.name)
-        return f"{self.variant}/{self.seed}-{result_hash(self.config, options)}"
+        return f"{self.variant}/{self.seed}-{self.config_hash[:8]}"
+
+    @property
+    def config_hash(self) -> str:
+        """Digest of the fields of the config that affect the result."""
+        return result_hash(self.config, options_type(self.config.data.name))
 
 
 def load_sweep(name: str) -> Sweep:

@@ -10,7 +10,15 @@ from experiments import run_folder
 from experiments.config_files import with_changes
 from experiments.run_folder import Run, changed, converted
 from tests.support.commands import refuse
-from transformer.config import DataConfig, ExperimentConfig, TrainConfig, UserError, from_dict, to_dict
+from transformer.config import (
+    DataConfig,
+    ExperimentConfig,
+    TrainConfig,
+    UserError,
+    from_dict,
+    result_hash,
+    to_dict,
+)
 from transformer.tasks import resolve
 from transformer.training.checkpoints import Checkpoints
 
@@ -33,12 +41,12 @@ def test_a_run_stores_its_config(config, tmp_path):
     assert run.begin(None) == config
 
 
-def test_until_training_starts_a_new_config_replaces_the_stored_one(config, tmp_path):
+def test_until_training_starts_a_new_config_replaces_the_stored_one(config, tmp_path, monkeypatch):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     run = Run(tmp_path)
     run.begin(config)
     assert run.begin(longer) == run.config == longer
-    (tmp_path / "tokenizer.model").touch()
+    monkeypatch.setattr(Run, "identity", {"config": result_hash(longer)})  # training has started
     assert run.begin(longer) == longer
     message = f"{tmp_path} has another config: train.steps is 7 there, 100000 here; name another --workdir"
     assert refused(run.begin, config) == message
@@ -147,11 +155,11 @@ def test_commands_on_trained_runs_refuse_a_folder_that_is_not_a_run():
         assert line.startswith("/nowhere is not a run: config.json is missing"), command
 
 
-def test_fields_that_do_not_affect_the_result_may_change_after_training_has_started(tmp_path):
+def test_fields_that_do_not_affect_the_result_may_change_after_training_has_started(tmp_path, monkeypatch):
     data = DataConfig(name="multi30k", options={"manual_dir": "here"})
     config = resolve(ExperimentConfig(data=data))
     run = begun(config, tmp_path)
-    (tmp_path / "tokenizer.model").touch()
+    monkeypatch.setattr(Run, "identity", {"config": run.config_hash})
     changes = {"train.log_every": 7, "data.data_dir": "/x", "data.options.manual_dir": "there"}
     moved = from_dict(with_changes(to_dict(config), changes))
     assert run.begin(moved) == run.config == moved

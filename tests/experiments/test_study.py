@@ -3,9 +3,9 @@
 import csv
 import dataclasses
 import errno
-import json
 import os
 import re
+import shutil
 import sys
 import time
 
@@ -18,8 +18,10 @@ from experiments.study.results import check_root, is_complete, read_study, write
 from experiments.study.sweep import Sweep, expand, load_sweep
 from experiments.study.tables import score_table, write_report
 from tests.support.commands import ROOT
+from tests.support.studies import write_run
 from transformer.config import UserError
 from transformer.evaluation.metrics import METRICS, Metric
+from transformer.files import read_sealed, write_sealed
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
         f"{tmp_path}/base is not a study: study.json is missing"
     )
     assert refused(lambda: Run(tmp_path).config) == (
-        f"{tmp_path} is a study, not a run; name a run of the study, such as {tmp_path}/{runs[0].id}"
+        f"{tmp_path} is a study, not a run; name a run: {tmp_path}/VARIANT/SEED-HASH"
     )
     assert refused(Run(tmp_path).begin, runs[0].config).startswith(f"{tmp_path} is a study, not a run; ")
 
@@ -178,19 +180,86 @@ signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
     assert not jobs[1].log.exists()
 
 
-def test_a_run_is_complete_when_its_last_checkpoint_is_evaluated(tmp_path):
-    run, scores = Run(tmp_path), tmp_path / "eval" / "test.json"
-    scores.parent.mkdir()
-    assert not is_complete(run, ["test"], ["bleu"])
-    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "step": 20}))
-    assert not is_complete(run, ["test"], ["bleu"])
-    scores.write_text(json.dumps({"checkpoints": [10], "bleu": 1.0}))
-    assert not is_complete(run, ["test"], ["bleu"])
-    scores.write_text(json.dumps({"checkpoints": [10, 20], "bleu": 1.0}))
-    assert is_complete(run, ["test"], ["bleu"])
-    assert not is_complete(run, ["test", "test_long"], ["bleu"])
-    (tmp_path / "result.json").write_text(json.dumps({"status": "preempted", "step": 20}))
-    assert not is_complete(run, ["test"], ["bleu"])
+BLEU = {"test": {"bleu": 1.0}}
+
+
+@pytest.fixture
+def planned(sweep):
+    return expand(sweep, {}, seeds=1)[0]
+
+
+def test_a_run_is_complete_when_its_last_checkpoint_is_evaluated(planned, tmp_path):
+    assert not is_complete(Run(tmp_path / "missing"), planned, ["test"], ["bleu"])
+    run = write_run(tmp_path, planned, {})
+    assert not is_complete(run, planned, ["test"], ["bleu"])
+    write_run(tmp_path, planned, {"test": {"bleu": 1.0, "checkpoints": [10]}})
+    assert not is_complete(run, planned, ["test"], ["bleu"])
+    write_run(tmp_path, planned, BLEU)
+    assert is_complete(run, planned, ["test"], ["bleu"])
+    assert not is_complete(run, planned, ["test", "test_long"], ["bleu"])
+    assert not is_complete(run, planned, ["test"], ["bleu", "chrf"])
+    write_run(tmp_path, planned, BLEU, status="preempted")
+    assert not is_complete(run, planned, ["test"], ["bleu"])
+
+
+@pytest.mark.parametrize("name", ["result.json", "eval/test.json"])
+@pytest.mark.parametrize("damage", ["edit", "cut", "list"])
+def test_damaged_scores_do_not_count(planned, tmp_path, name, damage):
+    run = write_run(tmp_path, planned, BLEU)
+    path = run.folder / name
+    text = path.read_text()
+    path.write_text(
+        {"edit": text.replace("10", "11").replace("done", "Done"), "cut": text[:-9], "list": "[]"}[damage]
+    )
+    assert not is_complete(run, planned, ["test"], ["bleu"])
+
+
+@pytest.mark.parametrize("changed", ["config", "data"])
+def test_scores_of_another_config_or_another_text_do_not_count(planned, tmp_path, changed):
+    run = write_run(tmp_path, planned, BLEU, **{changed: "another"})
+    assert not is_complete(run, planned, ["test"], ["bleu"])
+
+
+def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    for run, content in zip(runs, ("texts", "edited texts"), strict=True):
+        write_run(tmp_path, run, BLEU, content=content)
+    assert refused(read_study, tmp_path).startswith(
+        f"{runs[1].id} and {runs[0].id} were trained on different texts; restore "
+    )
+
+
+def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    first, second = (write_run(tmp_path, run, BLEU) for run in runs)
+    shutil.copy(first.folder / "eval" / "test.json", second.folder / "eval" / "test.json")
+    assert "is not an evaluation of this run; delete it and launch the study again" in refused(
+        read_study, tmp_path
+    )
+
+
+def test_fewer_seeds_or_variants_do_not_remove_results(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run in runs:
+        write_run(tmp_path, run, BLEU)
+    fewer = dataclasses.replace(sweep, variants={"base": {}})
+    write_study(tmp_path, fewer, expand(fewer, {}, seeds=1))
+    study = read_study(tmp_path)
+    assert {variant: sorted(seeds) for variant, seeds in study.scores.items()} == {
+        "base": [0, 1],
+        "deep": [0, 1],
+    }
+
+
+def test_a_study_folder_from_a_stranger_names_no_run_elsewhere(sweep, tmp_path):
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    stored = read_sealed(tmp_path / "study.json")
+    for run_id in ("../x", "base/../../x", "/etc/0-x", "base/0-x/y"):
+        write_sealed(tmp_path / "study.json", {**stored, "runs": [run_id]})
+        assert "it must be a plain file name" in refused(read_study, tmp_path)
 
 
 @pytest.fixture
@@ -199,15 +268,16 @@ def study(tmp_path, sweep):
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)
     for run, score in zip(runs, (90.0, 80.0, 94.0), strict=False):
+        evaluations = {}
         for split in sweep.splits:
-            path = tmp_path / run.id / "eval" / f"{split}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
             ranges = [{"most": 8, "sentences": 30, "exact_match": score}]
             if split == "test_long":
                 ranges = [{"most": most, "sentences": 10, "exact_match": score - 40} for most in (8, 16)]
             ranges.append({"most": 32, "sentences": 9, "exact_match": 0.0})  # too few sentences
-            scores = {"exact_match": score, "bleu": score / 2, "brevity": 0.5, "by_length": ranges}
-            path.write_text(json.dumps(scores))
+            evaluations[split] = {
+                "exact_match": score, "bleu": score / 2, "brevity": 0.5, "by_length": ranges
+            }  # fmt: skip
+        write_run(tmp_path, run, evaluations)
     return tmp_path
 
 
@@ -233,8 +303,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
 
 def test_a_new_metric_needs_only_an_entry_in_the_registry(study, monkeypatch):
     monkeypatch.setitem(METRICS, "brevity", Metric("brevity", lambda outputs: 0.5, format=".4f"))
-    stored = json.loads((study / "study.json").read_text())
-    (study / "study.json").write_text(json.dumps(stored | {"metrics": ["brevity"]}))
+    write_sealed(study / "study.json", read_sealed(study / "study.json") | {"metrics": ["brevity"]})
     folder = write_report(study, read_study(study))
     assert "| deep | 1 | 0.5000 | 0.5000 |" in (folder / "table.md").read_text()
     assert not (folder / "by_length.md").exists()
@@ -246,17 +315,9 @@ def test_a_report_of_an_unfinished_study_marks_missing_scores(tmp_path, sweep):
     assert "| base | 0 | missing |" in (folder / "table.md").read_text()
 
 
-def test_run_without_every_metric_is_not_complete(tmp_path):
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "test.json").write_text(json.dumps({"checkpoints": [20], "bleu": 1.0}))
-    (tmp_path / "result.json").write_text(json.dumps({"status": "done", "step": 20}))
-    assert is_complete(Run(tmp_path), ["test"], ["bleu"])
-    assert not is_complete(Run(tmp_path), ["test"], ["bleu", "chrf"])
-
-
 def test_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
-    stored = json.loads((study / "study.json").read_text())
-    (study / "study.json").write_text(json.dumps(stored | {"metrics": ["chrf", "exact_match"]}))
+    stored = read_sealed(study / "study.json")
+    write_sealed(study / "study.json", stored | {"metrics": ["chrf", "exact_match"]})
     folder = write_report(study, read_study(study))
     assert "| base | 2 | missing | 92.00 ± 2.83 |" in (folder / "table.md").read_text()
     assert "base,1,test,missing,94.0" in (folder / "runs.csv").read_text()

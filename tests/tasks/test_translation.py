@@ -16,7 +16,7 @@ from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks import TASKS, open_task, resolve
 from transformer.tasks.translation import Translation
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.checkpoints import Checkpoints, read_identity
 from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics
 
@@ -39,7 +39,7 @@ def config(number_words):
 def run(config, folder, stop_after=None):
     folder.mkdir(exist_ok=True)
     recorder = Recorder(stop_after)
-    task = open_task(resolve(config), folder)
+    task = open_task(resolve(config), folder, stored=read_identity(folder / "checkpoints"))
     return train(config, task, folder, recorder, recorder.should_stop)
 
 
@@ -141,7 +141,7 @@ def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
     sources, targets = Corpus(config.data).texts("test_long")
     path.write_bytes(Tokenizer.train(sources + targets, "bpe", config.data.vocab_size).model)
     try:
-        with pytest.raises(UserError, match="was trained with another vocabulary"):
+        with pytest.raises(UserError, match="is not the vocabulary that the checkpoints were trained with"):
             run(config, folder)
     finally:
         path.write_bytes(original)
@@ -150,7 +150,7 @@ def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
 def test_other_data_is_refused(stopped_run):
     config, folder = stopped_run
     data = dataclasses.replace(config.data, options={"lists": 200})
-    with pytest.raises(UserError, match=r"was trained with another config \("):
+    with pytest.raises(UserError, match="was trained with another config; restore config.json"):
         run(dataclasses.replace(config, data=data), folder)
 
 

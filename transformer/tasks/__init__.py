@@ -1,5 +1,6 @@
 """Tasks. A task joins data, model, loss, decoding and scores. `config.task` names the task of a run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformer.config import ExperimentConfig, choose
@@ -28,6 +29,12 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     return task_type(config).resolve(config)
 
 
-def open_task(config: ExperimentConfig, folder: Path, progress: Progress | None = None) -> Task:
+def open_task(
+    config: ExperimentConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    stored: Mapping[str, str] | None = None,
+    may_prepare: bool = True,
+) -> Task:
     """Opens the task of a resolved config; see `Task.open`."""
-    return task_type(config).open(config, folder, progress)
+    return task_type(config).open(config, folder, progress, stored, may_prepare)

@@ -41,11 +41,26 @@ class Task(Trainable):
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, config: ExperimentConfig, folder: Path, progress: Progress | None = None) -> "Task":
-        """Opens the data of a run, and prepares missing data. Stores the vocabulary in the folder.
+    def open(
+        cls,
+        config: ExperimentConfig,
+        folder: Path,
+        progress: Progress | None = None,
+        stored: Mapping[str, str] | None = None,
+        may_prepare: bool = True,
+    ) -> "Task":
+        """Opens the data of a run.
+
+        Args:
+          config: the resolved config.
+          folder: the run folder. The vocabulary of a new run is stored there.
+          progress: receives progress reports; if None, they are logged.
+          stored: the identity in the checkpoints of the run; None for a new run.
+          may_prepare: whether missing data is prepared. Otherwise nothing is written, and only prepared data
+            is read.
 
         Raises:
-          UserError: data that cannot be used.
+          UserError: data that cannot be used, or that is not the data of `stored`.
         """
 
     @classmethod

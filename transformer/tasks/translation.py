@@ -5,7 +5,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,13 @@ from transformer.batch import Batch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
 from transformer.data.batching import evaluation_batches
 from transformer.data.bucketing import BucketedPlan
-from transformer.data.builders import options_type, resolve_options
+from transformer.data.builders import options_type, present_name, resolve_options
 from transformer.data.corpus import Corpus
 from transformer.data.packing import PackedPlan
 from transformer.data.pipeline import TrainingBatches, serve
 from transformer.data.plan import Plan
+from transformer.data.records import ContentDigest
+from transformer.data.splits import Split, encode_pairs
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.decoding.translator import Translator
@@ -46,8 +49,29 @@ VOCABULARY_FILE = "tokenizer.model"
 LINE_ENDS = str.maketrans("\n\r", "  ")
 
 
+class TestSet(NamedTuple):
+    """Sentences to translate, and a reference translation of each.
+
+    Attributes:
+      name: the split, or another name, for messages.
+      sources: raw source sentences.
+      references: raw reference translations, without line ends.
+    """
+
+    name: str
+    sources: Sequence[str]
+    references: Sequence[str]
+
+    @property
+    def digest(self) -> str:
+        """`ContentDigest` of the pairs."""
+        content = ContentDigest()
+        content.update(zip(self.sources, self.references, strict=True))
+        return content.hexdigest()
+
+
 class Evaluated(NamedTuple):
-    """The scores of a model on a split.
+    """The scores of a model on a test set.
 
     Attributes:
       scores: JSON data: one figure per metric, signatures, number of sentences, scores by source length.
@@ -86,24 +110,34 @@ class Translation(Task):
         return dataclasses.replace(config, data=resolve_options(config.data))
 
     @classmethod
-    def open(cls, config, folder, progress=None):
+    def open(cls, config, folder, progress=None, stored=None, may_prepare=True):
         path = folder / VOCABULARY_FILE
-        corpus = Corpus(config.data, Tokenizer.load(path) if path.exists() else None, progress)
-        if not path.exists():
+        if stored is None:
+            corpus = Corpus(config.data, None, progress)
             atomic_write(path, corpus.tokenizer.model)
+            return cls(config, corpus)
+        if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
+            raise UserError(f"{folder} was trained with another config; restore config.json")
+        tokenizer = _load_tokenizer(path, stored)
+        prepared = stored["data"]
+        if may_prepare and (present := present_name(config.data)) is not None:
+            if present != prepared:
+                raise UserError(
+                    f"{folder} was trained on {prepared}, but the text is {present} now; restore the text, "
+                    "or train in another folder"
+                )
+            prepared = None
+        corpus = Corpus(config.data, tokenizer, progress, prepared)
+        if corpus.content != stored["content"]:
+            raise UserError(
+                f"{corpus.folder} holds another text than {folder} was trained on; "
+                f"delete {corpus.folder} and prepare the original text"
+            )
         return cls(config, corpus)
 
     @classmethod
     def load_model(cls, config, folder, metadata):
-        path = folder / VOCABULARY_FILE
-        if not path.is_file():
-            raise UserError(f"{path} is missing; restore it or train the run again")
-        tokenizer = Tokenizer.load(path)
-        if metadata["identity"]["vocabulary"] != tokenizer.sha256:
-            raise UserError(
-                f"{path} is not the vocabulary that the checkpoints were trained with; "
-                "restore the original file"
-            )
+        tokenizer = _load_tokenizer(folder / VOCABULARY_FILE, metadata["identity"])
         trained_lengths = tuple(metadata["task"]["trained_lengths"])
         return LoadedModel(build_model(config.model, tokenizer.vocab_size, trained_lengths), tokenizer)
 
@@ -111,7 +145,8 @@ class Translation(Task):
     def identity(self) -> dict[str, str]:
         return {
             "config": result_hash(self.config, options_type(self.config.data.name)),
-            "data": self.corpus.identity,
+            "data": self.corpus.name,
+            "content": self.corpus.content,
             "vocabulary": self.corpus.tokenizer.sha256,
         }
 
@@ -168,68 +203,81 @@ class Translation(Task):
         """Yields the whole split in every process, so that the processes need not agree on a division."""
         return evaluation_batches(self.corpus.split("validation"), self.config.decode.batch_tokens)
 
-    def summary(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Returns mean losses per target token (in nats), perplexities, accuracy and the share of padding."""
-        count, nll = totals["count"], totals["nll"]
-        return {
-            "loss": totals["loss"] / count,
-            "nll": nll / count,
-            "perplexity": _exp(nll / count),
-            "perplexity_per_character": _exp(nll / max(1.0, totals["characters"])),
-            "accuracy": totals["correct"] / count,
-            "padding": 1 - (count + totals["source_count"]) / totals["slots"],
-        }
+    def summary(self, totals):
+        return summarize(totals)
+
+    def test_set(self, split: str) -> TestSet:
+        """Returns the texts of a split.
+
+        Raises:
+          UserError: there is no such split, or its data is damaged.
+        """
+        sources, references = self.corpus.texts(split)
+        return TestSet(split, sources, [reference.translate(LINE_ENDS) for reference in references])
 
     def evaluate(
         self, model: EncoderDecoder, params: PyTree, split: str, progress: Callable[[int], None]
     ) -> Evaluated:
-        """Translates and scores a split.
+        """Translates and scores a split; see `evaluate`."""
+        return evaluate(self.config, model, self.corpus.tokenizer, params, self.test_set(split), progress)
 
-        Args:
-          model: the model, built with `trained_lengths`.
-          params: the weights of the model.
-          split: name of the split.
-          progress: called with the number of finished sentences.
 
-        Raises:
-          UserError: there is no such split, or a sentence has more tokens than the model has positions.
-        """
-        tokens = self.corpus.split(split)
-        check_lengths(model, split, tokens.max_lengths)
-        sources, references = self.corpus.texts(split)
-        references = [reference.translate(LINE_ENDS) for reference in references]
-        totals = self._score_references(model, params, split)
+def evaluate(
+    config: ExperimentConfig,
+    model: EncoderDecoder,
+    tokenizer: Tokenizer,
+    params: PyTree,
+    test_set: TestSet,
+    progress: Callable[[int], None] = lambda num_done: None,
+) -> Evaluated:
+    """Translates and scores a test set.
 
-        translator = Translator(model, params, self.corpus.tokenizer, self.config.decode)
-        started = time.perf_counter()
-        ranked = translator.hypotheses(sources, progress=progress)
-        seconds = time.perf_counter() - started
-        num_in_parts = int((tokens.source.lengths > translator.max_source_length).sum())
-        outputs = Outputs(
-            sources=sources,
-            hypotheses=[hypotheses[0].text for hypotheses in ranked],
-            references=references,
-            ended=[hypotheses[0].ended for hypotheses in ranked],
-            summary=self.summary(totals),
-            num_tokens=int(totals["count"]),
-        )
-        scores = {
-            **compute_scores(outputs),
-            "signatures": signatures(),
-            "sentences": len(sources),
-            "by_length": by_length(outputs, tokens.source.lengths),
-        }
-        return Evaluated(scores, outputs, num_in_parts, seconds)
+    Args:
+      config: the config of the run.
+      model: the model, built with `trained_lengths`.
+      tokenizer: the vocabulary.
+      params: the weights of the model.
+      test_set: the texts.
+      progress: called with the number of finished sentences.
 
-    def _score_references(self, model, params, split) -> dict[str, float]:
-        """Returns the totals of a split. A target token is predicted from the reference tokens before it."""
-        parallelism = Single()
-        eval_step = make_eval_step(make_loss_fn(model), parallelism)
-        hyperparameters = Hyperparameters.from_config(self.config)
-        batches = evaluation_batches(self.corpus.split(split), self.config.decode.batch_tokens)
-        return add_totals(
-            eval_step(params, parallelism.shard(batch), None, hyperparameters) for batch in batches
-        )
+    Raises:
+      UserError: a sentence has more tokens than the model has positions.
+    """
+    tokens = encode_pairs(test_set.sources, test_set.references, tokenizer)
+    check_lengths(model, test_set.name, tokens.max_lengths)
+    totals = _score_references(config, model, params, tokens)
+    translator = Translator(model, params, tokenizer, config.decode)
+    started = time.perf_counter()
+    ranked = translator.hypotheses(test_set.sources, progress=progress)
+    seconds = time.perf_counter() - started
+    outputs = Outputs(
+        sources=test_set.sources,
+        hypotheses=[hypotheses[0].text for hypotheses in ranked],
+        references=test_set.references,
+        language=config.data.target,
+        ended=[hypotheses[0].ended for hypotheses in ranked],
+        summary=summarize(totals),
+        num_tokens=int(totals["count"]),
+    )
+    scores = {
+        **compute_scores(outputs),
+        "signatures": signatures(config.data.target),
+        "sentences": len(test_set.sources),
+        "by_length": by_length(outputs, tokens.source.lengths),
+    }
+    num_in_parts = int((tokens.source.lengths > translator.max_source_length).sum())
+    return Evaluated(scores, outputs, num_in_parts, seconds)
+
+
+def _score_references(
+    config: ExperimentConfig, model: EncoderDecoder, params: PyTree, tokens: Split
+) -> dict[str, float]:
+    """Returns the totals of a test set. A target token is predicted from the reference tokens before it."""
+    parallelism = Single()
+    eval_step = make_eval_step(make_loss_fn(model), parallelism)
+    hyperparameters = Hyperparameters.from_config(config)
+    batches = evaluation_batches(tokens, config.decode.batch_tokens)
+    return add_totals(eval_step(params, parallelism.shard(batch), None, hyperparameters) for batch in batches)
 
 
 def translation_loss(
@@ -262,6 +310,23 @@ def translation_loss(
     return loss, totals
 
 
+def summarize(totals: Mapping[str, float]) -> dict[str, float]:
+    """Returns mean losses per target token (in nats), perplexities, accuracy and the share of padding.
+
+    A perplexity too large for a floating-point number is left out.
+    """
+    count, nll = totals["count"], totals["nll"]
+    summary = {
+        "loss": totals["loss"] / count,
+        "nll": nll / count,
+        "perplexity": _exp(nll / count),
+        "perplexity_per_character": _exp(nll / max(1.0, totals["characters"])),
+        "accuracy": totals["correct"] / count,
+        "padding": 1 - (count + totals["source_count"]) / totals["slots"],
+    }
+    return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
+
+
 def make_loss_fn(model: EncoderDecoder) -> LossFn:
     """Returns the loss of a batch as a function of the weights; see `translation_loss`."""
     return functools.partial(translation_loss, model)
@@ -290,6 +355,22 @@ def check_lengths(model: EncoderDecoder, split: str, max_lengths: tuple[int, int
         else:
             advice = f"{scheme} ends at {limit}; raise model.max_positions"
         raise UserError(f"split {split!r} has a {side} of {length} tokens, but {advice}")
+
+
+def _load_tokenizer(path: Path, identity: Mapping[str, str]) -> Tokenizer:
+    """Reads the vocabulary of a run.
+
+    Raises:
+      UserError: the file is missing, or is not the vocabulary of the training.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it or train the run again")
+    tokenizer = Tokenizer.load(path)
+    if identity["vocabulary"] != tokenizer.sha256:
+        raise UserError(
+            f"{path} is not the vocabulary that the checkpoints were trained with; restore the original file"
+        )
+    return tokenizer
 
 
 def _exp(x: float) -> float:

@@ -1,9 +1,10 @@
 """Checkpoints, which Orbax writes in the background. Each checkpoint has digests of its contents.
 
-Orbax does not notice a flipped bit in a weight. The digests, stored in the same checkpoint, reveal such
-damage.
+Orbax does not notice a flipped bit in a weight. The digests are part of the metadata, which also has the step
+and what made the checkpoint. The metadata is sealed: a digest of its own reveals damage and edits.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from transformer.config import UserError
+from transformer.files import seal, sealed
 from transformer.training.train_step import TrainState
 
 
@@ -29,6 +31,8 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         self._folder = folder.absolute()
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, but checkpoints belong there; delete it")
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -74,7 +78,7 @@ class Checkpoints:
             int(state.step),
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                metadata=ocp.args.JsonSave({**metadata, "digests": digests}),
+                metadata=ocp.args.JsonSave(sealed({**metadata, "step": int(state.step), "digests": digests})),
             ),
             metrics=None if criterion is None else {"criterion": criterion},
         )
@@ -118,25 +122,40 @@ class Checkpoints:
         templates = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), templates)
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
         place = self._folder / str(step)
+        advice = "delete it to use the previous one"
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**arguments, metadata=ocp.args.JsonRestore())
             )
             items, metadata = {name: restored[name] for name in templates}, restored.metadata
+            if metadata["sha256"] != seal(metadata):
+                raise UserError("its metadata was damaged or edited")
+            if metadata["step"] != step:
+                raise UserError(f"it is the checkpoint of step {metadata['step']}")
             misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
             damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
         except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(
-                f"checkpoint {place} is unreadable: {reason}; delete it to use the previous one"
-            ) from error
+            raise UserError(f"checkpoint {place} is unreadable: {reason}; {advice}") from error
         if misshapen:
             names = ", ".join(misshapen)
             raise UserError(f"checkpoint {place} has other shapes: {names}; restore the run's config.json")
         if damaged:
             names = ", ".join(damaged)
-            raise UserError(f"checkpoint {place} is damaged: {names}; delete it to use the previous one")
+            raise UserError(f"checkpoint {place} is damaged: {names}; {advice}")
         return items, metadata
+
+
+def read_identity(folder: Path) -> dict[str, str] | None:
+    """Returns the identity of the task in the newest checkpoint; None if the folder has no checkpoint.
+
+    Raises:
+      UserError: the checkpoint is unreadable, or the folder is a file.
+    """
+    if not folder.exists():
+        return None
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return checkpoints.metadata(checkpoints.steps[-1])["identity"] if checkpoints.steps else None
 
 
 def _by_path(opt_state: PyTree) -> dict[str, Any]:

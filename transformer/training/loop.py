@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +41,7 @@ class Outcome:
       tokens_seen: target tokens trained on.
       validation: the last validation record; empty before the first validation.
       params_sha256: digest of the weights.
+      identity: the identity of the task; see `Trainable`.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Outcome:
     tokens_seen: int
     validation: Record
     params_sha256: str
+    identity: Mapping[str, str]
 
 
 @dataclasses.dataclass
@@ -56,18 +58,19 @@ class Patience:
 
     Attributes:
       limit: number of validations in a row without a lower value that end the run; None if there is no limit.
-      best: the lowest value.
+      best: the lowest value; None before the first validation.
       stale: number of validations since the lowest value.
     """
 
     limit: int | None
-    best: float = math.inf
+    best: float | None = None
     stale: int = 0
 
     def update(self, value: float) -> None:
         """Counts a validation."""
-        self.stale = 0 if value < self.best else self.stale + 1
-        self.best = min(self.best, value)
+        is_lower = self.best is None or value < self.best
+        self.stale = 0 if is_lower else self.stale + 1
+        self.best = value if is_lower else self.best
 
     @property
     def exhausted(self) -> bool:
@@ -154,6 +157,7 @@ def train(
         tokens_seen=meter.tokens_seen,
         validation=validation,
         params_sha256=digest(jax.device_get(state.params)),
+        identity=dict(task.identity),
     )
 
 

@@ -1,0 +1,33 @@
+"""Finished runs of a study, without training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.run_folder import Run
+from experiments.study.sweep import PlannedRun
+from transformer.data.builders import data_name
+from transformer.files import subfolder, write_sealed
+
+
+def write_run(
+    root: Path,
+    planned: PlannedRun,
+    scores: Mapping[str, Mapping[str, Any]],
+    status: str = "done",
+    **identity: str,
+) -> Run:
+    """Writes the files of a run of 20 steps that was evaluated on the splits in `scores`."""
+    run = Run(root / planned.id)
+    run.begin(planned.config)
+    made_from = {
+        "config": planned.config_hash,
+        "data": data_name(planned.config.data),
+        "content": "texts",
+        "vocabulary": "tokens",
+    } | identity
+    run.write_result(status=status, step=20, identity=made_from)
+    for split, values in scores.items():
+        path = subfolder(run.folder, "eval") / f"{split}.json"
+        write_sealed(path, {"identity": made_from, "checkpoints": [10, 20], **values})
+    return run
