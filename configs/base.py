@@ -79,5 +79,5 @@ def smoke(config: ConfigDict) -> None:
     if "lists" in config.data.options:
         config.data.options = {**config.data.options, "lists": 200}
     config.optimizer.update(warmup_steps=10, learning_rate=3e-3)
-    config.train.update(steps=20, batch_tokens=256, log_every=5, validate_every=10)
+    config.train.update(steps=20, batch_tokens=256, log_every=5, validate_every=10, on_divergence="warn")
     config.decode.update(average_last=1, max_extra_length=10)

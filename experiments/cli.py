@@ -30,8 +30,9 @@ from absl.flags import FlagValues
 from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError
 from transformer.files import is_full
+from transformer.training.divergence import Diverged
 
-USAGE, PREEMPTED, INTERRUPTED = 2, 75, 130
+USAGE, DIVERGED, PREEMPTED, INTERRUPTED = 2, 3, 75, 130
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
 
@@ -61,7 +62,8 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
             flags, words = _parse(module, arguments)
             return module.main(flags, *words) or 0
         except UserError as error:
-            return _refuse(error)
+            status = _refuse(error)
+            return DIVERGED if isinstance(error, Diverged) else status
         except PermissionError as error:
             return _refuse(f"{error.filename}: {error.strerror}; change the permissions or name another file")
         except BrokenPipeError:  # the process that reads our output has ended

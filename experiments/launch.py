@@ -3,7 +3,7 @@
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
 
 Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
-checkpoint. The output of a run is in log.txt of the run folder.
+checkpoint. A run that diverged is not started again. The output of a run is in log.txt of the run folder.
 """
 
 import sys
@@ -19,7 +19,7 @@ from experiments.config_files import read_changes
 from experiments.progress import clock
 from experiments.run_folder import Run
 from experiments.study.queue import Job, command, run_jobs
-from experiments.study.results import check_root, is_complete, read_study, write_study
+from experiments.study.results import check_root, has_diverged, is_complete, read_study, write_study
 from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
 from experiments.study.tables import report_text, write_report
 from transformer.files import lock
@@ -63,9 +63,15 @@ def main(flags: FlagValues) -> int:
 def _launch(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], slots: int) -> int:
     check_root(root, sweep, runs)
     write_study(root, sweep, runs)
-    missing = [run for run in runs if not is_complete(Run(root / run.id), run, sweep.splits, sweep.metrics)]
-    done = len(runs) - len(missing)
-    print(f"{sweep.name}: {len(runs)} runs, {done} done, {len(missing)} to do", flush=True)
+    diverged = [run for run in runs if has_diverged(Run(root / run.id), run)]
+    missing = [
+        run
+        for run in runs
+        if run not in diverged and not is_complete(Run(root / run.id), run, sweep.splits, sweep.metrics)
+    ]
+    counts = {"done": len(runs) - len(missing) - len(diverged), "diverged": len(diverged)}
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "done")
+    print(f"{sweep.name}: {len(runs)} runs, {listed}, {len(missing)} to do", flush=True)
     try:
         failed = _run([_job(root, run, sweep.splits) for run in missing], slots)
     except KeyboardInterrupt:
@@ -82,7 +88,8 @@ def _run(jobs: list[Job], slots: int) -> int:
     with cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop:
         for number, (job, status, seconds) in enumerate(run_jobs(jobs, slots, should_stop), start=1):
             failed += status != 0
-            outcome = f"failed with status {status}, see {job.log}" if status else "done"
+            reason = "diverged" if status == cli.DIVERGED else f"failed with status {status}"
+            outcome = f"{reason}, see {job.log}" if status else "done"
             remaining = (time.monotonic() - started) / number * (len(jobs) - number)
             times = f"after {clock(seconds)}, {clock(remaining)} left"
             print(f"[{number}/{len(jobs)}] {job.name}: {outcome} {times}", flush=True)

@@ -21,7 +21,9 @@ VALIDATION_FORMATS = {
 
 def record_line(record: Record) -> str:
     """Returns a record of the metric log as one line of text."""
-    loss = f"loss {record['loss']:.4f}"
+    loss = f"loss {record['loss']:.4f}" if "loss" in record else "no update"
+    if skipped := record.get("skipped"):
+        loss += f" ({skipped} skipped)"
     if record["kind"] == "validation":
         results = [form.format(record[key]) for key, form in VALIDATION_FORMATS.items() if key in record]
         return f"step {record['step']}  validation: {', '.join(results) or loss}"
@@ -76,9 +78,9 @@ class TrainingBar:
             self._progress.console.print(record_line(record), highlight=False)
         else:
             name = "perplexity" if "perplexity" in record else "loss"
+            value = f"{name} {record[name]:.2f}" if name in record else "no update"
             text = (
-                f"{name} {record[name]:.2f}, {record['tokens_per_second']:,.0f} tokens/s, "
-                f"{clock(record['seconds_left'])} left"
+                f"{value}, {record['tokens_per_second']:,.0f} tokens/s, {clock(record['seconds_left'])} left"
             )
             self._progress.update(self._task, description=text)
 

@@ -5,7 +5,7 @@
 
 The first command starts a run. The second one resumes the run with the config that the run folder stores in
 config.json. After Ctrl-C or SIGTERM, the command saves the run and exits with status 75; run the same command
-again to resume.
+again to resume. Training that diverges ends with status 3.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from experiments.run_folder import Run
 from transformer.config import ExperimentConfig, UserError
 from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
+from transformer.training.divergence import DIVERGED_FILE, Diverged
 from transformer.training.loop import Outcome, train
 
 RESUME = ", then run the same command again to resume from the last checkpoint"
@@ -50,14 +51,17 @@ def _train(run: Run, config: ExperimentConfig) -> int:
     run.write_result(**before | {"status": "running"})
     try:
         outcome = _loop(run, config)
-    except UserError:
+    except UserError as error:
+        reason = "diverged" if isinstance(error, Diverged) else "refused"
         with contextlib.suppress(UserError):  # writing this file fails, too, if the disk is full
-            run.write_result(**before | {"status": "failed", "seconds": time.time() - started})
+            run.write_result(**before | _failure(started, reason, str(error)))
         raise
-    except BaseException:
+    except BaseException as error:
         atomic_write(run.folder / "error.txt", traceback.format_exc())
-        run.write_result(**before | {"status": "failed", "seconds": time.time() - started})
+        run.write_result(**before | _failure(started, "error", repr(error)))
         raise
+    for name in ("error.txt", DIVERGED_FILE):
+        (run.folder / name).unlink(missing_ok=True)
     seconds = time.time() - started
     run.write_result(**_result(outcome), seconds=seconds)
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
@@ -65,6 +69,10 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         return 0
     print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
     return cli.PREEMPTED
+
+
+def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "message": message, "seconds": time.time() - started}
 
 
 def _loop(run: Run, config: ExperimentConfig) -> Outcome:

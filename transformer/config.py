@@ -289,9 +289,12 @@ class OptimizerConfig(Section):
     )
     # Largest global norm of the gradient of the mean loss; if None, no clipping.
     clip_norm: float | None = option(None, paper={"section 5.3": [Rule("no clipping")]})
+    # Largest number of updates in a row that are left out because their gradient is not finite.
+    skip_nonfinite: int = option(0, not_in_paper="has no effect unless training would fail")
 
     def __post_init__(self):
         self._at_least(1, "warmup_steps", "decay_steps")
+        self._at_least(0, "skip_nonfinite")
         self._fraction("beta1", "beta2")
         for field in ("epsilon", "learning_rate", "clip_norm"):
             value = getattr(self, field)
@@ -330,6 +333,8 @@ class TrainConfig(Section):
     # Training ends after this many validations in a row without a lower loss (without label smoothing); if
     # None, training never ends early.
     patience: int | None = option(None, paper={"section 5.2": [Rule("no early end")]})
+    # stop or warn: what happens when training has diverged but its numbers are finite.
+    on_divergence: str = option("stop", not_in_paper=_CHANGES_NOTHING, affects_result=False)
     # Checkpoints kept besides the best.
     keep_last: int = option(
         10, not_in_paper="decode.average_last selects the checkpoints that are used", affects_result=False
@@ -340,6 +345,7 @@ class TrainConfig(Section):
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
         self._at_least(1, "patience")
         self._fraction("label_smoothing")
+        self._require("on_divergence", self.on_divergence in ("stop", "warn"), "stop or warn")
 
 
 # These fields may be changed after training.

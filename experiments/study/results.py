@@ -22,10 +22,12 @@ class Study:
     Attributes:
       sweep: the plan of the study.
       scores: scores[variant][seed][split] is the content of eval/<split>.json, if that file exists.
+      diverged: the seeds of each variant whose training diverged.
     """
 
     sweep: Sweep
     scores: dict[str, dict[int, dict[str, dict[str, Any]]]]
+    diverged: dict[str, list[int]]
 
     def values(self, variant: str, split: str, metric: str) -> list[float]:
         """Returns the scores of a metric, one per seed. Seeds without a score are left out."""
@@ -65,6 +67,14 @@ def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: S
             for scores in evaluations.values()
         )
     )
+
+
+def has_diverged(run: Run, planned: PlannedRun) -> bool:
+    """Returns whether the training of a run diverged with the planned config, and would diverge again."""
+    try:
+        return run.result.get("reason") == "diverged" and run.config_hash == planned.config_hash
+    except UserError:
+        return False
 
 
 def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -136,6 +146,7 @@ def read_study(root: Path) -> Study:
     stored = read_sealed(root / STUDY_FILE)
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
     scores: dict[str, dict[int, dict[str, dict]]] = {variant: {} for variant in sweep.variants}
+    diverged: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     contents: dict[str, tuple[str, str]] = {}
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
@@ -143,7 +154,9 @@ def read_study(root: Path) -> Study:
         if evaluations := read_evaluations(run, sweep.splits):
             _check_content(contents, run, run_id)
             scores[variant][int(name.partition("-")[0])] = evaluations
-    return Study(sweep, scores)
+        if run.result.get("reason") == "diverged":
+            diverged[variant].append(int(name.partition("-")[0]))
+    return Study(sweep, scores, diverged)
 
 
 def _check_content(contents: dict[str, tuple[str, str]], run: Run, run_id: str) -> None:

@@ -69,7 +69,9 @@ def score_table(study: Study) -> str:
     ]
     for variant in sweep.variants:
         cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
-        rows.append([variant, str(len(study.scores[variant])), *cells])
+        diverged = len(study.diverged[variant])
+        seeds = f"{len(study.scores[variant])}" + (f" ({diverged} more diverged)" if diverged else "")
+        rows.append([variant, seeds, *cells])
     return _markdown(rows)
 
 

@@ -76,12 +76,12 @@ def test_a_study_runs_only_what_is_missing(study_flags, in_this_process, tmp_pat
 
 def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_path, monkeypatch):
     def run_jobs(jobs, slots, should_stop):
-        yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (3, 0), strict=True))
+        yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (1, 0), strict=True))
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
     done = call("launch", *study_flags, status=1)
     log = next(tmp_path.glob("study/slow/0-*")) / "log.txt"
-    assert f"failed with status 3, see {log} after 0:01" in done.stdout
+    assert f"failed with status 1, see {log} after 0:01" in done.stdout
     assert "[2/2] fast/0-" in done.stdout
 
 

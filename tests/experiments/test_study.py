@@ -14,7 +14,7 @@ import pytest
 from experiments import plots
 from experiments.run_folder import Run
 from experiments.study.queue import Job, run_jobs
-from experiments.study.results import check_root, is_complete, read_study, write_study
+from experiments.study.results import check_root, has_diverged, is_complete, read_study, write_study
 from experiments.study.sweep import Sweep, expand, load_sweep
 from experiments.study.tables import score_table, write_report
 from tests.support.commands import ROOT
@@ -228,6 +228,18 @@ def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_pat
     assert refused(read_study, tmp_path).startswith(
         f"{runs[1].id} and {runs[0].id} were trained on different texts; restore "
     )
+
+
+def test_a_run_that_diverged_is_counted_and_not_started_again(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run in runs[:3]:
+        write_run(tmp_path, run, {split: {"exact_match": 1.0, "bleu": 2.0} for split in sweep.splits})
+    diverged = write_run(tmp_path, runs[3], {})
+    diverged.write_result(status="failed", reason="diverged")
+    assert [has_diverged(Run(tmp_path / run.id), run) for run in runs] == [False, False, False, True]
+    assert not has_diverged(diverged, runs[2])
+    assert "| deep | 1 (1 more diverged) |" in score_table(read_study(tmp_path))
 
 
 def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):

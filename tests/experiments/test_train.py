@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 
@@ -12,8 +13,10 @@ from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
-from transformer.files import lock, read_json, write_json
+from transformer.config import UserError
+from transformer.files import lock, read_json, read_sealed, write_json
 from transformer.tasks import TASKS
+from transformer.training.metric_log import read_metrics
 
 pytestmark = pytest.mark.xdist_group("train")
 
@@ -167,3 +170,27 @@ def test_a_refused_second_training_leaves_the_config_of_the_first(tmp_path):
         message = refuse("train", *config, "--config.train.seed=7")
     assert "is in use by another process" in message
     assert read_json(workdir / "config.json") == {"train": {"seed": 3}}
+
+
+def test_training_that_diverges_ends_with_status_3_and_its_advice_works(smoke, tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    flags = (*smoke, "--config.train.on_divergence=stop", "--config.optimizer.warmup_steps=1")
+    failed = call("train", *flags, "--config.optimizer.learning_rate=1e3", workdir, status=3)
+    line = failed.stderr.splitlines()[-1]
+    assert line.startswith("error: training diverged: the validation loss of step 10 is ")
+    assert f"; delete {tmp_path}/run or name another --workdir, and start with a lower --config.opt" in line
+    result = read_sealed(tmp_path / "run" / "result.json")
+    assert (result["status"], result["reason"]) == ("failed", "diverged")
+    assert f"error: {result['message']}" == line
+    shutil.rmtree(tmp_path / "run")
+    call("train", *flags, "--config.optimizer.learning_rate=1e-3", workdir)
+
+
+def test_a_changed_digit_in_a_record_is_noticed(trained, tmp_path):
+    shutil.copy(trained / "metrics.jsonl", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().split("\n")
+    lines[1] = lines[1].replace('"loss": ', '"loss": 1')
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: the record was damaged or edited"):
+        read_metrics(tmp_path)

@@ -81,6 +81,9 @@ class Regression(Task):
         for step in range(first_step, self.config.train.steps):
             yield self.batch(np.arange(BATCH_SIZE) + step * BATCH_SIZE)
 
+    def example_ids(self, step):
+        return ((np.arange(BATCH_SIZE) + step * BATCH_SIZE) % NUM_EXAMPLES).tolist()
+
     def validation_batches(self):
         yield self.batch(np.arange(NUM_EXAMPLES))
 

@@ -1,5 +1,6 @@
-"""The training loop on a toy task: resumed runs, records, early stopping, divergence, and refused configs."""
+"""The training loop on a toy task: resumed runs, records, early stopping, and refused configs."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,7 +11,7 @@ from tests.support.toy import Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.loop import Patience, train
-from transformer.training.metric_log import read_metrics
+from transformer.training.metric_log import MetricsWriter, read_metrics
 
 
 def run(config, folder, stop_after=None):
@@ -48,8 +49,10 @@ def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):
     config = toy_config()
     run(config, tmp_path / "whole")
     run(config, tmp_path / "killed", stop_after=8)
+    with contextlib.closing(MetricsWriter(tmp_path / "killed", step=8)) as writer:
+        writer.write({"step": 9, "kind": "train", "loss": 99.0})
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "kind": "train", "loss": 99.0}\n{"step": 10, "ki')
+        file.write('{"step": 10, "ki')
     run(config, tmp_path / "killed")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
@@ -151,15 +154,6 @@ def test_a_field_that_changes_no_result_may_differ(tmp_path):
     run(toy_config(), tmp_path, stop_after=8)
     outcome, _ = run(toy_config(log_every=7, parallelism="pmap"), tmp_path)
     assert outcome.finished
-
-
-def test_divergence_gives_a_one_line_error(tmp_path):
-    config = dataclasses.replace(
-        toy_config(), optimizer=OptimizerConfig(name="sgd", warmup_steps=1, learning_rate=1e30)
-    )
-    with pytest.raises(UserError, match=r"training diverged before step .*; lower optimizer.learning_rate"):
-        run(config, tmp_path)
-    assert all(record["loss"] < float("inf") for record in read_metrics(tmp_path))
 
 
 def test_a_different_optimizer_is_refused_as_a_different_config(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from transformer.batch import Batch
@@ -155,6 +156,10 @@ class Translation(Task):
         return {"trained_lengths": list(self.plan.max_lengths)}
 
     @property
+    def uniform_loss(self) -> float:
+        return math.log(self.corpus.tokenizer.vocab_size)
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
@@ -198,6 +203,9 @@ class Translation(Task):
         split, num_steps = self.corpus.split("train"), self.config.train.steps
         batches = TrainingBatches(split, self.plan, num_steps, jax.process_index(), jax.process_count())
         return serve(batches, first_step, self.config.data.workers)
+
+    def example_ids(self, step):
+        return np.concatenate(self.plan.rows(step)).tolist()
 
     def validation_batches(self) -> Iterator[Batch]:
         """Yields the whole split in every process, so that the processes need not agree on a division."""

@@ -12,6 +12,7 @@ import jax
 
 from transformer.config import ExperimentConfig, UserError
 from transformer.training.checkpoints import Checkpoints, digest
+from transformer.training.divergence import BadStep, check_validation, refuse
 from transformer.training.metric_log import Meter, MetricsWriter, Record, add_totals
 from transformer.training.parallelism import make_parallelism
 from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
@@ -98,7 +99,8 @@ def train(
       should_stop: called after each step; if it returns true, the state is saved and training returns.
 
     Raises:
-      UserError: the config or a checkpoint cannot be used, or training diverged.
+      Diverged: training has diverged; see `divergence`.
+      UserError: the config or a checkpoint cannot be used.
     """
     log.info("%d steps per epoch", task.steps_per_epoch)
     parallelism = make_parallelism(config.train.parallelism)
@@ -121,19 +123,29 @@ def train(
         for step, batch in enumerate(batches, start=first_step + 1):
             batch = parallelism.shard(batch, config.train.accumulation)
             state, totals, info = train_step(state, batch, key, hyperparameters)
-            meter.add(totals)
+            meter.add(totals, info)
             observer.step(step)
 
             stop = should_stop()
             validate = step % config.train.validate_every == 0 or step == config.train.steps
             if validate or stop or step % config.train.log_every == 0:
-                _publish(meter.record(step, info), writer, observer)
+                try:
+                    record = meter.record(step)
+                except BadStep as bad:
+                    raise refuse(bad, task.example_ids(bad.step - 1), folder, config) from None
+                _publish(record, writer, observer)
             if validate:
                 totals = add_totals(
                     eval_step(state.params, parallelism.shard(batch), None, hyperparameters)
                     for batch in task.validation_batches()
                 )
                 validation = {"step": step, "kind": "validation", **task.summary(totals)}
+                criterion = validation[task.criterion]
+                diverged = check_validation(step, criterion, task.uniform_loss, folder, config)
+                if diverged and (config.train.on_divergence == "stop" or not math.isfinite(criterion)):
+                    raise diverged
+                if diverged:
+                    log.warning("warning: %s", diverged)
                 _publish(validation, writer, observer)
                 patience.update(validation[task.criterion])
             if validate or stop:
@@ -184,15 +196,6 @@ def _resume(
 
 
 def _publish(record: Record, writer: MetricsWriter, observer: Observer) -> None:
-    """Writes and shows a record.
-
-    Raises:
-      UserError: the loss of the record is not finite.
-    """
-    if not math.isfinite(record["loss"]):
-        raise UserError(
-            f"training diverged before step {record['step']}: the loss is {record['loss']}; "
-            "lower optimizer.learning_rate or raise optimizer.warmup_steps"
-        )
+    """Writes and shows a record."""
     writer.write(record)
     observer.record(record)

@@ -1,7 +1,9 @@
 """Records of a run. metrics.jsonl is the original; tensorboard/ shows the same records."""
 
 import json
+import math
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
+from transformer.config import UserError
 from transformer.files import atomic_write
+from transformer.training.divergence import BadStep
 from transformer.training.train_step import StepInfo
 from transformer.training.trainable import Totals, Trainable
 
@@ -36,27 +40,39 @@ class Meter:
 
     def restart(self) -> None:
         """Starts a new interval now."""
-        self._totals: list[Totals] = []
+        self._steps: list[tuple[Totals, StepInfo]] = []
         self._started = time.perf_counter()
 
-    def add(self, totals: Totals) -> None:
+    def add(self, totals: Totals, info: StepInfo) -> None:
         """Counts a step."""
-        self._totals.append(totals)
+        self._steps.append((totals, info))
 
-    def record(self, step: int, info: StepInfo) -> Record:
-        """Returns the record of the interval that ends at `step`, and starts a new one."""
-        num_steps = len(self._totals)
-        totals = add_totals(self._totals)
+    def record(self, step: int) -> Record:
+        """Returns the record of the interval that ends at `step`, and starts a new one.
+
+        The figures are those of the applied updates. If none was applied, there are no losses.
+
+        Raises:
+          BadStep: the loss or the gradient of a step is not finite, and the update was applied.
+        """
+        fetched, num_steps = jax.device_get(self._steps), len(self._steps)
+        for number, (totals, info) in enumerate(fetched, start=step - num_steps + 1):
+            loss = float(totals["loss"]) / max(float(totals["count"]), 1.0)
+            if not (info.skipped or (math.isfinite(loss) and math.isfinite(info.gradient_norm))):
+                raise BadStep(number, loss, float(info.gradient_norm))
+        totals = add_totals(totals for totals, _ in fetched)
         seconds = time.perf_counter() - self._started
         self.tokens_seen += int(totals["count"])
         self.restart()
+        info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info in fetched)
         return {
             "step": step,
             "kind": "train",
             "epoch": step / self._task.steps_per_epoch,
-            **self._task.summary(totals),
+            **(self._task.summary(totals) if num_skipped < num_steps else {}),
+            **({"skipped": num_skipped} if num_skipped else {}),
             "learning_rate": float(info.learning_rate),
-            "gradient_norm": float(info.gradient_norm),
+            **({} if info.skipped else {"gradient_norm": float(info.gradient_norm)}),
             "tokens_per_second": totals["count"] / seconds,
             "tokens_seen": self.tokens_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
@@ -70,15 +86,15 @@ class MetricsWriter:
         """Opens the files of a run that resumes at `step`; records of later steps are removed."""
         path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= step]
-        atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", buffering=1)
+        atomic_write(path, "".join(map(_to_line, kept)))
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         """Writes one record; `kind` is "train" or "validation"."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_to_line(record))
         for name, value in record.items():
-            if isinstance(value, float):
+            if isinstance(value, float) or name == "skipped":
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def close(self) -> None:
@@ -88,12 +104,29 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """Returns the records of a run folder, in order, up to the first incomplete line."""
+    """Returns the records of a run folder, in order, without an incomplete last line.
+
+    Raises:
+      UserError: a line was damaged or edited.
+    """
     path = folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     records = []
-    for line in path.read_text().split("\n") if path.exists() else []:
+    for number, line in enumerate(lines[:-1], start=1):  # the last line is empty or incomplete
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            intact = record.pop("crc32") == _checksum(record)
+        except (ValueError, AttributeError, KeyError):
+            intact = False
+        if not intact:
+            raise UserError(f"{path}:{number}: the record was damaged or edited; delete the line")
+        records.append(record)
     return records
+
+
+def _to_line(record: Record) -> str:
+    return json.dumps({**record, "crc32": _checksum(record)}, allow_nan=False) + "\n"
+
+
+def _checksum(record: Record) -> str:
+    return f"{zlib.crc32(json.dumps(record, allow_nan=False).encode()):08x}"

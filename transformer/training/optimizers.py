@@ -160,10 +160,14 @@ def make_schedule(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.
 def make_optimizer(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Returns the optimizer that a config names. If `clip_norm` is set, the gradient is clipped first.
 
+    If `skip_nonfinite` is set, an update whose gradient is not finite changes nothing.
+
     Raises:
       UserError: an unknown name.
     """
     optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, learning_rate)
-    if config.clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.skip_nonfinite:
+        optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
+    return optimizer

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from transformer.config import ExperimentConfig
 from transformer.training.optimizers import make_optimizer, make_schedule
@@ -29,10 +29,17 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Figures of an update that are not in its totals."""
+    """Figures of an update that are not in its totals.
 
-    gradient_norm: Float[Array, ""]  # of the mean loss, before clipping
+    Attributes:
+      gradient_norm: norm of the gradient of the mean loss, before clipping.
+      learning_rate: the learning rate.
+      skipped: whether the update was left out because its gradient is not finite.
+    """
+
+    gradient_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
+    skipped: Bool[Array, ""]
 
 
 # (state, batch, key, hyperparameters) -> ...
@@ -71,7 +78,12 @@ def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Para
         optimizer = make_optimizer(config.optimizer, schedule)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        info = StepInfo(optax.tree.norm(gradients), schedule(state.step))
+        num_skipped, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        if limit := config.optimizer.skip_nonfinite:
+            num_skipped = state.opt_state.total_notfinite
+            skipped = (opt_state.notfinite_count > 0) & (opt_state.notfinite_count <= limit)
+            totals = jax.tree.map(lambda total: jnp.where(skipped, 0, total), totals)
+        info = StepInfo(optax.tree.norm(gradients), schedule(state.step - num_skipped), skipped)
         return TrainState(state.step + 1, params, opt_state), totals, info
 
     return parallelism.compile(train_step, donate_state=True)

@@ -45,12 +45,15 @@ class Trainable(abc.ABC):
       metadata: JSON data stored in each checkpoint; `Task.load_model` reads it.
       steps_per_epoch: number of updates that use every example once.
       criterion: the entry of `summary` that ranks checkpoints and ends training early; lower is better.
+      uniform_loss: the criterion of a model that predicts all tokens or classes with equal probability; None
+        if there is no such model.
     """
 
     identity: Mapping[str, str]
     metadata: Mapping[str, Any]
     steps_per_epoch: int
     criterion: str
+    uniform_loss: float | None = None
 
     @abc.abstractmethod
     def init(self, seed: int) -> PyTree:
@@ -65,6 +68,10 @@ class Trainable(abc.ABC):
     @abc.abstractmethod
     def batches(self, first_step: int) -> Iterator[PyTree]:
         """Yields this process's rows of each batch, from step `first_step` on. The first step is 0."""
+
+    @abc.abstractmethod
+    def example_ids(self, step: int) -> list[int]:
+        """Returns the numbers of the training examples in the batch of a step, from 0."""
 
     @abc.abstractmethod
     def validation_batches(self) -> Iterator[PyTree]:

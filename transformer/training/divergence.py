@@ -1,0 +1,75 @@
+"""Recognizes training that has diverged, and says which step and which examples to look at."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from transformer.config import ExperimentConfig, UserError
+from transformer.files import finite, write_json
+
+MARGIN = 1.0  # nats per token
+DIVERGED_FILE = "diverged.json"
+
+
+class Diverged(UserError):
+    """Training that has diverged. The run keeps its earlier checkpoints and is not complete."""
+
+
+class BadStep(ArithmeticError):
+    """An update whose loss or gradient is not finite.
+
+    Attributes:
+      step: the update, counted from 1.
+      loss: its mean loss.
+      gradient_norm: the norm of its gradient.
+    """
+
+    def __init__(self, step: int, loss: float, gradient_norm: float):
+        super().__init__(f"the loss of step {step} is {loss}, and the norm of its gradient {gradient_norm}")
+        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
+
+
+def refuse(bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig) -> Diverged:
+    """Stores the step and the numbers of its examples in `diverged.json`, and returns the error."""
+    path = folder / DIVERGED_FILE
+    values: dict[str, Any] = {
+        "step": bad_step.step,
+        "loss": finite(bad_step.loss),
+        "gradient_norm": finite(bad_step.gradient_norm),
+        "examples": examples,
+    }
+    write_json(path, values)
+    return Diverged(f"training diverged: {bad_step} (its examples are in {path}); {_advice(folder, config)}")
+
+
+def check_validation(
+    step: int, criterion: float, uniform: float | None, folder: Path, config: ExperimentConfig
+) -> Diverged | None:
+    """Returns an error if a validation shows that training has diverged.
+
+    After the warm-up, a model has diverged if it is worse, by more than `MARGIN`, than one that predicts all
+    tokens with equal probability. A new model may be worse by less. The last validation always counts.
+
+    Args:
+      step: number of updates.
+      criterion: the result of the validation.
+      uniform: the criterion of the model that predicts all tokens with equal probability; None if there is no
+        such model.
+      folder: the run folder.
+      config: the config of the run.
+    """
+    is_warm = step >= min(config.optimizer.warmup_steps, config.train.steps)
+    if math.isfinite(criterion) and (uniform is None or criterion <= uniform + MARGIN or not is_warm):
+        return None
+    limit = "" if uniform is None else f", and {uniform:.4f} for a model that has learned nothing"
+    return Diverged(
+        f"training diverged: the validation loss of step {step} is {criterion:.4f}{limit}; "
+        f"{_advice(folder, config)}"
+    )
+
+
+def _advice(folder: Path, config: ExperimentConfig) -> str:
+    return (
+        f"delete {folder} or name another --workdir, and start with a lower --config.optimizer.learning_rate "
+        f"or more than {config.optimizer.warmup_steps} --config.optimizer.warmup_steps"
+    )
