@@ -5,7 +5,9 @@ and what made the checkpoint. The metadata is sealed: a digest of its own reveal
 """
 
 import contextlib
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +15,69 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from transformer.config import UserError
 from transformer.files import seal, sealed
 from transformer.training.train_step import TrainState
 
 
+@dataclasses.dataclass
+class LastAndBest(PreservationPolicy):
+    """Keeps the newest checkpoint, the last checkpoints with a criterion, and the one with the lowest.
+
+    A checkpoint without a criterion, which an interruption saved, is deleted once there is a newer one, so
+    that it does not displace others.
+
+    Attributes:
+      keep_last: number of checkpoints with a criterion that are kept besides the best.
+      criteria: the criterion of each step; the owner updates it.
+    """
+
+    keep_last: int
+    criteria: Mapping[int, float | None]
+
+    def should_preserve(self, checkpoints, *, context):
+        """Returns whether to keep each checkpoint; called by Orbax after each save."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = [step for step in steps if self.criteria.get(step) is not None]
+        kept = {steps[-1], best_step(self.criteria), *scored[-self.keep_last :]}
+        return [step in kept for step in steps]
+
+
+def best_step(criteria: Mapping[int, float | None]) -> int | None:
+    """Returns the step with the lowest criterion, the first of several; None if no step has a criterion."""
+    scored = {step: criterion for step, criterion in criteria.items() if criterion is not None}
+    return min(scored, key=scored.get) if scored else None
+
+
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best according to the validation criterion."""
 
     def __init__(self, folder: Path, keep_last: int | None = None):
-        """Opens a folder: with `keep_last` to train, otherwise to read, even while the run trains."""
-        best = BestN(
-            get_metric_fn=lambda metrics: -metrics["criterion"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        """Opens a folder: with `keep_last` to train, otherwise to read, even while the run trains.
+
+        Raises:
+          UserError: the folder is a file.
+        """
         self._folder = folder.absolute()
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file, but checkpoints belong there; delete it")
+        is_training = keep_last is not None
+        self._criteria: dict[int, float | None] = {}
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
-                best_fn=lambda metrics: metrics["criterion"],
-                best_mode="min",
-                read_only=keep_last is None,
-                create=keep_last is not None,
-                cleanup_tmp_directories=keep_last is not None,
+                preservation_policy=LastAndBest(keep_last, self._criteria) if is_training else None,
+                read_only=not is_training,
+                create=is_training,
+                cleanup_tmp_directories=is_training,
             ),
             item_names=("params", "opt_state", "metadata"),
         )
-        # Steps that an interruption saved between two validations.
-        self._unscored = [step for step in self.steps if self._manager.metrics(step) is None]
+        if is_training:
+            self._criteria.update({step: self._criterion(step) for step in self.steps})
 
     @property
     def steps(self) -> list[int]:
@@ -55,8 +86,8 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the lowest criterion."""
-        return self._manager.best_step()
+        """The step with the lowest criterion, while training; None if no step has one."""
+        return best_step(self._criteria)
 
     def save(self, state: TrainState, metadata: dict[str, Any], criterion: float | None) -> None:
         """Writes a state in the background.
@@ -66,21 +97,18 @@ class Checkpoints:
           metadata: JSON data that is restored with the state.
           criterion: ranks the checkpoints; lower is better. None if the criterion was not measured.
         """
-        if self._unscored:
-            # Deleted before the new checkpoint counts, or they would displace scored ones.
-            self._manager.wait_until_finished()
-            for step in self._unscored:
-                self._manager.delete(step)
-        self._unscored = [int(state.step)] if criterion is None else []
+        step = int(state.step)
+        self._criteria[step] = criterion
         items = jax.tree.map(np.array, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
         self._manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                metadata=ocp.args.JsonSave(sealed({**metadata, "step": int(state.step), "digests": digests})),
+                metadata=ocp.args.JsonSave(
+                    sealed({**metadata, "step": step, "criterion": criterion, "digests": digests})
+                ),
             ),
-            metrics=None if criterion is None else {"criterion": criterion},
         )
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -117,6 +145,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes in progress."""
         self._manager.close()
+
+    def _criterion(self, step: int) -> float | None:
+        """Returns the criterion of a step; None if it was not measured or cannot be read."""
+        try:
+            return self.metadata(step)["criterion"]
+        except UserError:
+            return None
 
     def _read(self, step, templates):
         templates = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), templates)
