@@ -26,7 +26,7 @@ from transformer.config import (
 )
 from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import lock, read_json, read_sealed, write_json, write_sealed
+from transformer.files import lock, read_json, read_sealed, refuse_links, write_json, write_sealed
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
 from transformer.training.checkpoints import Checkpoints, average, digest, read_identity
@@ -76,6 +76,7 @@ class Run:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder; name a run folder")
+        refuse_links(self.folder)
 
     @property
     def config(self) -> ExperimentConfig:

@@ -10,7 +10,7 @@ from experiments.run_folder import Run
 from transformer.config import UserError
 from transformer.evaluation.metrics import METRICS, Outputs, metrics_for, signatures
 from transformer.evaluation.significance import Comparison, compare
-from transformer.files import atomic_write, lock, path_component, read_sealed, subfolder, write_sealed
+from transformer.files import atomic_write, lock, path_component, read_sealed, write_sealed
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
 # Entries of `scores` that say what made them.
@@ -71,7 +71,7 @@ class ScoreFiles(NamedTuple):
         """Writes .hyp.txt, .ref.txt and then .json, which has the digests of the two."""
         texts = {".hyp.txt": evaluation.hypotheses, ".ref.txt": evaluation.references}
         texts = {ending: "".join(f"{line}\n" for line in lines) for ending, lines in texts.items()}
-        with lock(subfolder(self.run.folder, "eval"), wait=True):
+        with lock(self.run.folder / "eval", wait=True):
             for ending, text in texts.items():
                 atomic_write(self.path(ending), text)
             digests = {ending: text_digest(text.encode()) for ending, text in texts.items()}

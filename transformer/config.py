@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -252,6 +253,9 @@ class DataConfig(Section):
         self._at_least(2, "row_length")
         self._at_least(0, "workers")
         self._require("tokenizer", self.tokenizer in ("bpe", "unigram", "char"), "bpe, unigram or char")
+        for field in ("source", "target"):  # names become parts of paths
+            is_code = re.fullmatch(r"\w[\w.-]{0,31}", getattr(self, field))
+            self._require(field, is_code is not None, "a language code, such as de or zh_TW")
         self._require("target", self.source != self.target, "a different language from data.source")
 
 

@@ -42,18 +42,18 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         os.replace(partial, path)
 
 
-def subfolder(parent: Path, name: str) -> Path:
-    """Returns the folder `name` in a run or study folder, and creates it if it is missing.
+def refuse_links(folder: Path) -> None:
+    """Checks that a run or study folder has no symbolic links, which could lead out of the folder.
+
+    The folder itself may be reached by a link.
 
     Raises:
-      UserError: the folder is a file, or a symbolic link that could lead out of the parent folder.
+      UserError: there is a symbolic link.
     """
-    path = parent / name
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        kind = "a symbolic link" if path.is_symlink() else "a file"
-        raise UserError(f"{path} is {kind}, but a folder is written there; move it away")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(path := os.path.join(place, name)):
+                raise UserError(f"{path} is a symbolic link; replace it by what it leads to, or delete it")
 
 
 def path_component(name: str, field: str) -> str:

@@ -9,7 +9,7 @@ from experiments.run_folder import Run
 from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, difference, to_dict
 from transformer.data.builders import present_name
-from transformer.files import path_component, read_sealed, seal, write_sealed
+from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
 
 STUDY_FILE = "study.json"
 MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not reported
@@ -102,6 +102,7 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
       UserError: the folder holds a run, another study, or this study with other settings.
     """
     advice = "; name another --root"
+    refuse_links(root)
     if (root / "config.json").exists():
         raise UserError(f"{root} is a run, not a study{advice}")
     if not (root / STUDY_FILE).exists():
@@ -136,6 +137,7 @@ def read_study(root: Path) -> Study:
     Raises:
       UserError: the folder is not a study.
     """
+    refuse_links(root)
     if (root / "config.json").is_file():
         raise UserError(f"{root} is a run, not a study; name the study's folder, or use experiments.evaluate")
     if not (root / STUDY_FILE).is_file():

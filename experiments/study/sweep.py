@@ -8,7 +8,8 @@ from typing import Any
 from experiments.config_files import load_module, load_values, with_changes
 from transformer.config import ExperimentConfig, UserError, choose, from_dict, result_hash
 from transformer.data.builders import options_type
-from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.metrics import METRICS, metrics_for
+from transformer.files import path_component
 from transformer.tasks import resolve
 
 
@@ -71,6 +72,9 @@ def load_sweep(name: str) -> Sweep:
             config += f"{',' if ':' in config else ':'}{argument}"
         for metric in module.METRICS:
             choose(METRICS, metric, f"an entry of METRICS in {path}")
+        for name, entries in (("VARIANTS", module.VARIANTS), ("SPLITS", module.SPLITS)):
+            for entry in entries:
+                path_component(entry, f"an entry of {name} in {path}")
         return Sweep(
             name=Path(path).stem,
             config=config,
@@ -112,7 +116,7 @@ def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[Plann
                     f"variant {variant} changes {key}, which is a group of fields; "
                     f"name single fields, such as {key}.{next(iter(value))}"
                 )
-    return [
+    runs = [
         PlannedRun(
             variant,
             seed,
@@ -121,3 +125,11 @@ def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[Plann
         for seed in range(seeds)
         for variant, changes in sweep.variants.items()
     ]
+    for run in runs:
+        for metric in sweep.metrics:
+            if metric not in metrics_for(run.config.data.target):
+                raise UserError(
+                    f"METRICS has {metric}, which has no meaning for {run.config.data.target} "
+                    f"(variant {run.variant}); leave it out"
+                )
+    return runs

@@ -87,7 +87,7 @@ def test_a_split_may_be_a_part_of_a_tfds_split(folder):
         ({"target": "fr"}, r"data.target is 'fr'; tiny_translate/de-en has de, en"),
         ({"name": "wmt14_translate"}, r"data.target is 'de'; wmt14_translate has cs, en$"),
         ({"name": "mnist"}, r"data.source is 'en'; mnist has no text$"),
-        ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; TFDS says: Parsing builder name string nope:1.0 failed$"),
+        ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; it must be number_words, multi30k, parallel_text or a TFDS set$"),
         ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; choose train, dev, or set data.options.validation to a part of a split, such as train\[99%:\]"),
         ({"validation": "train[90%:]"}, r"data.options.train is 'train' and data.options.validation is 'train\[90%:\]'; these parts overlap"),
         ({"validation": "valid"}, r"data.options.validation is 'valid'; it must be a split of tiny_translate/de-en \(train, dev\) or a part of one: train\[99%:\]"),

@@ -34,7 +34,9 @@ class Done(NamedTuple):
     stderr: str
 
 
-def call(name: str, *arguments: str | Path, status: int | None = 0, stdin: bytes = b"", cwd: Path = ROOT) -> Done:
+def call(
+    name: str, *arguments: str | Path, status: int | None = 0, stdin: bytes = b"", cwd: Path = ROOT
+) -> Done:
     """Runs a command in this process.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.run_folder import Run
 from experiments.study.sweep import PlannedRun
 from transformer.data.builders import data_name
-from transformer.files import subfolder, write_sealed
+from transformer.files import write_sealed
 
 
 def write_run(
@@ -28,6 +28,7 @@ def write_run(
     } | identity
     run.write_result(status=status, step=20, identity=made_from)
     for split, values in scores.items():
-        path = subfolder(run.folder, "eval") / f"{split}.json"
+        path = run.folder / "eval" / f"{split}.json"
+        path.parent.mkdir(exist_ok=True)
         write_sealed(path, {"identity": made_from, "checkpoints": [10, 20], **values})
     return run

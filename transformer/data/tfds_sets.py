@@ -15,6 +15,9 @@ from transformer.config import DataConfig, Rule, UserError, option
 from transformer.data.options import Options, read_options
 from transformer.files import is_full
 
+# The name of a set, its variant and its version.
+NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>[\d.*]+))?")
+
 log = logging.getLogger(__name__)
 
 
@@ -48,17 +51,25 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
     """
     import tensorflow_datasets.translate  # noqa: F401  (registers the sets)
 
+    parts = NAME.fullmatch(data.name)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
-            builder = tfds.builder(data.name, data_dir=data.data_dir, file_format="array_record")
+        # `tfds.builder` would also import code that a prepared folder or another namespace names.
+        builder_class = tfds.core.registered.imported_builder_cls(parts["name"] if parts else "")
     except tfds.core.DatasetNotFoundError:
         known = ", ".join(other_names)
         raise UserError(f"data.name is {data.name!r}; it must be {known} or a TFDS set") from None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
+            builder = builder_class(
+                config=parts["config"],
+                version=parts["version"],
+                data_dir=data.data_dir,
+                file_format="array_record",
+            )
     except Exception as error:  # no such version or variant, or prepared in another format
         reason, *_ = re.split(r"\. (?=[A-Z])", _one_line(error))
         if reason.startswith("BuilderConfig"):
-            variants = tfds.builder_cls(data.name.partition("/")[0]).builder_configs
-            reason += f"; it has {', '.join(variants)}"
+            reason += f"; it has {', '.join(builder_class.builder_configs)}"
         elif reason.startswith("File format"):
             reason += "; it must be array_record: set data.data_dir to another folder"
         raise UserError(f"data.name is {data.name!r}; TFDS says: {reason}") from error
