@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import http.server
 import threading
 from typing import ClassVar
@@ -13,7 +14,7 @@ from tests.support.text_files import ENGLISH, GERMAN, write_lines
 from transformer.config import DataConfig, UserError, declarations, from_dict, option
 from transformer.data.builders import BUILDERS, options_type, prepare, resolve_options
 from transformer.data.corpus import Corpus
-from transformer.data.multi30k import Multi30k
+from transformer.data.multi30k import CHECKSUMS, Multi30k
 from transformer.data.options import Options
 from transformer.data.pair_builder import PairBuilder
 
@@ -185,6 +186,7 @@ def test_multi30k_is_downloaded(tmp_path, monkeypatch, text):
             path = tmp_path / "server" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             write_lines(path, [f"{name} {line}" for line in lines])
+            monkeypatch.setitem(CHECKSUMS, file, hashlib.sha256(path.read_bytes()).hexdigest())
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "server"))
     monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -193,6 +195,12 @@ def test_multi30k_is_downloaded(tmp_path, monkeypatch, text):
     data = DataConfig(name="multi30k", options={"text": text}, data_dir=str(tmp_path / "data"), vocab_size=60)
     try:
         assert Corpus(data).texts("validation")[1][0] == "val ein Mann und 0 Hunde"
+        monkeypatch.setitem(CHECKSUMS, file, "0" * 64)
+        other = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
+        with pytest.raises(
+            UserError, match=f"is not {file} of multi30k's revision 2cc0f2d; delete it and try"
+        ):
+            Corpus(other)
     finally:
         server.shutdown()
         server.server_close()
