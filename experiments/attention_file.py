@@ -32,13 +32,13 @@ class AttentionFile:
         self._trained = trained
         self._file = zipfile.ZipFile(path, "w")
 
-    def add(self, number: int, text: str, translation: str) -> None:
+    def add(self, number: int, text: str, translation: str, ended: bool = True) -> None:
         """Writes the attention weights of the model for `text` and `translation`; skips a blank line."""
         tokenizer = self._trained.tokenizer
         source = tokenizer.encode(text)
         if len(source) == 1 or text.isspace():
             return
-        target, weights = translation_attention(self._trained, source, translation)
+        target, weights = translation_attention(self._trained, source, translation, ended)
         arrays = {"source": tokenizer.names(source), "target": tokenizer.names(target), **weights._asdict()}
         for name, values in arrays.items():
             if values is not None:
@@ -53,9 +53,13 @@ class AttentionFile:
 
 
 def translation_attention(
-    trained: Trained, source: list[int], translation: str
+    trained: Trained, source: list[int], translation: str, ended: bool = True
 ) -> tuple[list[int], AttentionWeights]:
-    """Returns the tokens of a translation, and the attention weights with which they are predicted."""
-    # If the translation was cut off at the last position, no position is left for EOS.
-    target = trained.tokenizer.encode(translation)[: trained.model.max_lengths.target]
+    """Returns the tokens of a translation, and the attention weights with which they are predicted.
+
+    A translation that did not end, because it was cut off at a limit, has no EOS.
+    """
+    target = trained.tokenizer.encode(translation)
+    target = target if ended or len(target) == 1 else target[:-1]
+    target = target[: trained.model.max_lengths.target]
     return target, attention_weights(trained.model, trained.params, source, target)

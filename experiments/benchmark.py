@@ -26,6 +26,7 @@ from rich.table import Table
 
 from experiments import cli
 from transformer.config import UserError, choose
+from transformer.files import atomic_write
 
 SUBCOMMANDS = ("train", "decode", "lengths")
 
@@ -141,7 +142,7 @@ def _lengths(flags: FlagValues) -> None:
     results = benchmark_lengths(configs, lengths, flags.batch_tokens, flags.repeats, flags.seconds)
     if flags.figure is not None:
         title = f"training, {flags.batch_tokens:,} tokens per batch"
-        plots.speed_by_length(results, title).savefig(flags.figure)
+        atomic_write(Path(flags.figure), plots.png(plots.speed_by_length(results, title)))
     if flags.json:
         print(json.dumps(results, indent=2))
         return

@@ -1,6 +1,12 @@
-"""Draws figures. Each function returns a matplotlib figure and neither reads nor writes files."""
+"""Draws figures. Each function returns a matplotlib figure and neither reads nor writes files.
 
+Text is drawn as it is, without mathematical markup, in the first of several fonts that has a glyph for it.
+"""
+
+import functools
 import io
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +15,28 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
+from matplotlib.text import Text
+
+# Fonts for scripts that DejaVu Sans, which matplotlib brings along, does not have.
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans Thai",
+    "Noto Sans Devanagari",
+    "Noto Sans",
+    "Arial Unicode MS",
+    "WenQuanYi Zen Hei",
+    "IPAexGothic",
+    "NanumGothic",
+    "Hiragino Sans",
+    "Malgun Gothic",
+    "Microsoft YaHei",
+)
+INSTALLED_FONTS = {font.name: font.fname for font in reversed(fontManager.ttflist)}
+FAMILIES = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in INSTALLED_FONTS)]
+MAX_INCHES = 60  # longest side of a figure, 7,200 pixels
+MAX_LABEL = 30  # characters
 
 matplotlib.rcParams.update(
     {
@@ -16,18 +44,56 @@ matplotlib.rcParams.update(
         "axes.spines.right": False,
         "axes.spines.top": False,
         "figure.dpi": 120,
-        "font.family": ["DejaVu Sans"],
+        "font.family": FAMILIES,
         "grid.alpha": 0.3,
         "legend.frameon": False,
+        "text.parse_math": False,
     }
 )
 
 
 def png(figure: Figure) -> bytes:
-    """Returns a figure as the content of a PNG file."""
+    """Returns a figure as the content of a PNG file.
+
+    Prints a line on standard error if no installed font has a glyph for some characters; a box stands for
+    each of them.
+    """
+    if missing := missing_glyphs("".join(text.get_text() for text in figure.findobj(Text))):
+        shown = " ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
+        print(
+            f"no installed font can draw {shown}; install one, such as fonts-noto-cjk or fonts-noto",
+            file=sys.stderr,
+        )
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def missing_glyphs(text: str) -> list[str]:
+    """Returns the characters of a text that no font of `FAMILIES` can draw."""
+    characters = {character for character in text if not character.isspace()}
+    for family in FAMILIES:
+        if characters := {character for character in characters if ord(character) not in _glyphs(family)}:
+            continue
+        break
+    return sorted(characters)
+
+
+@functools.cache
+def _glyphs(family: str) -> frozenset[int]:
+    return frozenset(get_font(INSTALLED_FONTS[family]).get_charmap())
+
+
+def label(text: str) -> str:
+    """Returns a text as a label: control characters as their codes, and at most `MAX_LABEL` characters.
+
+    matplotlib leaves out the legend of a label that begins with "_"; a word joiner before it prevents this.
+    """
+    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
+    shown = shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 1]}…"
+    return f"\N{WORD JOINER}{shown}" if shown.startswith("_") else shown
 
 
 def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -36,10 +102,14 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     If a record has no perplexity, draws the loss instead.
     """
     figure, axes = _single_panel()
-    has_perplexity = all("perplexity" in record for record in records)
+    has_perplexity = any("perplexity" in record for record in records)
     value = "perplexity" if has_perplexity else "loss"
     for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "markersize": 4})):
-        points = [(record["step"], record[value]) for record in records if record["kind"] == kind]
+        points = [
+            (record["step"], record[value])
+            for record in records
+            if record["kind"] == kind and value in record  # a skipped or infinite loss is not drawn
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), label=kind, **style)
     axes.set(xlabel="step", ylabel=value, title=title)
@@ -54,12 +124,20 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
 def attention_map(
     weights: Float[np.ndarray, "h t s"], source: Sequence[str], target: Sequence[str], title: str
 ) -> Figure:
-    """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight."""
+    """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight.
+
+    A figure that would be too large is drawn smaller. It has no labels if they would not be readable.
+    """
     heads = len(weights)
     columns = min(heads, 4 if len(source) <= 12 else 2)
     rows = -(-heads // columns)
     size = (0.22 * len(source) + 0.3, 0.22 * len(target) + 0.9)
-    figure = Figure(figsize=(max(6, columns * size[0] + 1.5), rows * size[1] + 0.6), layout="constrained")
+    source, target = list(map(label, source)), list(map(label, target))
+    width = max(6, columns * size[0] + 1.2 + 0.07 * max(map(len, target)))
+    height = rows * size[1] + 0.6 + 0.07 * max(map(len, source))
+    scale = min(1.0, MAX_INCHES / max(width, height))
+    is_labeled = scale > 0.5
+    figure = Figure((width * scale, height * scale), layout="constrained" if is_labeled else None)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for head, axes in enumerate(panels):
         if head >= heads:
@@ -67,13 +145,41 @@ def attention_map(
             continue
         image = axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_title(f"head {head + 1}", fontsize=9)
-        axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(target)), target, fontsize=7)
         axes.grid(False)
+        if is_labeled:
+            axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7 * scale)
+            axes.set_yticks(range(len(target)), target, fontsize=7 * scale)
     figure.supxlabel("source token attended to", fontsize=9)
     figure.supylabel("target token", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title if is_labeled else f"{title} (too many tokens to label)", fontsize=11)
+    return figure
+
+
+def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Draws the effect of masking each head and each sub-layer; the darker a cell, the larger the effect.
+
+    Args:
+      cells: nats per token as cells[sub-layer][column]; a column is the number of a head, or "all".
+      title: title of the figure.
+    """
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    values = np.array([[row.get(column, np.nan) for column in columns] for row in cells.values()])
+    size = (max(6, 0.8 * len(columns) + 2.5), 0.35 * len(cells) + 1.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    limit = max(np.nanmax(np.abs(values)), 1e-3)
+    scale = matplotlib.colors.SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
+    axes.imshow(values, cmap="RdBu_r", norm=scale, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            is_dark = abs(scale(value) - 0.5) > 0.35
+            color = "white" if is_dark else "black"
+            axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(columns)), [f"head {name}" if name.isdigit() else name for name in columns])
+    axes.set_yticks(range(len(cells)), list(cells))
+    axes.grid(False)
+    axes.set_title(title)
     return figure
 
 
@@ -89,20 +195,32 @@ def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, 
     """
     figure, axes = _single_panel()
     variants = list(next(iter(table.values())))
-    width = 0.8 / len(variants)
+    width, labeled = 0.8 / len(variants), set()
     for number, variant in enumerate(variants):
         offset = (number - (len(variants) - 1) / 2) * width
         for place, split in enumerate(table):
             if scores := table[split][variant]:
-                label = variant if place == 0 else None
-                _bar(axes, place + offset, 0.9 * width, scores, color=f"C{number}", label=label)
+                name = None if variant in labeled else label(variant)
+                labeled.add(variant)
+                _bar(axes, place + offset, 0.9 * width, scores, color=f"C{number}", label=name)
     axes.set(ylabel=metric, title=title)
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(range(len(table)), list(table))
+    _start_at_zero(axes)
+    axes.set_xticks(range(len(table)), map(label, table))
     axes.grid(axis="x", visible=False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    _add_legend(axes)
     return figure
+
+
+def _start_at_zero(axes: Axes) -> None:
+    """Starts the vertical axis at 0, unless there are values below."""
+    if axes.dataLim.y0 >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Adds a legend, in several columns if it has many entries."""
+    if num_entries := len(axes.get_legend_handles_labels()[0]):
+        axes.legend(fontsize=8 if num_entries <= 20 else 5, ncols=-(-num_entries // 20))
 
 
 def _bar(axes: Axes, x: float, width: float, scores: Sequence[float], color: str, label: str | None) -> None:
@@ -156,12 +274,12 @@ def scores_by_length(
             marker="o",
             markersize=4,
             capsize=3,
-            label=f"{variant}, {split}" if len(splits) > 1 else variant,
+            label=label(f"{variant}, {split}" if len(splits) > 1 else variant),
         )
     axes.set(xlabel="source tokens, up to", ylabel=metric, title=title)
-    axes.set_ylim(bottom=0)
+    _start_at_zero(axes)
     axes.set_xticks(range(len(ends)), map(str, ends))
-    axes.legend(fontsize=8)
+    _add_legend(axes)
     return figure
 
 

@@ -149,7 +149,7 @@ class TranslationAnswer:
         results = self.translator.hypotheses(texts, prefixes, first, on_split=on_split)
         for number, (text, hypotheses) in enumerate(zip(texts, results, strict=True), start=first + 1):
             if self.attention is not None:
-                self.attention.add(number, text, hypotheses[0].text)
+                self.attention.add(number, text, hypotheses[0].text, hypotheses[0].ended)
             for hypothesis in hypotheses:
                 yield self._line(number, hypothesis)
 

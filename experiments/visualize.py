@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments import cli, plots
 from experiments.attention_file import translation_attention
 from experiments.run_folder import Run
+from experiments.text_io import report_unknown
 from transformer.config import UserError
 from transformer.decoding.translator import Translator
 from transformer.files import atomic_write
@@ -44,6 +45,8 @@ def main(flags: FlagValues) -> None:
     atomic_write(folder / "learning_curve.png", plots.png(plots.learning_curve(records, str(run.folder))))
     print(folder / "learning_curve.png")
     if flags.sentence is not None:
+        if not flags.sentence.strip():
+            raise UserError("--sentence is empty; give a sentence to translate")
         atomic_write(folder / "attention.png", plots.png(_attention(run, flags.sentence, flags.layer)))
         print(folder / "attention.png")
 
@@ -57,7 +60,9 @@ def _attention(run: Run, sentence: str, layer: int | None) -> Figure:
     if len(source) > translator.max_source_length:
         limit = translator.max_source_length
         raise UserError(f"--sentence has {len(source)} tokens; it must have at most {limit}")
-    target, weights = translation_attention(trained, source, translator([sentence])[0])
+    report_unknown("--sentence", [sentence], tokenizer)
+    ((hypothesis, *_),) = translator.hypotheses([sentence])
+    target, weights = translation_attention(trained, source, hypothesis.text, hypothesis.ended)
     num_layers = len(weights.cross)
     layer = num_layers if layer is None else layer
     if not 1 <= layer <= num_layers:

@@ -46,6 +46,11 @@ class NumberTokenizer(Tokenizer):
         """Returns the numbers in each text, with EOS added."""
         return [[*map(int, text.split()), EOS] for text in texts]
 
+    def unknown(self, text: str) -> str:
+        """Returns nothing: every number is a token."""
+        del text
+        return ""
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the numbers of all tokens except PAD and EOS."""
         return " ".join(str(token) for token in tokens if token not in (PAD, EOS))

@@ -181,7 +181,7 @@ class AttentionList:
 def test_attention_is_recorded_per_line_and_refused_for_a_line_that_is_split():
     attention = AttentionList()
     assert shouted([[b"a"], [b"b"]], attention=attention) == b"A\nB\n"
-    assert attention.added == [(1, "a", "A"), (2, "b", "B")]
+    assert attention.added == [(1, "a", "A", True), (2, "b", "B", True)]
     message = "^line 3 has 70 tokens, but --attention accepts at most 64; shorten the line or leave out --attention$"
     with pytest.raises(UserError, match=message):
         shouted([[b"a", b"b"], [b"c" * 70]], attention=AttentionList())

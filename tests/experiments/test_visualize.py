@@ -11,7 +11,7 @@ from experiments.speed.decode import NumberTokenizer
 from tests.support.commands import call, refuse
 from tests.support.tiny import VOCAB, random_params, tiny_config
 from transformer.config import ExperimentConfig
-from transformer.decoding.translator import Translator
+from transformer.decoding.translator import Hypothesis, Translator
 from transformer.model import build_model
 
 pytestmark = pytest.mark.xdist_group("translate")
@@ -36,6 +36,8 @@ def test_the_figures_are_written_and_their_paths_are_printed(run):
     [
         (["--sentence=one", "--layer=2"], "--layer is 2; it must be from 1 to 1"),
         ([f"--sentence={'one; ' * 60}"], "--sentence has "),
+        (["--sentence="], "--sentence is empty; give a sentence to translate"),
+        (["--sentence= "], "--sentence is empty; give a sentence to translate"),
     ],
 )
 def test_a_wrong_sentence_or_layer_gives_a_one_line_error(run, flags, message):
@@ -66,7 +68,8 @@ def test_translation_that_fills_the_last_position_is_drawn_without_its_eos(run, 
     trained = Trained(ExperimentConfig(), NumberTokenizer(VOCAB), model, random_params(model), [0])
     longest = " ".join(["5"] * model.max_lengths.target)
     monkeypatch.setattr(Run, "load", lambda self: trained)
-    monkeypatch.setattr(Translator, "__call__", lambda self, sentences: [longest])
+    cut = [Hypothesis(longest, -1.0, ended=False)]
+    monkeypatch.setattr(Translator, "hypotheses", lambda self, sentences: [cut])
     drawn, attention_map = [], plots.attention_map
 
     def record_map(weights, source, target, title):

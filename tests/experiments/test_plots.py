@@ -1,0 +1,106 @@
+"""Figures show texts as they are and values as they are, whatever the texts and values."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib.text import Text
+
+from experiments import plots
+
+LATIN = ["$x_1$", "_a", "^b\\frac{1}{2}", "a_b", "%"]
+
+
+def attention(source, target, heads=2, value=0.25):
+    weights = np.full((heads, len(target), len(source)), value, np.float32)
+    return plots.attention_map(weights, source, target, "a $title$")
+
+
+def texts(figure):
+    return {text.get_text().removeprefix("\N{WORD JOINER}") for text in figure.findobj(Text)}
+
+
+def pixels(figure):
+    return image.imread(io.BytesIO(plots.png(figure)))
+
+
+def test_labels_are_drawn_without_mathematical_markup():
+    figure = attention(LATIN, LATIN)
+    assert {*LATIN, "a $title$"} <= texts(figure)
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    plots.png(figure)
+
+
+def test_control_characters_and_long_tokens_are_shown_in_a_bounded_label():
+    figure = attention(["a\tb\n", "x" * 500], ["\u202e", "\0"])
+    assert {"a<U+0009>b<U+000A>", "x" * 29 + "…", "<U+202E>", "<U+0000>"} <= texts(figure)
+    assert max(pixels(figure).shape) < 2_000
+
+
+def test_a_character_without_a_font_is_named_once(capsys):
+    font = plots.FAMILIES[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "FAMILIES", font)
+        assert plots.missing_glyphs("a 한국 zwölf ▁ 한\n") == ["국", "한"]
+        plots.png(attention(["한국"], ["zwölf"]))
+        assert capsys.readouterr().err == (
+            "no installed font can draw 국 한; install one, such as fonts-noto-cjk or fonts-noto\n"
+        )
+    plots.png(attention(LATIN, ["zwölf"]))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("heads", "source", "target"),
+    [
+        (1, 1, 1),
+        (1, 1, 60),
+        (1, 1_000, 1_000),
+        pytest.param(64, 20, 20, marks=pytest.mark.slow),
+        pytest.param(8, 1_000, 1_000, marks=pytest.mark.slow),
+    ],
+)
+def test_figures_of_any_shape_have_bounded_pixels(heads, source, target):
+    drawn = pixels(attention(["a"] * source, ["b"] * target, heads))
+    assert max(drawn.shape) <= plots.MAX_INCHES * 120
+    assert drawn.std() > 0
+
+
+def test_every_variant_is_in_the_legend_and_a_missing_one_has_no_bar():
+    table = {"test": {"_x": [1.0, 2.0], "$a$": [], "b": [5.0]}, "long": {"_x": [1.0], "$a$": [3.0], "b": []}}
+    (axes,) = plots.comparison(table, "bleu_lc", "_x $y$").axes
+    labels = [text.get_text().removeprefix("\N{WORD JOINER}") for text in axes.get_legend().get_texts()]
+    assert labels == ["_x", "$a$", "b"]
+    assert len(axes.patches) == 4
+
+
+def test_a_study_of_a_hundred_variants_is_drawn():
+    table = {"test": {f"variant {number}": [float(number)] for number in range(100)}}
+    assert max(pixels(plots.comparison(table, "bleu", "many")).shape) < 2_000
+
+
+@pytest.mark.parametrize(("scores", "from_zero"), [([1.0, 2.0], True), ([-3.0, 2.0], False)])
+def test_the_axis_begins_at_zero_unless_a_score_is_lower(scores, from_zero):
+    (axes,) = plots.comparison({"test": {"a": scores}}, "gain", "title").axes
+    bottom = axes.get_ylim()[0]
+    assert (bottom == 0) == from_zero
+    assert bottom <= min(scores)
+
+
+def test_records_without_a_loss_are_left_out_of_the_curve():
+    records = [
+        {"kind": "train", "step": 1, "loss": 3.0, "perplexity": 20.0},
+        {"kind": "train", "step": 2, "skipped": 1},
+        {"kind": "train", "step": 3, "loss": 800.0},
+        {"kind": "validation", "step": 3, "loss": 1.0, "perplexity": 2.0},
+    ]
+    (axes,) = plots.learning_curve(records, "$title$").axes
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1], [3]]
+
+
+def test_the_map_of_an_ablation_has_every_effect():
+    cells = {"encoder.1.self": {"1": 0.01, "2": 0.5, "all": 3.0}, "positions": {"all": -0.2}}
+    assert {"0.010", "0.500", "3.000", "-0.200", "head 2", "positions"} <= texts(
+        plots.ablation_map(cells, "x")
+    )
