@@ -4,10 +4,14 @@
     python -m experiments.evaluate --workdir=runs/m30k --source=news.en --target=news.de --name=news
     python -m experiments.evaluate --workdir=runs/m30k --split=test --compare=runs/other
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
+    python -m experiments.evaluate --workdir=runs/m30k --ablate=decoder.3.cross.head.5 --compare=runs/m30k
 
 The command writes three files into the run folder: eval/<split>.json has the scores, eval/<split>.hyp.txt the
 translations and eval/<split>.ref.txt the references. sacreBLEU's command line can read the two text files.
 With --set, the changes are part of the file names: eval/<split>,decode.beam_size=1.json.
+
+With --ablate, a part of the model is masked; --ablate=all masks each part in turn, and writes the added loss
+of each into eval/<split>,ablate=all.json and .png.
 
 With --compare, the command also writes eval/<split>.compare-<other run>.json, which has the difference of
 each score between the two runs, with p-values. Evaluate the other run first, because --compare only reads
@@ -15,6 +19,7 @@ files. To compare with an evaluation that used --set, add the changes:
 --compare=runs/other,decode.beam_size=1.
 """
 
+import dataclasses
 import math
 import re
 import sys
@@ -28,6 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments import cli
+from experiments.ablation_report import report_ablation
 from experiments.config_files import read_changes
 from experiments.progress import counting
 from experiments.run_folder import Run, Trained, converted
@@ -36,6 +42,7 @@ from experiments.text_io import report_unknown
 from transformer.config import UserError
 from transformer.data.splits import encode_pairs
 from transformer.data.text import existing_file, read_pairs
+from transformer.evaluation.ablation import ablate
 from transformer.evaluation.metrics import METRICS, Metric, metrics_for
 from transformer.evaluation.significance import Comparison
 from transformer.files import path_component
@@ -53,6 +60,8 @@ def define_flags(flags: FlagValues) -> None:
         "source": "File of source sentences, one per line, to score instead of a split; plain or compressed.",
         "target": "File with the reference translation of each line of --source.",
         "name": "Name of the test set in --source and --target, for the names of the written files.",
+        "ablate": "Part of the model to mask: a head, such as decoder.3.cross.head.5, a sub-layer, such as "
+        "encoder.1.feed_forward, or positions. With all, masks each part in turn and reports the added loss.",
         "compare": "Run folder to compare with; evaluate that run first. "
         "RUN,KEY=VALUE names an evaluation of the run with --set=KEY=VALUE.",
     }
@@ -72,7 +81,15 @@ def main(flags: FlagValues) -> None:
         check_lengths(trained.model, test_set.name, tokens.max_lengths)
         for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
             report_unknown(f"{test_set.name}: {side}", texts, trained.tokenizer)
-    files = [ScoreFiles(run, test_set.name, changes) for test_set in test_sets]
+    ablated = flags.ablate or ""
+    files = [ScoreFiles(run, test_set.name, changes, ablated) for test_set in test_sets]
+    if ablated == "all":
+        pairs = zip(files, test_sets, strict=True)
+        print("\n".join(str(path) for pair in pairs for path in report_ablation(*pair, trained)))
+        return
+    if ablated:
+        model, params = ablate(trained.model, trained.params, ablated)
+        trained = dataclasses.replace(trained, model=model, params=params)
     written = [str(set_files.path(".json, .hyp.txt, .ref.txt")) for set_files in files]
     compared = [None] * len(files)
     if flags.compare:
@@ -95,6 +112,8 @@ def _check_flags(flags: FlagValues) -> None:
     given = [name for name in ("source", "target", "name") if flags[name].value is not None]
     if given and len(given) < 3:
         raise UserError(f"--{given[0]} needs --source, --target and --name; give all three, or --split")
+    if flags.ablate == "all" and flags.compare:
+        raise UserError("--ablate=all and --compare cannot be used together; name one part to compare")
     if given and flags["split"].present:
         raise UserError("--split and --source cannot be used together; give one of them")
     if not flags.split:
@@ -153,6 +172,7 @@ def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluat
         "changes": files.changes,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
+        **({"ablated": files.ablated} if files.ablated else {}),
     }
     evaluation = Evaluation(evaluated.scores | made_from, outputs.hypotheses, outputs.references)
     files.write(evaluation)

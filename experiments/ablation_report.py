@@ -1,0 +1,68 @@
+"""The report of `evaluate --ablate=all`: the effect of masking each part of a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import plots
+from experiments.progress import counting
+from experiments.run_folder import Trained
+from experiments.score_files import ScoreFiles
+from transformer.decoding.translator import Translator
+from transformer.evaluation.ablation import Effect, effects, parts
+from transformer.files import atomic_write, write_sealed
+from transformer.tasks.translation import TestSet
+
+
+def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> list[Path]:
+    """Masks each part of a model in turn, prints the effects on a test set, and returns the written files."""
+    tokens = trained.tokenizer.encode_arrays(test_set.references)
+    num_tokens = np.array([len(sentence) for sentence in tokens])
+
+    def nats(model, params):
+        translator = Translator(model, params, trained.tokenizer, trained.config.decode)
+        log_probs = translator.log_probs(test_set.sources, test_set.references)
+        return -np.array([sentence.sum(dtype=np.float64) for sentence in log_probs])
+
+    with counting(len(parts(trained.model.config)), f"{test_set.name}: masking") as progress:
+        found = effects(trained.model, trained.params, nats, num_tokens, progress)
+    _print_effects(found, f"{test_set.name}: added loss of the model without a part, in nats per token")
+    values = {
+        "identity": dict(trained.identity),
+        "content": test_set.digest,
+        "checkpoints": trained.steps,
+        "sentences": len(test_set.sources),
+        "tokens": int(num_tokens.sum()),
+        "effects": [effect._asdict() for effect in found],
+    }
+    path = files.path(".json")
+    path.parent.mkdir(exist_ok=True)
+    write_sealed(path, values)
+    figure_path = path.with_suffix(".png")
+    title = f"{files.run.folder.name}, {test_set.name}: loss added by masking (nats per token)"
+    atomic_write(figure_path, plots.png(plots.ablation_map(_cells(found), title)))
+    return [path, figure_path]
+
+
+def _print_effects(found: Sequence[Effect], title: str) -> None:
+    table = Table("masked part", "added loss", "95% interval", title=title, title_justify="left")
+    for effect in found:
+        table.add_row(effect.part, f"{effect.difference:+.4f}", f"{effect.low:+.4f} to {effect.high:+.4f}")
+    Console().print(table)
+    print("intervals are over the sentences of this test set, and say nothing about other seeds")
+
+
+def _cells(found: Sequence[Effect]) -> dict[str, dict[str, float]]:
+    """Returns the effects by sub-layer and column, in the order of the layers."""
+    by_name = {effect.part: effect.difference for effect in found}
+    cells: dict[str, dict[str, float]] = {}
+    for name in sorted(by_name, key=lambda part: (part == "positions", not part.startswith("encoder"), part)):
+        sublayer, _, head = name.partition(".head.")
+        cells.setdefault(sublayer, {})[head or "all"] = by_name[name]
+    return {
+        sublayer: dict(sorted(row.items(), key=lambda cell: (cell[0] == "all", cell[0].zfill(4))))
+        for sublayer, row in cells.items()
+    }
