@@ -30,14 +30,14 @@ from absl.flags import FlagValues
 from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError
 from transformer.files import is_full
-from transformer.training.divergence import Diverged
 
-USAGE, DIVERGED, PREEMPTED, INTERRUPTED = 2, 3, 75, 130
+USAGE, PREEMPTED, INTERRUPTED = UserError.exit_status, 75, 130
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
 
 def run(module: ModuleType) -> None:
     """Runs a command, then ends this process with the command's exit status."""
+    use_utf8()
     keep_freed_memory()
     absl_flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     sys.unraisablehook = _report_unraisable
@@ -62,8 +62,7 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
             flags, words = _parse(module, arguments)
             return module.main(flags, *words) or 0
         except UserError as error:
-            status = _refuse(error)
-            return DIVERGED if isinstance(error, Diverged) else status
+            return _refuse(error, error.exit_status)
         except PermissionError as error:
             return _refuse(f"{error.filename}: {error.strerror}; change the permissions or name another file")
         except BrokenPipeError:  # the process that reads our output has ended
@@ -113,9 +112,9 @@ def config(flags: FlagValues) -> ExperimentConfig | None:
     return resolve(load_config(flags.config, changes))
 
 
-def define_workdir(flags: FlagValues) -> None:
-    """Defines the required flag `--workdir`."""
-    absl_flags.DEFINE_string("workdir", None, "Run folder.", flag_values=flags, required=True)
+def define_workdir(flags: FlagValues, required: bool = True) -> None:
+    """Defines the flag `--workdir`."""
+    absl_flags.DEFINE_string("workdir", None, "Run folder.", flag_values=flags, required=required)
 
 
 def define_changes(flags: FlagValues) -> None:
@@ -138,6 +137,18 @@ def use_compilation_cache() -> None:
         folder = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def use_utf8() -> None:
+    """Reads and writes UTF-8 whatever the locale: names of files, arguments, files and standard streams.
+
+    Starts the process again in Python's UTF-8 mode, if the locale has another encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # PYTHONIOENCODING may name another encoding
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace" if stream is sys.stderr else "replace")
 
 
 class StopSignal:
@@ -263,9 +274,9 @@ def _flag_message(flags: FlagValues, text: str) -> str:
     return text.split("\n")[0]
 
 
-def _refuse(error: UserError | str) -> int:
+def _refuse(error: UserError | str, status: int = USAGE) -> int:
     print(f"error: {error}", file=sys.stderr)
-    return USAGE
+    return status
 
 
 @contextlib.contextmanager

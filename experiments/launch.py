@@ -23,6 +23,7 @@ from experiments.study.results import check_root, has_diverged, is_complete, rea
 from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
 from experiments.study.tables import report_text, write_report
 from transformer.files import lock
+from transformer.training.divergence import Diverged
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -88,7 +89,7 @@ def _run(jobs: list[Job], slots: int) -> int:
     with cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop:
         for number, (job, status, seconds) in enumerate(run_jobs(jobs, slots, should_stop), start=1):
             failed += status != 0
-            reason = "diverged" if status == cli.DIVERGED else f"failed with status {status}"
+            reason = "diverged" if status == Diverged.exit_status else f"failed with status {status}"
             outcome = f"{reason}, see {job.log}" if status else "done"
             remaining = (time.monotonic() - started) / number * (len(jobs) - number)
             times = f"after {clock(seconds)}, {clock(remaining)} left"

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class UserError(ValueError):
-    """An error that a user can cause and mend. The message is one line that says how."""
+    """An error that a user can cause and mend. The message is one line that says how.
+
+    Attributes:
+      exit_status: the status with which a command ends.
+    """
+
+    exit_status = 2
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:

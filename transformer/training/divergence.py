@@ -14,6 +14,8 @@ DIVERGED_FILE = "diverged.json"
 class Diverged(UserError):
     """Training that has diverged. The run keeps its earlier checkpoints and is not complete."""
 
+    exit_status = 3
+
 
 class BadStep(ArithmeticError):
     """An update whose loss or gradient is not finite.
