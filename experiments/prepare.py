@@ -1,6 +1,7 @@
 """Builds the data set, the vocabulary and the token arrays of a config before training.
 
     python -m experiments.prepare --config=configs/wmt14.py
+    python -m experiments.prepare --workdir=runs/wmt14
 
 Existing data does not change. Preparing a TFDS data set needs TensorFlow (pip install -e '.[prepare]'); using
 the prepared data does not.
@@ -12,17 +13,28 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.progress import preparing
+from experiments.run_folder import Run
+from transformer.config import UserError
 from transformer.data.corpus import Corpus
+from transformer.tasks import open_task
 
 
 def define_flags(flags: FlagValues) -> None:
-    cli.define_config(flags, required=True)
+    cli.define_config(flags)
+    cli.define_workdir(flags, required=False)
 
 
 def main(flags: FlagValues) -> None:
-    data = cli.config(flags).data
+    if (flags.config is None) == (flags.workdir is None):
+        raise UserError("give either --config=FILE or --workdir=RUN")
     with preparing() as progress:
-        corpus = Corpus(data, progress=progress)
+        if flags.workdir is None:
+            data = cli.config(flags).data
+            corpus = Corpus(data, progress=progress)
+        else:
+            run = Run(flags.workdir)
+            data = run.config.data
+            corpus = open_task(run.config, run.folder, progress, stored=run.identity).corpus
         splits = {name: corpus.split(name) for name in corpus.splits if corpus.size(name)}
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0

@@ -90,17 +90,19 @@ def open_prepared(data: DataConfig, stored_name: str) -> tfds.core.DatasetBuilde
     Raises:
       UserError: the data is not prepared on this machine, or is damaged.
     """
-    variant = None
-    if data.name in BUILDERS:
-        variant = path_component(stored_name.removeprefix(f"{data.name}/").partition("/")[0], "the data")
-    builder = _make_builder(data, None, variant)
-    if builder.info.full_name != stored_name or not _is_prepared(builder):
+    builder = _find_prepared(data, stored_name)
+    if builder is None:
         place = data.data_dir or "the default folder of TFDS"
         raise UserError(
             f"{stored_name} is not prepared in {place}; "
             "prepare it with python -m experiments.prepare --workdir=RUN"
         )
     return builder
+
+
+def is_prepared(data: DataConfig, stored_name: str) -> bool:
+    """Returns whether `open_prepared` finds the data. Reads no raw text and writes nothing."""
+    return _find_prepared(data, stored_name) is not None
 
 
 def data_name(data: DataConfig) -> str:
@@ -149,6 +151,14 @@ def reporting_damage(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the prepared data in {folder} is damaged: {reason}; delete it and run the same command again"
         ) from error
+
+
+def _find_prepared(data: DataConfig, stored_name: str) -> tfds.core.DatasetBuilder | None:
+    variant = None
+    if data.name in BUILDERS:
+        variant = path_component(stored_name.removeprefix(f"{data.name}/").partition("/")[0], "the data")
+    builder = _make_builder(data, None, variant)
+    return builder if builder.info.full_name == stored_name and _is_prepared(builder) else None
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

@@ -18,7 +18,7 @@ from transformer.batch import Batch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
 from transformer.data.batching import evaluation_batches
 from transformer.data.bucketing import BucketedPlan
-from transformer.data.builders import options_type, present_name, resolve_options
+from transformer.data.builders import is_prepared, options_type, present_name, resolve_options
 from transformer.data.corpus import Corpus
 from transformer.data.packing import PackedPlan
 from transformer.data.pipeline import TrainingBatches, serve
@@ -121,13 +121,14 @@ class Translation(Task):
             raise UserError(f"{folder} was trained with another config; restore config.json")
         tokenizer = _load_tokenizer(path, stored)
         prepared = stored["data"]
-        if may_prepare and (present := present_name(config.data)) is not None:
-            if present != prepared:
+        if may_prepare:
+            if (present := present_name(config.data)) not in (None, prepared):
                 raise UserError(
                     f"{folder} was trained on {prepared}, but the text is {present} now; restore the text, "
                     "or train in another folder"
                 )
-            prepared = None
+            if not is_prepared(config.data, prepared):
+                prepared = None
         corpus = Corpus(config.data, tokenizer, progress, prepared)
         if corpus.content != stored["content"]:
             raise UserError(
