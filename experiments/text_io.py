@@ -129,6 +129,7 @@ class TranslationAnswer:
 
     Attributes:
       translator: finds up to `n_best` translations of a text.
+      tokenizer: the vocabulary, for messages about characters that it does not have.
       n_best: if above 1, each translation has an output line with line number, score and translation.
       scores: whether to write the score before the translation.
       prefixes: the beginning of each translation; if None, translations are unconstrained.
@@ -137,6 +138,7 @@ class TranslationAnswer:
     """
 
     translator: Translator
+    tokenizer: Tokenizer
     n_best: int = 1
     scores: bool = False
     prefixes: Sequence[str] | None = None
@@ -145,6 +147,8 @@ class TranslationAnswer:
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the translations of all texts."""
         prefixes = None if self.prefixes is None else self.prefixes[first : first + len(texts)]
+        report_unknown("input", texts, self.tokenizer, first)
+        report_unknown("--prefix", prefixes or (), self.tokenizer, first)
         on_split = functools.partial(self._report_parts, first)
         results = self.translator.hypotheses(texts, prefixes, first, on_split=on_split)
         for number, (text, hypotheses) in enumerate(zip(texts, results, strict=True), start=first + 1):
@@ -156,7 +160,9 @@ class TranslationAnswer:
     def _line(self, number: int, hypothesis: Hypothesis) -> str:
         columns = [f"{number}"] if self.n_best > 1 else []
         columns += [f"{hypothesis.score:.4f}"] if self.n_best > 1 or self.scores else []
-        return "\t".join([*columns, hypothesis.text])
+        # A tab in the text would add a column, if there are columns.
+        text = hypothesis.text.replace("\t", " ") if columns else hypothesis.text
+        return "\t".join([*columns, text])
 
     def _report_parts(self, first: int, index: int, num_tokens: int, num_parts: int) -> None:
         line = f"line {first + index + 1} has {num_tokens:,} tokens"
@@ -179,6 +185,8 @@ class ScoreAnswer:
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the scores of the targets of all texts."""
         targets = self.targets[first : first + len(texts)]
+        report_unknown("input", texts, self.tokenizer, first)
+        report_unknown("--targets", targets, self.tokenizer, first)
         encoded = self.tokenizer.encode_all(targets)
         for tokens, log_probs in zip(encoded, self.translator.log_probs(texts, targets, first), strict=True):
             values = {

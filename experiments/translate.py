@@ -156,7 +156,14 @@ def _make_answer(
     if flags.attention is not None:
         with _naming_flag(flags, "attention"):
             attention = files.enter_context(AttentionFile(flags.attention, loaded.trained))
-    return TranslationAnswer(loaded.translator, flags.n_best, flags.scores, sides.get("prefix"), attention)
+    return TranslationAnswer(
+        loaded.translator,
+        loaded.trained.tokenizer,
+        flags.n_best,
+        flags.scores,
+        sides.get("prefix"),
+        attention,
+    )
 
 
 def _converse(answer: Answer, language: str) -> None:

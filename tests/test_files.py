@@ -7,7 +7,20 @@ import os
 import pytest
 
 from transformer.config import UserError
-from transformer.files import atomic_folder, atomic_write, full_disk, lock, read_json, write_json
+from transformer.files import (
+    atomic_folder,
+    atomic_write,
+    full_disk,
+    lock,
+    path_component,
+    read_json,
+    read_manifest,
+    read_sealed,
+    refuse_links,
+    write_json,
+    write_manifest,
+    write_sealed,
+)
 
 
 @pytest.mark.parametrize("content", ["zwölf\n", b"\xff\x00"])
@@ -117,3 +130,78 @@ def test_other_errors_are_raised_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as caught, full_disk(tmp_path):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_is_strict(tmp_path, value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": [value]})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x.json").write_text('{"a": NaN}')
+    with pytest.raises(UserError, match="x.json cannot be read: NaN is not JSON; restore it or delete it"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("content", ["[]", "1", '"text"', "null"])
+def test_json_of_another_shape_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match="x.json has no JSON object, but .*; restore it or delete it"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_sealed_file_is_read_as_it_was_written_and_refused_otherwise(tmp_path):
+    path = tmp_path / "x.json"
+    write_sealed(path, {"score": 97.3, "name": "zwölf"})
+    assert read_sealed(path) == {"score": 97.3, "name": "zwölf"}
+    for old, new in (("97.3", "97.4"), ("score", "scope"), ("ö", "o"), ('"sha256"', '"sha255"')):
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(UserError, match="x.json was damaged or edited after it was written"):
+            read_sealed(path)
+        write_sealed(path, {"score": 97.3, "name": "zwölf"})
+
+
+def test_a_manifest_names_the_file_that_was_damaged_removed_or_added(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"0123")
+    write_manifest(tmp_path, content="texts")
+    assert read_manifest(tmp_path)["content"] == "texts"
+    (tmp_path / "a").write_bytes(b"0133")
+    with pytest.raises(UserError, match=f"{tmp_path}/a was damaged or changed after it was written; delete"):
+        read_manifest(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(UserError, match=f"{tmp_path}/a is missing; delete {tmp_path} and run"):
+        read_manifest(tmp_path)
+    (tmp_path / "a").write_bytes(b"0123")
+    (tmp_path / "c").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}/c was damaged or changed"):
+        read_manifest(tmp_path)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    private, folder = tmp_path / "private", tmp_path / "run"
+    private.write_text("secret")
+    folder.mkdir()
+    for name in ("x.json", "x.json.partial"):
+        (folder / name).symlink_to(private)
+    atomic_write(folder / "x.json", "new")
+    assert private.read_text() == "secret"
+    assert (folder / "x.json").read_text() == "new"
+    (folder / ".lock").symlink_to(private)
+    with pytest.raises(UserError, match="is a symbolic link; delete it"), lock(folder, wait=False):
+        pass
+    with pytest.raises(UserError, match=r"\.lock is a symbolic link; replace it by what it leads to"):
+        refuse_links(folder)
+    assert private.read_text() == "secret"
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a\0", "a\n", "a\\b", "x" * 201]
+)
+def test_a_name_that_is_no_plain_file_name_is_refused(name):
+    with pytest.raises(UserError, match="--name is .*; it must be a plain file name"):
+        path_component(name, "--name")
+
+
+@pytest.mark.parametrize("name", ["test", "a,b=1.0", "zwölf", "train[:90%]", "x" * 200])
+def test_a_plain_file_name_is_returned(name):
+    assert path_component(name, "--name") == name

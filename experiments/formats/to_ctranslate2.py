@@ -103,7 +103,7 @@ print(text.decode(model.translate_batch([text.encode("...", out_type=str)])[0].h
 
 def read_vocabulary(folder: Path) -> list[str]:
     """Returns the tokens as text. CTranslate2 reads and returns tokens as text."""
-    return json.loads((folder / "shared_vocabulary.json").read_text())
+    return json.loads((folder / "shared_vocabulary.json").read_bytes())
 
 
 def position_table(scheme: PositionScheme, params: Mapping[str, Any], length: int) -> np.ndarray:

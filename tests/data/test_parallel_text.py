@@ -10,7 +10,13 @@ from tests.support.text_files import PAIRS, parallel_text, write_pairs
 from transformer.config import UserError
 from transformer.data.builders import BUILDERS, prepare
 from transformer.data.corpus import Corpus
-from transformer.data.parallel_text import Fate, ParallelTextOptions, decide_fates, summarize
+from transformer.data.parallel_text import (
+    Fate,
+    ParallelTextOptions,
+    count_repeated,
+    decide_fates,
+    summarize,
+)
 
 HELD_OUT = [Fate.VALIDATION, Fate.TEST]
 NO_RULES = ParallelTextOptions()
@@ -69,6 +75,46 @@ def test_no_sentence_of_either_language_is_in_two_splits(deduplicate):
                 assert not sentences & {pair[side] for pair in splits[different]}
     for fate in HELD_OUT:
         assert len(set(splits[fate])) == len(splits[fate]) == 20
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("change", ["{} ", " {}", "{}  "])
+def test_a_sentence_with_other_spaces_is_the_same_sentence(side, change):
+    """The tokenizer reads both alike, so one must not be trained on if the other is held out."""
+    copies = [
+        tuple(change.format(text) if side == i else text + "!" for i, text in enumerate(pair))
+        for pair in PAIRS
+    ]
+    splits = divide([*PAIRS, *copies], held_out=5)
+    held_out = {pair[side].strip() for fate in HELD_OUT for pair in splits[fate]}
+    assert len(held_out) >= 4
+    assert not held_out & {pair[side].strip() for pair in splits[Fate.TRAIN]}
+    spaced = [(f"{source} ", target) for source, target in PAIRS]
+    assert len(divide([*PAIRS, *spaced], deduplicate=True)[Fate.DUPLICATE]) == len(PAIRS)
+
+
+def test_a_frequent_sentence_is_not_held_out():
+    """Half of the pairs share a source and the others a target, except for twenty pairs."""
+    frequent = [("yes", f"ja {n}") for n in range(200)] + [(f"no {n}", "nein") for n in range(200)]
+    splits = divide([*frequent, *PAIRS[:20]], held_out=10)
+    assert {*splits[Fate.VALIDATION], *splits[Fate.TEST]} == {*PAIRS[:20]}
+    assert len(splits[Fate.TRAIN]) == 400
+
+
+def test_at_most_a_twentieth_is_dropped_for_held_out_pairs():
+    pairs = [(f"s{n // 10}", f"t{n}") for n in range(1_000)]
+    splits = divide(pairs, held_out=50)
+    assert 0 < len(splits[Fate.SHARED]) <= 50
+    assert len(splits[Fate.VALIDATION]) == len(splits[Fate.TEST]) < 50
+    fates = decide_fates(pairs, ParallelTextOptions(held_out=50), HELD_OUT)
+    assert f"held out {len(splits[Fate.TEST])} of 50 asked for validation" in summarize(
+        fates, ParallelTextOptions(held_out=50)
+    )
+
+
+def test_pairs_of_given_splits_that_are_also_trained_on_are_counted():
+    others = {"test": [("a ", "b"), ("c", "d"), ("a", "x")], "validation": [("e", "f")]}
+    assert count_repeated([("a", "b"), ("a", "b"), ("c", "D")], others) == {"test": 1}
 
 
 def test_held_out_pairs_do_not_depend_on_order_repetitions_or_direction():

@@ -23,6 +23,19 @@ def test_two_files_with_one_sentence_per_line_are_read(tmp_path, suffix):
     assert list(read_pairs(*paths)) == PAIRS
 
 
+def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only(tmp_path):
+    (tmp_path / "pairs.tsv").write_bytes("\ufeffa\tb\n\ufeffc\td\n".encode())
+    assert list(read_pairs(tmp_path / "pairs.tsv")) == [("a", "b"), ("\ufeffc", "d")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_without_an_end_is_refused(tmp_path, suffix):
+    path = tmp_path / f"pairs.tsv{suffix}"
+    write_lines(path, ["a\tb", "x" * (1 << 20)], end="\n")
+    with pytest.raises(UserError, match=r":2: the line has over 1,048,576 bytes; shorten it"):
+        list(read_pairs(path))
+
+
 def test_only_a_newline_ends_a_line(tmp_path):
     pairs = [("a\x0bb\u2028c\x85d\re", "x"), *PAIRS]
     write_pairs(tmp_path / "pairs.tsv", pairs)

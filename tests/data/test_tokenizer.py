@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer.config import BOS, EOS, PAD, UNK, UserError
-from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokenizer import Tokenizer, normalize
 
 TEXTS = ["a man in a red hat", "ein Mann mit Hut", "two dogs run — fast", "zwölf Boxkämpfer jagen Viktor"] * 5
 
@@ -35,6 +35,56 @@ def test_special_tokens_have_fixed_names_and_unknown_characters_become_unk(token
 def test_text_is_not_normalized():
     tokenizer = Tokenizer.train(["\ufb01n \u00bd x"] * 3, "char", 11)
     assert tokenizer.decode(tokenizer.encode("\ufb01n \u00bd")) == "\ufb01n \u00bd"
+
+
+SPACES = Tokenizer.train(["a b \t \u3000 \u00a0"] * 3, "char", 10)
+
+
+@given(st.text(" a b\u2581\t\u3000\u00a0", max_size=8), st.text(" a b\u2581\t\u3000\u00a0", max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_texts_have_equal_tokens_exactly_if_they_are_normalized_to_the_same(first, second):
+    assert (normalize(first) == normalize(second)) == (SPACES.encode(first) == SPACES.encode(second))
+
+
+def test_normalization_removes_spaces_as_the_tokenizer_does():
+    assert len({normalize(text) for text in ("a b", " a b", "a b ", "a   b", "a\u2581b")}) == 1
+    assert len({normalize(text) for text in ("a b", "A b", "a\tb", "a\u00a0b", "ab", "a b.")}) == 6
+    assert normalize("a\ud800") == normalize("a?")
+
+
+@pytest.mark.parametrize(
+    ("line", "vocab_size"),
+    [("q" + "z" * 5_000, 9), ("q z \u2585", 9), ("q\0z", 9), ("q\nz", 12), ("q\tz", 12)],
+)
+def test_no_line_is_left_out_when_the_vocabulary_is_learned(line, vocab_size):
+    tokenizer = Tokenizer.train([line, "ab", "ba"], "char", vocab_size)
+    assert not tokenizer.unknown("qzab")
+
+
+def test_bytes_stand_for_characters_without_a_token():
+    tokenizer = Tokenizer.train(TEXTS, "bpe", 330, byte_fallback=True)
+    text = "ein \u4eba im Hut"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.unknown(text) == ""
+    assert UNK not in tokenizer.encode(text)
+    first_byte = tokenizer.encode("\u4eba")[1:2]
+    assert tokenizer.decode(first_byte) == "\ufffd"
+    with pytest.raises(UserError, match=r"need \d+ tokens; set it to \d+ or more"):
+        Tokenizer.train(TEXTS, "bpe", 200, byte_fallback=True)
+
+
+def test_the_characters_without_a_token_are_named_once(tokenizer):
+    assert tokenizer.unknown("zwei \u4eba, \u5b57\u4eba") == "\u4eba,\u5b57"
+    assert tokenizer.unknown(TEXTS[0]) == ""
+
+
+def test_an_error_of_the_text_is_not_reported_as_one_of_the_vocabulary():
+    def broken():
+        yield "a b"
+        raise UserError("the text is damaged")
+
+    with pytest.raises(UserError, match="the text is damaged"):
+        Tokenizer.train(broken(), "bpe", 90)
 
 
 def test_equal_texts_give_equal_vocabularies(tokenizer):

@@ -15,6 +15,7 @@ from transformer.evaluation.metrics import (
     by_length,
     compute_scores,
     mean_metric,
+    metrics_for,
     perplexity_per_word,
     repeats_itself,
     signatures,
@@ -77,6 +78,56 @@ def test_every_metric_of_sacrebleu_has_its_signature():
         assert f"tok:{tokenizer}|" in signatures("de")[name]
     assert "nc:6|nw:0|" in signatures("de")["chrf"]
     assert set(signatures("de")) == {name for name, metric in METRICS.items() if metric.scorer}
+
+
+IDENTICAL = {
+    "zh": ["\u4eca\u5929\u5929\u6c14\u5f88\u597d", "\u6211\u559c\u6b22\u8bfb\u4e66\u3002"],
+    "ja": ["\u4eca\u65e5\u306f\u3044\u3044\u5929\u6c17\u3067\u3059", "\u672c\u3092\u8aad\u3080"],
+    "th": [
+        "\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49\u0e2d\u0e32\u0e01\u0e32\u0e28\u0e14\u0e35",
+        "\u0e09\u0e31\u0e19\u0e0a\u0e2d\u0e1a\u0e2d\u0e48\u0e32\u0e19",
+    ],
+    "ko": ["\uc624\ub298\uc740 \ub0a0\uc528\uac00 \uc88b\ub2e4", "\ucc45\uc744 \uc77d\ub294\ub2e4"],
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "key", "tokenizer"),
+    [
+        ("zh", "zh", "zh"),
+        ("zh_TW", "zh", "zh"),
+        ("zh-Hans", "zh", "zh"),
+        ("ja", "ja", "char"),
+        ("TH", "th", "char"),
+        ("ko", "ko", "char"),
+    ],
+)
+def test_identical_text_in_any_script_scores_100_with_its_own_tokenization(language, key, tokenizer):
+    texts = IDENTICAL[key]
+    scores = compute_scores(outputs_of(texts, texts, language=language))
+    assert [scores[name] for name in ("bleu", "chrf", "exact_match")] == pytest.approx([100] * 3)
+    assert scores["length_ratio"] == 1
+    assert f"|tok:{tokenizer}|" in signatures(language)["bleu"]
+    changed = [texts[0], texts[1][:-2]]
+    expected = sacrebleu.corpus_bleu(changed, [texts], tokenize=tokenizer, force=True).score
+    assert compute_scores(outputs_of(changed, texts, language=language))["bleu"] == expected > 0
+
+
+def test_metrics_without_a_meaning_for_a_language_are_left_out():
+    words = {"bleu_lc", "bleu_intl", "bleu_lc_intl", "bleu_tok", "bleu_legacy", "perplexity_per_word"}
+    for language in ("zh", "ja_JP", "th"):
+        scores = compute_scores(outputs_of(["a"], ["a"], language=language))
+        assert METRICS.keys() - scores.keys() == words
+        assert not words & signatures(language).keys()
+    for language in ("de", "ko", "xx", ""):
+        assert metrics_for(language) == METRICS
+
+
+def test_a_score_that_is_not_finite_is_missing():
+    outputs = Outputs(["a"], ["a"], ["a"], "de", [True], {"nll": 1e3, "loss": 1e3, "accuracy": 0.0}, 1)
+    scores = compute_scores(outputs)
+    assert scores["perplexity"] is scores["perplexity_per_word"] is None
+    assert scores["nll"] == 1e3
 
 
 @pytest.mark.parametrize("name", METRICS)

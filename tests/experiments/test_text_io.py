@@ -8,8 +8,15 @@ import time
 import pytest
 
 from experiments import text_io
-from experiments.text_io import TranslationAnswer, decode_line, read_blocks, write_answers
+from experiments.text_io import (
+    TranslationAnswer,
+    decode_line,
+    read_blocks,
+    report_unknown,
+    write_answers,
+)
 from transformer.config import UserError
+from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Hypothesis
 
 
@@ -126,10 +133,46 @@ class ShoutingTranslator:
         ]
 
 
+# A vocabulary of all Latin-1 characters.
+TOKENIZER = Tokenizer.train(["".join(map(chr, range(33, 256)))], "char", 230)
+
+
 def shouted(blocks, n_best=1, **options):
     out = io.BytesIO()
-    write_answers(TranslationAnswer(ShoutingTranslator(n_best), n_best, **options), blocks, out)
+    write_answers(TranslationAnswer(ShoutingTranslator(n_best), TOKENIZER, n_best, **options), blocks, out)
     return out.getvalue()
+
+
+def test_characters_without_a_token_are_reported_with_their_line(capsys):
+    shouted([[b"a", "漢b字漢".encode()], ["c\u2028".encode()]], prefixes=["", "", "한"])
+    assert capsys.readouterr().err.splitlines() == [
+        "input, line 2: no token for '漢', '字'; read as unknown",
+        "input, line 3: no token for U+2028; read as unknown",
+        "--prefix, line 3: no token for '한'; read as unknown",
+    ]
+
+
+def test_many_lines_with_unknown_characters_are_counted(capsys):
+    report_unknown("source", ["漢" + chr(0x4E00 + n) * 3 for n in range(300)], TOKENIZER)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert last == "source: 295 more lines with unknown characters"
+    report_unknown("source", ["".join(map(chr, range(0x4E00, 0x4F00)))], TOKENIZER)
+    assert len(capsys.readouterr().err) < 120
+
+
+def test_a_tab_in_a_translation_adds_no_column():
+    assert shouted([[b"a\tb"]], n_best=2).splitlines() == [b"1\t0.0000\tA B", b"1\t-1.0000\tA B0"]
+    assert shouted([[b"a\tb"]]) == b"A\tB\n"
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    assert blocks_of(tmp_path, "\ufeffa\n\ufeffb".encode()) == [[b"a", "\ufeffb".encode()]]
+
+
+def test_a_line_without_an_end_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a line of the input has over 1,048,576 bytes; shorten it"):
+        blocks_of(tmp_path, b"a" * (1 << 21))
 
 
 def test_no_lines_give_no_lines():
@@ -164,7 +207,7 @@ def test_translations_before_an_error_are_written():
 
     flushed, out = [], Out()
     with pytest.raises(UserError):
-        write_answers(TranslationAnswer(ShoutingTranslator()), [[b"a"], [b"break"]], out)
+        write_answers(TranslationAnswer(ShoutingTranslator(), TOKENIZER), [[b"a"], [b"break"]], out)
     assert flushed == [b"A\n"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import cli, text_io, translate
 from experiments.run_folder import Run
-from tests.support.commands import call, refuse, start
+from tests.support.commands import ROOT, call, environment, refuse, start
 from transformer.decoding.translator import Translator
 
 pytestmark = pytest.mark.xdist_group("translate")
@@ -91,7 +91,10 @@ def test_odd_lines_change_neither_the_number_of_lines_nor_their_neighbors(traine
     for number, translation in enumerate(translations[1::2]):
         assert translation == alone[number % len(CLEAN)]
     assert translations[6] == translator(["one; two"])[0]
-    reports = done.stderr.splitlines()
+    unknown, reports = [], []
+    for report in done.stderr.splitlines():
+        (unknown if report.startswith("input") else reports).append(report)
+    assert unknown[0] == "input, line 5: no token for U+0009; read as unknown"
     assert [report.split(" has ")[0] for report in reports] == [
         f"line {lines.index(line) + 1}" for line in ODD[-2:]
     ]
@@ -293,3 +296,25 @@ def test_a_megabyte_in_one_line_is_translated_whole(trained):
     done = call("translate", f"--workdir={trained}", stdin=b"one\n" + b"twenty; " * 131_072 + b"\ntwo\n")
     assert done.stdout.count("\n") == 3
     assert done.stderr.startswith("line 2 has ")
+
+
+def test_everything_is_utf8_whatever_the_locale(trained, tmp_path):
+    """The names of the files, the prefix, the input, the output and the messages have no ASCII or Latin-1 form."""
+    (tmp_path / "人の.txt").write_text("one\nté 人\n", encoding="utf-8")
+    (tmp_path / "préfixe").write_text("zwölf fünf\nfünf\n", encoding="utf-8")
+    locale = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "latin-1",
+        "PYTHONPATH": str(ROOT),
+    }
+    flags = ("--input=人の.txt", "--prefix=préfixe", "--output=ñ人.txt")
+    options = {"cwd": tmp_path, "env": environment() | locale}
+    with start("translate", f"--workdir={trained}", *flags, **options) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.decode().splitlines() == ["input, line 2: no token for 'é', '人'; read as unknown"]
+    first, second = (tmp_path / "ñ人.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("zwölf fünf")
+    assert second.startswith("fünf")

@@ -104,6 +104,8 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Returns the translations of each text, best first, or samples in the order of sampling.
 
+        An n-best list has distinct texts, so it may have fewer than `n_best`; samples may repeat.
+
         The translation of white space is empty. If the model produces NaN, the translation is empty, its
         score is -inf and `ended` is false.
 
@@ -248,13 +250,19 @@ class Translator:
     def _read(self, result: SearchResult) -> list[Hypothesis]:
         """Returns the hypotheses for one sentence of a search result.
 
-        If the model produced NaN, returns one empty hypothesis.
+        Different tokens may have the same text. An n-best list has each text once, with its best score. If
+        the model produced NaN, returns one empty hypothesis.
         """
         outputs = [
             Hypothesis(self._tokenizer.decode(tokens).translate(LINE_ENDS), float(score), bool(ended))
             for tokens, score, ended in zip(*result, strict=True)
             if score > NEG_INF / 2
         ]
+        if not self._config.sampling:
+            distinct: dict[str, Hypothesis] = {}
+            for hypothesis in outputs:
+                distinct.setdefault(hypothesis.text, hypothesis)
+            outputs = list(distinct.values())
         return outputs or [Hypothesis("", -math.inf, False)]
 
 
