@@ -43,7 +43,8 @@ def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> l
     write_sealed(path, values)
     figure_path = path.with_suffix(".png")
     title = f"{files.run.folder.name}, {test_set.name}: loss added by masking (nats per token)"
-    atomic_write(figure_path, plots.png(plots.ablation_map(_cells(found), title)))
+    cells = _cells(found, parts(trained.model.config))
+    atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
     return [path, figure_path]
 
 
@@ -55,14 +56,11 @@ def _print_effects(found: Sequence[Effect], title: str) -> None:
     print("intervals are over the sentences of this test set, and say nothing about other seeds")
 
 
-def _cells(found: Sequence[Effect]) -> dict[str, dict[str, float]]:
-    """Returns the effects by sub-layer and column, in the order of the layers."""
-    by_name = {effect.part: effect.difference for effect in found}
+def _cells(found: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Returns the effects by sub-layer and column, in the order of the parts of the model."""
+    differences = {effect.part: effect.difference for effect in found}
     cells: dict[str, dict[str, float]] = {}
-    for name in sorted(by_name, key=lambda part: (part == "positions", not part.startswith("encoder"), part)):
-        sublayer, _, head = name.partition(".head.")
-        cells.setdefault(sublayer, {})[head or "all"] = by_name[name]
-    return {
-        sublayer: dict(sorted(row.items(), key=lambda cell: (cell[0] == "all", cell[0].zfill(4))))
-        for sublayer, row in cells.items()
-    }
+    for part in order:
+        sublayer, _, head = part.partition(".head.")
+        cells.setdefault(sublayer, {})[head or "all"] = differences[part]
+    return cells

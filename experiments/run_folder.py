@@ -124,6 +124,22 @@ class Run:
         """
         return read_identity(self.folder / "checkpoints")
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether training is complete, and its last checkpoint is there.
+
+        Raises:
+          UserError: config.json is not the config of the training.
+        """
+        result = self.result
+        if result.get("status") != "done":
+            return False
+        if result["identity"]["config"] != self.config_hash:
+            raise UserError(
+                f"{self.folder / 'config.json'} is not the config that the run was trained with; restore it"
+            )
+        return (self.folder / "checkpoints" / str(result["step"])).is_dir()
+
     def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
         """Returns the config to train with, and stores that config.
 
@@ -178,6 +194,11 @@ class Run:
             steps = _averaged_steps(config, checkpoints.steps)
             if not steps:
                 raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
+            if self.result.get("status") == "done" and steps[-1] != self.result["step"]:
+                raise UserError(
+                    f"checkpoint {self.result['step']} of {self.folder} is missing; "
+                    f"train it again with python -m experiments.train --workdir={self.folder}"
+                )
             metadata = checkpoints.metadata(steps[-1])
             identity = metadata["identity"]
             self._check_identity(steps[-1], identity)

@@ -44,7 +44,7 @@ def main(flags: FlagValues) -> int:
 
 def _train(run: Run, config: ExperimentConfig) -> int:
     before = run.result
-    if before.get("status") == "done":
+    if run.is_trained:
         print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
         return 0
     started = time.time() - before.get("seconds", 0)

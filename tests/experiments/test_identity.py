@@ -1,0 +1,217 @@
+"""Config, text, vocabulary and checkpoints of a result: every command that reads a run checks them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.run_folder import Run
+from tests.support.commands import ROOT, call, refuse
+from tests.support.text_files import PAIRS, write_pairs
+from transformer.files import read_json, read_sealed, sealed
+
+pytestmark = pytest.mark.xdist_group("identity")
+
+COMMANDS = (("evaluate",), ("translate", "--input=/dev/null"), ("visualize", "--sentence=one"), ("train",))
+TEXT = (
+    f"--config={ROOT}/configs/text.py:smoke",
+    "--config.data.data_dir=data",
+    "--config.data.options.train=pairs.tsv",
+    "--config.data.vocab_size=60",
+    "--config.train.parallelism=single",
+    "--config.train.steps=4",
+    "--config.train.validate_every=2",
+)
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """A copy of the trained run, for a test to edit. To `train`, it is a run that was killed at its end."""
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    (folder / "result.json").unlink()
+    return folder
+
+
+def refusals(folder: Path, commands=COMMANDS) -> list[str]:
+    """The errors of the commands that use a trained run."""
+    return [refuse(name, *arguments, f"--workdir={folder}") for name, *arguments in commands]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("model", "positions", "none"), ("train", "seed", 1), ("data", "target", "fr")],
+)
+def test_an_edited_config_is_refused(copy, section, field, value):
+    path = copy / "config.json"
+    config = read_json(path)
+    config[section][field] = value
+    path.write_text(json.dumps(config))
+    for line in refusals(copy):
+        assert "config" in line
+        assert "; restore " in line
+
+
+def test_a_trained_run_with_an_edited_config_is_not_trained(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    config = read_json(folder / "config.json")
+    config["model"]["positions"] = "none"
+    (folder / "config.json").write_text(json.dumps(config))
+    line = refuse("train", f"--workdir={folder}")
+    assert line == f"{folder}/config.json is not the config that the run was trained with; restore it"
+
+
+def test_a_second_train_with_another_config_changes_nothing(copy, smoke):
+    before = (copy / "config.json").read_bytes()
+    line = refuse("train", *smoke, "--config.model.positions=none", f"--workdir={copy}")
+    assert line.startswith(f"{copy} has another config: ")
+    assert (copy / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_under_another_step_is_refused(copy):
+    shutil.rmtree(copy / "checkpoints/300")
+    shutil.copytree(copy / "checkpoints/150", copy / "checkpoints/300")
+    for line in refusals(copy):
+        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 150}, {"criterion": 0.0}, {"task": {"trained_lengths": [99, 99]}}, {"identity": {}}]
+)
+def test_edited_metadata_is_refused(copy, change):
+    path = copy / "checkpoints/300/metadata/metadata"
+    path.write_text(json.dumps(read_json(path) | change))
+    for line in refusals(copy):
+        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
+
+
+def test_weights_of_another_checkpoint_are_refused(copy):
+    shutil.rmtree(copy / "checkpoints/300/params")
+    shutil.copytree(copy / "checkpoints/150/params", copy / "checkpoints/300/params")
+    for line in refusals(copy):
+        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
+
+
+def test_checkpoints_of_two_runs_are_not_averaged(copy):
+    path = copy / "checkpoints/150/metadata/metadata"
+    metadata = read_json(path)
+    metadata["identity"]["content"] = "0" * 64
+    path.write_text(json.dumps(sealed(metadata)))
+    line = refuse("evaluate", f"--workdir={copy}", "--set=decode.average_last=2")
+    assert line.startswith(f"checkpoint 150 of {copy} is from another run; ")
+    call("translate", f"--workdir={copy}", "--input=/dev/null")
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory) -> Path:
+    """A folder with text, data and a run that is trained and evaluated on it."""
+    folder = tmp_path_factory.mktemp("text")
+    write_pairs(folder / "pairs.tsv")
+    call("train", *TEXT, "--workdir=run", cwd=folder)
+    call("evaluate", "--workdir=run", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def text(text_run, tmp_path) -> Path:
+    """A copy of the text run, for a test to change. The stored paths are relative."""
+    return shutil.copytree(text_run, tmp_path / "text")
+
+
+def scores(folder: Path) -> dict:
+    return read_sealed(folder / "run/eval/test.json")
+
+
+def continue_training(folder: Path) -> str:
+    """Deletes the last checkpoint, trains it again, and returns the digest of its weights."""
+    shutil.rmtree(folder / "run/checkpoints/4")
+    line = refuse("evaluate", "--workdir=run", cwd=folder)
+    assert line.startswith("checkpoint 4 of run is missing; train it again with ")
+    call("train", "--workdir=run", cwd=folder)
+    return read_sealed(folder / "run/result.json")["params_sha256"]
+
+
+def test_a_run_is_used_when_its_text_has_moved_away(text):
+    before, weights = scores(text), continue_training(text)
+    (text / "pairs.tsv").unlink()
+    call("evaluate", "--workdir=run", cwd=text)
+    assert scores(text) == before
+    assert continue_training(text) == weights
+    assert "is prepared in data/parallel_text/" in call("prepare", "--workdir=run", cwd=text).stdout
+
+
+def test_edited_text_is_not_trained_on_and_not_scored(text):
+    """The prepared data still holds the original text, which evaluation uses."""
+    content = scores(text)["content"]
+    write_pairs(text / "pairs.tsv", [*PAIRS[1:], ("another man", "ein anderer Mann")])
+    shutil.rmtree(text / "run/checkpoints/4")
+    for name in ("train", "prepare"):
+        line = refuse(name, "--workdir=run", cwd=text)
+        assert line.startswith("run was trained on parallel_text/en-de.")
+        assert line.endswith("; restore the text, or train in another folder")
+    (text / "run/result.json").unlink()
+    call("evaluate", "--workdir=run", cwd=text)
+    assert scores(text)["content"] == content
+
+
+def test_evaluation_prepares_nothing(text):
+    before = scores(text)
+    shutil.rmtree(text / "data")
+    line = refuse("evaluate", "--workdir=run", cwd=text)
+    assert line.endswith("; prepare it with python -m experiments.prepare --workdir=RUN")
+    assert not (text / "data").exists()
+    call("translate", "--workdir=run", "--input=/dev/null", cwd=text)
+    call("prepare", "--workdir=run", cwd=text)
+    call("evaluate", "--workdir=run", cwd=text)
+    assert scores(text) == before
+
+
+def test_prepare_names_text_that_is_missing(text):
+    shutil.rmtree(text / "data")
+    (text / "pairs.tsv").unlink()
+    line = refuse("prepare", "--workdir=run", cwd=text)
+    assert line == "data.options.train: pairs.tsv (or .gz) is not a file; give the path of a file"
+
+
+def test_the_vocabulary_of_the_data_folder_may_change_after_training(text):
+    """A run uses its own copy, so a vocabulary that is learned again, or differently, changes no result."""
+    before = scores(text)
+    (path,) = text.glob("data/parallel_text/*/*/tokens/*/tokenizer.model")
+    path.write_bytes((text / "run/tokenizer.model").read_bytes()[:-1])
+    call("evaluate", "--workdir=run", cwd=text)
+    assert scores(text) == before
+    line = refuse("train", *TEXT, "--workdir=other", cwd=text)
+    assert str(path.parent.relative_to(text)) in line
+
+
+@pytest.mark.parametrize("name", ["source.npy", "target_offsets.npy", "characters.npy"])
+def test_a_flipped_bit_in_the_tokens_is_refused(text, name):
+    (path,) = text.glob(f"data/parallel_text/*/*/tokens/*/*/train/{name}")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    shutil.rmtree(text / "run/checkpoints/4")
+    line = refuse("train", "--workdir=run", cwd=text)
+    assert path.name in line
+
+
+def test_a_flipped_bit_in_the_records_is_refused(text):
+    (path,) = text.glob("data/parallel_text/*/*/*-test.array_record*")
+    content = bytearray(path.read_bytes())
+    place = content.find(b"man")
+    assert place > 0
+    content[place] ^= 1
+    path.write_bytes(content)
+    line = refuse("evaluate", "--workdir=run", cwd=text)
+    assert "data/parallel_text" in line
+
+
+@pytest.mark.parametrize("flags", [(), ("--config=configs/text.py", "--workdir=run")])
+def test_prepare_needs_either_a_config_or_a_run(flags):
+    assert refuse("prepare", *flags) == "give either --config=FILE or --workdir=RUN"
+
+
+def test_a_run_without_checkpoints_is_prepared(text):
+    shutil.rmtree(text / "run/checkpoints")
+    call("prepare", "--workdir=run", cwd=text)
+    assert Run(text / "run").identity is None
