@@ -71,6 +71,12 @@ def test_key_and_value_width_are_d_k_and_d_v_if_set():
         ({"model": {"encoder_layers": -1}}, "model.encoder_layers is -1; it must be at least 1"),
         ({"model": {"decoder_layers": 0}}, "model.decoder_layers is 0; it must be at least 1"),
         ({"model": {"max_distance": 0}}, "model.max_distance is 0; it must be at least 1"),
+        ({"train": {"seed": 2**32}}, "train.seed is 4294967296; it must be at least 0 and below 2^32"),
+        ({"train": {"seed": -1}}, "train.seed is -1; it must be at least 0 and below 2^32"),
+        (
+            {"decode": {"sampling": True, "seed": 2**32}},
+            "decode.seed is 4294967296; it must be at least 0 and below 2^32",
+        ),
         ({"model": {"num_layers": -1}}, "model.num_layers is -1; it must be at least 1"),
         ({"model": {"max_positions": 1}}, "model.max_positions is 1; it must be at least 2"),
         ({"model": {"dropout_rate": 1.0}}, "model.dropout_rate is 1.0; it must be at least 0 and below 1"),

@@ -15,10 +15,9 @@ from experiments.score_files import IDENTITY, Evaluation, ScoreFiles, read_lines
 from tests.support.commands import call, refuse
 from transformer.config import UserError
 from transformer.data.corpus import Corpus
+from transformer.evaluation.ablation import parts
 from transformer.evaluation.metrics import METRICS, Outputs, compute_scores, mean_metric
 from transformer.files import read_sealed, write_sealed
-
-pytestmark = pytest.mark.xdist_group("evaluate")
 
 # Options with which sacreBLEU's command line computes each group of scores.
 OPTIONS = {
@@ -264,6 +263,20 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
     ("arguments", "message"),
     [
         (["--split="], "--split is empty; give at least one split, such as test"),
+        (
+            ["--source=a", "--name=b"],
+            "--source needs --source, --target and --name; give all three, or --split",
+        ),
+        (
+            ["--source=a", "--target=a", "--name=b", "--split=test"],
+            "--split and --source cannot be used together",
+        ),
+        (["--source=none", "--target=none", "--name=b"], "--source: none (or .gz) is not a file; "),
+        (["--ablate=all", "--compare=x"], "--ablate=all and --compare cannot be used together"),
+        (
+            ["--ablate=decoder.9.self"],
+            "--ablate is 'decoder.9.self', which is no part of this model; it has ",
+        ),
         (["--split=dev"], "number_words has no split 'dev'; choose "),
         (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),
         (
@@ -274,6 +287,57 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
 )
 def test_wrong_flags_give_a_one_line_error(first, arguments, message):
     assert refuse("evaluate", f"--workdir={first.folder}", *arguments).startswith(message)
+
+
+def test_files_of_a_test_set_are_scored_like_a_split(first, tmp_path):
+    folder = shutil.copytree(first.folder, tmp_path / "first")
+    for side, texts in zip(("en", "de"), Corpus(Run(folder).config.data).texts("test"), strict=True):
+        (tmp_path / side).write_text("".join(f"{line}\n" for line in texts), encoding="utf-8")
+    flags = (f"--source={tmp_path}/en", f"--target={tmp_path}/de", "--name=news")
+    done = call("evaluate", f"--workdir={folder}", *flags)
+    files = contents(folder)
+    assert files["news.hyp.txt"] == files["test.hyp.txt"]
+    assert json.loads(files["news.json"])["content"] == json.loads(files["test.json"])["content"]
+    scores = json.loads(files["news.json"])
+    assert {name: scores[name] for name in METRICS} == {name: first.scores[name] for name in METRICS}
+    assert f"{folder}/eval/news.json, .hyp.txt, .ref.txt" in done.stdout
+
+    (tmp_path / "de").write_text("eins\n" * (len(texts) - 1))
+    line = refuse("evaluate", f"--workdir={folder}", *flags)
+    assert line.startswith(f"{tmp_path}/de has {len(texts) - 1} lines, but {tmp_path}/en has {len(texts)}")
+    for path in (tmp_path / "en", tmp_path / "de"):
+        path.write_text("")
+    line = refuse("evaluate", f"--workdir={folder}", *flags)
+    assert line == f"{tmp_path}/en has no lines; give a file that has sentences"
+
+
+def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
+    folder = shutil.copytree(first.folder, tmp_path / "first")
+    plain = contents(folder)
+    flags = ("--ablate=decoder.1.cross", f"--compare={folder}")
+    done = call("evaluate", f"--workdir={folder}", *flags)
+    written = contents(folder)
+    assert {name: written[name] for name in plain} == plain
+    name = "test,ablate=decoder.1.cross"
+    scores = json.loads(written[f"{name}.json"])
+    assert scores["loss"] > first.scores["loss"]
+    assert f"test: {folder},ablate=decoder.1.cross against {folder}\n" in done.stdout
+    comparison = json.loads(written[f"{name}.compare-first.json"])["metrics"]["chrf"]
+    assert comparison["score"] == scores["chrf"]
+    assert comparison["other_score"] == first.scores["chrf"]
+
+
+def test_all_parts_are_masked_in_turn(first, tmp_path):
+    folder = shutil.copytree(first.folder, tmp_path / "first")
+    done = call("evaluate", f"--workdir={folder}", "--ablate=all")
+    effects = read_sealed(folder / "eval/test,ablate=all.json")["effects"]
+    model = Run(folder).config.model
+    assert [effect["part"] for effect in effects] == sorted(
+        parts(model), key={effect["part"]: -effect["difference"] for effect in effects}.get
+    )
+    assert all(effect["part"] in done.stdout for effect in effects)
+    assert all(effect["low"] <= effect["difference"] <= effect["high"] for effect in effects)
+    assert (folder / "eval/test,ablate=all.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sentences_longer_than_any_in_training_need_an_overflow_policy(first):

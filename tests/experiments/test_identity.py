@@ -11,8 +11,6 @@ from tests.support.commands import ROOT, call, refuse
 from tests.support.text_files import PAIRS, write_pairs
 from transformer.files import read_json, read_sealed, sealed
 
-pytestmark = pytest.mark.xdist_group("identity")
-
 COMMANDS = (("evaluate",), ("translate", "--input=/dev/null"), ("visualize", "--sentence=one"), ("train",))
 TEXT = (
     f"--config={ROOT}/configs/text.py:smoke",

@@ -10,9 +10,7 @@ import pytest
 from experiments import cli, launch
 from experiments.study.queue import Ended
 from tests.support.commands import call, refuse, start
-from transformer.files import read_json
-
-pytestmark = pytest.mark.xdist_group("launch")
+from transformer.files import lock, read_json
 
 SWEEP = """
 CONFIG = "configs/number_words.py:smoke"
@@ -128,6 +126,14 @@ def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_
     call("launch", *study_flags, "--set=train.log_every=3", status=1)
     configs = [read_json(path) for path in tmp_path.glob("study/*/0-*/config.json")]
     assert [config["train"]["log_every"] for config in configs] == [3, 3]
+
+
+def test_a_study_that_another_process_runs_is_left_alone(study_flags, tmp_path):
+    root = tmp_path / "study"
+    with lock(root, wait=False):
+        line = refuse("launch", *study_flags)
+    assert line == f"{root} is in use by another process; wait for it or stop it"
+    assert [path.name for path in root.iterdir()] == [".lock"]
 
 
 def test_root_that_is_a_file_is_refused(tmp_path):

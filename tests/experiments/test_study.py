@@ -79,6 +79,14 @@ def test_an_impossible_plan_is_refused(sweep, variant, overrides, message):
     assert refused(expand, wrong, overrides, seeds=1) == message
 
 
+def test_a_metric_without_meaning_for_the_language_is_refused(sweep):
+    wrong = dataclasses.replace(sweep, metrics=("chrf", "perplexity_per_word"))
+    overrides = {"data.target": "ja"}
+    assert refused(expand, wrong, overrides, seeds=1) == (
+        "METRICS has perplexity_per_word, which has no meaning for ja (variant base); leave it out"
+    )
+
+
 def test_a_wrong_value_is_refused_before_anything_is_trained(sweep):
     wrong = dataclasses.replace(sweep, variants={"new": {"model.positions": "lerned"}})
     assert refused(expand, wrong, {}, seeds=1).startswith("model.positions is 'lerned'; it must be one of: ")

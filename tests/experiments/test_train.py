@@ -18,8 +18,6 @@ from transformer.files import lock, read_json, read_sealed, write_json
 from transformer.tasks import TASKS
 from transformer.training.metric_log import read_metrics
 
-pytestmark = pytest.mark.xdist_group("train")
-
 
 def test_a_run_writes_the_files_that_the_documentation_lists(trained):
     names = {path.name for path in trained.iterdir()}

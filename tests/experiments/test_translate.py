@@ -16,8 +16,6 @@ from experiments.run_folder import Run
 from tests.support.commands import ROOT, call, environment, refuse, start
 from transformer.decoding.translator import Translator
 
-pytestmark = pytest.mark.xdist_group("translate")
-
 CLEAN = [b"one", b"two; three", b"twenty-one thousand", b"nine hundred and ninety; four", b"six; five"]
 ODD = [
     b"",

@@ -14,8 +14,6 @@ from transformer.config import ExperimentConfig
 from transformer.decoding.translator import Hypothesis, Translator
 from transformer.model import build_model
 
-pytestmark = pytest.mark.xdist_group("translate")
-
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory) -> Path:
