@@ -30,6 +30,7 @@ setup(
         "sacrebleu",
         "scipy",
         "sentencepiece",
+        "statsmodels",
         "tensorboardX",
         "tensorflow-datasets",
     ],

@@ -1,27 +1,42 @@
 """Runs a study: trains and evaluates every variant with every seed, and prints a table with error bars.
 
-    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
+    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=5
 
 Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
 checkpoint. A run that diverged is not started again. The output of a run is in log.txt of the run folder.
 """
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.config_files import read_changes
+from experiments.costs import describe
 from experiments.progress import clock
 from experiments.run_folder import Run
 from experiments.study.queue import Job, command, run_jobs
-from experiments.study.results import check_root, has_diverged, is_complete, read_study, write_study
-from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
-from experiments.study.tables import report_text, write_report
+from experiments.study.results import (
+    Trial,
+    Tuned,
+    check_root,
+    has_diverged,
+    read_criterion,
+    read_study,
+    state,
+    write_study,
+)
+from experiments.study.statistics import MIN_SEEDS
+from experiments.study.sweep import PlannedRun, Sweep, expand, expand_trials, load_sweep
+from experiments.study.tables import markdown, report_text, write_report
+from transformer.config import UserError
 from transformer.files import lock
 from transformer.training.divergence import Diverged
 
@@ -36,7 +51,7 @@ def define_flags(flags: FlagValues) -> None:
     )
     absl_flags.DEFINE_string("root", None, "Folder of the study.", flag_values=flags, required=True)
     absl_flags.DEFINE_integer(
-        "seeds", 3, "Number of runs per variant; the seeds are 0, 1, ...", lower_bound=1, flag_values=flags
+        "seeds", 5, "Number of runs per variant; the seeds are 0, 1, ...", lower_bound=1, flag_values=flags
     )
     absl_flags.DEFINE_integer(
         "jobs",
@@ -52,35 +67,107 @@ def define_flags(flags: FlagValues) -> None:
         "times.",
         flag_values=flags,
     )
+    absl_flags.DEFINE_boolean(
+        "dry_run", False, "Only lists the runs, with their states and costs.", flag_values=flags
+    )
 
 
 def main(flags: FlagValues) -> int:
     sweep, root = load_sweep(flags.sweep), Path(flags.root)
-    runs = expand(sweep, read_changes(flags.set, "set"), flags.seeds)
+    changes = read_changes(flags.set, "set")
+    # Checks every config before the first run.
+    planned = expand(sweep, changes, flags.seeds)
+    if sweep.tune:
+        expand_trials(sweep, changes)
+    cores = len(os.sched_getaffinity(0))
+    if flags.jobs > cores:
+        raise UserError(
+            f"--jobs is {flags.jobs}, but this machine has {cores} processor cores; give at most {cores}"
+        )
+    if flags.seeds < MIN_SEEDS:
+        print(
+            f"warning: {flags.seeds} seeds per variant; with fewer than {MIN_SEEDS}, only differences of "
+            "several standard deviations are found",
+            file=sys.stderr,
+        )
+    if flags.dry_run:
+        check_root(root, sweep, planned)
+        print(_plan_text(root, sweep, planned))
+        return 0
     with lock(root, wait=False):
-        return _launch(root, sweep, runs, flags.jobs)
+        try:
+            return _launch(root, sweep, changes, flags.seeds, flags.jobs)
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to resume the study")
+            return cli.PREEMPTED
 
 
-def _launch(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], slots: int) -> int:
+def _launch(root: Path, sweep: Sweep, changes: Mapping[str, Any], seeds: int, slots: int) -> int:
+    tuned = _tune(root, sweep, changes, slots) if sweep.tune else {}
+    runs = expand(sweep, changes, seeds, {variant: values.chosen for variant, values in tuned.items()})
     check_root(root, sweep, runs)
-    write_study(root, sweep, runs)
-    diverged = [run for run in runs if has_diverged(Run(root / run.id), run)]
-    missing = [
-        run
-        for run in runs
-        if run not in diverged and not is_complete(Run(root / run.id), run, sweep.splits, sweep.metrics)
-    ]
-    counts = {"done": len(runs) - len(missing) - len(diverged), "diverged": len(diverged)}
-    listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "done")
+    write_study(root, sweep, runs, tuned, changes)
+    states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
+    missing = [run for run in runs if states[run.id] not in ("done", "diverged")]
+    counts = Counter(states.values())
+    listed = ", ".join(
+        f"{counts[name]} {name}" for name in ("done", "diverged") if counts[name] or name == "done"
+    )
     print(f"{sweep.name}: {len(runs)} runs, {listed}, {len(missing)} to do", flush=True)
-    try:
-        failed = _run([_job(root, run, sweep.splits) for run in missing], slots)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume the study")
-        return cli.PREEMPTED
+    failed = _run([_job(root, run, sweep.splits) for run in missing], slots)
     study = read_study(root)
     print(f"\n{report_text(study, write_report(root, study))}")
     return 1 if failed else 0
+
+
+def _tune(root: Path, sweep: Sweep, changes: Mapping[str, Any], slots: int) -> dict[str, Tuned]:
+    """Trains every variant with every combination of `sweep.tune`, and returns the best of each variant.
+
+    Raises:
+      UserError: a trial failed, or all trials of a variant diverged.
+    """
+    check_root(root, sweep, [])
+    trials = expand_trials(sweep, changes)
+    missing = [run for run, _ in trials if read_criterion(Run(root / run.id), run) is None]
+    missing = [run for run in missing if not has_diverged(Run(root / run.id), run)]
+    done = len(trials) - len(missing)
+    print(f"{sweep.name}: {len(trials)} trials for tuning, {done} done, {len(missing)} to do", flush=True)
+    _run([_job(root, run, ()) for run in missing], slots)
+    tuned = {}
+    for variant in sweep.variants:
+        tried = []
+        for run, values in trials:
+            if run.variant == variant:
+                folder = Run(root / run.id)
+                criterion = read_criterion(folder, run)
+                if criterion is None and not has_diverged(folder, run):
+                    raise UserError(f"a trial failed, see {folder.folder}/log.txt; launch the study again")
+                tried.append(Trial(dict(values), criterion))
+        finite = [trial for trial in tried if trial.criterion is not None]
+        if not finite:
+            raise UserError(f"all trials of variant {variant} diverged; give TUNE other values")
+        tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
+    return tuned
+
+
+def _plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> str:
+    """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
+
+    The time is estimated from the runs that are done: their FLOPs per second.
+    """
+    costs = {run.variant: describe(run.config) for run in runs if run.seed == 0}
+    flops = {run.id: costs[run.variant]["flops_per_step"] * run.config.train.steps for run in runs}
+    states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
+    done = [run for run in runs if states[run.id] == "done"]
+    seconds = sum(Run(root / run.id).result["seconds"] for run in done)
+    rate = sum(flops[run.id] for run in done) / seconds if done else None
+    rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
+    for run in runs:
+        left = "" if rate is None or states[run.id] == "done" else clock(flops[run.id] / rate)
+        memory = costs[run.variant]["memory_bytes"]["total"] / 1e9
+        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
+    trials = f"\n{len(sweep.trials)} trials per variant come first (TUNE)" if sweep.tune else ""
+    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(done)} done{trials}"
 
 
 def _run(jobs: list[Job], slots: int) -> int:
@@ -105,7 +192,7 @@ def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
         name=planned.id,
         commands=[
             command("train", workdir),
-            command("evaluate", workdir, f"--split={','.join(splits)}"),
+            *([command("evaluate", workdir, f"--split={','.join(splits)}")] if splits else []),
         ],
         log=run.folder / "log.txt",
     )

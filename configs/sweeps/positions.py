@@ -4,7 +4,7 @@ The paper reports "nearly identical results" for the two (Table 3, row E). It al
 allow the model to extrapolate to sequence lengths longer than the ones encountered during training" (section
 3.5).
 
-    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=3
+    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=5
 
 The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10. A learned table
 has no trained vector beyond the longest training list. With `model.overflow` set to `clamp`, the last trained
@@ -18,3 +18,4 @@ VARIANTS = {
 }
 SPLITS = ("test", "test_long")
 METRICS = ("exact_match", "chrf")
+PRIMARY = ("exact_match", "test_long")

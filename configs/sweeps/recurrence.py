@@ -3,7 +3,7 @@
 Bahdanau et al. 2015 (figure 2) claim that a context vector of fixed size loses long inputs, and that
 attention recovers long inputs. This study tests both claims.
 
-    python -m experiments.launch --sweep=configs/sweeps/recurrence.py --root=runs/recurrence --seeds=3
+    python -m experiments.launch --sweep=configs/sweeps/recurrence.py --root=runs/recurrence --seeds=5
 
 Three models of 0.98M to 1.01M parameters train on the same data with the same vocabulary. Each model has the
 best of three learning rates (1e-3, 2e-3, 4e-3), which is the one with the lowest validation loss after 600
@@ -20,3 +20,4 @@ VARIANTS = {
 }
 SPLITS = ("test", "test_long")
 METRICS = ("exact_match", "chrf")
+PRIMARY = ("exact_match", "test_long")

@@ -1,18 +1,39 @@
 """Study folders: stores the plan of a study in study.json, and reads the scores of the runs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.run_folder import Run
+from experiments.study.statistics import Comparison, compare
 from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, difference, to_dict
 from transformer.data.builders import present_name
 from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
+from transformer.tasks import task_type
 
 STUDY_FILE = "study.json"
 MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not reported
+
+
+class Trial(NamedTuple):
+    """A run that tried values for a variant.
+
+    Attributes:
+      values: the values, by config key.
+      criterion: the loss of the last validation; None if training diverged.
+    """
+
+    values: dict[str, Any]
+    criterion: float | None
+
+
+class Tuned(NamedTuple):
+    """The tuning of a variant: the values that it got, and all trials."""
+
+    chosen: dict[str, Any]
+    trials: list[Trial]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +42,35 @@ class Study:
 
     Attributes:
       sweep: the plan of the study.
+      planned: the seeds of each variant.
       scores: scores[variant][seed][split] is the content of eval/<split>.json, if that file exists.
       diverged: the seeds of each variant whose training diverged.
+      failed: the seeds of each variant whose training failed for another reason.
+      tuned: the trials of each variant and the values that it got; empty if the study tunes nothing.
     """
 
     sweep: Sweep
+    planned: dict[str, list[int]]
     scores: dict[str, dict[int, dict[str, dict[str, Any]]]]
     diverged: dict[str, list[int]]
+    failed: dict[str, list[int]]
+    tuned: dict[str, Tuned]
 
     def values(self, variant: str, split: str, metric: str) -> list[float]:
         """Returns the scores of a metric, one per seed. Seeds without a score are left out."""
+        return list(self.by_seed(variant, split, metric).values())
+
+    def by_seed(self, variant: str, split: str, metric: str) -> dict[int, float]:
+        """Returns the score of each seed; seeds without a score are left out."""
         runs = self.scores[variant]
-        return [runs[seed][split][metric] for seed in sorted(runs) if metric in runs[seed].get(split, {})]
+        found = {seed: runs[seed].get(split, {}).get(metric) for seed in sorted(runs)}
+        return {seed: score for seed, score in found.items() if score is not None}
+
+    def comparisons(self) -> dict[str, Comparison]:
+        """Compares every variant with the baseline on the primary metric; see `statistics.compare`."""
+        metric, split = self.sweep.primary
+        scores = {variant: self.by_seed(variant, split, metric) for variant in self.sweep.variants}
+        return compare(scores, self.sweep.baseline)
 
     def by_length(self, variant: str, split: str, metric: str) -> dict[int, list[float]]:
         """Returns one score per seed for each range of source lengths. The key is the upper end in tokens.
@@ -67,6 +105,33 @@ def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: S
             for scores in evaluations.values()
         )
     )
+
+
+def state(run: Run, planned: PlannedRun, sweep: Sweep) -> str:
+    """Returns the state of a run: done, diverged, trained, failed, stopped or new.
+
+    A run that is trained has no scores yet, or not all. A run that was stopped resumes.
+    """
+    if is_complete(run, planned, sweep.splits, sweep.metrics):
+        return "done"
+    if has_diverged(run, planned):
+        return "diverged"
+    try:
+        status = run.result.get("status")
+    except UserError:
+        return "failed"
+    return {"done": "trained", "failed": "failed", None: "new"}.get(status, "stopped")
+
+
+def read_criterion(run: Run, planned: PlannedRun) -> float | None:
+    """Returns the loss of the last validation; None if the run is not trained with the planned config."""
+    try:
+        result = run.result
+    except UserError:
+        return None
+    if result.get("status") != "done" or result["identity"]["config"] != planned.config_hash:
+        return None
+    return result["validation"][task_type(planned.config).criterion]
 
 
 def has_diverged(run: Run, planned: PlannedRun) -> bool:
@@ -120,15 +185,35 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
             raise UserError(message + advice)
 
 
-def write_study(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
-    """Writes study.json, in which `read_study` finds the run folders. Earlier runs and variants are kept."""
-    values = dataclasses.asdict(sweep)
+def write_study(
+    root: Path,
+    sweep: Sweep,
+    runs: Sequence[PlannedRun],
+    tuned: Mapping[str, Tuned] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes study.json, in which `read_study` finds the run folders. Earlier runs and variants are kept.
+
+    Args:
+      root: the folder of the study.
+      sweep: the plan.
+      runs: the runs of the plan.
+      tuned: the tuning of each variant.
+      changes: new values by config key that the user gave for all variants.
+    """
+    values: dict[str, Any] = dataclasses.asdict(sweep)
     run_ids = [run.id for run in runs]
     if (root / STUDY_FILE).exists():
         stored = read_sealed(root / STUDY_FILE)
         values["variants"] = {**stored["variants"], **values["variants"]}
         run_ids = list(dict.fromkeys([*stored["runs"], *run_ids]))
-    write_sealed(root / STUDY_FILE, {**values, "runs": run_ids})
+    tuning = {
+        variant: {"chosen": chosen, "trials": [trial._asdict() for trial in trials]}
+        for variant, (chosen, trials) in (tuned or {}).items()
+    }
+    write_sealed(
+        root / STUDY_FILE, {**values, "runs": run_ids, "tuned": tuning, "changes": dict(changes or {})}
+    )
 
 
 def read_study(root: Path) -> Study:
@@ -147,18 +232,26 @@ def read_study(root: Path) -> Study:
         )
     stored = read_sealed(root / STUDY_FILE)
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
+    planned: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
+    failed: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     scores: dict[str, dict[int, dict[str, dict]]] = {variant: {} for variant in sweep.variants}
     diverged: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     contents: dict[str, tuple[str, str]] = {}
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
         run = Run(root / path_component(variant, "a variant") / path_component(name, "a run of the study"))
+        seed = int(name.partition("-")[0])
+        planned[variant].append(seed)
         if evaluations := read_evaluations(run, sweep.splits):
             _check_content(contents, run, run_id)
-            scores[variant][int(name.partition("-")[0])] = evaluations
-        if run.result.get("reason") == "diverged":
-            diverged[variant].append(int(name.partition("-")[0]))
-    return Study(sweep, scores, diverged)
+            scores[variant][seed] = evaluations
+        if run.result.get("status") == "failed":
+            (diverged if run.result.get("reason") == "diverged" else failed)[variant].append(seed)
+    tuned = {
+        variant: Tuned(values["chosen"], [Trial(**trial) for trial in values["trials"]])
+        for variant, values in stored["tuned"].items()
+    }
+    return Study(sweep, planned, scores, diverged, failed, tuned)
 
 
 def _check_content(contents: dict[str, tuple[str, str]], run: Run, run_id: str) -> None:

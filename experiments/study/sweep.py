@@ -1,16 +1,24 @@
 """Plan of a study: one run for each variant of a config with each seed."""
 
 import dataclasses
+import difflib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from experiments.config_files import load_module, load_values, with_changes
+from experiments.study.equal import ADJUSTED, EQUAL, equalize
 from transformer.config import ExperimentConfig, UserError, choose, from_dict, result_hash
-from transformer.data.builders import options_type
+from transformer.data.builders import check_split_name, options_type
 from transformer.evaluation.metrics import METRICS, metrics_for
+from transformer.fidelity import is_read
 from transformer.files import path_component
 from transformer.tasks import resolve
+
+NAMES = ("CONFIG", "VARIANTS", "GRID", "BASELINE", "SPLITS", "METRICS", "PRIMARY", "TUNE", "EQUAL")
+Changes = Mapping[str, Any]  # new values by dotted config key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +27,35 @@ class Sweep:
 
     Attributes:
       name: the name of the sweep file, without .py.
+      question: the docstring of the sweep file.
       config: the config file; a colon and arguments may follow.
-      variants: new values by dotted config key, for each variant; the first variant is the baseline.
+      variants: the changes of each variant, those of VARIANTS and then those of GRID.
+      baseline: the variant that the others are compared with.
       splits: the splits on which every run is evaluated.
-      metrics: the metrics in the table; the first metric is also plotted.
+      metrics: the metrics in the table.
+      primary: the metric and the split whose differences are tested; everything else is descriptive.
+      tune: the values to try, by config key. Every variant is trained with every combination and the first
+        seed, and gets the one with the lowest validation loss.
+      equal: what all variants have as much of as the baseline, a key of `EQUAL`; None for no adjustment.
     """
 
     name: str
+    question: str
     config: str
     variants: dict[str, dict[str, Any]]
+    baseline: str
     splits: tuple[str, ...]
     metrics: tuple[str, ...]
+    primary: tuple[str, str]
+    tune: dict[str, list[Any]]
+    equal: str | None
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The combinations of `tune`; a single empty one if nothing is tuned."""
+        return [
+            dict(zip(self.tune, values, strict=True)) for values in itertools.product(*self.tune.values())
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,44 +81,152 @@ class PlannedRun:
 
 
 def load_sweep(name: str) -> Sweep:
-    """Reads a sweep file.
+    """Reads a sweep file, and checks all that can be checked without the config.
 
     Args:
       name: path of the file; a colon and arguments for the config may follow, as in
         `configs/sweeps/positions.py:smoke`.
 
     Raises:
-      UserError: the file cannot be executed, or a definition is missing.
+      UserError: the file cannot be executed, a definition is missing, or a definition is wrong.
     """
     path, _, argument = name.partition(":")
     module = load_module(path, "sweep")
-    try:
-        config = module.CONFIG
-        if argument:
-            config += f"{',' if ':' in config else ':'}{argument}"
-        for metric in module.METRICS:
-            choose(METRICS, metric, f"an entry of METRICS in {path}")
-        for name, entries in (("VARIANTS", module.VARIANTS), ("SPLITS", module.SPLITS)):
-            for entry in entries:
-                path_component(entry, f"an entry of {name} in {path}")
-        return Sweep(
-            name=Path(path).stem,
-            config=config,
-            variants=module.VARIANTS,
-            splits=tuple(module.SPLITS),
-            metrics=tuple(module.METRICS),
-        )
-    except AttributeError as error:
-        if hasattr(module, "get_config"):
-            raise UserError(
-                f"{path} is a config file; name it as CONFIG in a sweep file, or use experiments.train"
-            ) from None
+    if hasattr(module, "get_config"):
         raise UserError(
-            f"sweep file {path} does not define {error.name}; define it as in configs/sweeps/positions.py"
-        ) from None
+            f"{path} is a config file; name it as CONFIG in a sweep file, or use experiments.train"
+        )
+    _check_names(module, path)
+    read = _Reader(module, path)
+    config = read.text("CONFIG")
+    if argument:
+        config += f"{',' if ':' in config else ':'}{argument}"
+    metrics, splits = read.texts("METRICS"), read.texts("SPLITS")
+    for metric in metrics:
+        choose(METRICS, metric, f"an entry of METRICS in {path}")
+    for split in splits:
+        path_component(split, f"an entry of SPLITS in {path}")
+    variants = read.variants()
+    baseline = read.text("BASELINE", next(iter(variants)))
+    choose(variants, baseline, f"BASELINE in {path}")
+    primary = read.texts("PRIMARY", (metrics[0], splits[0]))
+    if len(primary) != 2 or primary[0] not in metrics or primary[1] not in splits:
+        raise UserError(
+            f"PRIMARY in {path} is {primary!r}; it must be an entry of METRICS and an entry of SPLITS, "
+            f"such as {(metrics[0], splits[0])!r}"
+        )
+    tune = read.values("TUNE")
+    if varied := [key for key in tune if any(key in changes for changes in variants.values())]:
+        raise UserError(
+            f"TUNE in {path} tries {varied[0]}, which a variant sets; leave it out of one of them"
+        )
+    equal = read.text("EQUAL", "") or None
+    if equal:
+        choose(EQUAL, equal, f"EQUAL in {path}")
+        for name, changes in variants.items():
+            if ADJUSTED[equal] in {**changes, **tune}:
+                raise UserError(
+                    f"EQUAL in {path} works out {ADJUSTED[equal]}, which variant {name} or TUNE sets; "
+                    "leave it out"
+                )
+    question = (module.__doc__ or "").strip()
+    return Sweep(Path(path).stem, question, config, variants, baseline, splits, metrics, primary, tune, equal)
 
 
-def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[PlannedRun]:
+def _check_names(module: ModuleType, path: str) -> None:
+    """Checks that required names are defined, and that no name is misspelt."""
+    for name in ("CONFIG", "SPLITS", "METRICS"):
+        if not hasattr(module, name):
+            raise UserError(
+                f"sweep file {path} does not define {name}; define it as in configs/sweeps/positions.py"
+            )
+    if not hasattr(module, "VARIANTS") and not hasattr(module, "GRID"):
+        raise UserError(
+            f"sweep file {path} defines neither VARIANTS nor GRID; define one as in "
+            "configs/sweeps/positions.py"
+        )
+    for name in vars(module):
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
+        if name.isupper() and near and name not in NAMES:
+            raise UserError(f"sweep file {path} defines {name}; did you mean {near[0]}?")
+
+
+class _Reader:
+    """Reads the definitions of a sweep file, and refuses values of a wrong type."""
+
+    def __init__(self, module: ModuleType, path: str):
+        self._module, self._path = module, path
+
+    def _refuse(self, name: str, rule: str) -> UserError:
+        return UserError(f"{name} in {self._path} is {getattr(self._module, name)!r}; {rule}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = getattr(self._module, name, default)
+        if not isinstance(value, str):
+            raise self._refuse(name, "it must be text")
+        return value
+
+    def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        value = getattr(self._module, name, default)
+        if isinstance(value, str):
+            raise self._refuse(name, f"it must be a tuple: ({value!r},)")
+        if not isinstance(value, tuple | list) or not value or not all(isinstance(x, str) for x in value):
+            raise self._refuse(name, "it must be a tuple of text with at least one entry")
+        if len(set(value)) < len(value):
+            raise self._refuse(name, "an entry is repeated; name each once")
+        return tuple(value)
+
+    def values(self, name: str) -> dict[str, list[Any]]:
+        """Reads a mapping from config keys to the values that each takes."""
+        found = getattr(self._module, name, {})
+        if not isinstance(found, Mapping):
+            raise self._refuse(name, "it must map config keys to the values to try")
+        for key, values in found.items():
+            if not isinstance(values, tuple | list) or not values:
+                raise self._refuse(name, f"the values of {key} must be a tuple with at least one entry")
+            self._check_key(name, key)
+        return {key: list(values) for key, values in found.items()}
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        found = getattr(self._module, "VARIANTS", {})
+        if not isinstance(found, Mapping) or not all(isinstance(value, Mapping) for value in found.values()):
+            raise self._refuse("VARIANTS", "it must map the name of each variant to its changes")
+        grid = self.values("GRID")
+        variants = {name: dict(changes) for name, changes in found.items()}
+        for values in itertools.product(*grid.values()) if grid else ():
+            name = ",".join(map(_value_name, grid, values))
+            if name in variants:
+                raise self._refuse("GRID", f"{name} is also the name of another variant; rename that one")
+            variants[name] = dict(zip(grid, values, strict=True))
+        if not variants:
+            raise self._refuse("VARIANTS", "it must have at least one variant")
+        for name, changes in variants.items():
+            if not isinstance(name, str):
+                raise self._refuse("VARIANTS", f"the name of a variant must be text, not {name!r}")
+            path_component(name, f"the name of a variant in {self._path}")
+            for key in changes:
+                self._check_key(f"variant {name}", key)
+        return variants
+
+    def _check_key(self, place: str, key: Any) -> None:
+        if not isinstance(key, str):
+            raise UserError(
+                f"{place} in {self._path} has the key {key!r}; a key must be text, as in train.steps"
+            )
+        if key == "train.seed":
+            raise UserError(
+                f"{place} in {self._path} sets train.seed; give the number of seeds to launch: --seeds"
+            )
+
+
+def _value_name(key: str, value: Any) -> str:
+    """Returns the name of a value of a grid; text names itself."""
+    return value if isinstance(value, str) else f"{key.rpartition('.')[2]}={value}"
+
+
+def expand(
+    sweep: Sweep, overrides: Changes, seeds: int, chosen: Mapping[str, Changes] | None = None
+) -> list[PlannedRun]:
     """Returns a run for every variant with every seed.
 
     All variants with seed 0 come first, so that a first comparison of the variants is early.
@@ -101,35 +235,66 @@ def expand(sweep: Sweep, overrides: Mapping[str, Any], seeds: int) -> list[Plann
       sweep: the study.
       overrides: new values by dotted config key, for all variants.
       seeds: number of seeds; the seeds are 0, 1, ...
+      chosen: the tuned values of each variant; None if the study tunes nothing.
 
     Raises:
       UserError: a change in a variant or in `overrides` is not possible.
     """
+    runs = []
+    for seed in range(seeds):
+        configs = _configs(sweep, overrides, seed, chosen or {})
+        runs += [PlannedRun(variant, seed, config) for variant, config in configs.items()]
+    return runs
+
+
+def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Changes]]:
+    """Returns the runs that tune each variant, with the values that each tries; see `Sweep.tune`.
+
+    Raises:
+      UserError: see `expand`.
+    """
+    runs = []
+    for values in sweep.trials:
+        configs = _configs(sweep, overrides, 0, dict.fromkeys(sweep.variants, values))
+        runs += [(PlannedRun(variant, 0, config), values) for variant, config in configs.items()]
+    return runs
+
+
+def _configs(
+    sweep: Sweep, overrides: Changes, seed: int, chosen: Mapping[str, Changes]
+) -> dict[str, ExperimentConfig]:
+    """Returns the config of each variant for a seed, after all checks."""
     values = load_values(sweep.config)
-    varied = {"train.seed", *(key for changes in sweep.variants.values() for key in changes)}
+    varied = {"train.seed", *sweep.tune, *(key for changes in sweep.variants.values() for key in changes)}
     for key in varied & set(overrides):
         raise UserError(f"--set cannot change {key}, which the study varies; change the sweep file instead")
+    configs = {}
     for variant, changes in sweep.variants.items():
+        changes = {**changes, **chosen.get(variant, {})}
         for key, value in changes.items():
             if isinstance(value, Mapping) and value:
                 raise UserError(
                     f"variant {variant} changes {key}, which is a group of fields; "
                     f"name single fields, such as {key}.{next(iter(value))}"
                 )
-    runs = [
-        PlannedRun(
-            variant,
-            seed,
-            resolve(from_dict(with_changes(values, {**overrides, **changes, "train.seed": seed}))),
-        )
-        for seed in range(seeds)
-        for variant, changes in sweep.variants.items()
-    ]
-    for run in runs:
+        config = resolve(from_dict(with_changes(values, {**overrides, **changes, "train.seed": seed})))
+        for key in changes:
+            if not is_read(key, config):
+                raise UserError(f"variant {variant} sets {key}, which has no effect there; leave it out")
         for metric in sweep.metrics:
-            if metric not in metrics_for(run.config.data.target):
+            if metric not in metrics_for(config.data.target):
                 raise UserError(
-                    f"METRICS has {metric}, which has no meaning for {run.config.data.target} "
-                    f"(variant {run.variant}); leave it out"
+                    f"METRICS has {metric}, which has no meaning for {config.data.target} "
+                    f"(variant {variant}); leave it out"
                 )
-    return runs
+        for split in sweep.splits:
+            check_split_name(config.data, split)
+        configs[variant] = config
+    if sweep.equal:
+        configs = equalize(sweep.equal, configs, sweep.baseline)
+    names: dict[str, str] = {}
+    for variant, config in configs.items():
+        first = names.setdefault(PlannedRun(variant, seed, config).config_hash, variant)
+        if first != variant:
+            raise UserError(f"variants {first} and {variant} are the same config; leave one out")
+    return configs

@@ -2,14 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import plots
 from experiments.study.results import Study
+from experiments.study.statistics import MIN_SEEDS, Comparison, Interval, Summary, summarize
 from transformer.evaluation.metrics import METRICS
-from transformer.evaluation.significance import interval
 from transformer.files import atomic_write
 
 
@@ -18,10 +19,11 @@ def write_report(root: Path, study: Study) -> Path:
     folder = root / "report"
     folder.mkdir(exist_ok=True)
     sweep = study.sweep
-    atomic_write(folder / "table.md", score_table(study))
+    atomic_write(folder / "table.md", report_markdown(study))
+    atomic_write(folder / "table.tex", latex(study))
     columns = ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"]
     intervals = (
-        [variant, split, metric, len(values), *interval(values)]
+        [variant, split, metric, len(values), *_flat(summarize(values))]
         for variant, split, metric, values in _cells(study)
     )
     atomic_write(folder / "table.csv", _csv(columns, intervals))
@@ -53,7 +55,153 @@ def write_report(root: Path, study: Study) -> Path:
 def report_text(study: Study, folder: Path) -> str:
     """Returns a text with the table of scores and the names of the files in the report."""
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    return f"{score_table(study)}\n{folder}: {names}"
+    return f"{report_markdown(study)}\n{folder}: {names}"
+
+
+def report_markdown(study: Study) -> str:
+    """Returns the tables of scores and of differences, and what they say in words."""
+    texts = [score_table(study), notes(study)]
+    if comparisons := study.comparisons():
+        metric, split = study.sweep.primary
+        title = f"Differences from {study.sweep.baseline} in {metric} on {split}, which decide:\n"
+        texts[1:1] = [title, comparison_table(study, comparisons), verdicts(study, comparisons)]
+    if study.tuned:
+        texts.append(tuning_table(study))
+    return "\n".join(texts)
+
+
+def comparison_table(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+    """Returns a Markdown table of the differences from the baseline on the primary metric."""
+    form = METRICS[study.sweep.primary[0]].format
+    header = [
+        "variant",
+        "difference",
+        "95% interval",
+        "p (Welch)",
+        "p (Holm)",
+        "P(higher)",
+        "detectable",
+        "paired",
+    ]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for variant, comparison in comparisons.items():
+        paired = comparison.paired
+        rows.append(
+            [
+                variant,
+                f"{comparison.difference:+{form}}",
+                _interval_text(comparison.interval, f"+{form}"),
+                p_text(comparison.p),
+                p_text(comparison.p_adjusted),
+                f"{comparison.probability_higher:.2f}",
+                "-" if comparison.detectable is None else f"{comparison.detectable:{form}}",
+                "-"
+                if paired is None
+                else f"{paired.mean:+{form}} {_interval_text(paired.interval, f'+{form}')}",
+            ]
+        )
+    return markdown(rows)
+
+
+def verdicts(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+    """Returns one sentence per comparison that says what the study shows."""
+    metric, split = study.sweep.primary
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    form, lines = METRICS[metric].format, []
+    for variant, found in comparisons.items():
+        if found.reason:
+            lines.append(f"- {variant}: no test, because {found.reason}.")
+        elif found.is_significant:
+            word = "better" if sign * found.difference > 0 else "worse"
+            lines.append(
+                f"- {variant} is {word} than {study.sweep.baseline} in {metric} on {split} "
+                f"(p {_p_relation(found.p_adjusted)} after Holm's adjustment)."
+            )
+        else:
+            lines.append(
+                f"- {variant}: the difference is within the noise of the seeds. This study finds a "
+                f"difference of {found.detectable:{form}} with a probability of 80%."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def notes(study: Study) -> str:
+    """Returns what a reader must know about the tables: missing, failed and diverged runs, and few seeds."""
+    lines = ["Scores are mean ± standard deviation over seeds. A seed is one trained model."]
+    for variant, planned in study.planned.items():
+        counts = {
+            "diverged": len(study.diverged[variant]),
+            "failed": len(study.failed[variant]),
+        }
+        counts["not finished"] = len(planned) - len(study.scores[variant]) - sum(counts.values())
+        if listed := ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0):
+            lines.append(f"- {variant}: of {len(planned)} runs, {listed}.")
+    fewest = min(map(len, study.scores.values()), default=0)
+    if fewest < MIN_SEEDS:
+        lines.append(
+            f"- Some variants have {fewest} seeds. With fewer than {MIN_SEEDS}, only differences of several "
+            "standard deviations are found."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def tuning_table(study: Study) -> str:
+    """Returns a Markdown table of the values that each variant got, and of the number of trials."""
+    rows = [["variant", "trials", "diverged", "chosen"], ["---", "---:", "---:", "---"]]
+    for variant, (chosen, trials) in study.tuned.items():
+        diverged = sum(trial.criterion is None for trial in trials)
+        values = ", ".join(f"{key}={value}" for key, value in chosen.items())
+        rows.append([variant, f"{len(trials)}", f"{diverged}", values])
+    return f"Tuning on validation, with the first seed:\n\n{markdown(rows)}"
+
+
+def latex(study: Study) -> str:
+    """Returns the table of scores for LaTeX; it needs the package booktabs."""
+    sweep = study.sweep
+    columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
+    heads = " & ".join(_escape_latex(f"{split} {metric}") for split, metric in columns)
+    lines = [
+        rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
+        r"\toprule",
+        rf"variant & seeds & {heads} \\",
+        r"\midrule",
+    ]
+    for variant in sweep.variants:
+        cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
+        row = [_escape_latex(variant), f"{len(study.scores[variant])}", *cells]
+        lines.append(rf"{' & '.join(row)} \\".replace("±", r"$\pm$"))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escape_latex(text: str) -> str:
+    escapes = {character: rf"\{character}" for character in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+    return text.translate(str.maketrans(escapes))
+
+
+def p_text(p: float | None) -> str:
+    """Returns a p-value with four digits, or "-" if there is none."""
+    if p is None:
+        return "-"
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _p_relation(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
+
+
+def _interval_text(bounds: Interval, form: str) -> str:
+    return "-" if math.isnan(bounds.low) else f"[{bounds.low:{form}}, {bounds.high:{form}}]"
+
+
+def _flat(summary: Summary) -> list[float | str]:
+    values = [summary.mean, summary.deviation, *summary.interval]
+    return ["" if math.isnan(value) else value for value in values]
 
 
 def score_table(study: Study) -> str:
@@ -69,10 +217,8 @@ def score_table(study: Study) -> str:
     ]
     for variant in sweep.variants:
         cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
-        diverged = len(study.diverged[variant])
-        seeds = f"{len(study.scores[variant])}" + (f" ({diverged} more diverged)" if diverged else "")
-        rows.append([variant, seeds, *cells])
-    return _markdown(rows)
+        rows.append([variant, f"{len(study.scores[variant])}", *cells])
+    return markdown(rows)
 
 
 def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: str) -> str:
@@ -87,10 +233,10 @@ def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: 
     for (variant, split), curve in curves.items():
         cells = [_cell(curve[end], metric) if end in curve else "" for end in ends]
         rows.append([f"{variant}, {split}", *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -98,7 +244,7 @@ def _cell(values: Sequence[float], metric: str) -> str:
     if not values:
         return "missing"
     form = METRICS[metric].format
-    mean, deviation, *_ = interval(values)
+    mean, deviation, _ = summarize(values)
     return f"{mean:{form}} ± {deviation:{form}}" if len(values) > 1 else f"{mean:{form}}"
 
 

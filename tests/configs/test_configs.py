@@ -253,7 +253,8 @@ def test_the_study_of_table_3_has_every_row():
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_can_be_expanded_into_runs(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sweep = load_sweep(f"{path.relative_to(ROOT)}:smoke")
+    # With smoke, some rows of Table 3 have the same config.
+    sweep = load_sweep(str(path.relative_to(ROOT)) + ("" if path.stem == "table3" else ":smoke"))
     runs = expand(sweep, {}, seeds=2)
     assert len(runs) == 2 * len(sweep.variants)
     assert len({run.id for run in runs}) == len(runs)

@@ -1,4 +1,4 @@
-"""Paired tests for a difference on one test set, and t-intervals for a mean across seeds.
+"""Paired tests for a difference on one test set.
 
 The randomization test counts assignments. An assignment swaps the outputs of the two models for some sentences.
 """
@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.outputs import outputs_of
 from transformer.evaluation.metrics import METRICS
-from transformer.evaluation.significance import compare, interval, randomization_test
+from transformer.evaluation.significance import compare, randomization_test
 
 WORDS = ["the", "a", "dog", "cat", "runs", "sits", "in", "on", "park", "house", "big", "small", "and", "then"]
 
@@ -141,25 +141,3 @@ def test_outputs_for_different_test_sets_cannot_be_compared(name):
     outputs, baseline = outputs_of(["a", "b"], ["a", "b"]), outputs_of(["a", "b"], ["a", "c"])
     with pytest.raises(ValueError, match="the two models have different references"):
         compare(METRICS[name], outputs, baseline)
-
-
-def test_interval_equals_values_computed_by_hand():
-    """The 0.975 quantile of Student's t is 4.302653 for 2 degrees of freedom and 12.706205 for 1."""
-    mean, deviation, low, high = interval([1.0, 2.0, 3.0])
-    assert (mean, deviation) == (2, 1)
-    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
-    assert interval([1.0, 3.0])[2:] == pytest.approx((2 - 12.706205, 2 + 12.706205))
-    assert interval([5.0, 5.0]) == (5, 0, 5, 5)
-
-
-def test_interval_of_too_few_values_is_nan():
-    assert interval([4.0]).mean == 4
-    assert all(map(math.isnan, interval([4.0])[1:]))
-    assert all(map(math.isnan, interval([])))
-
-
-def test_interval_covers_the_mean_in_95_percent_of_studies():
-    rng = random.Random(0)
-    intervals = [interval([rng.gauss(0, 1) for _ in range(3)]) for _ in range(2_000)]
-    covered = sum(low <= 0 <= high for _, _, low, high in intervals) / len(intervals)
-    assert covered == pytest.approx(0.95, abs=0.02)  # the tolerance is four standard errors of the share

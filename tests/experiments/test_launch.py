@@ -1,6 +1,7 @@
 """The commands `launch` and `report`: launches, failed runs, interruptions, and error messages."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from experiments import cli, launch
 from experiments.study.queue import Ended
+from experiments.study.results import read_study
 from tests.support.commands import call, refuse, start
 from transformer.files import lock, read_json
 
@@ -72,6 +74,48 @@ def test_a_study_runs_only_what_is_missing(study_flags, in_this_process, tmp_pat
     )
 
 
+def test_a_dry_run_lists_the_runs_and_writes_nothing(study_flags, tmp_path):
+    done = call("launch", *study_flags, "--seeds=5", "--dry_run")
+    assert done.stderr == ""
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:-1]]
+    names = [row[0].partition("-")[0] for row in rows]
+    assert names == [f"| {variant}/{seed}" for seed in range(5) for variant in ("slow", "fast")]
+    assert {row[1] for row in rows} == {"new"}
+    assert all(float(row[2]) > 1e6 for row in rows)
+    assert done.stdout.endswith("rates: 10 runs, 0 done\n")
+    assert not (tmp_path / "study").exists()
+
+
+def test_each_variant_gets_the_best_of_its_trials(study_flags, in_this_process, tmp_path):
+    path = tmp_path / "rates.py"
+    path.write_text(
+        'CONFIG = "configs/number_words.py:smoke"\n'
+        'VARIANTS = {"one": {}, "two": {"model.positions": "none"}}\n'
+        'TUNE = {"optimizer.learning_rate": (1e-5, 1e-2)}\n'
+        'SPLITS = ("test",)\nMETRICS = ("chrf",)\n'
+    )
+    done = call("launch", *study_flags)
+    assert "rates: 4 trials for tuning, 0 done, 4 to do" in done.stdout
+    assert "rates: 2 runs, 0 done, 2 to do" in done.stdout
+    study = read_study(tmp_path / "study")
+    for variant in ("one", "two"):
+        chosen, trials = study.tuned[variant]
+        assert chosen == {"optimizer.learning_rate": 1e-2}
+        assert trials[1].criterion < trials[0].criterion
+        assert list(study.scores[variant]) == [0]
+    again = call("launch", *study_flags)
+    assert "rates: 4 trials for tuning, 4 done, 0 to do" in again.stdout
+    assert "rates: 2 runs, 2 done, 0 to do" in again.stdout
+
+
+def test_more_jobs_than_cores_are_refused(study_flags):
+    cores = len(os.sched_getaffinity(0))
+    line = refuse("launch", *study_flags, f"--jobs={cores + 1}")
+    assert line == (
+        f"--jobs is {cores + 1}, but this machine has {cores} processor cores; give at most {cores}"
+    )
+
+
 def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_path, monkeypatch):
     def run_jobs(jobs, slots, should_stop):
         yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (1, 0), strict=True))
@@ -92,7 +136,8 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (cli.PREEMPTED, "stopping: current runs save a checkpoint first\n")
+    assert process.returncode == cli.PREEMPTED
+    assert errors.endswith("deviations are found\nstopping: current runs save a checkpoint first\n")
     assert output.endswith("interrupted; run the same command again to resume the study\n")
     (result,) = tmp_path.glob("study/*/*/result.json")
     assert json.loads(result.read_text())["status"] == "preempted"

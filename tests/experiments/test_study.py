@@ -10,13 +10,23 @@ import sys
 import time
 
 import pytest
+import scipy
 
 from experiments import plots
+from experiments.costs import describe
 from experiments.run_folder import Run
 from experiments.study.queue import Job, run_jobs
-from experiments.study.results import check_root, has_diverged, is_complete, read_study, write_study
-from experiments.study.sweep import Sweep, expand, load_sweep
-from experiments.study.tables import score_table, write_report
+from experiments.study.results import (
+    Trial,
+    Tuned,
+    check_root,
+    has_diverged,
+    is_complete,
+    read_study,
+    write_study,
+)
+from experiments.study.sweep import Sweep, expand, expand_trials, load_sweep
+from experiments.study.tables import latex, notes, report_markdown, score_table, write_report
 from tests.support.commands import ROOT
 from tests.support.studies import write_run
 from transformer.config import UserError
@@ -33,6 +43,11 @@ def sweep(monkeypatch):
         variants={"base": {}, "deep": {"model.num_layers": 3}},
         splits=("test", "test_long"),
         metrics=("exact_match", "bleu"),
+        question="Does depth help?",
+        baseline="base",
+        primary=("exact_match", "test"),
+        tune={},
+        equal=None,
     )
 
 
@@ -96,11 +111,134 @@ def test_the_error_for_a_sweep_file_says_what_is_wrong(tmp_path):
     path = tmp_path / "study.py"
     assert refused(load_sweep, "nowhere.py") == "there is no sweep file 'nowhere.py'"
     path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
-    assert "does not define METRICS" in refused(load_sweep, str(path))
-    path.write_text("METRICS = ('bluu',)\nCONFIG = 'configs/base.py'\n")
-    assert refused(load_sweep, str(path)).startswith(
-        f"an entry of METRICS in {path} is 'bluu'; it must be one"
+    assert "does not define SPLITS" in refused(load_sweep, str(path))
+
+
+SWEEP = """
+CONFIG = "configs/number_words.py"
+VARIANTS = {"base": {}, "deep": {"model.num_layers": 3}}
+SPLITS = ("test", "test_long")
+METRICS = ("exact_match", "chrf")
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("VARIANTS = {}", "VARIANTS in FILE is {}; it must have at least one variant"),
+        ("VARIANTS = ['a']", "VARIANTS in FILE is ['a']; it must map the name of each variant to its changes"),
+        ("VARIANTS = {'a': ['b']}", "VARIANTS in FILE is {'a': ['b']}; it must map the name of each variant to its changes"),
+        ("VARIANTS = {'a/b': {}}", "the name of a variant in FILE is 'a/b'; "),
+        ("VARIANTS = {'..': {}}", "the name of a variant in FILE is '..'; "),
+        ("VARIANTS = {3: {}}", "VARIANTS in FILE is {3: {}}; the name of a variant must be text, not 3"),
+        ("VARIANTS = {'a': {'train.seed': 3}}", "variant a in FILE sets train.seed; give the number of seeds to launch: --seeds"),
+        ("VARIANTS = {'a': {3: 3}}", "variant a in FILE has the key 3; a key must be text, as in train.steps"),
+        ("SPLITS = 'test'", "SPLITS in FILE is 'test'; it must be a tuple: ('test',)"),
+        ("METRICS = 'bleu'", "METRICS in FILE is 'bleu'; it must be a tuple: ('bleu',)"),
+        ("METRICS = ()", "METRICS in FILE is (); it must be a tuple of text with at least one entry"),
+        ("SPLITS = (1,)", "SPLITS in FILE is (1,); it must be a tuple of text with at least one entry"),
+        ("SPLITS = ('test', 'test')", "SPLITS in FILE is ('test', 'test'); an entry is repeated; name each once"),
+        ("SPLITS = ('a/b',)", "an entry of SPLITS in FILE is 'a/b'; "),
+        ("METRICS = ('bluu',)", "an entry of METRICS in FILE is 'bluu'; it must be one of: "),
+        ("CONFIG = 3", "CONFIG in FILE is 3; it must be text"),
+        ("BASELINE = 'bass'", "BASELINE in FILE is 'bass'; it must be one of: base, deep"),
+        ("BASLINE = 'base'", "sweep file FILE defines BASLINE; did you mean BASELINE?"),
+        ("PRIMARY = 'chrf'", "PRIMARY in FILE is 'chrf'; it must be a tuple: ('chrf',)"),
+        ("PRIMARY = ('bleu', 'test')", "PRIMARY in FILE is ('bleu', 'test'); it must be an entry of METRICS and an entry of SPLITS, "),
+        ("PRIMARY = ('chrf',)", "PRIMARY in FILE is ('chrf',); it must be an entry of METRICS and an entry of SPLITS, "),
+        ("GRID = {'model.d_ff': 3}", "GRID in FILE is {'model.d_ff': 3}; the values of model.d_ff must be a tuple"),
+        ("GRID = {'train.seed': (1, 2)}", "GRID in FILE sets train.seed; give "),
+        ("GRID = {'model.positions': ('base',)}", "GRID in FILE is {'model.positions': ('base',)}; base is also the name of another variant"),
+        ("TUNE = {'model.num_layers': (1, 2)}", "TUNE in FILE tries model.num_layers, which a variant sets; "),
+        ("TUNE = ('a',)", "TUNE in FILE is ('a',); it must map config keys to the values to try"),
+        ("EQUAL = 'step'", "EQUAL in FILE is 'step'; it must be one of: flops, parameters, steps, target_tokens"),
+        ("EQUAL = 'steps'; TUNE = {'train.steps': (1, 2)}", "EQUAL in FILE works out train.steps, which variant base or TUNE sets; leave it out"),
+    ],
+)  # fmt: skip
+def test_a_wrong_definition_is_refused(tmp_path, line, message):
+    path = tmp_path / "study.py"
+    path.write_text(f"{SWEEP}{line}\n")
+    assert refused(load_sweep, str(path)).startswith(message.replace("FILE", str(path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b are the same config; leave one out"),
+        ({"variants": {"a": {"model.cell": "gru"}}}, "variant a sets model.cell, which has no effect there; leave it out"),
+        ({"splits": ("dev",)}, "number_words has no split 'dev'; choose train, test, validation, test_long"),
+        ({"variants": {"a": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"}, None),
+        ({"variants": {"a": {}, "b": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"},
+         "EQUAL = 'parameters' sets model.d_ff, which a variant does not read; leave EQUAL out"),
+        ({"variants": {"a": {}, "b": {"model.num_layers": 9}}, "baseline": "a", "equal": "parameters"},
+         "EQUAL = 'parameters': a variant has "),
+    ],
+)  # fmt: skip
+def test_a_plan_with_a_wrong_variant_is_refused(sweep, changes, message):
+    wrong = dataclasses.replace(sweep, **changes)
+    if message is None:
+        expand(wrong, {}, seeds=1)
+    else:
+        assert refused(expand, wrong, {}, seeds=1).startswith(message)
+
+
+def test_a_grid_is_named_by_its_values(tmp_path):
+    path = tmp_path / "norm.py"
+    path.write_text(
+        SWEEP.replace("VARIANTS", "_")
+        + "GRID = {'model.residual': ('post_norm', 'pre_norm'), 'optimizer.warmup_steps': (1, 9)}"
     )
+    sweep = load_sweep(str(path))
+    assert list(sweep.variants) == [
+        "post_norm,warmup_steps=1", "post_norm,warmup_steps=9", "pre_norm,warmup_steps=1", "pre_norm,warmup_steps=9"
+    ]  # fmt: skip
+    assert sweep.variants["pre_norm,warmup_steps=1"] == {
+        "model.residual": "pre_norm", "optimizer.warmup_steps": 1
+    }  # fmt: skip
+    assert (sweep.baseline, sweep.primary) == ("post_norm,warmup_steps=1", ("exact_match", "test"))
+
+
+def test_every_shipped_sweep_can_be_planned(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in sorted(ROOT.glob("configs/sweeps/[!_]*.py")):
+        sweep = load_sweep(str(path))
+        assert len(expand(sweep, {}, seeds=5)) == 5 * len(sweep.variants)
+        assert sweep.question
+
+
+@pytest.mark.parametrize(
+    ("equal", "changes", "field", "expected"),
+    [
+        ("steps", {"train.batch_tokens": 2048}, "steps", 1_200),
+        ("target_tokens", {"train.batch_tokens": 2048}, "steps", 600),
+        ("flops", {"train.batch_tokens": 2048}, "steps", 600),
+        ("parameters", {"model.feed_forward": "swiglu"}, "d_ff", None),
+    ],
+)
+def test_variants_get_as_much_as_the_baseline(sweep, equal, changes, field, expected):
+    planned = expand(
+        dataclasses.replace(sweep, variants={"base": {}, "other": changes}, equal=equal), {}, seeds=1
+    )
+    base, other = (run.config for run in planned)
+    assert base == expand(sweep, {}, seeds=1)[0].config
+    if expected is not None:
+        assert getattr(other.train, field) == expected
+    else:
+        counts = [describe(config)["parameters"] for config in (base, other)]
+        assert counts[0] == pytest.approx(counts[1], rel=1e-3)
+
+
+def test_each_variant_has_equally_many_trials(sweep):
+    tuned = dataclasses.replace(sweep, tune={"optimizer.learning_rate": [1e-3, 2e-3], "train.steps": [9, 10]})
+    trials = expand_trials(tuned, {})
+    assert len(trials) == 8
+    assert {run.seed for run, _ in trials} == {0}
+    by_variant = [values for run, values in trials if run.variant == "deep"]
+    assert by_variant == tuned.trials
+    chosen = {"base": tuned.trials[0], "deep": tuned.trials[3]}
+    runs = expand(tuned, {}, 2, chosen)
+    assert {run.id for run in runs if run.seed == 0} <= {run.id for run, _ in trials}
+    assert [run.config.train.steps for run in runs] == [9, 10, 9, 10]
 
 
 def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
@@ -111,7 +249,7 @@ def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
 def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):
     check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
-    more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 512}})
+    more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 1024}})
     check_root(tmp_path, more, expand(more, {}, seeds=2))
     shorter = expand(sweep, {"train.steps": 7}, seeds=1)
     message = refused(check_root, tmp_path, sweep, shorter)
@@ -247,7 +385,9 @@ def test_a_run_that_diverged_is_counted_and_not_started_again(sweep, tmp_path):
     diverged.write_result(status="failed", reason="diverged")
     assert [has_diverged(Run(tmp_path / run.id), run) for run in runs] == [False, False, False, True]
     assert not has_diverged(diverged, runs[2])
-    assert "| deep | 1 (1 more diverged) |" in score_table(read_study(tmp_path))
+    study = read_study(tmp_path)
+    assert "| deep | 1 |" in score_table(study)
+    assert "- deep: of 2 runs, 1 diverged.\n" in notes(study)
 
 
 def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
@@ -304,7 +444,15 @@ def study(tmp_path, sweep):
 def test_a_report_has_means_intervals_seeds_and_lengths(study):
     folder = write_report(study, read_study(study))
     table = (folder / "table.md").read_text()
-    assert table == score_table(read_study(study))
+    assert table.startswith(score_table(read_study(study)))
+    # One seed of `deep` has no score, so there is no test.
+    assert "| deep | -12.00 | - | - | - | 0.00 | - | - |" in table
+    assert "- deep: no test, because a test needs at least two seeds of both variants.\n" in table
+    assert "- deep: of 2 runs, 1 not finished.\n" in table
+    assert "- Some variants have 1 seeds. With fewer than 5, " in table
+    tex = (folder / "table.tex").read_text()
+    assert r"base & 2 & 92.00 $\pm$ 2.83 & 46.00" in tex
+    assert r"test\_long exact\_match" in tex
     assert "| base | 2 | 92.00 ± 2.83 | 46.00 ± 1.41 | 92.00 ± 2.83 | 46.00 ± 1.41 |" in table
     assert "| deep | 1 | 80.00 | 40.00 | 80.00 | 40.00 |" in table
     header, base = list(csv.reader((folder / "table.csv").read_text().splitlines()))[:2]
@@ -319,6 +467,54 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
     assert "| base, test_long | 52.00 ± 2.83 | 52.00 ± 2.83 |" in by_length
     for figure in ("table.png", "by_length.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def noisy(tmp_path, sweep):
+    """A study of three variants with five seeds: far is far better, near is like the baseline."""
+    variants = {"base": {}, "far": {"model.num_layers": 3}, "near": {"model.num_layers": 4}}
+    sweep = dataclasses.replace(sweep, variants=variants, splits=("test",))
+    runs = expand(sweep, {}, seeds=5)
+    write_study(tmp_path, sweep, runs)
+    for run in runs:
+        score = {"base": 50, "far": 70, "near": 50.5}[run.variant] + run.seed
+        write_run(tmp_path, run, {"test": {"exact_match": float(score), "bleu": 1.0, "by_length": []}})
+    return read_study(tmp_path)
+
+
+def test_words_follow_the_adjusted_test(noisy):
+    text = report_markdown(noisy)
+    assert "- far is better than base in exact_match on test (p < 0.0001 after Holm's adjustment).\n" in text
+    assert (
+        "- near: the difference is within the noise of the seeds. This study finds a difference of " in text
+    )
+    scores = [list(map(float, range(low, low + 5))) for low in (50, 70)]
+    p = scipy.stats.ttest_ind(*scores, equal_var=False).pvalue
+    assert noisy.comparisons()["far"].p == pytest.approx(p)
+    assert noisy.comparisons()["far"].p_adjusted == pytest.approx(2 * p)
+
+
+def test_lower_is_better_for_some_metrics(noisy, monkeypatch):
+    metric = dataclasses.replace(METRICS["exact_match"], higher_is_better=False)
+    monkeypatch.setitem(METRICS, "exact_match", metric)
+    assert "- far is worse than base in exact_match on test" in report_markdown(noisy)
+
+
+def test_latex_escapes_names(noisy):
+    sweep = dataclasses.replace(noisy.sweep, variants={"a_b&c": {}})
+    study = dataclasses.replace(noisy, sweep=sweep, scores={"a_b&c": {}})
+    assert r"a\_b\&c & 0 & missing & missing \\" in latex(study)
+
+
+def test_a_tuned_study_stores_its_trials(tmp_path, sweep):
+    tuned = {
+        "base": Tuned({"train.steps": 9}, [Trial({"train.steps": 9}, 1.5), Trial({"train.steps": 10}, None)])
+    }
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1), tuned, {"train.log_every": 3})
+    study = read_study(tmp_path)
+    assert study.tuned == tuned
+    assert "| base | 2 | 1 | train.steps=9 |" in report_markdown(study)
+    assert read_sealed(tmp_path / "study.json")["changes"] == {"train.log_every": 3}
 
 
 def test_a_new_metric_needs_only_an_entry_in_the_registry(study, monkeypatch):

@@ -105,6 +105,17 @@ def is_prepared(data: DataConfig, stored_name: str) -> bool:
     return _find_prepared(data, stored_name) is not None
 
 
+def check_split_name(data: DataConfig, split: str) -> None:
+    """Checks the name of a split before the data is prepared, if the names are known by then.
+
+    Raises:
+      UserError: the data set never has such a split.
+    """
+    names = BUILDERS[data.name].SPLITS if data.name in BUILDERS else ()
+    if names and split not in names:
+        raise UserError(f"{data.name} has no split {split!r}; choose {', '.join(names)}")
+
+
 def data_name(data: DataConfig) -> str:
     """Returns the name of a data set's present content. Other raw text has another name.
 

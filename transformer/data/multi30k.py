@@ -66,6 +66,7 @@ class Multi30k(PairBuilder):
     options_type: ClassVar = Multi30kOptions
     REPOSITORY: ClassVar = f"https://raw.githubusercontent.com/multi30k/dataset/{REVISION}/data/task1"
     FILES: ClassVar = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+    SPLITS: ClassVar = tuple(FILES)
 
     def variant(self) -> str:
         name = f"{self.data.source}-{self.data.target}.{self.options.text}"

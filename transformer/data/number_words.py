@@ -33,6 +33,7 @@ class NumberWords(PairBuilder):
     options_type: ClassVar = NumberWordsOptions
     # (fewest, most) numbers per list. Each split has 1,000 lists, or fewer if the training split has fewer.
     HELD_OUT: ClassVar = {"test": (1, 4), "validation": (1, 4), "test_long": (5, 10)}
+    SPLITS: ClassVar = ("train", *HELD_OUT)
 
     def variant(self) -> str:
         return f"{self.data.source}-{self.data.target}.{self.options.lists}"

@@ -1,7 +1,7 @@
 """Base class of the data sets that this library prepares: TFDS builders that need no TensorFlow."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
@@ -19,7 +19,8 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
     """TFDS builder of sentence pairs, stored as array_record in the order in which `pairs` yields them.
 
     A subclass implements `variant` and `pairs`, and is registered in `builders.BUILDERS`. The subclass sets
-    `options_type` to the dataclass of its options, a subclass of `Options`.
+    `options_type` to the dataclass of its options, a subclass of `Options`. It may set `SPLITS` to the names
+    of its splits, so that a wrong name is refused before the data is prepared.
 
     Attributes:
       data: the config of the data set.
@@ -28,6 +29,7 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("2.0.0")
     options_type: ClassVar[type[Options]] = Options
+    SPLITS: ClassVar[Collection[str]] = ()
 
     def __init__(self, data: DataConfig, progress: Progress | None = None, variant: str | None = None):
         """Makes the builder, but prepares no data.

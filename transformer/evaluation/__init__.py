@@ -5,19 +5,17 @@
 
 from transformer.evaluation.attention import AttentionWeights, attention_weights
 from transformer.evaluation.metrics import METRICS, Metric, Outputs, by_length, compute_scores, signatures
-from transformer.evaluation.significance import Comparison, Interval, compare, interval
+from transformer.evaluation.significance import Comparison, compare
 
 __all__ = [
     "METRICS",
     "AttentionWeights",
     "Comparison",
-    "Interval",
     "Metric",
     "Outputs",
     "attention_weights",
     "by_length",
     "compare",
     "compute_scores",
-    "interval",
     "signatures",
 ]

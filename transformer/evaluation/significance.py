@@ -1,18 +1,14 @@
-"""Tests of whether a difference is more than chance.
+"""Paired tests of two models on one test set: what would the same two models give on other sentences?
 
-Two questions are possible. `compare` asks what the same two models would give on other sentences. `interval`
-asks what other seeds would give on the same test set.
+These tests say nothing about other seeds; see `experiments.study.statistics`.
 """
 
-import math
-import statistics
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from sacrebleu.significance import PairedTest
-from scipy.special import bdtr, stdtrit
+from scipy.special import bdtr
 
 from transformer.evaluation.metrics import Metric, Outputs
 
@@ -42,15 +38,6 @@ class Comparison(NamedTuple):
     signatures: dict[str, str]
 
 
-class Interval(NamedTuple):
-    """Mean, sample standard deviation, and the bounds of the 95% confidence interval of the mean."""
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-
-
 def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
     """Compares two models in one metric. Swapping the models changes only the sign of the difference.
 
@@ -71,16 +58,6 @@ def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Compari
         pair = metric.sentence_scores(outputs), metric.sentence_scores(other_outputs)
         p_value = randomization_test(np.subtract(*pair, dtype=np.float64))
     return Comparison(score, other_score, score - other_score, None, p_value, {})
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Returns Student's 95% t-interval of the mean of one value per seed; NaN if there are too few values."""
-    mean = statistics.fmean(values) if values else math.nan
-    if len(values) < 2:
-        return Interval(mean, math.nan, math.nan, math.nan)
-    deviation = statistics.stdev(values)
-    half_width = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
-    return Interval(mean, deviation, mean - half_width, mean + half_width)
 
 
 def randomization_test(differences: Float[np.ndarray, "n"]) -> float:

@@ -1,0 +1,15 @@
+"""Does pre-norm need less warm-up than post-norm?
+
+Xiong et al. 2020 claim that a Transformer with pre-norm can be trained without warm-up, and that one with
+post-norm cannot. The paper uses post-norm with 4,000 steps of warm-up (section 5.3).
+
+    python -m experiments.launch --sweep=configs/sweeps/norm.py --root=runs/norm --seeds=5
+"""
+
+CONFIG = "configs/number_words.py"
+GRID = {
+    "model.residual": ("post_norm", "pre_norm"),
+    "optimizer.warmup_steps": (300, 1, 100),
+}
+SPLITS = ("test",)
+METRICS = ("exact_match", "chrf")

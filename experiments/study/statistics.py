@@ -1,0 +1,192 @@
+"""Statistics over seeds: intervals, and the comparison of every variant with the baseline.
+
+The unit is a seed: one trained model. Welch's t-test (Welch 1947) compares each variant with the baseline on
+the study's primary metric, and Holm's method (Holm 1979) adjusts the p-values for the number of comparisons.
+These p-values decide what the report says; all other figures describe. SciPy and statsmodels compute every
+distribution.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from scipy.optimize import brentq
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
+
+ALPHA = 0.05  # largest adjusted p-value of a difference
+POWER = 0.8  # of the smallest difference that a study detects
+MIN_SEEDS = 5  # with fewer seeds, only differences of several standard deviations are found
+
+
+class Interval(NamedTuple):
+    """Bounds of a 95% confidence interval; NaN if there are too few values."""
+
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """The scores of a variant: mean, sample standard deviation, and Student's t-interval of the mean."""
+
+    mean: float
+    deviation: float
+    interval: Interval
+
+
+class Paired(NamedTuple):
+    """Differences between runs with the same seed, which share the order of the data.
+
+    Where the shapes of two variants differ, their initial weights are unrelated. So pairs are not more alike
+    than other runs in general, and no test uses them.
+    """
+
+    seeds: tuple[int, ...]
+    mean: float
+    interval: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A variant and the baseline on one metric.
+
+    Attributes:
+      difference: mean of the variant minus mean of the baseline.
+      interval: Welch's interval of the difference, for this comparison alone.
+      p: two-sided p-value of Welch's t-test; None if there is no test.
+      p_adjusted: `p` after Holm's adjustment for all tests of the study.
+      probability_higher: estimate of the probability that a run of the variant scores higher than a run of
+        the baseline; equal scores count half (Mann and Whitney 1947).
+      paired: the differences by seed; None if fewer than two seeds have both scores.
+      detectable: the difference that a study with these numbers of seeds, these deviations and this number of
+        tests finds with a probability of 80%; None if there is no test.
+      reason: the reason why there is no test; empty if there is one.
+    """
+
+    difference: float
+    interval: Interval
+    p: float | None
+    p_adjusted: float | None
+    probability_higher: float
+    paired: Paired | None
+    detectable: float | None
+    reason: str
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the adjusted p-value is at most `ALPHA`."""
+        return self.p_adjusted is not None and self.p_adjusted <= ALPHA
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Returns the summary of one score per seed; with a single score, only its value is known."""
+    if len(values) < 2:
+        mean = values[0] if values else math.nan
+        return Summary(mean, math.nan, Interval(math.nan, math.nan))
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    if deviation == 0:
+        return Summary(mean, 0.0, Interval(mean, mean))
+    bounds = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return Summary(mean, deviation, Interval(*map(float, bounds)))
+
+
+def compare(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
+    """Compares every other variant with the baseline.
+
+    Args:
+      scores: scores[variant][seed]. Runs without a score are left out.
+      baseline: the variant that the others are compared with.
+
+    Returns:
+      The comparison of each variant that has scores, in the order of `scores`; none if the baseline has no
+      scores.
+    """
+    base = scores[baseline]
+    others = {name: runs for name, runs in scores.items() if name != baseline and runs and base}
+    reasons = {name: _obstacle(list(runs.values()), list(base.values())) for name, runs in others.items()}
+    tested = [name for name in others if not reasons[name]]
+    p_values = {
+        name: float(welch(list(others[name].values()), list(base.values())).pvalue) for name in tested
+    }
+    adjusted = dict(zip(tested, holm(list(p_values.values())), strict=True))
+    return {
+        name: Comparison(
+            difference=float(np.mean(list(runs.values())) - np.mean(list(base.values()))),
+            interval=_difference_interval(list(runs.values()), list(base.values())),
+            p=p_values.get(name),
+            p_adjusted=adjusted.get(name),
+            probability_higher=_probability_higher(list(runs.values()), list(base.values())),
+            paired=_paired(runs, base),
+            detectable=_detectable(runs, base, len(tested)) if name in tested else None,
+            reason=reasons[name],
+        )
+        for name, runs in others.items()
+    }
+
+
+def welch(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Any:
+    """Returns SciPy's result of Welch's t-test along the last axis; the p-value is two-sided."""
+    with warnings.catch_warnings():  # SciPy warns if one of the two has no spread, where the test is valid
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        return stats.ttest_ind(values, baseline, axis=-1, equal_var=False)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns the p-values after Holm's adjustment, which bounds the probability of any false positive."""
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+
+
+def detectable_effect(seeds: int, baseline_seeds: int, num_tests: int) -> float:
+    """Returns the smallest difference that a study finds with 80% power, in standard deviations.
+
+    Power is that of the pooled t-test at the first and hardest step of Holm's method, ALPHA / num_tests, in
+    the direction of the difference. The two-sided power of statsmodels is NaN for some large effects.
+    """
+    power = TTestIndPower().power
+
+    def missing(effect: float) -> float:
+        level = ALPHA / num_tests / 2
+        return power(effect, seeds, level, baseline_seeds / seeds, alternative="larger") - POWER
+
+    high = 0.1
+    while missing(high) < 0:
+        high *= 1.5
+    return float(brentq(missing, high / 1.5, high)) if high > 0.1 else high
+
+
+def _obstacle(values: Sequence[float], baseline: Sequence[float]) -> str:
+    """Returns the reason why two variants cannot be tested, or an empty string."""
+    if min(len(values), len(baseline)) < 2:
+        return "a test needs at least two seeds of both variants"
+    if np.ptp(values) == 0 and np.ptp(baseline) == 0:
+        return "all seeds of each variant score the same, so their spread is unknown"
+    return ""
+
+
+def _difference_interval(values: Sequence[float], baseline: Sequence[float]) -> Interval:
+    if _obstacle(values, baseline):
+        return Interval(math.nan, math.nan)
+    interval = welch(values, baseline).confidence_interval(0.95)
+    return Interval(float(interval.low), float(interval.high))
+
+
+def _probability_higher(values: Sequence[float], baseline: Sequence[float]) -> float:
+    return float(stats.mannwhitneyu(values, baseline).statistic) / (len(values) * len(baseline))
+
+
+def _paired(runs: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
+    seeds = tuple(sorted(runs.keys() & baseline.keys()))
+    if len(seeds) < 2:
+        return None
+    differences = summarize([runs[seed] - baseline[seed] for seed in seeds])
+    return Paired(seeds, differences.mean, differences.interval)
+
+
+def _detectable(runs: Mapping[int, float], baseline: Mapping[int, float], num_tests: int) -> float:
+    variances = [np.var(list(values), ddof=1) for values in (runs.values(), baseline.values())]
+    return detectable_effect(len(runs), len(baseline), num_tests) * math.sqrt(np.mean(variances))
