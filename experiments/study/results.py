@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from experiments.run_folder import Run
 from experiments.study.statistics import Comparison, compare
 from experiments.study.sweep import PlannedRun, Sweep
-from transformer.config import UserError, difference, to_dict
+from transformer.config import UserError, choose, difference, to_dict
 from transformer.data.builders import present_name
 from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
 from transformer.tasks import task_type
@@ -231,6 +231,10 @@ def read_study(root: Path) -> Study:
             f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
     stored = read_sealed(root / STUDY_FILE)
+    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned"]
+    if missing := [name for name in fields if name not in stored]:
+        raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
+    choose(stored["variants"], stored["baseline"], f"baseline in {root / STUDY_FILE}")
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
     planned: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     failed: dict[str, list[int]] = {variant: [] for variant in sweep.variants}

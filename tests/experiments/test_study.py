@@ -506,6 +506,20 @@ def test_latex_escapes_names(noisy):
     assert r"a\_b\&c & 0 & missing & missing \\" in latex(study)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"question": None}, "has no 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep")],
+)  # fmt: skip
+def test_a_study_file_of_another_shape_is_refused(tmp_path, sweep, changes, message):
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    stored = read_sealed(tmp_path / "study.json") | changes
+    write_sealed(
+        tmp_path / "study.json",
+        {key: value for key, value in stored.items() if value is not None or key == "equal"},
+    )
+    assert message in refused(read_study, tmp_path)
+
+
 def test_a_tuned_study_stores_its_trials(tmp_path, sweep):
     tuned = {
         "base": Tuned({"train.steps": 9}, [Trial({"train.steps": 9}, 1.5), Trial({"train.steps": 10}, None)])
