@@ -126,7 +126,7 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Whether training is complete, and its last checkpoint is there.
+        """True if training is complete and its last checkpoint is there.
 
         Raises:
           UserError: config.json is not the config of the training.

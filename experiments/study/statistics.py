@@ -79,7 +79,7 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the adjusted p-value is at most `ALPHA`."""
+        """True if the adjusted p-value is at most `ALPHA`."""
         return self.p_adjusted is not None and self.p_adjusted <= ALPHA
 
 

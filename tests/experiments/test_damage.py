@@ -38,7 +38,7 @@ READERS = {
 
 
 class Answer(NamedTuple):
-    """What a command gave: its exit status, and its result, or the error if it refused."""
+    """The exit status of a command, and its result, or the error if it refused."""
 
     status: int
     result: object
