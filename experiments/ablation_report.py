@@ -28,37 +28,37 @@ def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> l
         return -np.array([sentence.sum(dtype=np.float64) for sentence in log_probs])
 
     with counting(len(parts(trained.model.config)), f"{test_set.name}: masking") as progress:
-        found = effects(trained.model, trained.params, nats, num_tokens, progress)
-    _print_effects(found, f"{test_set.name}: added loss of the model without a part, in nats per token")
+        measured = effects(trained.model, trained.params, nats, num_tokens, progress)
+    _print_effects(measured, f"{test_set.name}: added loss of the model without a part, in nats per token")
     values = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
         "checkpoints": trained.steps,
         "sentences": len(test_set.sources),
         "tokens": int(num_tokens.sum()),
-        "effects": [effect._asdict() for effect in found],
+        "effects": [effect._asdict() for effect in measured],
     }
     path = files.path(".json")
     path.parent.mkdir(exist_ok=True)
     write_sealed(path, values)
     figure_path = path.with_suffix(".png")
     title = f"{files.run.folder.name}, {test_set.name}: loss added by masking (nats per token)"
-    cells = _cells(found, parts(trained.model.config))
+    cells = _cells(measured, parts(trained.model.config))
     atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
     return [path, figure_path]
 
 
-def _print_effects(found: Sequence[Effect], title: str) -> None:
+def _print_effects(measured: Sequence[Effect], title: str) -> None:
     table = Table("masked part", "added loss", "95% interval", title=title, title_justify="left")
-    for effect in found:
+    for effect in measured:
         table.add_row(effect.part, f"{effect.difference:+.4f}", f"{effect.low:+.4f} to {effect.high:+.4f}")
     Console().print(table)
     print("intervals are over the sentences of this test set, and say nothing about other seeds")
 
 
-def _cells(found: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
+def _cells(measured: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
     """Returns the effects by sub-layer and column, in the order of the parts of the model."""
-    differences = {effect.part: effect.difference for effect in found}
+    differences = {effect.part: effect.difference for effect in measured}
     cells: dict[str, dict[str, float]] = {}
     for part in order:
         sublayer, _, head = part.partition(".head.")

@@ -27,7 +27,7 @@ from experiments.study.results import (
     Trial,
     Tuned,
     check_root,
-    has_diverged,
+    is_tried,
     read_criterion,
     read_study,
     state,
@@ -75,10 +75,9 @@ def define_flags(flags: FlagValues) -> None:
 def main(flags: FlagValues) -> int:
     sweep, root = load_sweep(flags.sweep), Path(flags.root)
     changes = read_changes(flags.set, "set")
-    # Checks every config before the first run.
-    planned = expand(sweep, changes, flags.seeds)
-    if sweep.tune:
-        expand_trials(sweep, changes)
+    # All configs are checked before the first run.
+    runs = expand(sweep, changes, flags.seeds)
+    trials = expand_trials(sweep, changes) if sweep.tune else []
     cores = len(os.sched_getaffinity(0))
     if flags.jobs > cores:
         raise UserError(
@@ -91,22 +90,27 @@ def main(flags: FlagValues) -> int:
             file=sys.stderr,
         )
     if flags.dry_run:
-        check_root(root, sweep, planned)
-        print(_plan_text(root, sweep, planned))
+        check_root(root, sweep, [] if trials else runs)
+        print(_plan_text(root, sweep, [run for run, _ in trials] or runs))
+        if trials:
+            print(f"these runs tune the variants; {len(runs)} runs with the best values follow")
         return 0
     with lock(root, wait=False):
         try:
-            return _launch(root, sweep, changes, flags.seeds, flags.jobs)
+            tuned = {}
+            if trials:
+                tuned = _tune(root, sweep, trials, flags.jobs)
+                chosen = {variant: values.chosen for variant, values in tuned.items()}
+                runs = expand(sweep, changes, flags.seeds, chosen)
+            check_root(root, sweep, runs)
+            write_study(root, sweep, runs, tuned, changes)
+            return _launch(root, sweep, runs, flags.jobs)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to resume the study")
             return cli.PREEMPTED
 
 
-def _launch(root: Path, sweep: Sweep, changes: Mapping[str, Any], seeds: int, slots: int) -> int:
-    tuned = _tune(root, sweep, changes, slots) if sweep.tune else {}
-    runs = expand(sweep, changes, seeds, {variant: values.chosen for variant, values in tuned.items()})
-    check_root(root, sweep, runs)
-    write_study(root, sweep, runs, tuned, changes)
+def _launch(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], slots: int) -> int:
     states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
     missing = [run for run in runs if states[run.id] not in ("done", "diverged")]
     counts = Counter(states.values())
@@ -120,29 +124,29 @@ def _launch(root: Path, sweep: Sweep, changes: Mapping[str, Any], seeds: int, sl
     return 1 if failed else 0
 
 
-def _tune(root: Path, sweep: Sweep, changes: Mapping[str, Any], slots: int) -> dict[str, Tuned]:
-    """Trains every variant with every combination of `sweep.tune`, and returns the best of each variant.
+def _tune(
+    root: Path, sweep: Sweep, trials: Sequence[tuple[PlannedRun, Mapping[str, Any]]], slots: int
+) -> dict[str, Tuned]:
+    """Trains every trial, and returns the values of each variant that gave the lowest validation loss.
 
     Raises:
       UserError: a trial failed, or all trials of a variant diverged.
     """
     check_root(root, sweep, [])
-    trials = expand_trials(sweep, changes)
-    missing = [run for run, _ in trials if read_criterion(Run(root / run.id), run) is None]
-    missing = [run for run in missing if not has_diverged(Run(root / run.id), run)]
+    missing = [run for run, _ in trials if not is_tried(Run(root / run.id), run)]
     done = len(trials) - len(missing)
     print(f"{sweep.name}: {len(trials)} trials for tuning, {done} done, {len(missing)} to do", flush=True)
     _run([_job(root, run, ()) for run in missing], slots)
+    for run in missing:
+        if not is_tried(folder := Run(root / run.id), run):
+            raise UserError(f"a trial failed, see {folder.folder}/log.txt; launch the study again")
     tuned = {}
     for variant in sweep.variants:
-        tried = []
-        for run, values in trials:
-            if run.variant == variant:
-                folder = Run(root / run.id)
-                criterion = read_criterion(folder, run)
-                if criterion is None and not has_diverged(folder, run):
-                    raise UserError(f"a trial failed, see {folder.folder}/log.txt; launch the study again")
-                tried.append(Trial(dict(values), criterion))
+        tried = [
+            Trial(dict(values), read_criterion(Run(root / run.id), run))
+            for run, values in trials
+            if run.variant == variant
+        ]
         finite = [trial for trial in tried if trial.criterion is not None]
         if not finite:
             raise UserError(f"all trials of variant {variant} diverged; give TUNE other values")
@@ -153,21 +157,23 @@ def _tune(root: Path, sweep: Sweep, changes: Mapping[str, Any], slots: int) -> d
 def _plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> str:
     """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
 
-    The time is estimated from the runs that are done: their FLOPs per second.
+    The time is estimated from the runs that are trained: their FLOPs per second.
     """
-    costs = {run.variant: describe(run.config) for run in runs if run.seed == 0}
-    flops = {run.id: costs[run.variant]["flops_per_step"] * run.config.train.steps for run in runs}
+    described = {run.id: describe(run.config) for run in runs if run.seed == 0}
+    # The costs do not depend on the seed, so the other seeds of a variant have those of seed 0.
+    by_variant = {run.variant: described[run.id] for run in runs if run.seed == 0}
+    costs = {run.id: described.get(run.id, by_variant[run.variant]) for run in runs}
+    flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
     states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
-    done = [run for run in runs if states[run.id] == "done"]
-    seconds = sum(Run(root / run.id).result["seconds"] for run in done)
-    rate = sum(flops[run.id] for run in done) / seconds if done else None
+    trained = [run for run in runs if states[run.id] in ("trained", "done")]
+    seconds = sum(Run(root / run.id).result["seconds"] for run in trained)
+    rate = sum(flops[run.id] for run in trained) / seconds if trained else None
     rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
     for run in runs:
-        left = "" if rate is None or states[run.id] == "done" else clock(flops[run.id] / rate)
-        memory = costs[run.variant]["memory_bytes"]["total"] / 1e9
+        left = "" if rate is None or run in trained else clock(flops[run.id] / rate)
+        memory = costs[run.id]["memory_bytes"]["total"] / 1e9
         rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
-    trials = f"\n{len(sweep.trials)} trials per variant come first (TUNE)" if sweep.tune else ""
-    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(done)} done{trials}"
+    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"
 
 
 def _run(jobs: list[Job], slots: int) -> int:

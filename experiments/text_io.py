@@ -95,14 +95,14 @@ def report_unknown(
             continue
         num_unknown += 1
         if num_unknown <= max_lines:
-            shown = ", ".join(map(ascii_or_printable, characters[:MAX_CHARACTERS]))
+            shown = ", ".join(map(shown_character, characters[:MAX_CHARACTERS]))
             more = ", ..." if len(characters) > MAX_CHARACTERS else ""
             print(f"{label}, line {number}: no token for {shown}{more}; read as unknown", file=sys.stderr)
     if num_unknown > max_lines:
         print(f"{label}: {num_unknown - max_lines:,} more lines with unknown characters", file=sys.stderr)
 
 
-def ascii_or_printable(character: str) -> str:
+def shown_character(character: str) -> str:
     """Returns a character in quotes, or its code if it cannot be printed."""
     return f"'{character}'" if character.isprintable() else f"U+{ord(character):04X}"
 

@@ -134,6 +134,11 @@ def read_criterion(run: Run, planned: PlannedRun) -> float | None:
     return result["validation"][task_type(planned.config).criterion]
 
 
+def is_tried(run: Run, planned: PlannedRun) -> bool:
+    """Returns true if a trial is trained, or has diverged."""
+    return read_criterion(run, planned) is not None or has_diverged(run, planned)
+
+
 def has_diverged(run: Run, planned: PlannedRun) -> bool:
     """Returns whether the training of a run diverged with the planned config, and would diverge again."""
     try:

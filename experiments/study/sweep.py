@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.config_files import load_module, load_values, with_changes
-from experiments.study.equal import ADJUSTED, EQUAL, equalize
+from experiments.study.equal import ADJUSTED, equalize
 from transformer.config import ExperimentConfig, UserError, choose, from_dict, result_hash
 from transformer.data.builders import check_split_name, options_type
 from transformer.evaluation.metrics import METRICS, metrics_for
@@ -36,7 +36,8 @@ class Sweep:
       primary: the metric and the split whose differences are tested; everything else is descriptive.
       tune: the values to try, by config key. Every variant is trained with every combination and the first
         seed, and gets the one with the lowest validation loss.
-      equal: what all variants have as much of as the baseline, a key of `EQUAL`; None for no adjustment.
+      equal: a key of `equal.ADJUSTED`, which all variants get as much of as the baseline; None for no
+        adjustment.
     """
 
     name: str
@@ -122,7 +123,7 @@ def load_sweep(name: str) -> Sweep:
         )
     equal = read.text("EQUAL", "") or None
     if equal:
-        choose(EQUAL, equal, f"EQUAL in {path}")
+        choose(ADJUSTED, equal, f"EQUAL in {path}")
         for name, changes in variants.items():
             if ADJUSTED[equal] in {**changes, **tune}:
                 raise UserError(
@@ -240,11 +241,14 @@ def expand(
     Raises:
       UserError: a change in a variant or in `overrides` is not possible.
     """
-    runs = []
-    for seed in range(seeds):
-        configs = _configs(sweep, overrides, seed, chosen or {})
-        runs += [PlannedRun(variant, seed, config) for variant, config in configs.items()]
-    return runs
+    configs = _configs(sweep, overrides, chosen or {})
+    return [
+        PlannedRun(
+            variant, seed, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        )
+        for seed in range(seeds)
+        for variant, config in configs.items()
+    ]
 
 
 def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Changes]]:
@@ -255,15 +259,13 @@ def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Ch
     """
     runs = []
     for values in sweep.trials:
-        configs = _configs(sweep, overrides, 0, dict.fromkeys(sweep.variants, values))
+        configs = _configs(sweep, overrides, dict.fromkeys(sweep.variants, values))
         runs += [(PlannedRun(variant, 0, config), values) for variant, config in configs.items()]
     return runs
 
 
-def _configs(
-    sweep: Sweep, overrides: Changes, seed: int, chosen: Mapping[str, Changes]
-) -> dict[str, ExperimentConfig]:
-    """Returns the config of each variant for a seed, after all checks."""
+def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) -> dict[str, ExperimentConfig]:
+    """Returns the config of each variant with seed 0, after all checks."""
     values = load_values(sweep.config)
     varied = {"train.seed", *sweep.tune, *(key for changes in sweep.variants.values() for key in changes)}
     for key in varied & set(overrides):
@@ -271,16 +273,7 @@ def _configs(
     configs = {}
     for variant, changes in sweep.variants.items():
         changes = {**changes, **chosen.get(variant, {})}
-        for key, value in changes.items():
-            if isinstance(value, Mapping) and value:
-                raise UserError(
-                    f"variant {variant} changes {key}, which is a group of fields; "
-                    f"name single fields, such as {key}.{next(iter(value))}"
-                )
-        config = resolve(from_dict(with_changes(values, {**overrides, **changes, "train.seed": seed})))
-        for key in changes:
-            if not is_read(key, config):
-                raise UserError(f"variant {variant} sets {key}, which has no effect there; leave it out")
+        config = _changed(variant, values, {**overrides, "train.seed": 0}, changes)
         for metric in sweep.metrics:
             if metric not in metrics_for(config.data.target):
                 raise UserError(
@@ -294,7 +287,22 @@ def _configs(
         configs = equalize(sweep.equal, configs, sweep.baseline)
     names: dict[str, str] = {}
     for variant, config in configs.items():
-        first = names.setdefault(PlannedRun(variant, seed, config).config_hash, variant)
+        first = names.setdefault(PlannedRun(variant, 0, config).config_hash, variant)
         if first != variant:
             raise UserError(f"variants {first} and {variant} are the same config; leave one out")
     return configs
+
+
+def _changed(variant: str, values: Changes, common: Changes, changes: Changes) -> ExperimentConfig:
+    """Returns the config of a variant: the base values with the common changes and those of the variant."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            raise UserError(
+                f"variant {variant} changes {key}, which is a group of fields; "
+                f"name single fields, such as {key}.{next(iter(value))}"
+            )
+    config = resolve(from_dict(with_changes(values, {**common, **changes})))
+    for key in changes:
+        if not is_read(key, config):
+            raise UserError(f"variant {variant} sets {key}, which has no effect there; leave it out")
+    return config

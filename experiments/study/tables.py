@@ -59,7 +59,7 @@ def report_text(study: Study, folder: Path) -> str:
 
 
 def report_markdown(study: Study) -> str:
-    """Returns the tables of scores and of differences, and what they say in words."""
+    """Returns the tables of scores and of differences, and conclusions in words."""
     texts = [score_table(study), notes(study)]
     if comparisons := study.comparisons():
         metric, split = study.sweep.primary

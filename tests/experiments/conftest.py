@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SMOKE, call
+from experiments.study.sweep import Sweep
+from tests.support.commands import ROOT, SMOKE, call
 from transformer.files import lock
 
 
@@ -35,3 +36,21 @@ def trained(session_folder, smoke) -> Path:
         if not (folder / "result.json").exists():
             call("train", *smoke, *flags, f"--workdir={folder}")
     return folder
+
+
+@pytest.fixture
+def sweep(monkeypatch) -> Sweep:
+    """A study of two variants."""
+    monkeypatch.chdir(ROOT)
+    return Sweep(
+        name="demo",
+        config="configs/number_words.py",
+        variants={"base": {}, "deep": {"model.num_layers": 3}},
+        splits=("test", "test_long"),
+        metrics=("exact_match", "bleu"),
+        question="Does depth help?",
+        baseline="base",
+        primary=("exact_match", "test"),
+        tune={},
+        equal=None,
+    )

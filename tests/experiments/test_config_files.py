@@ -4,19 +4,13 @@ import pytest
 
 from experiments.config_files import load_config, load_module, load_values, with_changes
 from tests.support.commands import ROOT
-from transformer.config import UserError
+from tests.support.errors import refused
 
 
 @pytest.fixture
 def checkout(monkeypatch):
     """Makes the root of the checkout the current folder."""
     monkeypatch.chdir(ROOT)
-
-
-def refused(function, *arguments) -> str:
-    with pytest.raises(UserError) as error:
-        function(*arguments)
-    return str(error.value)
 
 
 def test_a_config_file_is_loaded_with_arguments_and_changes(checkout):

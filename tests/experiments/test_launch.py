@@ -82,7 +82,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(study_flags, tmp_path):
     assert names == [f"| {variant}/{seed}" for seed in range(5) for variant in ("slow", "fast")]
     assert {row[1] for row in rows} == {"new"}
     assert all(float(row[2]) > 1e6 for row in rows)
-    assert done.stdout.endswith("rates: 10 runs, 0 done\n")
+    assert done.stdout.endswith("rates: 10 runs, 0 trained\n")
     assert not (tmp_path / "study").exists()
 
 
@@ -106,6 +106,9 @@ def test_each_variant_gets_the_best_of_its_trials(study_flags, in_this_process, 
     again = call("launch", *study_flags)
     assert "rates: 4 trials for tuning, 4 done, 0 to do" in again.stdout
     assert "rates: 2 runs, 2 done, 0 to do" in again.stdout
+    plan = call("launch", *study_flags, "--dry_run").stdout
+    assert plan.count(" | trained | ") + plan.count(" | done | ") == 4
+    assert plan.endswith("these runs tune the variants; 2 runs with the best values follow\n")
 
 
 def test_more_jobs_than_cores_are_refused(study_flags):

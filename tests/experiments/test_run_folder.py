@@ -10,6 +10,7 @@ from experiments import run_folder
 from experiments.config_files import with_changes
 from experiments.run_folder import Run, changed, converted
 from tests.support.commands import refuse
+from tests.support.errors import refused
 from transformer.config import (
     DataConfig,
     ExperimentConfig,
@@ -26,12 +27,6 @@ from transformer.training.checkpoints import Checkpoints
 @pytest.fixture
 def config() -> ExperimentConfig:
     return resolve(ExperimentConfig(train=TrainConfig(keep_last=3)))
-
-
-def refused(function, *arguments) -> str:
-    with pytest.raises(UserError) as error:
-        function(*arguments)
-    return str(error.value)
 
 
 def test_a_run_stores_its_config(config, tmp_path):

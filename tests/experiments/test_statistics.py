@@ -133,7 +133,7 @@ def simulated_p_values(num_tests, shift=0.0, seed=0):
 
 
 def independent_false_positives(num_tests):
-    """Whether each of `NUM_STUDIES` null studies has a false positive, by formulas written out here."""
+    """True for each of `NUM_STUDIES` null studies that has a false positive, by formulas written out here."""
     rng = np.random.default_rng(99)
     scores = rng.normal(size=(NUM_STUDIES, num_tests + 1, 5))
     errors = scores.var(axis=-1, ddof=1) / 5

@@ -1,4 +1,4 @@
-"""Studies: plan, queue, results and report, without training."""
+"""Studies: queue, results and report, without training."""
 
 import csv
 import dataclasses
@@ -13,7 +13,6 @@ import pytest
 import scipy
 
 from experiments import plots
-from experiments.costs import describe
 from experiments.run_folder import Run
 from experiments.study.queue import Job, run_jobs
 from experiments.study.results import (
@@ -25,225 +24,12 @@ from experiments.study.results import (
     read_study,
     write_study,
 )
-from experiments.study.sweep import Sweep, expand, expand_trials, load_sweep
+from experiments.study.sweep import expand
 from experiments.study.tables import latex, notes, report_markdown, score_table, write_report
-from tests.support.commands import ROOT
+from tests.support.errors import refused
 from tests.support.studies import write_run
-from transformer.config import UserError
 from transformer.evaluation.metrics import METRICS, Metric
 from transformer.files import read_sealed, write_sealed
-
-
-@pytest.fixture
-def sweep(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    return Sweep(
-        name="demo",
-        config="configs/number_words.py",
-        variants={"base": {}, "deep": {"model.num_layers": 3}},
-        splits=("test", "test_long"),
-        metrics=("exact_match", "bleu"),
-        question="Does depth help?",
-        baseline="base",
-        primary=("exact_match", "test"),
-        tune={},
-        equal=None,
-    )
-
-
-def refused(function, *arguments, **options) -> str:
-    with pytest.raises(UserError) as error:
-        function(*arguments, **options)
-    return str(error.value)
-
-
-def test_a_plan_has_every_variant_with_every_seed(sweep):
-    runs = expand(sweep, {"train.steps": 7}, seeds=2)
-    assert [(run.variant, run.seed) for run in runs] == [("base", 0), ("deep", 0), ("base", 1), ("deep", 1)]
-    assert {run.config.train.steps for run in runs} == {7}
-    assert [run.config.model.num_layers for run in runs] == [2, 3, 2, 3]
-    assert [run.config.train.seed for run in runs] == [0, 0, 1, 1]
-
-
-def test_the_id_of_a_run_changes_only_with_fields_that_affect_the_result(sweep):
-    (run, deep) = expand(sweep, {}, seeds=1)
-    assert run.id.startswith("base/0-")
-    assert run.id.partition("/")[2] != deep.id.partition("/")[2]
-    unimportant = {
-        "train.log_every": 1,
-        "train.parallelism": "pmap",
-        "data.data_dir": "/x",
-        "data.workers": 2,
-    }
-    assert expand(sweep, unimportant, seeds=1)[0].id == run.id
-    for key, value in {"train.batch_tokens": 99, "data.options.lists": "9", "decode.seed": 0}.items():
-        changed = expand(sweep, {key: value}, seeds=1)[0]
-        assert (changed.id == run.id) == (key == "decode.seed"), key
-
-
-@pytest.mark.parametrize(
-    ("variant", "overrides", "message"),
-    [
-        ({"model.num_layer": 3}, {}, "unknown config key model.num_layer; did you mean model.num_layers?"),
-        ({"model": {"num_layers": 3}}, {}, "variant new changes model, which is a group of fields; name single fields, such as model.num_layers"),
-        ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set cannot change model.d_ff, which the study varies; change the sweep file instead"),
-    ],
-)  # fmt: skip
-def test_an_impossible_plan_is_refused(sweep, variant, overrides, message):
-    wrong = dataclasses.replace(sweep, variants={"new": variant})
-    assert refused(expand, wrong, overrides, seeds=1) == message
-
-
-def test_a_metric_without_meaning_for_the_language_is_refused(sweep):
-    wrong = dataclasses.replace(sweep, metrics=("chrf", "perplexity_per_word"))
-    overrides = {"data.target": "ja"}
-    assert refused(expand, wrong, overrides, seeds=1) == (
-        "METRICS has perplexity_per_word, which has no meaning for ja (variant base); leave it out"
-    )
-
-
-def test_a_wrong_value_is_refused_before_anything_is_trained(sweep):
-    wrong = dataclasses.replace(sweep, variants={"new": {"model.positions": "lerned"}})
-    assert refused(expand, wrong, {}, seeds=1).startswith("model.positions is 'lerned'; it must be one of: ")
-
-
-def test_the_error_for_a_sweep_file_says_what_is_wrong(tmp_path):
-    path = tmp_path / "study.py"
-    assert refused(load_sweep, "nowhere.py") == "there is no sweep file 'nowhere.py'"
-    path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
-    assert "does not define SPLITS" in refused(load_sweep, str(path))
-
-
-SWEEP = """
-CONFIG = "configs/number_words.py"
-VARIANTS = {"base": {}, "deep": {"model.num_layers": 3}}
-SPLITS = ("test", "test_long")
-METRICS = ("exact_match", "chrf")
-"""
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("VARIANTS = {}", "VARIANTS in FILE is {}; it must have at least one variant"),
-        ("VARIANTS = ['a']", "VARIANTS in FILE is ['a']; it must map the name of each variant to its changes"),
-        ("VARIANTS = {'a': ['b']}", "VARIANTS in FILE is {'a': ['b']}; it must map the name of each variant to its changes"),
-        ("VARIANTS = {'a/b': {}}", "the name of a variant in FILE is 'a/b'; "),
-        ("VARIANTS = {'..': {}}", "the name of a variant in FILE is '..'; "),
-        ("VARIANTS = {3: {}}", "VARIANTS in FILE is {3: {}}; the name of a variant must be text, not 3"),
-        ("VARIANTS = {'a': {'train.seed': 3}}", "variant a in FILE sets train.seed; give the number of seeds to launch: --seeds"),
-        ("VARIANTS = {'a': {3: 3}}", "variant a in FILE has the key 3; a key must be text, as in train.steps"),
-        ("SPLITS = 'test'", "SPLITS in FILE is 'test'; it must be a tuple: ('test',)"),
-        ("METRICS = 'bleu'", "METRICS in FILE is 'bleu'; it must be a tuple: ('bleu',)"),
-        ("METRICS = ()", "METRICS in FILE is (); it must be a tuple of text with at least one entry"),
-        ("SPLITS = (1,)", "SPLITS in FILE is (1,); it must be a tuple of text with at least one entry"),
-        ("SPLITS = ('test', 'test')", "SPLITS in FILE is ('test', 'test'); an entry is repeated; name each once"),
-        ("SPLITS = ('a/b',)", "an entry of SPLITS in FILE is 'a/b'; "),
-        ("METRICS = ('bluu',)", "an entry of METRICS in FILE is 'bluu'; it must be one of: "),
-        ("CONFIG = 3", "CONFIG in FILE is 3; it must be text"),
-        ("BASELINE = 'bass'", "BASELINE in FILE is 'bass'; it must be one of: base, deep"),
-        ("BASLINE = 'base'", "sweep file FILE defines BASLINE; did you mean BASELINE?"),
-        ("PRIMARY = 'chrf'", "PRIMARY in FILE is 'chrf'; it must be a tuple: ('chrf',)"),
-        ("PRIMARY = ('bleu', 'test')", "PRIMARY in FILE is ('bleu', 'test'); it must be an entry of METRICS and an entry of SPLITS, "),
-        ("PRIMARY = ('chrf',)", "PRIMARY in FILE is ('chrf',); it must be an entry of METRICS and an entry of SPLITS, "),
-        ("GRID = {'model.d_ff': 3}", "GRID in FILE is {'model.d_ff': 3}; the values of model.d_ff must be a tuple"),
-        ("GRID = {'train.seed': (1, 2)}", "GRID in FILE sets train.seed; give "),
-        ("GRID = {'model.positions': ('base',)}", "GRID in FILE is {'model.positions': ('base',)}; base is also the name of another variant"),
-        ("TUNE = {'model.num_layers': (1, 2)}", "TUNE in FILE tries model.num_layers, which a variant sets; "),
-        ("TUNE = ('a',)", "TUNE in FILE is ('a',); it must map config keys to the values to try"),
-        ("EQUAL = 'step'", "EQUAL in FILE is 'step'; it must be one of: flops, parameters, steps, target_tokens"),
-        ("EQUAL = 'steps'; TUNE = {'train.steps': (1, 2)}", "EQUAL in FILE works out train.steps, which variant base or TUNE sets; leave it out"),
-    ],
-)  # fmt: skip
-def test_a_wrong_definition_is_refused(tmp_path, line, message):
-    path = tmp_path / "study.py"
-    path.write_text(f"{SWEEP}{line}\n")
-    assert refused(load_sweep, str(path)).startswith(message.replace("FILE", str(path)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b are the same config; leave one out"),
-        ({"variants": {"a": {"model.cell": "gru"}}}, "variant a sets model.cell, which has no effect there; leave it out"),
-        ({"splits": ("dev",)}, "number_words has no split 'dev'; choose train, test, validation, test_long"),
-        ({"variants": {"a": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"}, None),
-        ({"variants": {"a": {}, "b": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"},
-         "EQUAL = 'parameters' sets model.d_ff, which a variant does not read; leave EQUAL out"),
-        ({"variants": {"a": {}, "b": {"model.num_layers": 9}}, "baseline": "a", "equal": "parameters"},
-         "EQUAL = 'parameters': a variant has "),
-    ],
-)  # fmt: skip
-def test_a_plan_with_a_wrong_variant_is_refused(sweep, changes, message):
-    wrong = dataclasses.replace(sweep, **changes)
-    if message is None:
-        expand(wrong, {}, seeds=1)
-    else:
-        assert refused(expand, wrong, {}, seeds=1).startswith(message)
-
-
-def test_a_grid_is_named_by_its_values(tmp_path):
-    path = tmp_path / "norm.py"
-    path.write_text(
-        SWEEP.replace("VARIANTS", "_")
-        + "GRID = {'model.residual': ('post_norm', 'pre_norm'), 'optimizer.warmup_steps': (1, 9)}"
-    )
-    sweep = load_sweep(str(path))
-    assert list(sweep.variants) == [
-        "post_norm,warmup_steps=1", "post_norm,warmup_steps=9", "pre_norm,warmup_steps=1", "pre_norm,warmup_steps=9"
-    ]  # fmt: skip
-    assert sweep.variants["pre_norm,warmup_steps=1"] == {
-        "model.residual": "pre_norm", "optimizer.warmup_steps": 1
-    }  # fmt: skip
-    assert (sweep.baseline, sweep.primary) == ("post_norm,warmup_steps=1", ("exact_match", "test"))
-
-
-def test_every_shipped_sweep_can_be_planned(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for path in sorted(ROOT.glob("configs/sweeps/[!_]*.py")):
-        sweep = load_sweep(str(path))
-        assert len(expand(sweep, {}, seeds=5)) == 5 * len(sweep.variants)
-        assert sweep.question
-
-
-@pytest.mark.parametrize(
-    ("equal", "changes", "field", "expected"),
-    [
-        ("steps", {"train.batch_tokens": 2048}, "steps", 1_200),
-        ("target_tokens", {"train.batch_tokens": 2048}, "steps", 600),
-        ("flops", {"train.batch_tokens": 2048}, "steps", 600),
-        ("parameters", {"model.feed_forward": "swiglu"}, "d_ff", None),
-    ],
-)
-def test_variants_get_as_much_as_the_baseline(sweep, equal, changes, field, expected):
-    planned = expand(
-        dataclasses.replace(sweep, variants={"base": {}, "other": changes}, equal=equal), {}, seeds=1
-    )
-    base, other = (run.config for run in planned)
-    assert base == expand(sweep, {}, seeds=1)[0].config
-    if expected is not None:
-        assert getattr(other.train, field) == expected
-    else:
-        counts = [describe(config)["parameters"] for config in (base, other)]
-        assert counts[0] == pytest.approx(counts[1], rel=1e-3)
-
-
-def test_each_variant_has_equally_many_trials(sweep):
-    tuned = dataclasses.replace(sweep, tune={"optimizer.learning_rate": [1e-3, 2e-3], "train.steps": [9, 10]})
-    trials = expand_trials(tuned, {})
-    assert len(trials) == 8
-    assert {run.seed for run, _ in trials} == {0}
-    by_variant = [values for run, values in trials if run.variant == "deep"]
-    assert by_variant == tuned.trials
-    chosen = {"base": tuned.trials[0], "deep": tuned.trials[3]}
-    runs = expand(tuned, {}, 2, chosen)
-    assert {run.id for run in runs if run.seed == 0} <= {run.id for run, _ in trials}
-    assert [run.config.train.steps for run in runs] == [9, 10, 9, 10]
-
-
-def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
-    assert load_sweep("configs/sweeps/positions.py:smoke").config == "configs/number_words.py:smoke"
-    assert load_sweep("configs/sweeps/table3.py:smoke").config == "configs/table3.py:number_words,smoke"
 
 
 def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):
@@ -577,8 +363,3 @@ def test_job_that_runs_again_appends_to_its_log(tmp_path):
     for _ in range(2):
         list(run_jobs([job], slots=1))
     assert re.fullmatch(r"output\n\n--- started again at [\d :-]+ ---\noutput\n", job.log.read_text())
-
-
-def test_a_config_file_given_as_a_sweep_is_told_to_train():
-    message = refused(load_sweep, "configs/number_words.py")
-    assert message.startswith("configs/number_words.py is a config file; name it as CONFIG in a sweep file")

@@ -28,7 +28,7 @@ from transformer.model.transformer import Transformer
 PART = re.compile(r"(?P<stack>encoder|decoder)\.(?P<layer>\d+)\.(?P<kind>\w+?)(\.head\.(?P<head>\d+))?")
 SUBLAYERS = {"self": "self_attention", "cross": "cross_attention", "feed_forward": "feed_forward"}
 NUM_SAMPLES = 2_000  # of the bootstrap
-# (weights, sources, references) -> nats of each sentence, summed over its tokens.
+# (model, weights) -> nats of each sentence, summed over its tokens.
 NatsFn = Callable[[EncoderDecoder, PyTree], Float[np.ndarray, "n"]]
 
 
