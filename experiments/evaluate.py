@@ -6,8 +6,8 @@
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
     python -m experiments.evaluate --workdir=runs/m30k --ablate=decoder.3.cross.head.5 --compare=runs/m30k
 
-The command writes three files into the run folder: eval/<split>.json has the scores, eval/<split>.hyp.txt the
-translations and eval/<split>.ref.txt the references. sacreBLEU's command line can read the two text files.
+The command writes four files into the run folder: eval/<split>.json has the scores, eval/<split>.src.txt the
+sources, .hyp.txt the translations and .ref.txt the references. sacreBLEU's command line can read the texts.
 With --set, the changes are part of the file names: eval/<split>,decode.beam_size=1.json.
 
 With --ablate, a part of the model is masked; --ablate=all masks each part in turn, and writes the added loss
@@ -37,7 +37,7 @@ from experiments.ablation_report import report_ablation
 from experiments.config_files import read_changes
 from experiments.progress import counting
 from experiments.run_folder import Run, Trained, converted
-from experiments.score_files import SCOPE, Evaluation, ScoreFiles
+from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
 from transformer.config import UserError
 from transformer.data.splits import encode_pairs
@@ -90,7 +90,7 @@ def main(flags: FlagValues) -> None:
     if ablated:
         model, params = ablate(trained.model, trained.params, ablated)
         trained = dataclasses.replace(trained, model=model, params=params)
-    written = [str(set_files.path(".json, .hyp.txt, .ref.txt")) for set_files in files]
+    written = [str(set_files.path(", ".join((".json", *TEXT_FILES)))) for set_files in files]
     compared = [None] * len(files)
     if flags.compare:
         compared = [_compared(*pair, flags.compare) for pair in zip(files, test_sets, strict=True)]
@@ -99,11 +99,11 @@ def main(flags: FlagValues) -> None:
     print(f"{run.folder}: {_checkpoints_text(trained)}{files[0].suffix.replace(',', ', ')}")
     scores = {set_files.split: made.scores for set_files, made in zip(files, evaluations, strict=True)}
     _print_scores(scores, trained.config.data.target)
-    for test_set, set_files, evaluation, other in zip(test_sets, files, evaluations, compared, strict=True):
+    for set_files, evaluation, other in zip(files, evaluations, compared, strict=True):
         if other is None:
             continue
-        comparisons = set_files.compare(evaluation, *other, test_set.sources)
-        _print_comparisons(f"{test_set.name}: {set_files.name} against {other[0].name}", comparisons)
+        comparisons = set_files.compare(evaluation, *other)
+        _print_comparisons(f"{set_files.split}: {set_files.name} against {other[0].name}", comparisons)
         written.append(str(set_files.comparison_path(other[0])))
     print("\n".join(written))
 
@@ -174,7 +174,9 @@ def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluat
         "params_sha256": trained.params_sha256,
         **({"ablated": files.ablated} if files.ablated else {}),
     }
-    evaluation = Evaluation(evaluated.scores | made_from, outputs.hypotheses, outputs.references)
+    evaluation = Evaluation(
+        evaluated.scores | made_from, outputs.sources, outputs.hypotheses, outputs.references
+    )
     files.write(evaluation)
     return evaluation
 

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import PyTree
 
 from experiments.config_files import ROOT, with_changes
+from experiments.machine import processor
 from transformer.config import (
     ExperimentConfig,
     UserError,
@@ -175,7 +176,7 @@ class Run:
         """Writes result.json: `values`, the versions of packages, the device and the git revision."""
         environment = {
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "device": jax.devices()[0].device_kind,
+            "device": _device(),
             "git_revision": _git_revision(),
         }
         write_sealed(self.folder / "result.json", values | environment)
@@ -262,6 +263,14 @@ def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
     train = config.train
     scheduled = [step for step in steps if step % train.validate_every == 0 or step == train.steps]
     return scheduled[-config.decode.average_last :] or steps[-1:]
+
+
+def _device() -> str:
+    """Returns the number and the name of JAX's devices; on CPU, those of the processor cores."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return processor()
+    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def _git_revision() -> str | None:

@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 from experiments.progress import counting
 from experiments.run_folder import Run
 from transformer.config import UserError
+from transformer.decoding.translator import LINE_ENDS
 from transformer.evaluation.metrics import METRICS, Outputs, metrics_for, signatures
 from transformer.evaluation.significance import Comparison, compare
 from transformer.files import atomic_write, lock, path_component, read_sealed, write_sealed
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
+TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation`
 # Entries of `scores` that say what made them.
 IDENTITY = ("identity", "content", "checkpoints", "params_sha256", "changes", "ablated")
 
 
 class Evaluation(NamedTuple):
-    """The content of the files of an evaluation: the scores, the translations and the references."""
+    """The content of the files of an evaluation: the scores, and a sentence of each text per line."""
 
     scores: dict[str, Any]
+    sources: Sequence[str]
     hypotheses: Sequence[str]
     references: Sequence[str]
 
@@ -68,9 +71,11 @@ class ScoreFiles(NamedTuple):
         return self.run.folder / "eval" / name
 
     def write(self, evaluation: Evaluation) -> None:
-        """Writes .hyp.txt, .ref.txt and then .json, which has the digests of the two."""
-        texts = {".hyp.txt": evaluation.hypotheses, ".ref.txt": evaluation.references}
-        texts = {ending: "".join(f"{line}\n" for line in lines) for ending, lines in texts.items()}
+        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which has the digests of the three."""
+        texts = {
+            ending: "".join(f"{line.translate(LINE_ENDS)}\n" for line in lines)
+            for ending, lines in zip(TEXT_FILES, evaluation[1:], strict=True)
+        }
         with lock(self.run.folder / "eval", wait=True):
             for ending, text in texts.items():
                 atomic_write(self.path(ending), text)
@@ -83,7 +88,7 @@ class ScoreFiles(NamedTuple):
         Raises:
           UserError: a file is missing or damaged.
         """
-        paths = {end: self.path(end) for end in (".json", ".hyp.txt", ".ref.txt")}
+        paths = {ending: self.path(ending) for ending in (".json", *TEXT_FILES)}
         for path in paths.values():
             if not path.is_file():
                 raise UserError(f"{path} is missing; run {self.command}{self._alternatives()}")
@@ -140,7 +145,6 @@ class ScoreFiles(NamedTuple):
         evaluation: Evaluation,
         compared: "ScoreFiles",
         compared_evaluation: Evaluation,
-        sources: Sequence[str],
     ) -> dict[str, Comparison]:
         """Compares two evaluations with every metric whose field `compared` is true, and writes the result.
 
@@ -148,9 +152,8 @@ class ScoreFiles(NamedTuple):
           evaluation: the content of the files of this evaluation.
           compared: the files of the other evaluation.
           compared_evaluation: the content of the files of the other evaluation.
-          sources: the source sentences of the split.
         """
-        references = evaluation.references
+        sources, references = evaluation.sources, evaluation.references
         language = self.run.config.data.target
         outputs = Outputs(sources, evaluation.hypotheses, references, language)
         compared_outputs = Outputs(sources, compared_evaluation.hypotheses, references, language)

@@ -4,11 +4,11 @@ The sentences and weights are those that our decoder is timed with.
 """
 
 import functools
-import os
 
 import ctranslate2
 
 from experiments.cli import keep_freed_memory
+from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import BOS, EOS, PAD
 
@@ -22,11 +22,11 @@ def prepare(
     """Times each division of the cores among workers with each batch size, and keeps the fastest settings."""
     lines = [[str(token) for token in source if token != EOS] for source in sources]
     keep_freed_memory()  # as in our process
-    cores = len(os.sched_getaffinity(0))
+    num_cores = len(cores())
     trials = []
-    for workers in (number for number in range(1, cores + 1) if cores % number == 0):
+    for workers in (number for number in range(1, num_cores + 1) if num_cores % number == 0):
         translator = ctranslate2.Translator(
-            folder, compute_type="float32", inter_threads=workers, intra_threads=cores // workers
+            folder, compute_type="float32", inter_threads=workers, intra_threads=num_cores // workers
         )
         for batch_tokens in BATCH_TOKENS:
             translate = functools.partial(

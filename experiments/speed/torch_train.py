@@ -6,7 +6,6 @@ The result of a turn has the seconds and the number of target tokens.
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from experiments.cli import keep_freed_memory
+from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve
 from experiments.speed.workload import SHAPES, VOCAB_SIZE, Shape, length_sorted_batches
 from transformer.config import BOS, PAD
@@ -83,7 +83,7 @@ def prepare(shape: str) -> Prepared:
     """Makes the model and the batches."""
     keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(cores()))
     model = Model(SHAPES[shape])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
     batches: Any = itertools.cycle(

@@ -4,7 +4,6 @@ The sentences and weights are those that our decoder is timed with.
 """
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from transformers import MarianMTModel
 
 from experiments.cli import keep_freed_memory
+from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import PAD
 from transformer.data.batching import length_batches, pad_rows
@@ -50,7 +50,7 @@ def prepare(
 ) -> Prepared:
     """Times translation with each of `BATCH_TOKENS`, and prepares the fastest."""
     keep_freed_memory()  # as in our process, so that only the frameworks differ
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores()))
     peer = MarianMTModel.from_pretrained(folder).eval()
     for module in peer.modules():
         if isinstance(module, torch.nn.LayerNorm):

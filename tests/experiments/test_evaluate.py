@@ -62,9 +62,9 @@ def second(first) -> Path:
     """A copy of the first run in which every second translation is replaced by its reference."""
     folder = shutil.copytree(first.folder, first.folder.with_name("second"))
     files = ScoreFiles(Run(folder), "test", {})
-    scores, hypotheses, references = files.read()
+    scores, sources, hypotheses, references = files.read()
     better = [pair[number % 2] for number, pair in enumerate(zip(hypotheses, references, strict=True))]
-    files.write(Evaluation(scores, better, references))
+    files.write(Evaluation(scores, sources, better, references))
     return folder
 
 
@@ -180,7 +180,7 @@ def refused(folder, references=None) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["json", "hyp.txt", "ref.txt"])
+@pytest.mark.parametrize("kind", ["json", "src.txt", "hyp.txt", "ref.txt"])
 def test_a_missing_file_is_named_with_the_command_that_writes_it(broken, kind):
     path = broken / "eval" / f"test.{kind}"
     path.unlink()
@@ -188,7 +188,7 @@ def test_a_missing_file_is_named_with_the_command_that_writes_it(broken, kind):
     assert refused(broken) == f"{path} is missing; run {command}"
 
 
-@pytest.mark.parametrize("kind", ["hyp", "ref"])
+@pytest.mark.parametrize("kind", ["src", "hyp", "ref"])
 @pytest.mark.parametrize("content", [b"", b"another line\n"])
 def test_an_edited_file_of_an_evaluation_is_refused(broken, kind, content):
     path = broken / "eval" / f"test.{kind}.txt"
@@ -300,7 +300,7 @@ def test_files_of_a_test_set_are_scored_like_a_split(first, tmp_path):
     assert json.loads(files["news.json"])["content"] == json.loads(files["test.json"])["content"]
     scores = json.loads(files["news.json"])
     assert {name: scores[name] for name in METRICS} == {name: first.scores[name] for name in METRICS}
-    assert f"{folder}/eval/news.json, .hyp.txt, .ref.txt" in done.stdout
+    assert f"{folder}/eval/news.json, .src.txt, .hyp.txt, .ref.txt" in done.stdout
 
     (tmp_path / "de").write_text("eins\n" * (len(texts) - 1))
     line = refuse("evaluate", f"--workdir={folder}", *flags)
@@ -366,7 +366,7 @@ def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
     written = contents(folder)
     assert {name: written.pop(name) for name in plain} == plain
     suffix = ",decode.beam_size=1,decode.max_source_length=24,model.dtype=bfloat16"
-    endings = ("json", "hyp.txt", "ref.txt", "compare-first.json")
+    endings = ("json", "src.txt", "hyp.txt", "ref.txt", "compare-first.json")
     assert set(written) == {f"test{suffix}.{ending}" for ending in endings}
     scores, comparison = (
         json.loads(written[f"test{suffix}.{kind}"]) for kind in ("json", "compare-first.json")
@@ -394,7 +394,7 @@ def test_files_of_an_evaluation_with_changes_are_named_by_the_changes(second):
     assert missing.endswith(f" --split=test, or use --compare={folder}{suffix}")
     changes = {"decode.sampling": True, "decode.length_penalty": 1.0}
     files, compared = ScoreFiles(Run(second), "test", {}), ScoreFiles(Run(folder), "test", changes)
-    comparison = files.compare(files.read(), compared, compared.read(), files.read().references)
+    comparison = files.compare(files.read(), compared, compared.read())
     assert comparison["exact_match"].difference == 0
     path = second / "eval" / f"test.compare-with, a comma{suffix}.json"
     assert json.loads(path.read_text())["other"]["folder"] == str(folder)

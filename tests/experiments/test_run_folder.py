@@ -8,6 +8,7 @@ import pytest
 
 from experiments import run_folder
 from experiments.config_files import with_changes
+from experiments.machine import processor
 from experiments.run_folder import Run, changed, converted
 from tests.support.commands import refuse
 from tests.support.errors import refused
@@ -140,7 +141,7 @@ def test_a_result_records_library_versions_and_the_device(config, tmp_path):
     run.write_result(status="done", step=3)
     assert (run.result["status"], run.result["step"]) == ("done", 3)
     assert set(run.result["versions"]) >= {"jax", "flax", "optax", "sacrebleu"}
-    assert run.result["device"]
+    assert run.result["device"] == processor()
 
 
 def test_commands_on_trained_runs_refuse_a_folder_that_is_not_a_run():

@@ -27,7 +27,7 @@ from transformer.data.records import ContentDigest
 from transformer.data.splits import Split, encode_pairs
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
-from transformer.decoding.translator import Translator
+from transformer.decoding.translator import LINE_ENDS, Translator
 from transformer.evaluation.metrics import Outputs, by_length, compute_scores, signatures
 from transformer.files import atomic_write
 from transformer.model import build_model, init_params
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "tokenizer.model"
 # Line ends inside a reference: a file with one sentence per line cannot hold them.
-LINE_ENDS = str.maketrans("\n\r", "  ")
 
 
 class TestSet(NamedTuple):
