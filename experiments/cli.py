@@ -19,6 +19,7 @@ import platform
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -152,20 +153,26 @@ def use_utf8() -> None:
 
 
 class StopSignal:
-    """Context manager: the first SIGTERM or Ctrl-C only requests a stop.
+    """Context manager: the first SIGTERM, Ctrl-C or hang-up of the terminal only requests a stop.
 
-    A second signal of the same kind ends the process. Calling the object returns whether a stop was
-    requested.
+    Another signal of the same kind ends the process, unless it comes within a second: a scheduler may signal
+    a whole group of processes, of which one passes the signal on to the others. Calling the object returns
+    whether a stop was requested.
     """
 
     def __init__(self, message: str):
         """Sets the message that is printed on standard error when the first signal arrives."""
         self._message = message
-        self._received = False
+        self._received: dict[int, float] = {}  # time of the first signal of each kind
 
     def __enter__(self) -> "StopSignal":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        previous = {number: signal.getsignal(number) for number in numbers}
+        # `nohup` makes a process ignore SIGHUP, and it must stay ignored.
+        self._previous = {number: old for number, old in previous.items() if old != signal.SIG_IGN}
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+        for number in self._previous:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
@@ -173,12 +180,18 @@ class StopSignal:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        return self._received
+        return bool(self._received)
 
     def _handle(self, number, _) -> None:
-        self._received = True
-        signal.signal(number, signal.SIG_DFL)
-        print(self._message, file=sys.stderr, flush=True)
+        now, is_first = time.monotonic(), not self._received
+        if now - self._received.setdefault(number, now) > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if number == signal.SIGHUP:
+            for descriptor in self._terminals:  # writing to a closed terminal is an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        if is_first:
+            print(self._message, file=sys.stderr, flush=True)
 
 
 def keep_freed_memory() -> None:

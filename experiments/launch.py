@@ -1,15 +1,20 @@
-"""Runs a study: trains and evaluates every variant with every seed, and prints a table with error bars.
+"""Runs a study: trains and evaluates every variant with every seed, and writes a report.
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=5
+    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --only=rope,'*/0'
+    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --executor=slurm
 
 Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
 checkpoint. A run that diverged is not started again. The output of a run is in log.txt of the run folder.
+Several launches may share a study: each run is started once.
+
+With --executor=slurm, the runs become the tasks of an array job; the same command shows their states.
 """
 
-import os
+import contextlib
+import functools
 import sys
-import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,26 +24,28 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.config_files import read_changes
-from experiments.costs import describe
-from experiments.progress import clock
 from experiments.run_folder import Run
-from experiments.study.queue import Job, command, run_jobs
+from experiments.study.live import Board
+from experiments.study.plan import Selection, plan_text, run_states
+from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
 from experiments.study.results import (
     Trial,
     Tuned,
     check_root,
+    is_complete,
     is_tried,
     read_criterion,
     read_study,
-    state,
     write_study,
 )
+from experiments.study.slurm import Slurm
 from experiments.study.statistics import MIN_SEEDS
-from experiments.study.sweep import PlannedRun, Sweep, expand, expand_trials, load_sweep
-from experiments.study.tables import markdown, report_text, write_report
+from experiments.study.sweep import PlannedRun, expand, expand_trials, load_sweep
+from experiments.study.tables import report_text, write_report
 from transformer.config import UserError
 from transformer.files import lock
-from transformer.training.divergence import Diverged
+
+FINAL_STATES = ("done", "diverged")
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -50,39 +57,41 @@ def define_flags(flags: FlagValues) -> None:
         required=True,
     )
     absl_flags.DEFINE_string("root", None, "Folder of the study.", flag_values=flags, required=True)
-    absl_flags.DEFINE_integer(
-        "seeds", 5, "Number of runs per variant; the seeds are 0, 1, ...", lower_bound=1, flag_values=flags
-    )
-    absl_flags.DEFINE_integer(
-        "jobs",
-        1,
-        "Number of runs at the same time, which share the CPU cores.",
-        lower_bound=1,
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_multi_string(
-        "set",
-        [],
-        "Changes a field of the config of every run, for example --set=train.steps=500. May be given several "
-        "times.",
-        flag_values=flags,
-    )
+    numbers = {
+        "seeds": (5, 1, "Number of runs per variant; the seeds are 0, 1, ..."),
+        "jobs": (
+            None,
+            1,
+            "Number of runs at the same time, which share the GPUs of this machine, or the cores if it has "
+            "no GPU. Default: 1; with Slurm, no limit.",
+        ),
+        "devices_per_run": (None, 1, "GPUs (or cores) per run. Default: an equal share."),
+        "retries": (10, 0, "How often a run that is preempted starts again."),
+    }
+    for name, (default, least, text) in numbers.items():
+        absl_flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=flags)
+    lists = {
+        "only": "Runs to launch: variants, VARIANT/SEED, or patterns such as '*/0'. Default: all.",
+        "exclude": "Runs to leave out, as in --only.",
+    }
+    for name, text in lists.items():
+        absl_flags.DEFINE_list(name, [], text, flag_values=flags)
+    repeated = {
+        "set": "Changes a field of the config of every run, for example --set=train.steps=500.",
+        "sbatch": "Option of sbatch, for example --sbatch=--partition=gpu.",
+    }
+    for name, text in repeated.items():
+        text += " May be given several times."
+        absl_flags.DEFINE_multi_string(name, [], text, flag_values=flags)
+    absl_flags.DEFINE_enum("executor", "local", ["local", "slurm"], "What runs the runs.", flag_values=flags)
+    absl_flags.DEFINE_boolean("fail_fast", False, "Stops the study at the first failure.", flag_values=flags)
     absl_flags.DEFINE_boolean(
         "dry_run", False, "Only lists the runs, with their states and costs.", flag_values=flags
     )
 
 
 def main(flags: FlagValues) -> int:
-    sweep, root = load_sweep(flags.sweep), Path(flags.root)
-    changes = read_changes(flags.set, "set")
-    # All configs are checked before the first run.
-    runs = expand(sweep, changes, flags.seeds)
-    trials = expand_trials(sweep, changes) if sweep.tune else []
-    cores = len(os.sched_getaffinity(0))
-    if flags.jobs > cores:
-        raise UserError(
-            f"--jobs is {flags.jobs}, but this machine has {cores} processor cores; give at most {cores}"
-        )
+    launch = Launch(flags)
     if flags.seeds < MIN_SEEDS:
         print(
             f"warning: {flags.seeds} seeds per variant; with fewer than {MIN_SEEDS}, only differences of "
@@ -90,118 +99,207 @@ def main(flags: FlagValues) -> int:
             file=sys.stderr,
         )
     if flags.dry_run:
-        check_root(root, sweep, [] if trials else runs)
-        print(_plan_text(root, sweep, [run for run, _ in trials] or runs))
-        if trials:
-            print(f"these runs tune the variants; {len(runs)} runs with the best values follow")
+        print(launch.plan())
         return 0
-    with lock(root, wait=False):
-        try:
-            tuned = {}
-            if trials:
-                tuned = _tune(root, sweep, trials, flags.jobs)
-                chosen = {variant: values.chosen for variant, values in tuned.items()}
-                runs = expand(sweep, changes, flags.seeds, chosen)
-            check_root(root, sweep, runs)
-            write_study(root, sweep, runs, tuned, changes)
-            return _launch(root, sweep, runs, flags.jobs)
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to resume the study")
-            return cli.PREEMPTED
+    if flags.executor == "slurm":
+        launch.submit()
+        return 0
+    try:
+        return launch.run()
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume the study")
+        return cli.PREEMPTED
 
 
-def _launch(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], slots: int) -> int:
-    states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
-    missing = [run for run in runs if states[run.id] not in ("done", "diverged")]
-    counts = Counter(states.values())
-    listed = ", ".join(
-        f"{counts[name]} {name}" for name in ("done", "diverged") if counts[name] or name == "done"
-    )
-    print(f"{sweep.name}: {len(runs)} runs, {listed}, {len(missing)} to do", flush=True)
-    failed = _run([_job(root, run, sweep.splits) for run in missing], slots)
-    study = read_study(root)
-    print(f"\n{report_text(study, write_report(root, study))}")
-    return 1 if failed else 0
+class Launch:
+    """A call of the command. All flags and configs are checked before the first run."""
 
-
-def _tune(
-    root: Path, sweep: Sweep, trials: Sequence[tuple[PlannedRun, Mapping[str, Any]]], slots: int
-) -> dict[str, Tuned]:
-    """Trains every trial, and returns the values of each variant that gave the lowest validation loss.
-
-    Raises:
-      UserError: a trial failed, or all trials of a variant diverged.
-    """
-    check_root(root, sweep, [])
-    missing = [run for run, _ in trials if not is_tried(Run(root / run.id), run)]
-    done = len(trials) - len(missing)
-    print(f"{sweep.name}: {len(trials)} trials for tuning, {done} done, {len(missing)} to do", flush=True)
-    _run([_job(root, run, ()) for run in missing], slots)
-    for run in missing:
-        if not is_tried(folder := Run(root / run.id), run):
-            raise UserError(f"a trial failed, see {folder.folder}/log.txt; launch the study again")
-    tuned = {}
-    for variant in sweep.variants:
-        tried = [
-            Trial(dict(values), read_criterion(Run(root / run.id), run))
-            for run, values in trials
-            if run.variant == variant
+    def __init__(self, flags: FlagValues):
+        self._flags = flags
+        self._sweep, self._root = load_sweep(flags.sweep), Path(flags.root)
+        self._changes = read_changes(flags.set, "set")
+        self._runs = expand(self._sweep, self._changes, flags.seeds)
+        self._trials = expand_trials(self._sweep, self._changes) if self._sweep.tune else []
+        self._selection = Selection(flags.only, flags.exclude)
+        self._selection.check([*self._runs, *(run for run, _ in self._trials)])
+        # Untuned runs have other ids than tuned ones, but the same variants and seeds.
+        selected = {run.variant for run in self._runs if self._selection.includes(run)}
+        self._selected_trials = [
+            run for run, _ in self._trials if run.variant in selected or self._selection.includes(run)
         ]
-        finite = [trial for trial in tried if trial.criterion is not None]
-        if not finite:
-            raise UserError(f"all trials of variant {variant} diverged; give TUNE other values")
-        tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
-    return tuned
+        self._slots: list[Slot] = []
+        self._slurm = Slurm(self._root)
+        if flags.executor == "slurm":
+            if flags.devices_per_run is not None or flags.fail_fast:
+                name = "fail_fast" if flags.fail_fast else "devices_per_run"
+                raise UserError(f"--{name} is not for Slurm; give an option of sbatch: --sbatch=--gpus=1")
+        elif flags.sbatch:
+            raise UserError("--sbatch needs --executor=slurm; add that, or leave --sbatch out")
+        else:
+            self._slots = make_slots(flags.jobs or 1, flags.devices_per_run)
 
+    def plan(self) -> str:
+        """Returns a table of the selected runs, or of the trials if variants are to be tuned."""
+        check_root(self._root, self._sweep, [] if self._trials else self._runs)
+        queued = self._slurm.states() if self._flags.executor == "slurm" else {}
+        runs = self._selected_trials or [run for run in self._runs if self._selection.includes(run)]
+        text = plan_text(self._root, self._sweep, runs, queued)
+        if self._trials:
+            text += f"\nthese runs tune the variants; {len(self._runs)} runs with the best values follow"
+        return text
 
-def _plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> str:
-    """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
+    def run(self) -> int:
+        """Runs what is missing on this machine, and returns the exit status."""
+        runs = self._runs
+        with lock(self._root, wait=True):
+            check_root(self._root, self._sweep, [] if self._trials else runs)
+        if self._trials:
+            missing = self._missing_trials()
+            num_trials = len(self._selected_trials)
+            counts = f"{num_trials} trials for tuning, {num_trials - len(missing)} done"
+            self._run_jobs(missing, counts, ())
+            for run in self._missing_trials():
+                raise UserError(f"a trial failed, see {self._root / run.id}/log.txt; launch the study again")
+            tuned = self._tuned()
+            for variant in dict.fromkeys(run.variant for run in self._selected_trials):
+                if variant not in tuned:
+                    print(f"{variant}: other trials are not done yet")
+            runs = self._tuned_runs(tuned)
+        self._write_study(runs)
+        selected = [run for run in runs if self._selection.includes(run)]
+        states = run_states(self._root, self._sweep, selected, {})
+        missing = [run for run in selected if states[run.id] not in FINAL_STATES]
+        counts = Counter(states.values())
+        listed = ", ".join(
+            f"{counts[name]} {name}" for name in FINAL_STATES if counts[name] or name == "done"
+        )
+        failed = self._run_jobs(missing, f"{len(selected)} runs, {listed}", self._sweep.splits)
+        self._write_report()
+        return 1 if failed else 0
 
-    The time is estimated from the runs that are trained: their FLOPs per second.
-    """
-    described = {run.id: describe(run.config) for run in runs if run.seed == 0}
-    # The costs do not depend on the seed, so the other seeds of a variant have those of seed 0.
-    by_variant = {run.variant: described[run.id] for run in runs if run.seed == 0}
-    costs = {run.id: described.get(run.id, by_variant[run.variant]) for run in runs}
-    flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
-    states = {run.id: state(Run(root / run.id), run, sweep) for run in runs}
-    trained = [run for run in runs if states[run.id] in ("trained", "done")]
-    seconds = sum(Run(root / run.id).result["seconds"] for run in trained)
-    rate = sum(flops[run.id] for run in trained) / seconds if trained else None
-    rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
-    for run in runs:
-        left = "" if rate is None or run in trained else clock(flops[run.id] / rate)
-        memory = costs[run.id]["memory_bytes"]["total"] / 1e9
-        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
-    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"
+    def submit(self) -> None:
+        """Submits what is missing to Slurm, and prints the states of all runs."""
+        with lock(self._root, wait=True):
+            queued, runs, after = self._slurm.states(), self._runs, []
+            check_root(self._root, self._sweep, [] if self._trials else runs)
+            if self._trials:
+                trials = self._missing_trials()
+                self._submit([run.id for run in trials if run.id not in queued])
+                waiting = {run.id for run in trials}
+                after = [job["id"] for job in self._slurm.jobs if waiting & set(job["runs"])]
+                tuned = self._tuned()
+                runs = [*self._tuned_runs(tuned), *(run for run in runs if run.variant not in tuned)]
+            selected = [run for run in runs if self._selection.includes(run)]
+            states = run_states(self._root, self._sweep, selected, queued)
+            names = {run.id: f"{run.variant}/{run.seed}" for run in selected}
+            missing = [names[run.id] for run in selected if states[run.id] not in FINAL_STATES]
+            self._submit([name for name in missing if name not in queued], after)
+        self._write_study([run for run in runs if not self._trials or run.variant in self._tuned()])
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(states.values()).items()))
+        print(f"{self._sweep.name}: {len(selected)} runs, {counts}")
+        if missing:
+            print("launch again with the same flags to see the states and to submit what failed")
+        else:
+            self._write_report()
 
+    def _submit(self, names: Sequence[str], after: Sequence[str] = ()) -> None:
+        if not names:
+            return
+        flags = self._flags
+        arguments = [f"--sweep={flags.sweep}", f"--root={flags.root}", f"--seeds={flags.seeds}"]
+        arguments += [f"--set={change}" for change in flags.set]
+        job = self._slurm.submit(
+            self._sweep.name, names, arguments, flags.sbatch, flags.jobs, flags.retries, after
+        )
+        print(f"submitted array job {job}: {len(names)} runs")
 
-def _run(jobs: list[Job], slots: int) -> int:
-    """Runs the jobs, prints a line per job, and returns the number of failed jobs."""
-    started, failed = time.monotonic(), 0
-    with cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop:
-        for number, (job, status, seconds) in enumerate(run_jobs(jobs, slots, should_stop), start=1):
-            failed += status != 0
-            reason = "diverged" if status == Diverged.exit_status else f"failed with status {status}"
-            outcome = f"{reason}, see {job.log}" if status else "done"
-            remaining = (time.monotonic() - started) / number * (len(jobs) - number)
-            times = f"after {clock(seconds)}, {clock(remaining)} left"
-            print(f"[{number}/{len(jobs)}] {job.name}: {outcome} {times}", flush=True)
-    return failed
+    def _missing_trials(self) -> list[PlannedRun]:
+        return [run for run in self._selected_trials if not is_tried(Run(self._root / run.id), run)]
 
+    def _tuned(self) -> dict[str, Tuned]:
+        """Returns the values with the lowest validation loss of each variant whose trials have all ended.
 
-def _job(root: Path, planned: PlannedRun, splits: tuple[str, ...]) -> Job:
-    run = Run(root / planned.id)
-    run.begin(planned.config)
-    workdir = f"--workdir={run.folder}"
-    return Job(
-        name=planned.id,
-        commands=[
-            command("train", workdir),
-            *([command("evaluate", workdir, f"--split={','.join(splits)}")] if splits else []),
-        ],
-        log=run.folder / "log.txt",
-    )
+        Raises:
+          UserError: all trials of a variant diverged.
+        """
+        by_variant: dict[str, list[tuple[PlannedRun, Mapping[str, Any]]]] = defaultdict(list)
+        for run, values in self._trials:
+            by_variant[run.variant].append((run, values))
+        tuned = {}
+        for variant, trials in by_variant.items():
+            if not all(is_tried(Run(self._root / run.id), run) for run, _ in trials):
+                continue
+            tried = [
+                Trial(dict(values), read_criterion(Run(self._root / run.id), run)) for run, values in trials
+            ]
+            finite = [trial for trial in tried if trial.criterion is not None]
+            if not finite:
+                raise UserError(f"all trials of variant {variant} diverged; give TUNE other values")
+            tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
+        return tuned
+
+    def _tuned_runs(self, tuned: Mapping[str, Tuned]) -> list[PlannedRun]:
+        chosen = {variant: values.chosen for variant, values in tuned.items()}
+        runs = expand(self._sweep, self._changes, self._flags.seeds, chosen)
+        return [run for run in runs if run.variant in tuned]
+
+    def _write_study(self, runs: Sequence[PlannedRun]) -> None:
+        with lock(self._root, wait=True):
+            check_root(self._root, self._sweep, runs)
+            write_study(self._root, self._sweep, runs, self._tuned(), self._changes)
+
+    def _write_report(self) -> None:
+        with lock(self._root, wait=True):
+            study = read_study(self._root)
+            print(f"\n{report_text(study, write_report(self._root, study))}")
+
+    def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, splits: Sequence[str]) -> int:
+        """Trains the runs, evaluates them on the splits, and returns the number of failed runs."""
+        print(f"{self._sweep.name}: {counts}, {len(missing)} to do", flush=True)
+        jobs = [self._job(run, splits) for run in missing]
+        failed = 0
+        with (
+            cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop,
+            Board(jobs, len(self._slots), self._durations()) as board,
+            contextlib.closing(
+                run_jobs(jobs, self._slots, should_stop, self._flags.retries, board.observe)
+            ) as ends,
+        ):
+            for ended in ends:
+                board.ended(ended)
+                failed += ended.status != 0
+                if failed and self._flags.fail_fast:
+                    print("stopping at the first failure: current runs save a checkpoint first", flush=True)
+                    break
+        return failed
+
+    def _durations(self) -> dict[str, list[float]]:
+        """Returns the seconds that the trained runs of each variant took."""
+        durations = defaultdict(list)
+        for run in self._runs:
+            with contextlib.suppress(UserError):
+                result = Run(self._root / run.id).result
+                if result.get("status") == "done":
+                    durations[run.variant].append(result["seconds"])
+        return durations
+
+    def _job(self, planned: PlannedRun, splits: Sequence[str]) -> Job:
+        run = Run(self._root / planned.id)
+        workdir = f"--workdir={run.folder}"
+        evaluation = [command("evaluate", workdir, f"--split={','.join(splits)}")] if splits else []
+
+        def is_done() -> bool:
+            if not splits:
+                return is_tried(run, planned)
+            return is_complete(run, planned, splits, self._sweep.metrics)
+
+        return Job(
+            name=planned.id,
+            folder=run.folder,
+            commands=[command("train", workdir), *evaluation],
+            begin=functools.partial(run.begin, planned.config),
+            is_done=is_done,
+        )
 
 
 if __name__ == "__main__":

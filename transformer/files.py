@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from transformer.config import UserError
 
@@ -104,18 +104,40 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"cannot create {folder}: {error.strerror}; name another folder") from None
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UserError(f"{folder / '.lock'} is a symbolic link; delete it") from None
-    with open(descriptor, "r+") as file:
+    with open_lock(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
         yield
+
+
+def try_lock(path: Path) -> BinaryIO | None:
+    """Takes the lock of a file, and returns the open file; None if another process holds the lock.
+
+    The lock is free again once the file is closed in this process and in all processes that inherited it.
+    """
+    file = open_lock(path)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Opens the file of a lock, which is created if it is missing, and never a symbolic link.
+
+    Raises:
+      UserError: the file is a symbolic link.
+    """
+    try:
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a symbolic link; delete it") from None
 
 
 @contextlib.contextmanager

@@ -1,25 +1,89 @@
-"""Local queue that runs a limited number of jobs at once. Each job has separate processes and CPU cores."""
+"""Local queue of jobs. Each job has processes, processor cores and GPUs of its own.
 
+A job holds the lock of its run folder. Its processes inherit the lock, so that the lock outlives a launcher
+that was killed, and no other launcher starts the same run beside them.
+"""
+
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
+
+from experiments.cli import PREEMPTED
+from experiments.machine import cores, gpus
+from transformer.config import UserError
+from transformer.files import try_lock
 
 POLL_SECONDS = 0.2
+LOCK_FILE = ".job"
+
+
+class Slot(NamedTuple):
+    """What a job may use: numbers of processor cores, and GPUs; without GPUs, JAX chooses its devices."""
+
+    cores: list[int]
+    gpus: list[str]
+
+
+def make_slots(jobs: int, devices_per_run: int | None) -> list[Slot]:
+    """Divides the devices of this machine among jobs: its GPUs, or its processor cores if it has no GPUs.
+
+    Args:
+      jobs: number of jobs at the same time.
+      devices_per_run: number of devices of a job; None for an equal share of all devices.
+
+    Raises:
+      UserError: there are fewer devices.
+    """
+    all_cores, all_gpus = cores(), gpus()
+    devices, kind = (all_gpus, "GPUs") if all_gpus else (all_cores, "processor cores")
+    needed = jobs * (devices_per_run or 1)
+    if needed > len(devices):
+        given = f"--jobs is {jobs}"
+        if devices_per_run is not None:
+            given = f"--jobs={jobs} with --devices_per_run={devices_per_run} needs {needed} {kind}"
+        raise UserError(f"{given}, but this machine has {len(devices)} {kind}; give at most {len(devices)}")
+
+    def share(items, number, each):
+        return items[number::jobs] if each is None else items[number * each : (number + 1) * each]
+
+    if all_gpus:
+        return [
+            Slot(all_cores[number::jobs] or all_cores, share(all_gpus, number, devices_per_run))
+            for number in range(jobs)
+        ]
+    return [Slot(share(all_cores, number, devices_per_run), []) for number in range(jobs)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Commands that run one after the other. All output of the commands goes to the file `log`."""
+    """Commands that run one after the other. All their output is appended to log.txt in the folder.
+
+    Attributes:
+      name: the name of the job.
+      folder: the run folder, which is locked while the job is at work.
+      commands: the arguments of each command.
+      begin: called before the first command.
+      is_done: called before `begin`; true if another launcher has done the job in the meantime.
+    """
 
     name: str
+    folder: Path
     commands: Sequence[Sequence[str]]
-    log: Path
+    begin: Callable[[], object] = lambda: None
+    is_done: Callable[[], bool] = lambda: False
+
+    @property
+    def log(self) -> Path:
+        """The file that gets the output."""
+        return self.folder / "log.txt"
 
 
 class Ended(NamedTuple):
@@ -27,83 +91,146 @@ class Ended(NamedTuple):
 
     Attributes:
       job: the job.
-      status: exit status of the first command that failed; 0 if all commands succeeded.
+      status: exit status of the first command that failed, or minus the number of the signal that ended it; 0
+        if all commands succeeded.
       seconds: duration of the job.
+      elsewhere: whether another launcher ran the job.
     """
 
     job: Job
     status: int
     seconds: float
+    elsewhere: bool = False
 
 
-class ShouldStop(Protocol):
-    """Returns whether the queue should stop."""
+class RunningJob:
+    """A job at work.
 
-    def __call__(self) -> bool: ...
-
-
-def run_jobs(jobs: Sequence[Job], slots: int, should_stop: ShouldStop = lambda: False) -> Iterator[Ended]:
-    """Runs all jobs, and yields an `Ended` whenever a job ends. A failed job does not stop the other jobs.
-
-    Args:
-      jobs: the jobs, in the order in which they start.
-      slots: number of jobs that run at once; each job gets an equal share of the cores of this process.
-      should_stop: called several times per second. A signal handler that raises an exception cannot replace
-        `should_stop`: an exception inside Popen.poll can leave a lock held, and waiting for the process would
-        then never end.
-
-    Raises:
-      KeyboardInterrupt: `should_stop` returned true. The running jobs got SIGTERM and have ended.
+    Attributes:
+      job: the job.
+      slot: what the job uses.
+      started: time at which the job started, in seconds of `time.time`.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    slots = min(slots, len(cores))
-    free = [set(cores[slot::slots]) for slot in range(slots)]
-    waiting, running = list(jobs), []
-    while waiting or running:
-        while waiting and free:
-            running.append(_RunningJob(waiting.pop(0), free.pop(0)))
-        time.sleep(POLL_SECONDS)
-        if should_stop():
-            for job in running:
-                job.process.send_signal(signal.SIGTERM)
-            for job in running:
-                job.process.wait()
-            raise KeyboardInterrupt
-        for job in list(running):
-            if (status := job.poll()) is not None:
-                running.remove(job)
-                free.append(job.cores)
-                yield Ended(job.job, status, time.monotonic() - job.started)
 
-
-class _RunningJob:
-    def __init__(self, job: Job, cores: set[int]):
-        self.job, self.cores, self.started = job, cores, time.monotonic()
-        self._remaining = list(job.commands)
-        job.log.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, job: Job, slot: Slot, lock: BinaryIO):
+        """Starts the first command. The processes of the job inherit the lock."""
+        self.job, self.slot, self.started = job, slot, time.time()
+        self._lock, self._remaining = lock, list(job.commands)
         with job.log.open("a", encoding="utf-8") as log:
             if log.tell():  # keeps the output of earlier launches
                 log.write(time.strftime("\n--- started again at %Y-%m-%d %H:%M:%S ---\n"))
         self._start_next()
 
     def _start_next(self) -> None:
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(self.slot.gpus)} if self.slot.gpus else {}
         with self.job.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self._remaining.pop(0),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | visible,
+                pass_fds=[self._lock.fileno()],
             )
-        os.sched_setaffinity(self.process.pid, self.cores)
+        if hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(ProcessLookupError):  # the process has ended
+                os.sched_setaffinity(self._process.pid, self.slot.cores)
 
     def poll(self) -> int | None:
         """Starts the next command if one has succeeded. Returns the exit status once the job has ended."""
-        status = self.process.poll()
+        status = self._process.poll()
         if status == 0 and self._remaining:
             self._start_next()
             return None
+        if status is not None:
+            self._lock.close()
         return status
+
+    def stop(self) -> None:
+        """Asks the process to save its state and to end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Waits for the end of the process."""
+        self._process.wait()
+        self._lock.close()
+
+
+Observe = Callable[[Sequence[RunningJob], Sequence[Job]], object]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    should_stop: Callable[[], bool] = lambda: False,
+    retries: int = 0,
+    observe: Observe = lambda running, waiting: None,
+) -> Iterator[Ended]:
+    """Runs all jobs, and yields an `Ended` whenever a job ends. A failed job does not stop the other jobs.
+
+    A job that another launcher runs is left to that launcher, and runs here only if it was not done there.
+    If the iterator is closed, the running jobs get SIGTERM, and closing waits for their end.
+
+    Args:
+      jobs: the jobs, in the order in which they start.
+      slots: what each of the jobs at work may use; their number limits the jobs at the same time.
+      should_stop: called several times per second. A signal handler that raises an exception cannot replace
+        `should_stop`: an exception inside Popen.poll can leave a lock held, and waiting for the process would
+        then never end.
+      retries: how often a job that was preempted starts again.
+      observe: called several times per second with the jobs at work and the jobs that wait.
+
+    Raises:
+      KeyboardInterrupt: `should_stop` returned true. The running jobs got SIGTERM and have ended.
+    """
+    free, waiting, running = list(slots), list(jobs), list[RunningJob]()
+    preemptions: Counter[str] = Counter()
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                if not free:
+                    break
+                job.folder.mkdir(parents=True, exist_ok=True)
+                if (lock := try_lock(job.folder / LOCK_FILE)) is None:
+                    continue
+                waiting.remove(job)
+                if job.is_done():
+                    lock.close()
+                    yield Ended(job, 0, 0.0, elsewhere=True)
+                else:
+                    job.begin()
+                    running.append(RunningJob(job, free.pop(0), lock))
+            observe(running, waiting)
+            time.sleep(POLL_SECONDS)
+            if should_stop():
+                raise KeyboardInterrupt
+            for at_work in list(running):
+                if (status := at_work.poll()) is None:
+                    continue
+                running.remove(at_work)
+                free.append(at_work.slot)
+                job = at_work.job
+                if status == PREEMPTED and preemptions[job.name] < retries:
+                    preemptions[job.name] += 1
+                    waiting.insert(0, job)
+                else:
+                    yield Ended(job, status, time.time() - at_work.started)
+    finally:
+        for at_work in running:
+            at_work.stop()
+        for at_work in running:
+            at_work.wait()
+
+
+def is_at_work(folder: Path) -> bool:
+    """Returns whether a launcher, or a process that a launcher started, works in a run folder."""
+    if not (folder / LOCK_FILE).exists():
+        return False
+    if (lock := try_lock(folder / LOCK_FILE)) is None:
+        return True
+    lock.close()
+    return False
 
 
 def command(name: str, *arguments: str) -> list[str]:

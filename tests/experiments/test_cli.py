@@ -3,9 +3,12 @@
 import errno
 import os
 import platform
+import pty
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -180,9 +183,57 @@ def test_the_first_signal_requests_a_stop_and_the_handlers_are_restored(capsys):
         assert not should_stop()
         signal.raise_signal(signal.SIGINT)
         assert should_stop()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGINT)  # the same signal once more, as a scheduler may send it
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) == before
     assert capsys.readouterr().err == "stopping\n"
+
+
+def test_a_second_signal_after_a_second_ends_the_process():
+    code = """
+import signal, time
+from experiments.cli import StopSignal
+with StopSignal("stopping"):
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(1.1)
+    signal.raise_signal(signal.SIGTERM)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
+
+
+def test_a_closed_terminal_requests_a_stop_and_takes_no_more_output():
+    code = """
+import signal, sys
+from experiments.cli import StopSignal
+with StopSignal("stopping") as should_stop:
+    print("ready", flush=True)
+    while not should_stop():
+        signal.pause()
+    print("saved", flush=True)
+open(sys.argv[1], "w").write("saved")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        process, terminal = pty.fork()
+        if process == 0:
+            os.execve(
+                sys.executable, [sys.executable, "-c", code, f"{folder}/saved"], {"PYTHONPATH": str(ROOT)}
+            )
+        assert os.read(terminal, 100) == b"ready\r\n"
+        os.close(terminal)
+        assert os.waitpid(process, 0)[1] == 0
+        assert Path(folder, "saved").read_text() == "saved"
+
+
+def test_an_ignored_hang_up_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli.StopSignal("stopping") as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 FAULTS = """

@@ -11,8 +11,10 @@ import pytest
 from experiments import cli, launch
 from experiments.study.queue import Ended
 from experiments.study.results import read_study
+from experiments.study.sweep import PlannedRun
 from tests.support.commands import call, refuse, start
-from transformer.files import lock, read_json
+from tests.support.studies import write_run
+from transformer.files import read_json
 
 SWEEP = """
 CONFIG = "configs/number_words.py:smoke"
@@ -39,10 +41,11 @@ def study_flags(tmp_path, data_dir) -> tuple[str, ...]:
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Runs the jobs of a study in this process; `run_jobs` is tested in test_study.py."""
+    """Runs the jobs of a study in this process; `run_jobs` is tested in test_queue.py."""
 
-    def run_jobs(jobs, slots, should_stop):
+    def run_jobs(jobs, *_):
         for job in jobs:
+            job.begin()
             for _, _, module, *arguments in job.commands:
                 call(module.removeprefix("experiments."), *arguments)
             yield Ended(job, 0, 1.0)
@@ -86,29 +89,96 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(study_flags, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_each_variant_gets_the_best_of_its_trials(study_flags, in_this_process, tmp_path):
-    path = tmp_path / "rates.py"
-    path.write_text(
-        'CONFIG = "configs/number_words.py:smoke"\n'
-        'VARIANTS = {"one": {}, "two": {"model.positions": "none"}}\n'
-        'TUNE = {"optimizer.learning_rate": (1e-5, 1e-2)}\n'
-        'SPLITS = ("test",)\nMETRICS = ("chrf",)\n'
-    )
+TUNED_SWEEP = """
+CONFIG = "configs/number_words.py:smoke"
+VARIANTS = {"one": {}, "two": {"model.positions": "none"}}
+TUNE = {"optimizer.learning_rate": (1e-5, 1e-3, 1e-2)}
+SPLITS = ("test",)
+METRICS = ("chrf",)
+"""
+
+
+@pytest.fixture
+def written_by_hand(monkeypatch, tmp_path):
+    """Writes the files of every run instead of training it. Training diverges at the highest rate.
+
+    Returns the list of the names of all jobs.
+    """
+    names = []
+
+    def run_jobs(jobs, *_):
+        for job in jobs:
+            names.append(job.name)
+            config = job.begin()
+            run = PlannedRun(job.name.partition("/")[0], config.train.seed, config)
+            rate = config.optimizer.learning_rate
+            if rate == 1e-2:
+                write_run(tmp_path / "study", run, {}, "failed", {"reason": "diverged"})
+                yield Ended(job, 3, 1.0)
+                continue
+            scores = {"test": {"chrf": 50.0, "by_length": []}} if len(job.commands) > 1 else {}
+            write_run(tmp_path / "study", run, scores, result={"validation": {"nll": 1 / rate}})
+            yield Ended(job, 0, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    return names
+
+
+def test_each_variant_gets_the_best_of_its_trials(study_flags, written_by_hand, tmp_path):
+    (tmp_path / "rates.py").write_text(TUNED_SWEEP)
     done = call("launch", *study_flags)
-    assert "rates: 4 trials for tuning, 0 done, 4 to do" in done.stdout
+    assert "rates: 6 trials for tuning, 0 done, 6 to do" in done.stdout
     assert "rates: 2 runs, 0 done, 2 to do" in done.stdout
     study = read_study(tmp_path / "study")
     for variant in ("one", "two"):
         chosen, trials = study.tuned[variant]
-        assert chosen == {"optimizer.learning_rate": 1e-2}
-        assert trials[1].criterion < trials[0].criterion
+        assert chosen == {"optimizer.learning_rate": 1e-3}
+        assert [trial.criterion for trial in trials] == [pytest.approx(1e5), pytest.approx(1e3), None]
         assert list(study.scores[variant]) == [0]
     again = call("launch", *study_flags)
-    assert "rates: 4 trials for tuning, 4 done, 0 to do" in again.stdout
+    assert "rates: 6 trials for tuning, 6 done, 0 to do" in again.stdout
     assert "rates: 2 runs, 2 done, 0 to do" in again.stdout
     plan = call("launch", *study_flags, "--dry_run").stdout
-    assert plan.count(" | trained | ") + plan.count(" | done | ") == 4
+    states = [line.split(" | ")[1] for line in plan.splitlines()[2:8]]
+    assert sorted(states) == ["diverged"] * 2 + ["done"] * 2 + ["trained"] * 2
     assert plan.endswith("these runs tune the variants; 2 runs with the best values follow\n")
+
+
+def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, written_by_hand, tmp_path):
+    (tmp_path / "rates.py").write_text(TUNED_SWEEP)
+    call("launch", *study_flags, "--seeds=3", "--only=two/1")
+    assert [name.partition("-")[0] for name in written_by_hand] == ["two/0"] * 3 + ["two/1"]
+    study = read_study(tmp_path / "study")
+    assert list(study.tuned) == ["two"]
+    assert study.planned == {"one": [], "two": [0, 1, 2]}
+
+    written_by_hand.clear()
+    trial = next(tmp_path.glob("study/two/0-*")).name
+    done = call("launch", *study_flags, "--seeds=3", f"--only=two/{trial}")
+    assert written_by_hand == []
+    assert "rates: 1 trials for tuning, 1 done, 0 to do" in done.stdout
+
+    call("launch", *study_flags, "--seeds=3", "--exclude=one,*/2")
+    assert [name.partition("-")[0] for name in written_by_hand] == ["two/0"]
+    call("launch", *study_flags, "--seeds=3")
+    assert read_study(tmp_path / "study").planned == {"one": [0, 1, 2], "two": [0, 1, 2]}
+
+
+def test_a_study_stops_at_the_first_failure_if_asked_to(study_flags, tmp_path, monkeypatch):
+    closed = []
+
+    def run_jobs(jobs, *_):
+        try:
+            for job in jobs:
+                job.begin()
+                yield Ended(job, 1, 1.0)
+        finally:
+            closed.append(job.name.partition("/")[0])
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    done = call("launch", *study_flags, "--fail_fast", status=1)
+    assert "stopping at the first failure" in done.stdout
+    assert closed == ["slow"]
 
 
 def test_more_jobs_than_cores_are_refused(study_flags):
@@ -120,13 +190,15 @@ def test_more_jobs_than_cores_are_refused(study_flags):
 
 
 def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_path, monkeypatch):
-    def run_jobs(jobs, slots, should_stop):
-        yield from (Ended(job, status, 1.0) for job, status in zip(jobs, (1, 0), strict=True))
+    def run_jobs(jobs, *_):
+        for job, status in zip(jobs, (1, 0), strict=True):
+            job.begin()
+            yield Ended(job, status, 1.0)
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
     done = call("launch", *study_flags, status=1)
     log = next(tmp_path.glob("study/slow/0-*")) / "log.txt"
-    assert f"failed with status 1, see {log} after 0:01" in done.stdout
+    assert f"failed with status 1; see {log} (after 0:01)" in done.stdout
     assert "[2/2] fast/0-" in done.stdout
 
 
@@ -155,6 +227,15 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
         ("launch", ["--sweep=configs/sweeps/positions.py", "--seeds=0"], "--seeds is '0'; it must be a positive integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--config.train.steps=3"],
          "unknown flag --config.train.steps; write --set=train.steps=3 for this command"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--only=rope,ropes"], "--only has 'ropes', which matches no run; give the name of a variant, VARIANT/SEED or a pattern, such as sinusoidal or '*/0'"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--exclude=*/5"], "--exclude has '*/5', which matches no run; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=1000"], "--jobs=1 with --devices_per_run=1000 needs 1000 "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=0"], "--devices_per_run is '0'; it must be a positive integer"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--retries=-1"], "--retries is '-1'; it must be a non-negative integer"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=pbs"], "--executor is 'pbs'; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--sbatch=--gpus=1"], "--sbatch needs --executor=slurm; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--devices_per_run=1"], "--devices_per_run is not for Slurm; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--fail_fast"], "--fail_fast is not for Slurm; "),
         ("report", [], "/nowhere is not a study: study.json is missing; start a study with python -m experiments.launch --sweep=FILE --root=/nowhere"),
     ],
 )  # fmt: skip
@@ -164,9 +245,10 @@ def test_wrong_flags_give_a_one_line_error(command, arguments, message):
 
 
 def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_path, monkeypatch):
-    def run_jobs(jobs, slots, should_stop):
+    def run_jobs(jobs, *_):
         for job in jobs:
-            (job.log.parent / "tokenizer.model").touch()  # training has started
+            job.begin()
+            (job.folder / "tokenizer.model").touch()  # training has started
             yield Ended(job, 3, 1.0)
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
@@ -174,14 +256,6 @@ def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_
     call("launch", *study_flags, "--set=train.log_every=3", status=1)
     configs = [read_json(path) for path in tmp_path.glob("study/*/0-*/config.json")]
     assert [config["train"]["log_every"] for config in configs] == [3, 3]
-
-
-def test_a_study_that_another_process_runs_is_left_alone(study_flags, tmp_path):
-    root = tmp_path / "study"
-    with lock(root, wait=False):
-        line = refuse("launch", *study_flags)
-    assert line == f"{root} is in use by another process; wait for it or stop it"
-    assert [path.name for path in root.iterdir()] == [".lock"]
 
 
 def test_root_that_is_a_file_is_refused(tmp_path):

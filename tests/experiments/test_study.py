@@ -4,17 +4,13 @@ import csv
 import dataclasses
 import errno
 import os
-import re
 import shutil
-import sys
-import time
 
 import pytest
 import scipy
 
 from experiments import plots
 from experiments.run_folder import Run
-from experiments.study.queue import Job, run_jobs
 from experiments.study.results import (
     Trial,
     Tuned,
@@ -64,52 +60,6 @@ def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
         f"{tmp_path} is a study, not a run; name a run: {tmp_path}/VARIANT/SEED-HASH"
     )
     assert refused(Run(tmp_path).begin, runs[0].config).startswith(f"{tmp_path} is a study, not a run; ")
-
-
-def make_job(folder, name, *codes):
-    return Job(name, [[sys.executable, "-c", code] for code in codes], folder / name / "log.txt")
-
-
-def test_the_queue_limits_the_running_jobs_and_survives_failures(tmp_path):
-    busy = f"""
-import os, pathlib, time
-place = pathlib.Path({str(tmp_path)!r}) / "busy"; place.mkdir(exist_ok=True)
-mine = place / str(os.getpid()); mine.touch(); print("running", len(list(place.iterdir())), flush=True)
-time.sleep(0.4); mine.unlink()
-"""
-    jobs = [make_job(tmp_path, name, busy) for name in "abcd"]
-    jobs.insert(1, make_job(tmp_path, "bad", "raise SystemExit(3)", "print('never')"))
-    ended = {job.name: status for job, status, _ in run_jobs(jobs, slots=2)}
-    assert ended == {"a": 0, "bad": 3, "b": 0, "c": 0, "d": 0}
-    assert "never" not in jobs[1].log.read_text()
-    counts = [int(jobs[i].log.read_text().split()[1]) for i in (0, 2, 3, 4)]
-    assert max(counts) == 2
-
-
-def test_the_commands_of_a_job_run_in_order(tmp_path):
-    job = make_job(tmp_path, "a", "print('first')", "print('second')")
-    (ended,) = run_jobs([job], slots=1)
-    assert ended[:2] == (job, 0)
-    assert job.log.read_text() == "first\nsecond\n"
-
-
-def test_a_stopped_queue_asks_its_jobs_to_save_and_waits(tmp_path):
-    saves = """
-import signal, time
-def save(*_): time.sleep(0.5); print("saved", flush=True); raise SystemExit(75)
-signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
-"""
-    jobs = [make_job(tmp_path, "a", saves, "print('never')"), make_job(tmp_path, "b", "print('never')")]
-
-    def ready():
-        return "ready" in jobs[0].log.read_text()
-
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        list(run_jobs(jobs, slots=1, should_stop=ready))
-    assert time.monotonic() - started < 30
-    assert jobs[0].log.read_text() == "ready\nsaved\n"
-    assert not jobs[1].log.exists()
 
 
 BLEU = {"test": {"bleu": 1.0}}
@@ -356,10 +306,3 @@ def test_full_disk_leaves_the_old_report(study, monkeypatch):
     monkeypatch.setattr(os, "replace", fill_disk)
     assert "the disk or quota is full" in refused(write_report, study, read_study(study))
     assert {path: path.read_bytes() for path in files} == files
-
-
-def test_job_that_runs_again_appends_to_its_log(tmp_path):
-    job = make_job(tmp_path, "a", "print('output')")
-    for _ in range(2):
-        list(run_jobs([job], slots=1))
-    assert re.fullmatch(r"output\n\n--- started again at [\d :-]+ ---\noutput\n", job.log.read_text())

@@ -15,9 +15,19 @@ def write_run(
     planned: PlannedRun,
     scores: Mapping[str, Mapping[str, Any]],
     status: str = "done",
+    result: Mapping[str, Any] | None = None,
     **identity: str,
 ) -> Run:
-    """Writes the files of a run of 20 steps that was evaluated on the splits in `scores`."""
+    """Writes the files of a run of 20 steps that was evaluated on the splits in `scores`.
+
+    Args:
+      root: the folder of the study.
+      planned: the run.
+      scores: the scores by split.
+      status: the status in result.json.
+      result: further entries of result.json.
+      **identity: entries of the run's identity, instead of the planned ones.
+    """
     run = Run(root / planned.id)
     run.begin(planned.config)
     made_from = {
@@ -26,7 +36,7 @@ def write_run(
         "content": "texts",
         "vocabulary": "tokens",
     } | identity
-    run.write_result(status=status, step=20, identity=made_from)
+    run.write_result(status=status, step=20, seconds=60.0, identity=made_from, **(result or {}))
     for split, values in scores.items():
         path = run.folder / "eval" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)

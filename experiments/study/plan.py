@@ -1,0 +1,90 @@
+"""The plan of a launch: which runs it selects, and a table of their states and costs."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.costs import describe
+from experiments.progress import clock
+from experiments.run_folder import Run
+from experiments.study.queue import is_at_work
+from experiments.study.results import state
+from experiments.study.sweep import PlannedRun, Sweep
+from experiments.study.tables import markdown
+from transformer.config import UserError
+
+
+class Selection(NamedTuple):
+    """Patterns of the runs to launch, as in `--only` and `--exclude`.
+
+    A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text.
+    """
+
+    only: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def includes(self, run: PlannedRun) -> bool:
+        """Returns whether a run is to be launched."""
+        return (not self.only or _matches(run, self.only)) and not _matches(run, self.exclude)
+
+    def check(self, runs: Iterable[PlannedRun]) -> None:
+        """Checks that every pattern matches a run.
+
+        Raises:
+          UserError: a pattern matches none.
+        """
+        runs = list(runs)
+        for name, patterns in self._asdict().items():
+            for pattern in patterns:
+                if not any(_matches(run, [pattern]) for run in runs):
+                    raise UserError(
+                        f"--{name} has {pattern!r}, which matches no run; give the name of a variant, "
+                        f"VARIANT/SEED or a pattern, such as {runs[0].variant} or '*/0'"
+                    )
+
+
+def _matches(run: PlannedRun, patterns: Sequence[str]) -> bool:
+    names = (run.variant, f"{run.variant}/{run.seed}", run.id)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def run_states(
+    root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns the state of each run, by id; see `results.state`. A run at work is "at work".
+
+    Args:
+      root: the folder of the study.
+      sweep: the study.
+      runs: the runs.
+      queued: the states of the runs that wait or are at work in another queue, by id or by VARIANT/SEED.
+    """
+    states = {}
+    for run in runs:
+        folder = root / run.id
+        found = queued.get(run.id) or queued.get(f"{run.variant}/{run.seed}")
+        states[run.id] = found or ("at work" if is_at_work(folder) else state(Run(folder), run, sweep))
+    return states
+
+
+def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]) -> str:
+    """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
+
+    The time is estimated from the runs that are trained: their FLOPs per second.
+    """
+    # The costs do not depend on the seed. The trials of a variant differ in values, and all have seed 0.
+    described = {run.id: describe(run.config) for run in runs if run.seed == 0}
+    by_variant = {run.variant: described[run.id] for run in runs if run.seed == 0}
+    costs = {run.id: described.get(run.id) or by_variant[run.variant] for run in runs}
+    flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
+    states = run_states(root, sweep, runs, queued)
+    trained = [run for run in runs if states[run.id] in ("trained", "done")]
+    seconds = sum(Run(root / run.id).result["seconds"] for run in trained)
+    rate = sum(flops[run.id] for run in trained) / seconds if trained else None
+    rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
+    for run in runs:
+        left = "" if rate is None or run in trained else clock(flops[run.id] / rate)
+        memory = costs[run.id]["memory_bytes"]["total"] / 1e9
+        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
+    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"

@@ -1,0 +1,128 @@
+"""Runs a study with Slurm: one array job, each of whose tasks launches one run of the study.
+
+A task calls `launch` with the same flags and `--only=RUN`, so tuning, evaluation and locks are those of the
+local queue. A task that is preempted ends with status 75, and its script asks Slurm to start it again.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import PREEMPTED
+from transformer.config import UserError
+from transformer.files import atomic_write, read_sealed, write_sealed
+
+GRACE_SECONDS = 120  # time to save a checkpoint before the time limit of a job
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}{limit}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={folder}/%A_%a.txt
+#SBATCH --signal=TERM@{grace}
+{options}
+runs=({runs})
+cd {cwd}
+trap : TERM  # the run saves a checkpoint, and then this script goes on
+srun {command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
+status=$?
+if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit $status
+"""
+
+
+class Slurm:
+    """The array jobs of a study. The folder slurm/ of the study has their scripts, their output and ids."""
+
+    def __init__(self, root: Path):
+        self.folder = root / "slurm"
+        self._path = self.folder / "jobs.json"
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """The array jobs: the id of each, and the runs of its tasks in order."""
+        return read_sealed(self._path)["jobs"] if self._path.exists() else []
+
+    def states(self) -> dict[str, str]:
+        """Returns Slurm's state of each run that is waiting or at work, such as "pending" or "running".
+
+        Raises:
+          UserError: Slurm does not answer.
+        """
+        if not self.jobs:
+            return {}
+        lines = _call("squeue", "--me", "--array", "--noheader", "--format=%F %K %T").splitlines()
+        found = {}
+        tasks = {job["id"]: job["runs"] for job in self.jobs}
+        for job_id, task, slurm_state in (line.split() for line in lines):
+            if job_id in tasks and task.isdigit():
+                found[tasks[job_id][int(task)]] = slurm_state.lower()
+        return found
+
+    def submit(
+        self,
+        name: str,
+        runs: Sequence[str],
+        arguments: Sequence[str],
+        options: Sequence[str],
+        limit: int | None,
+        retries: int,
+        after: Sequence[str] = (),
+    ) -> str:
+        """Submits an array job with one task per run, and returns its id.
+
+        Args:
+          name: the name of the job.
+          runs: for each task, the run as in `--only`.
+          arguments: the flags of `launch` for every task.
+          options: options of sbatch, such as "--partition=gpu".
+          limit: number of tasks at the same time; None for no limit.
+          retries: how often a preempted task is started again.
+          after: ids of array jobs that must end before this one starts.
+
+        Raises:
+          UserError: Slurm refused the job, or does not answer.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = [*options, *([f"--dependency=afterany:{':'.join(after)}"] if after else [])]
+        script = SCRIPT.format(
+            name=shlex.quote(name),
+            last=len(runs) - 1,
+            limit="" if limit is None else f"%{limit}",
+            folder=str(self.folder.resolve()).replace("%", "%%"),
+            grace=GRACE_SECONDS,
+            options="".join(f"#SBATCH {option}\n" for option in options),
+            runs=shlex.join(runs),
+            cwd=shlex.quote(os.getcwd()),
+            command=shlex.join([sys.executable, "-m", "experiments.launch", *arguments]),
+            preempted=PREEMPTED,
+            retries=retries,
+        )
+        path = self.folder / f"array-{len(self.jobs)}.sh"
+        atomic_write(path, script)
+        job_id = _call("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+        write_sealed(self._path, {"jobs": [*self.jobs, {"id": job_id, "runs": list(runs)}]})
+        return job_id
+
+
+def _call(*arguments: str) -> str:
+    """Calls a command of Slurm and returns its output.
+
+    Raises:
+      UserError: the command is missing or failed.
+    """
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{arguments[0]} is not installed; --executor=slurm needs Slurm") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise UserError(lines[-1] if lines else f"{arguments[0]} failed with status {done.returncode}")
+    return done.stdout

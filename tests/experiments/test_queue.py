@@ -1,0 +1,224 @@
+"""The local queue: slots, order, locks, retries, signals, and what is shown of the jobs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from experiments.study import queue
+from experiments.study.live import Board, outcome, run_progress
+from experiments.study.queue import LOCK_FILE, Ended, Job, Slot, is_at_work, make_slots, run_jobs
+from tests.support.commands import ROOT, environment
+from tests.support.errors import refused
+from transformer.files import try_lock
+
+SLOT = Slot(sorted(os.sched_getaffinity(0)), [])
+
+
+def make_job(folder, name, *codes, **options):
+    return Job(name, folder / name, [[sys.executable, "-c", code] for code in codes], **options)
+
+
+def test_the_queue_limits_the_running_jobs_and_survives_failures(tmp_path):
+    busy = f"""
+import os, pathlib, time
+place = pathlib.Path({str(tmp_path)!r}) / "busy"; place.mkdir(exist_ok=True)
+mine = place / str(os.getpid()); mine.touch(); print("running", len(list(place.iterdir())), flush=True)
+time.sleep(0.4); mine.unlink()
+"""
+    jobs = [make_job(tmp_path, name, busy) for name in "abcd"]
+    jobs.insert(1, make_job(tmp_path, "bad", "raise SystemExit(3)", "print('never')"))
+    ended = {end.job.name: end.status for end in run_jobs(jobs, [SLOT, SLOT])}
+    assert ended == {"a": 0, "bad": 3, "b": 0, "c": 0, "d": 0}
+    assert "never" not in jobs[1].log.read_text()
+    counts = [int(jobs[i].log.read_text().split()[1]) for i in (0, 2, 3, 4)]
+    assert max(counts) == 2
+
+
+def test_the_commands_of_a_job_run_in_order_after_its_beginning(tmp_path):
+    begun = tmp_path / "begun"
+    job = make_job(
+        tmp_path,
+        "a",
+        f"print(open({str(begun)!r}).read())",
+        "print('second')",
+        begin=lambda: begun.write_text("1"),
+    )
+    (ended,) = run_jobs([job], [SLOT])
+    assert ended[:2] == (job, 0)
+    assert job.log.read_text() == "1\nsecond\n"
+
+
+SAVES = """
+import signal, time
+def save(*_): time.sleep(0.5); print("saved", flush=True); raise SystemExit(75)
+signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
+"""
+
+
+def test_a_stopped_queue_asks_its_jobs_to_save_and_waits(tmp_path):
+    jobs = [make_job(tmp_path, "a", SAVES, "print('never')"), make_job(tmp_path, "b", "print('never')")]
+
+    def ready():
+        return jobs[0].log.exists() and "ready" in jobs[0].log.read_text()
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(jobs, [SLOT], should_stop=ready))
+    assert time.monotonic() - started < 30
+    assert jobs[0].log.read_text() == "ready\nsaved\n"
+    assert not jobs[1].log.exists()
+
+
+def test_closing_the_iterator_saves_the_jobs_at_work(tmp_path):
+    saves = make_job(tmp_path, "a", SAVES)
+    fails = make_job(
+        tmp_path,
+        "b",
+        f"import pathlib, time\nwhile 'ready' not in pathlib.Path({str(saves.log)!r}).read_text(): time.sleep(0.1)\n"
+        "raise SystemExit(1)",
+    )
+    ends = run_jobs([saves, fails, make_job(tmp_path, "c", "print('never')")], [SLOT, SLOT])
+    assert next(ends).job == fails
+    ends.close()
+    assert saves.log.read_text() == "ready\nsaved\n"
+    assert not is_at_work(saves.folder)
+
+
+def test_a_preempted_job_starts_again_a_bounded_number_of_times(tmp_path):
+    job = make_job(tmp_path, "a", "print('started'); raise SystemExit(75)")
+    (ended,) = run_jobs([job], [SLOT], retries=2)
+    assert ended.status == 75
+    assert len(re.findall("^started$", job.log.read_text(), re.MULTILINE)) == 3
+
+
+def test_a_job_that_runs_again_appends_to_its_log(tmp_path):
+    job = make_job(tmp_path, "a", "print('output')")
+    for _ in range(2):
+        list(run_jobs([job], [SLOT]))
+    assert re.fullmatch(r"output\n\n--- started again at [\d :-]+ ---\noutput\n", job.log.read_text())
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_job_of_another_launcher_is_awaited_and_runs_only_if_it_was_not_done(tmp_path, done):
+    first = make_job(tmp_path, "a", "print('output')", is_done=lambda: done)
+    second = make_job(tmp_path, "b", "print('output')")
+    first.folder.mkdir()
+    lock = try_lock(first.folder / LOCK_FILE)
+    assert lock
+    assert is_at_work(first.folder)
+    ends = run_jobs([first, second], [SLOT])
+    assert next(ends).job == second
+    lock.close()
+    assert not is_at_work(first.folder)
+    (ended,) = ends
+    assert (ended.job, ended.status, ended.elsewhere) == (first, 0, done)
+    assert first.log.exists() == (not done)
+
+
+def test_a_job_keeps_its_lock_after_its_launcher_was_killed(tmp_path):
+    code = """
+    import sys, pathlib
+    from experiments.study.queue import Job, Slot, run_jobs
+    sleeps = "import pathlib, time\\nwhile not pathlib.Path('go').exists(): time.sleep(0.1)"
+    job = Job("a", pathlib.Path("a"), [[sys.executable, "-c", sleeps]])
+    list(run_jobs([job], [Slot([0], [])], observe=lambda *_: print("at work", flush=True)))
+    """
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    with launcher:
+        assert launcher.stdout
+        assert launcher.stdout.readline() == b"at work\n"
+        launcher.kill()
+    assert is_at_work(tmp_path / "a")
+    (tmp_path / "go").touch()
+    ended = time.monotonic() + 30
+    while is_at_work(tmp_path / "a") and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert not is_at_work(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_gpus", "jobs", "devices_per_run", "expected"),
+    [
+        (4, 0, 2, None, [([0, 2], ""), ([1, 3], "")]),
+        (5, 0, 2, None, [([0, 2, 4], ""), ([1, 3], "")]),
+        (4, 0, 2, 1, [([0], ""), ([1], "")]),
+        (4, 2, 2, None, [([0, 2], "0"), ([1, 3], "1")]),
+        (4, 4, 2, None, [([0, 2], "02"), ([1, 3], "13")]),
+        (4, 4, 2, 1, [([0, 2], "0"), ([1, 3], "1")]),
+        (1, 2, 2, None, [([0], "0"), ([0], "1")]),
+    ],
+)
+def test_jobs_share_the_devices(monkeypatch, num_cores, num_gpus, jobs, devices_per_run, expected):
+    monkeypatch.setattr(queue, "cores", lambda: list(range(num_cores)))
+    monkeypatch.setattr(queue, "gpus", lambda: [str(number) for number in range(num_gpus)])
+    slots = make_slots(jobs, devices_per_run)
+    assert slots == [Slot(cores, list(gpus)) for cores, gpus in expected]
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "jobs", "devices_per_run", "message"),
+    [
+        (0, 3, None, "--jobs is 3, but this machine has 2 processor cores; give at most 2"),
+        (4, 5, None, "--jobs is 5, but this machine has 4 GPUs; give at most 4"),
+        (4, 2, 3, "--jobs=2 with --devices_per_run=3 needs 6 GPUs, but this machine has 4 GPUs; give at most 4"),
+    ],
+)  # fmt: skip
+def test_more_jobs_than_devices_are_refused(monkeypatch, num_gpus, jobs, devices_per_run, message):
+    monkeypatch.setattr(queue, "cores", lambda: [0, 1])
+    monkeypatch.setattr(queue, "gpus", lambda: [str(number) for number in range(num_gpus)])
+    assert refused(make_slots, jobs, devices_per_run) == message
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_a_job_sees_its_devices_only(tmp_path):
+    code = "import os; print(os.sched_getaffinity(0), os.environ['CUDA_VISIBLE_DEVICES'])"
+    job = make_job(tmp_path, "a", f"import time; time.sleep(0.3); {code}")
+    list(run_jobs([job], [Slot(SLOT.cores[:1], ["2", "5"])]))
+    assert job.log.read_text() == f"{{{SLOT.cores[0]}}} 2,5\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "done after 1:05"),
+        (1, "failed with status 1; see {log} (after 1:05)"),
+        (3, "diverged; see {log} (after 1:05)"),
+        (-signal.SIGKILL, "killed (SIGKILL), perhaps because memory was full; lower --jobs or the batch size; see {log} (after 1:05)"),
+        (-signal.SIGSEGV, "killed (SIGSEGV); see {log} (after 1:05)"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_an_end_is_shown(tmp_path, status, text):
+    job = make_job(tmp_path, "a")
+    assert outcome(Ended(job, status, 65.0)) == text.format(log=job.log)
+
+
+def record(step, seconds_left):
+    return {"kind": "train", "step": step, "loss": 2.5, "seconds_left": seconds_left}
+
+
+def test_the_progress_of_a_run_leaves_compilation_out():
+    assert run_progress([]) == ("starting", 0, None, None)
+    assert run_progress([record(10, 900.0)]) == ("training", 10, 2.5, None)
+    assert run_progress([record(10, 900.0), record(20, 80.0)]) == ("training", 20, 2.5, 80.0)
+    assert run_progress([record(10, 900.0), record(100, 0)]) == ("evaluating", 100, 2.5, 0)
+
+
+def test_the_time_left_counts_the_jobs_that_wait(tmp_path, capsys):
+    jobs = [make_job(tmp_path, f"{variant}/{seed}") for variant in ("base", "big") for seed in range(3)]
+    with Board(jobs, 2, {"base": [60.0], "big": [100.0, 200.0]}) as board:
+        board.observe([], jobs[1:])
+        board.ended(Ended(jobs[0], 0, 120.0))  # two runs of base took 60 and 120 seconds
+        assert (
+            capsys.readouterr().out == "[1/6] base/0: done after 2:00, about 5:15 left\n"
+        )  # (2 * 90 + 3 * 150) / 2

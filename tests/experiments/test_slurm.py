@@ -1,0 +1,261 @@
+"""Studies with Slurm: with stand-ins for its commands and, where Slurm is installed, with its daemons."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import launch
+from experiments.study.queue import Ended
+from experiments.study.results import read_study
+from experiments.study.sweep import PlannedRun
+from tests.support.commands import ROOT, call, environment, refuse
+from tests.support.studies import write_run
+
+SWEEP = """
+CONFIG = "configs/number_words.py:smoke"
+VARIANTS = {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {"optimizer.learning_rate": 1e-2}}
+SPLITS = ("test",)
+METRICS = ("chrf",)
+"""
+TUNE = 'TUNE = {"model.positions": ("none", "rope")}\n'
+# Answers of the stand-ins: sbatch numbers its jobs from 11 on, and squeue prints the file `queue`.
+COMMANDS = {
+    "sbatch": 'cp "$2" "$FAKE/script"; echo "$@" >> "$FAKE/calls"; n=$(wc -l < "$FAKE/calls"); echo $((10 + n))',
+    "squeue": 'cat "$FAKE/queue"',
+    "srun": 'echo "$@" >> "$FAKE/calls"; exit $SRUN_STATUS',
+    "scontrol": 'echo "scontrol $@" >> "$FAKE/calls"',
+}
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """A folder with stand-ins for the commands of Slurm, on PATH."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "queue").touch()
+    for name, text in COMMANDS.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def study_flags(tmp_path) -> tuple[str, ...]:
+    (tmp_path / "rates.py").write_text(SWEEP)
+    return (f"--sweep={tmp_path}/rates.py", f"--root={tmp_path}/study", "--seeds=2", "--executor=slurm")
+
+
+def finish(root: Path, pattern: str = "*/*-*", **result) -> None:
+    """Writes results into run folders that were begun."""
+    for folder in root.glob(pattern):
+        run = launch.Run(folder)
+        planned = PlannedRun(folder.parent.name, run.config.train.seed, run.config)
+        write_run(root, planned, {"test": {"chrf": 1.0, "by_length": []}}, result=result)
+
+
+def test_missing_runs_become_the_tasks_of_an_array(fake, study_flags, tmp_path):
+    options = ("--jobs=3", "--sbatch=--partition=gpu", "--sbatch=--gpus=1", "--set=train.steps=30")
+    done = call("launch", *study_flags, *options)
+    assert "submitted array job 11: 4 runs" in done.stdout
+    assert "rates: 4 runs, 4 new" in done.stdout
+    script = (fake / "script").read_text()
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert lines == [
+        "--job-name=rates",
+        "--array=0-3%3",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={tmp_path}/study/slurm/%A_%a.txt",
+        "--signal=TERM@120",
+        "--partition=gpu",
+        "--gpus=1",
+    ]
+    assert script == (tmp_path / "study" / "slurm" / "array-0.sh").read_text()
+
+    (fake / "queue").write_text("11 0 RUNNING\n11 1 PENDING\n11 2 PENDING\n12 3 PENDING\n")
+    again = call("launch", *study_flags, *options)
+    assert "submitted array job 12: 1 runs" in again.stdout
+    assert "rates: 4 runs, 1 new, 2 pending, 1 running" in again.stdout
+    assert "runs=(fast/1)" in (fake / "script").read_text()
+
+
+def run_task(fake: Path, index: int, status: int, restarts: int = 0) -> list[str]:
+    """Runs a task of the last script, and returns the calls of srun and scontrol."""
+    (fake / "calls").write_text("")
+    slurm = {
+        "SLURM_ARRAY_JOB_ID": "11",
+        "SLURM_ARRAY_TASK_ID": str(index),
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    done = subprocess.run(
+        ["bash", fake / "script"], env=os.environ | slurm | {"SRUN_STATUS": str(status)}, check=False
+    )
+    assert done.returncode == status
+    return (fake / "calls").read_text().splitlines()
+
+
+def test_a_task_launches_one_run_and_is_requeued_only_if_it_was_preempted(fake, study_flags, tmp_path):
+    call("launch", *study_flags, "--retries=2", "--set=train.steps=30")
+    (task,) = run_task(fake, 1, status=0)
+    root, sweep = tmp_path / "study", tmp_path / "rates.py"
+    flags = f"--sweep={sweep} --root={root} --seeds=2 --set=train.steps=30 --only=fast/0"
+    assert task.endswith(f"-m experiments.launch {flags}")
+    assert run_task(fake, 1, status=75, restarts=1)[1:] == ["scontrol requeue 11_1"]
+    assert run_task(fake, 1, status=75, restarts=2)[1:] == []
+    assert run_task(fake, 1, status=1)[1:] == []
+
+
+def test_tuned_studies_take_two_arrays_of_which_the_second_waits(fake, study_flags, tmp_path, monkeypatch):
+    root = tmp_path / "study"
+    (tmp_path / "rates.py").write_text(SWEEP + TUNE)
+    done = call("launch", *study_flags)
+    assert "submitted array job 11: 4 runs" in done.stdout
+    assert "submitted array job 12: 4 runs" in done.stdout
+    trials = re.search(r"runs=\((.*)\)", (root / "slurm" / "array-0.sh").read_text())[1].split()
+    assert sorted(name.partition("-")[0] for name in trials) == ["fast/0", "fast/0", "slow/0", "slow/0"]
+    second = (root / "slurm" / "array-1.sh").read_text()
+    assert "--dependency=afterany:11\n" in second
+    assert "runs=(slow/0 fast/0 slow/1 fast/1)" in second
+
+    launched = []
+
+    def run_jobs(jobs, *_):
+        for job in jobs:
+            launched.append(job.name)
+            job.begin()
+            finish(
+                root,
+                job.name,
+                validation={"nll": 1.0 if "rope" in str(launch.Run(job.folder).config) else 2.0},
+            )
+            yield Ended(job, 0, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    task_flags = study_flags[:-1]
+    for trial in trials:
+        call("launch", *task_flags, f"--only={trial}")
+    assert launched == trials
+    for name in ("slow/0", "fast/0", "slow/1", "fast/1"):
+        call("launch", *task_flags, f"--only={name}")
+    assert read_study(root).tuned["slow"].chosen == {"model.positions": "rope"}
+    assert [name.partition("-")[0] for name in launched[4:]] == ["slow/1", "fast/1"]  # seed 0 was a trial
+    done = call("launch", *study_flags)
+    assert "rates: 4 runs, 4 done" in done.stdout
+    assert (root / "report" / "table.md").exists()
+
+
+def test_problems_of_slurm_are_one_line(fake, study_flags, tmp_path, monkeypatch):
+    (fake / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n"
+    )
+    assert refuse("launch", *study_flags) == "sbatch: error: invalid partition specified: gpu"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert refuse("launch", *study_flags) == "sbatch is not installed; --executor=slurm needs Slurm"
+    assert not (tmp_path / "study" / "slurm" / "jobs.json").exists()
+
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost=localhost
+SlurmUser=root
+ProctrackType=proctrack/linuxproc
+ReturnToService=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/%n.log
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 State=UP
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF State=UP
+"""
+
+
+def shell(command: str, **options) -> str:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Slurm's daemons on this machine, with two nodes of two cores."""
+    folder = tmp_path / "slurm"
+    for name in ("state", "spool/n1", "spool/n2"):
+        (folder / name).mkdir(parents=True)
+    Path("/etc/slurm").mkdir(exist_ok=True)
+    Path("/etc/slurm/slurm.conf").write_text(CONFIG.format(folder=folder))
+    shell("mkdir -p /run/munge; chown munge: /run/munge; pgrep munged || runuser -u munge -- munged")
+    shell("slurmctld; slurmd -N n1; slurmd -N n2")
+    yield folder
+    shell("scancel --me; pkill slurmd; pkill slurmctld")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("slurmctld") is None, reason="needs root, slurmctld, slurmd and munge"
+)
+def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_dir, tmp_path):
+    root = tmp_path / "study"
+    changes = {
+        "data.data_dir": data_dir,
+        "data.options.lists": 60,
+        "decode.batch_tokens": 4096,
+        "train.steps": 500,
+        "train.validate_every": 250,
+        "train.log_every": 10,
+    }
+    flags = (*study_flags, *(f"--set={key}={value}" for key, value in changes.items()))
+
+    def launched() -> str:
+        command = ["python", "-m", "experiments.launch", *flags]
+        command[0] = (
+            shutil.which("python3") if not (ROOT / ".venv").exists() else str(ROOT / ".venv/bin/python")
+        )
+        print(output := shell(subprocess.list2cmdline(command), cwd=ROOT, env=environment()))
+        return output
+
+    def wait_for(condition, seconds=300):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, shell("squeue --array; tail -n 20 " + f"{slurm}/*.log")
+            time.sleep(1)
+
+    def is_training(name: str) -> bool:
+        return any("step 50 " in path.read_text() for path in root.glob(f"{name}-*/log.txt"))
+
+    # A task takes a node, so that two tasks run at a time.
+    assert "submitted array job 1: 4 runs" in launched()
+    wait_for(lambda: is_training("slow/0") and is_training("fast/0"))
+    print(shell("squeue --array"))
+    (preempted,) = shell("squeue --array --noheader --nodelist=n1 --states=running --format=%K").split()
+    (killed,) = shell("squeue --array --noheader --nodelist=n2 --states=running --format=%K").split()
+    shell("sbatch --partition=high --nodelist=n1 --output=/dev/null --wrap='sleep 5'")
+    shell(f"scancel --signal=KILL 1_{killed}")
+    wait_for(lambda: "high" not in shell("squeue --array"))
+    print(shell("squeue --array --Format=ArrayTaskID,StateCompact,ReasonList,RestartCnt"))
+    shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # else it waits for two minutes
+    wait_for(lambda: not shell("squeue --noheader").strip())
+    outputs = {path.name: path.read_text() for path in sorted(root.glob("slurm/*.txt"))}
+    print(outputs)
+    assert "stopping: current runs save a checkpoint first" in outputs[f"1_{preempted}.txt"]
+    assert "submitted array job 3: 1 runs" in launched()
+    wait_for(lambda: not shell("squeue --noheader").strip())
+    assert "rates: 4 runs, 4 done" in launched()
+    assert {variant: list(seeds) for variant, seeds in read_study(root).scores.items()} == {
+        "slow": [0, 1],
+        "fast": [0, 1],
+    }
+    logs = [path.read_text() for path in root.glob("*/*/log.txt")]
+    assert sum("resuming from step" in log for log in logs) >= 1
