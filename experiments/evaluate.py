@@ -40,6 +40,7 @@ from experiments.run_folder import Run, Trained, converted
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
 from transformer.config import UserError
+from transformer.data.builders import split_names
 from transformer.data.splits import encode_pairs
 from transformer.data.text import existing_file, read_pairs
 from transformer.evaluation.ablation import ablate
@@ -49,7 +50,7 @@ from transformer.files import path_component
 from transformer.tasks import open_task
 from transformer.tasks.translation import LINE_ENDS, TestSet, check_lengths, evaluate
 
-RESERVED_NAMES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # of most data sets
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -82,7 +83,8 @@ def main(flags: FlagValues) -> None:
         for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
             report_unknown(f"{test_set.name}: {side}", texts, trained.tokenizer)
     ablated = flags.ablate or ""
-    files = [ScoreFiles(run, test_set.name, changes, ablated) for test_set in test_sets]
+    is_split = flags.source is None
+    files = [ScoreFiles(run, test_set.name, changes, ablated, is_split) for test_set in test_sets]
     if ablated == "all":
         pairs = zip(files, test_sets, strict=True)
         print("\n".join(str(path) for pair in pairs for path in report_ablation(*pair, trained)))
@@ -130,7 +132,8 @@ def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
         task = open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
         return [task.test_set(path_component(split, "--split")) for split in dict.fromkeys(flags.split)]
     name = path_component(flags.name, "--name")
-    if name in RESERVED_NAMES or re.search(r"[,=]", name):
+    splits = split_names(trained.config.data, trained.identity["data"])
+    if name in (*SPLITS, *splits) or re.search(r"[,=]", name):
         raise UserError(f"--name is {name!r}; choose a name that is not a split, without ',' and '='")
     paths = [existing_file(Path(flags[side].value), f"--{side}") for side in ("source", "target")]
     pairs = list(read_pairs(*paths))
@@ -148,12 +151,13 @@ def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[Score
     """
     folder, *texts = re.split(r",(?=(?:decode|model|ablate)[.=])", compare)
     run, ablated = Run(folder), ""
-    if texts and texts[-1].startswith("ablate="):
-        ablated = texts.pop().removeprefix("ablate=")
+    for text in [text for text in texts if text.startswith("ablate=")]:
+        ablated = text.removeprefix("ablate=")
+        texts.remove(text)
     changes = converted(run.config, read_changes(texts, "compare"))
-    compared_files = ScoreFiles(run, files.split, changes, ablated)
+    compared_files = ScoreFiles(run, files.split, changes, ablated, files.is_split)
     files.comparison_path(compared_files)  # raises an error if the file name is not allowed
-    return compared_files, compared_files.read_comparable(test_set.references)
+    return compared_files, compared_files.read_comparable(test_set.sources, test_set.references)
 
 
 def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluation:
@@ -169,16 +173,13 @@ def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluat
     made_from = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
-        "changes": files.changes,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
-        **({"ablated": files.ablated} if files.ablated else {}),
     }
     evaluation = Evaluation(
         evaluated.scores | made_from, outputs.sources, outputs.hypotheses, outputs.references
     )
-    files.write(evaluation)
-    return evaluation
+    return files.write(evaluation)
 
 
 def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:

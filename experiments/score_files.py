@@ -1,7 +1,7 @@
 """Writes and reads the files in eval/ of a run folder, and compares two evaluations."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,14 @@ class ScoreFiles(NamedTuple):
       split: the name of the split, or of the test set given as files.
       changes: new values by config field, as given in `--set` for the evaluation.
       ablated: the part of the model that is masked, as in `--ablate`; empty if the model is whole.
+      is_split: whether the test set is a split of the data set; otherwise it was given as files.
     """
 
     run: Run
     split: str
     changes: dict[str, Any]
     ablated: str = ""
+    is_split: bool = True
 
     @property
     def suffix(self) -> str:
@@ -57,7 +59,10 @@ class ScoreFiles(NamedTuple):
     @property
     def command(self) -> str:
         """The command that writes the files."""
-        command = f"python -m experiments.evaluate --workdir={self.run.folder} --split={self.split}"
+        test_set = f"--split={self.split}"
+        if not self.is_split:
+            test_set = f"--source=FILE --target=FILE --name={self.split}"
+        command = f"python -m experiments.evaluate --workdir={self.run.folder} {test_set}"
         command += "".join(f" --set={key}={value}" for key, value in sorted(self.changes.items()))
         return command + (f" --ablate={self.ablated}" if self.ablated else "")
 
@@ -70,8 +75,14 @@ class ScoreFiles(NamedTuple):
         name = path_component(f"{self.split}{self.suffix}{ending}", "the file name of the evaluation")
         return self.run.folder / "eval" / name
 
-    def write(self, evaluation: Evaluation) -> None:
-        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which has the digests of the three."""
+    def write(self, evaluation: Evaluation) -> Evaluation:
+        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which has digests of the three.
+
+        Returns:
+          The evaluation; its scores say what test set, changes and ablation they are for.
+        """
+        made_from = {"test_set": self.split, "changes": self.changes, "ablated": self.ablated}
+        evaluation = evaluation._replace(scores={**evaluation.scores, **made_from})
         texts = {
             ending: "".join(f"{line.translate(LINE_ENDS)}\n" for line in lines)
             for ending, lines in zip(TEXT_FILES, evaluation[1:], strict=True)
@@ -81,12 +92,13 @@ class ScoreFiles(NamedTuple):
                 atomic_write(self.path(ending), text)
             digests = {ending: text_digest(text.encode()) for ending, text in texts.items()}
             write_sealed(self.path(".json"), {**evaluation.scores, "files": digests})
+        return evaluation
 
     def read(self) -> Evaluation:
         """Reads the files.
 
         Raises:
-          UserError: a file is missing or damaged.
+          UserError: a file is missing or damaged, or is not the evaluation of the run as it is now.
         """
         paths = {ending: self.path(ending) for ending in (".json", *TEXT_FILES)}
         for path in paths.values():
@@ -95,6 +107,14 @@ class ScoreFiles(NamedTuple):
         scores = read_sealed(paths.pop(".json"))
         if scores["identity"]["config"] != self.run.config_hash:
             raise UserError(f"{self.path('.json')} is from a run with another config; run {self.command}")
+        made_from = (scores["test_set"], scores["changes"], scores["ablated"])
+        if made_from != (self.split, self.changes, self.ablated):
+            raise UserError(f"{self.path('.json')} is another evaluation under this name; run {self.command}")
+        if is_stale(scores, self.run.result):
+            raise UserError(
+                f"{self.path('.json')} has the scores of checkpoint {scores['checkpoints'][-1]}, but "
+                f"{self.run.folder} was trained to step {self.run.result['step']} since; run {self.command}"
+            )
         for ending, path in paths.items():
             if text_digest(path.read_bytes()) != scores["files"][ending]:
                 raise UserError(f"{path} was damaged or edited; run {self.command} to write it again")
@@ -108,25 +128,15 @@ class ScoreFiles(NamedTuple):
             f", or use --compare={self.run.folder}{suffix}" for suffix in suffixes if suffix != self.suffix
         )
 
-    def read_comparable(self, references: Sequence[str]) -> Evaluation:
-        """Reads the files, and checks that the evaluation can be compared with one that has `references`.
+    def read_comparable(self, sources: Sequence[str], references: Sequence[str]) -> Evaluation:
+        """Reads the files, and checks that the evaluation can be compared with one on the given test set.
 
         Raises:
-          UserError: a file is missing or incomplete, or the references or a metric's settings differ.
+          UserError: a file is missing or incomplete, or a text or a metric's settings differ.
         """
-        evaluation, path = self.read(), self.path(".ref.txt")
-        split = f"split {self.split!r} of this run"
-        if len(evaluation.references) != len(references):
-            counts = f"it has {len(evaluation.references)} lines, but {split} has {len(references)}"
-            raise UserError(f"{path} is from another test set: {counts}; evaluate both runs on the same data")
-        for number, (line, reference) in enumerate(
-            zip(evaluation.references, references, strict=True), start=1
-        ):
-            if line != reference:
-                lines = f"line {number} is {line!r}, but {reference!r} in {split}"
-                raise UserError(
-                    f"{path} is from another test set: {lines}; evaluate both runs on the same data"
-                )
+        evaluation = self.read()
+        self._check_lines(".ref.txt", evaluation.references, references)
+        self._check_lines(".src.txt", evaluation.sources, sources)
         stored = evaluation.scores["signatures"]
         for name, signature in signatures(self.run.config.data.target).items():
             if METRICS[name].compared and stored.get(name) != signature:
@@ -135,6 +145,24 @@ class ScoreFiles(NamedTuple):
                     f"the signature of {name} is {settings}; run {self.command} to compute the score again"
                 )
         return evaluation
+
+    def _check_lines(self, ending: str, stored: Sequence[str], lines: Sequence[str]) -> None:
+        """Checks that the stored lines are those of a test set of this run.
+
+        Raises:
+          UserError: a line differs.
+        """
+        problem, test_set = "", f"{self.split!r} of this run"
+        if len(stored) != len(lines):
+            problem = f"it has {len(stored)} lines, but {test_set} has {len(lines)}"
+        for number, (line, expected) in enumerate(zip(stored, lines, strict=False), start=1):
+            if not problem and line != (expected := expected.translate(LINE_ENDS)):
+                problem = f"line {number} is {line!r}, but {expected!r} in {test_set}"
+        if problem:
+            raise UserError(
+                f"{self.path(ending)} is from another test set: {problem}; "
+                "evaluate both runs on the same data"
+            )
 
     def comparison_path(self, compared: "ScoreFiles") -> Path:
         """Returns the path of the file with the comparison of this evaluation and `compared`."""
@@ -176,6 +204,11 @@ class ScoreFiles(NamedTuple):
         }
         write_sealed(self.comparison_path(compared), content)
         return comparisons
+
+
+def is_stale(scores: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Returns whether scores were made before the end of the training, of which `result` is the result."""
+    return result.get("status") == "done" and scores["checkpoints"][-1] != result["step"]
 
 
 def read_lines(path: Path) -> list[str]:

@@ -194,6 +194,14 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert private.read_text() == "secret"
 
 
+def test_a_pipe_in_a_run_folder_is_refused(tmp_path):
+    """Reading it would wait forever."""
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    os.mkfifo(tmp_path / "run" / "eval" / "test.json")
+    with pytest.raises(UserError, match=r"test\.json is neither a file nor a folder; delete it"):
+        refuse_links(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a\0", "a\n", "a\\b", "x" * 201]
 )

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,17 +44,25 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Checks that a run or study folder has no symbolic links, which could lead out of the folder.
+    """Checks that a run or study folder has only files and folders.
 
-    The folder itself may be reached by a link.
+    A symbolic link could lead out of the folder, and reading a pipe could wait forever. The folder itself may
+    be reached by a link.
 
     Raises:
-      UserError: there is a symbolic link.
+      UserError: there is something else.
     """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if os.path.islink(path := os.path.join(place, name)):
-                raise UserError(f"{path} is a symbolic link; replace it by what it leads to, or delete it")
+            path = os.path.join(place, name)
+            with contextlib.suppress(FileNotFoundError):  # a process at work has deleted it
+                mode = os.lstat(path).st_mode
+                if stat.S_ISLNK(mode):
+                    raise UserError(
+                        f"{path} is a symbolic link; replace it by what it leads to, or delete it"
+                    )
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise UserError(f"{path} is neither a file nor a folder; delete it")
 
 
 def path_component(name: str, field: str) -> str:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.run_folder import Run
+from experiments.score_files import is_stale
 from experiments.study.statistics import Comparison, compare
 from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, choose, difference, to_dict
 from transformer.data.builders import present_name
+from transformer.evaluation.metrics import METRICS
 from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
 from transformer.tasks import task_type
 
@@ -101,8 +103,7 @@ def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: S
         and result["identity"]["data"] == (present_name(planned.config.data) or result["identity"]["data"])
         and len(evaluations) == len(splits)
         and all(
-            scores["checkpoints"][-1] == result["step"] and scores.keys() >= set(metrics)
-            for scores in evaluations.values()
+            not is_stale(scores, result) and scores.keys() >= set(metrics) for scores in evaluations.values()
         )
     )
 
@@ -158,7 +159,8 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
     if evaluations:
         identity = run.result.get("identity")
         for split, scores in evaluations.items():
-            if scores["identity"] != identity or scores["identity"]["config"] != run.config_hash:
+            made_from = (scores["identity"], scores["test_set"], scores["changes"], scores["ablated"])
+            if made_from != (identity, split, {}, "") or identity["config"] != run.config_hash:
                 raise UserError(
                     f"{paths[split]} is not an evaluation of this run; delete it and launch the study again"
                 )
@@ -239,6 +241,11 @@ def read_study(root: Path) -> Study:
     fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned"]
     if missing := [name for name in fields if name not in stored]:
         raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
+    for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
+        for name in names:
+            path_component(name, f"the name of a {kind} in {root / STUDY_FILE}")
+    for metric in (*stored["metrics"], stored["primary"][0]):
+        choose(METRICS, metric, f"metric in {root / STUDY_FILE}")
     choose(stored["variants"], stored["baseline"], f"baseline in {root / STUDY_FILE}")
     sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
     planned: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
@@ -249,13 +256,22 @@ def read_study(root: Path) -> Study:
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
         run = Run(root / path_component(variant, "a variant") / path_component(name, "a run of the study"))
-        seed = int(name.partition("-")[0])
+        seed_name, _, short_hash = name.partition("-")
+        seed, result = int(seed_name), run.result
         planned[variant].append(seed)
-        if evaluations := read_evaluations(run, sweep.splits):
-            _check_content(contents, run, run_id)
-            scores[variant][seed] = evaluations
-        if run.result.get("status") == "failed":
-            (diverged if run.result.get("reason") == "diverged" else failed)[variant].append(seed)
+        if result and not run.config_hash.startswith(short_hash):
+            raise UserError(f"{run.folder} holds another run; delete it and launch the study again")
+        evaluations = read_evaluations(run, sweep.splits)
+        if result.get("status") == "done":
+            # Scores from before the end of the training do not count.
+            evaluations = {
+                split: values for split, values in evaluations.items() if not is_stale(values, result)
+            }
+            if evaluations:
+                _check_content(contents, run, run_id)
+                scores[variant][seed] = evaluations
+        if result.get("status") == "failed":
+            (diverged if result.get("reason") == "diverged" else failed)[variant].append(seed)
     tuned = {
         variant: Tuned(values["chosen"], [Trial(**trial) for trial in values["trials"]])
         for variant, values in stored["tuned"].items()

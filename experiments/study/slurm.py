@@ -31,8 +31,10 @@ cd {cwd}
 trap : TERM  # the run saves a checkpoint, and then this script goes on
 srun {command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 status=$?
-if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] &&
+    [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then  # not cancelled
+    scontrol requeue "$task"
 fi
 exit $status
 """

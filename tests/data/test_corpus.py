@@ -1,8 +1,10 @@
 """Corpora: tokens of texts. They are prepared once, completely or not at all, and in constant memory."""
 
+import dataclasses
 import multiprocessing
 import pickle
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +56,44 @@ def test_the_vocabulary_is_learned_only_from_the_training_split(tmp_path):
 def test_an_unknown_split_is_refused(number_words):
     with pytest.raises(UserError, match="number_words has no split 'tets'; choose .*test_long"):
         Corpus(number_words).texts("tets")
+
+
+def prepared_twice(tmp_path) -> tuple[Corpus, Corpus]:
+    """The same text with vocabularies of 60 and of 50 tokens."""
+    data = text_config(tmp_path)
+    corpora = Corpus(data), Corpus(dataclasses.replace(data, vocab_size=50))
+    for corpus in corpora:
+        corpus.split("train")
+    return corpora
+
+
+def test_a_vocabulary_with_other_settings_is_refused(tmp_path):
+    folder = prepared_twice(tmp_path)[0].folder / "tokens"
+    shutil.rmtree(folder / "bpe-50")
+    shutil.copytree(folder / "bpe-60", folder / "bpe-50")
+    with pytest.raises(UserError, match="bpe-50 was made from other settings; delete it and run the same"):
+        _ = Corpus(dataclasses.replace(text_config(tmp_path), vocab_size=50)).tokenizer
+
+
+def test_tokens_of_another_vocabulary_or_split_are_refused(tmp_path):
+    large, small = prepared_twice(tmp_path)
+    first, second = (
+        corpus.folder / "tokens" / corpus.tokenizer.sha256[:16] / "en-de" for corpus in (large, small)
+    )
+    data = dataclasses.replace(text_config(tmp_path), vocab_size=50)
+    small.split("validation")
+
+    def refusal_after_copying(source: Path, target: Path) -> str:
+        shutil.rmtree(target)
+        shutil.copytree(source, target)
+        with pytest.raises(UserError) as error:
+            Corpus(data).split(target.name)
+        return str(error.value)
+
+    assert "was made from another vocabulary; " in refusal_after_copying(first / "train", second / "train")
+    shutil.rmtree(second / "train")
+    Corpus(data).split("train")
+    assert "was made from another split; " in refusal_after_copying(second / "train", second / "validation")
 
 
 def test_two_threads_prepare_the_same_text_only_once(text):

@@ -1,5 +1,6 @@
 """The registry of metrics: sacreBLEU's scores and signatures, other metrics, and metrics that a test adds."""
 
+import dataclasses
 import logging
 import math
 
@@ -58,11 +59,47 @@ def test_results_of_teacher_forcing_are_among_the_scores(scores):
 
 def test_perplexity_per_word_divides_by_words_and_may_be_infinite():
     references = ["one two", " three\tfour  five ", ""]
-    outputs = Outputs([""] * 3, [""] * 3, references, summary={"nll": math.log(7) / 4}, num_tokens=20)
+    summary = {"nll": math.log(7) / 4, "perplexity_per_character": 2.0}
+    outputs = Outputs([""] * 3, [""] * 3, references, summary=summary, num_tokens=20)
     assert perplexity_per_word(outputs) == pytest.approx(7)  # the references have 5 words
-    assert perplexity_per_word(Outputs([""], [""], [""], summary={"nll": 0.0}, num_tokens=1)) == 1
-    overflow = Outputs([""], [""], ["a"], summary={"nll": 1e3}, num_tokens=1)
+    overflow = Outputs([""], [""], ["a"], summary=summary | {"nll": 1e3}, num_tokens=1)
     assert perplexity_per_word(overflow) == math.inf
+
+
+def test_scores_without_a_meaning_are_none():
+    """Empty references have no words, and unknown characters leave no perplexity per character."""
+    empty = Outputs([""], [""], [""], summary={"nll": 1.0, "perplexity_per_character": 2.0}, num_tokens=1)
+    scores = compute_scores(dataclasses.replace(empty, ended=[True]))
+    assert scores["perplexity_per_word"] is None
+    assert scores["length_ratio"] is None
+    unknown = Outputs([""], [""], ["a"], ended=[True], summary={"nll": 1.0}, num_tokens=1)
+    assert compute_scores(unknown)["perplexity_per_word"] is None
+    assert compute_scores(unknown)["perplexity_per_character"] is None
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        ("zho_Hans", "zh"),
+        ("zh-TW", "zh"),
+        ("cmn", "zh"),
+        ("lzh", "zh"),
+        ("nan", "zh"),
+        ("nan_Latn", "13a"),
+        ("jpn_Jpan", "char"),
+        ("kor", "char"),
+        ("kor_Hang", "char"),
+        ("tha_Thai", "char"),
+        ("shn_Mymr", "char"),
+        ("de", "13a"),
+        ("deu_Latn", "13a"),
+        ("ru-Cyrl", "13a"),
+    ],
+)
+def test_bleu_splits_texts_by_the_script_of_the_language(language, tokenizer):
+    assert f"|tok:{tokenizer}|" in signatures(language)["bleu"]
+    has_spaces = tokenizer == "13a" or language.startswith("kor")
+    assert ("bleu_tok" in signatures(language)) == has_spaces
 
 
 def test_every_metric_of_sacrebleu_has_its_signature():

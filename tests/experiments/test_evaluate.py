@@ -78,7 +78,10 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "eval").iterdir()}
 
 
-MADE_FROM = {"identity", "content", "checkpoints", "params_sha256", "changes", "files", "sha256"}
+MADE_FROM = {
+    *("identity", "content", "checkpoints", "params_sha256", "test_set", "changes", "ablated"),
+    *("files", "sha256"),
+}
 
 
 def test_every_metric_is_written_and_every_shown_metric_is_printed(first):
@@ -169,13 +172,16 @@ def test_a_second_evaluation_writes_the_same_files_and_a_comparison(first, secon
     assert comparison["run"] == {key: first.scores.get(key) for key in IDENTITY}
 
 
-def refused(folder, references=None) -> str:
+def texts_of(folder) -> dict[str, list[str]]:
+    """The sources and the references of the split test."""
+    paths = {kind: folder / "eval" / f"test.{kind}.txt" for kind in ("src", "ref")}
+    return {kind: read_lines(path) if path.exists() else [] for kind, path in paths.items()}
+
+
+def refused(folder, **texts) -> str:
     """The error message for a run that cannot be compared."""
-    path = folder / "eval" / "test.ref.txt"
-    if references is None:
-        references = read_lines(path) if path.exists() else []
     with pytest.raises(UserError) as error:
-        ScoreFiles(Run(folder), "test", {}).read_comparable(references)
+        ScoreFiles(Run(folder), "test", {}).read_comparable(*(texts_of(folder) | texts).values())
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -192,21 +198,44 @@ def test_a_missing_file_is_named_with_the_command_that_writes_it(broken, kind):
 @pytest.mark.parametrize("content", [b"", b"another line\n"])
 def test_an_edited_file_of_an_evaluation_is_refused(broken, kind, content):
     path = broken / "eval" / f"test.{kind}.txt"
-    references = read_lines(broken / "eval" / "test.ref.txt")
+    texts = texts_of(broken)
     path.write_bytes(content)
-    assert refused(broken, references).startswith(
+    assert refused(broken, **texts).startswith(
         f"{path} was damaged or edited; run python -m experiments.evaluate --workdir={broken} --split=test"
     )
 
 
-def test_a_different_test_set_is_refused(broken):
-    path = broken / "eval" / "test.ref.txt"
-    references = read_lines(path)
-    assert ScoreFiles(Run(broken), "test", {}).read_comparable(references).references == references
-    changed = [*references[:16], "another", *references[17:]]
-    line = refused(broken, changed)
-    assert f"{path} is from another test set: line 17 is {references[16]!r}, but 'another' in " in line
-    assert "it has 60 lines, but split 'test' of this run has 59; " in refused(broken, references[:-1])
+@pytest.mark.parametrize("kind", ["src", "ref"])
+def test_a_different_test_set_is_refused(broken, kind):
+    path, texts = broken / "eval" / f"test.{kind}.txt", texts_of(broken)
+    lines = texts[kind]
+    changed = refused(broken, **{kind: [*lines[:16], "another", *lines[17:]]})
+    assert f"{path} is from another test set: line 17 is {lines[16]!r}, but 'another' in " in changed
+    assert "it has 60 lines, but 'test' of this run has 59; " in refused(broken, **{kind: lines[:-1]})
+
+
+def test_scores_of_an_unfinished_training_are_refused_once_it_is_done(broken):
+    path = broken / "eval" / "test.json"
+    write_sealed(path, read_sealed(path) | {"checkpoints": [150]})
+    assert refused(broken) == (
+        f"{path} has the scores of checkpoint 150, but {broken} was trained to step 300 since; "
+        f"run python -m experiments.evaluate --workdir={broken} --split=test"
+    )
+
+
+def test_a_renamed_evaluation_is_refused(broken):
+    """Otherwise the scores of a part of the model, or of another split, would pass as those of the test set."""
+    for ending in ("json", "src.txt", "hyp.txt", "ref.txt"):
+        (broken / "eval" / f"test.{ending}").rename(broken / "eval" / f"validation.{ending}")
+    path = broken / "eval" / "validation.json"
+    for name, changes in (("validation", {}), ("validation", {"decode.beam_size": 1})):
+        files = ScoreFiles(Run(broken), name, changes)
+        path.rename(files.path(".json"))
+        path = files.path(".json")
+        for ending in (".src.txt", ".hyp.txt", ".ref.txt"):
+            files.path(ending).touch()
+        with pytest.raises(UserError, match=r"\.json is another evaluation under this name; run python -m "):
+            files.read()
 
 
 def test_a_different_signature_is_refused_only_if_the_metric_is_compared(broken):
@@ -214,8 +243,7 @@ def test_a_different_signature_is_refused_only_if_the_metric_is_compared(broken)
     scores = read_sealed(path)
     del scores["signatures"]["bleu_legacy"]
     write_sealed(path, scores)
-    references = read_lines(broken / "eval" / "test.ref.txt")
-    ScoreFiles(Run(broken), "test", {}).read_comparable(references)
+    ScoreFiles(Run(broken), "test", {}).read_comparable(*texts_of(broken).values())
     scores["signatures"]["chrf"] = scores["signatures"]["chrf"].replace("nw:0", "nw:2")
     write_sealed(path, scores)
     line = refused(broken)
@@ -272,6 +300,10 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
             "--split and --source cannot be used together",
         ),
         (["--source=none", "--target=none", "--name=b"], "--source: none (or .gz) is not a file; "),
+        (
+            ["--source=a", "--target=a", "--name=test_long"],
+            "--name is 'test_long'; choose a name that is not a split",
+        ),
         (["--ablate=all", "--compare=x"], "--ablate=all and --compare cannot be used together"),
         (
             ["--ablate=decoder.9.self"],
@@ -302,6 +334,14 @@ def test_files_of_a_test_set_are_scored_like_a_split(first, tmp_path):
     assert {name: scores[name] for name in METRICS} == {name: first.scores[name] for name in METRICS}
     assert f"{folder}/eval/news.json, .src.txt, .hyp.txt, .ref.txt" in done.stdout
 
+    missing = refuse(
+        "evaluate", f"--workdir={folder}", *flags[:2], "--name=other", f"--compare={first.folder}"
+    )
+    command = (
+        f"python -m experiments.evaluate --workdir={first.folder} --source=FILE --target=FILE --name=other"
+    )
+    assert missing == f"{first.folder}/eval/other.json is missing; run {command}"
+
     (tmp_path / "de").write_text("eins\n" * (len(texts) - 1))
     line = refuse("evaluate", f"--workdir={folder}", *flags)
     assert line.startswith(f"{tmp_path}/de has {len(texts) - 1} lines, but {tmp_path}/en has {len(texts)}")
@@ -322,6 +362,10 @@ def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
     scores = json.loads(written[f"{name}.json"])
     assert scores["loss"] > first.scores["loss"]
     assert f"test: {folder},ablate=decoder.1.cross against {folder}\n" in done.stdout
+    part = "ablate=decoder.1.cross"
+    for other in (f"{part},decode.beam_size=2", f"decode.beam_size=2,{part}"):  # any order
+        line = refuse("evaluate", f"--workdir={folder}", f"--compare={folder},{other}")
+        assert line.startswith(f"{folder}/eval/test,{part},decode.beam_size=2.json is missing; ")
     comparison = json.loads(written[f"{name}.compare-first.json"])["metrics"]["chrf"]
     assert comparison["score"] == scores["chrf"]
     assert comparison["other_score"] == first.scores["chrf"]
@@ -388,11 +432,12 @@ def test_files_of_an_evaluation_with_changes_are_named_by_the_changes(second):
     """The order in which changes are given does not matter."""
     folder = shutil.copytree(second, second.with_name("with, a comma"))
     suffix = ",decode.length_penalty=1.0,decode.sampling=True"
-    for path in (folder / "eval").iterdir():
-        path.rename(path.with_name(path.name.replace("test", f"test{suffix}")))
+    changes = {"decode.sampling": True, "decode.length_penalty": 1.0}
+    ScoreFiles(Run(folder), "test", changes).write(ScoreFiles(Run(folder), "test", {}).read())
+    for path in (folder / "eval").glob("test.*"):
+        path.unlink()
     missing = refuse("evaluate", f"--workdir={second}", f"--compare={folder}")
     assert missing.endswith(f" --split=test, or use --compare={folder}{suffix}")
-    changes = {"decode.sampling": True, "decode.length_penalty": 1.0}
     files, compared = ScoreFiles(Run(second), "test", {}), ScoreFiles(Run(folder), "test", changes)
     comparison = files.compare(files.read(), compared, compared.read())
     assert comparison["exact_match"].difference == 0

@@ -87,9 +87,10 @@ def test_missing_runs_become_the_tasks_of_an_array(fake, study_flags, tmp_path):
     assert "runs=(fast/1)" in (fake / "script").read_text()
 
 
-def run_task(fake: Path, index: int, status: int, restarts: int = 0) -> list[str]:
+def run_task(fake: Path, index: int, status: int, restarts: int = 0, state: str = "RUNNING") -> list[str]:
     """Runs a task of the last script, and returns the calls of srun and scontrol."""
     (fake / "calls").write_text("")
+    (fake / "queue").write_text(f"{state}\n")
     slurm = {
         "SLURM_ARRAY_JOB_ID": "11",
         "SLURM_ARRAY_TASK_ID": str(index),
@@ -110,6 +111,7 @@ def test_a_task_launches_one_run_and_is_requeued_only_if_it_was_preempted(fake, 
     assert task.endswith(f"-m experiments.launch {flags}")
     assert run_task(fake, 1, status=75, restarts=1)[1:] == ["scontrol requeue 11_1"]
     assert run_task(fake, 1, status=75, restarts=2)[1:] == []
+    assert run_task(fake, 1, status=75, state="COMPLETING")[1:] == []  # by scancel
     assert run_task(fake, 1, status=1)[1:] == []
 
 
@@ -174,6 +176,8 @@ SlurmctldPidFile={folder}/ctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/ctld.log
 SlurmdLogFile={folder}/%n.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2
@@ -199,7 +203,7 @@ def slurm(tmp_path):
     shell("mkdir -p /run/munge; chown munge: /run/munge; pgrep munged || runuser -u munge -- munged")
     shell("slurmctld; slurmd -N n1; slurmd -N n2")
     yield folder
-    shell("scancel --me; pkill slurmd; pkill slurmctld")
+    shell("scancel --me; sleep 1; pkill -KILL slurm")
 
 
 @pytest.mark.slow
@@ -216,7 +220,11 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
         "train.validate_every": 250,
         "train.log_every": 10,
     }
-    flags = (*study_flags, *(f"--set={key}={value}" for key, value in changes.items()))
+    flags = (
+        *study_flags,
+        "--sbatch=--exclusive",
+        *(f"--set={key}={value}" for key, value in changes.items()),
+    )
 
     def launched() -> str:
         command = ["python", "-m", "experiments.launch", *flags]
@@ -241,9 +249,9 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     print(shell("squeue --array"))
     (preempted,) = shell("squeue --array --noheader --nodelist=n1 --states=running --format=%K").split()
     (killed,) = shell("squeue --array --noheader --nodelist=n2 --states=running --format=%K").split()
-    shell("sbatch --partition=high --nodelist=n1 --output=/dev/null --wrap='sleep 5'")
-    shell(f"scancel --signal=KILL 1_{killed}")
-    wait_for(lambda: "high" not in shell("squeue --array"))
+    shell("sbatch --partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap='sleep 5'")
+    shell(f"pkill -KILL -f -- '--only={('slow/0', 'fast/0')[int(killed)]}$'")
+    wait_for(lambda: " high " not in shell("squeue --array"))
     print(shell("squeue --array --Format=ArrayTaskID,StateCompact,ReasonList,RestartCnt"))
     shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # else it waits for two minutes
     wait_for(lambda: not shell("squeue --noheader").strip())

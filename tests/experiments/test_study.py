@@ -21,7 +21,7 @@ from experiments.study.results import (
     write_study,
 )
 from experiments.study.sweep import expand
-from experiments.study.tables import latex, notes, report_markdown, score_table, write_report
+from experiments.study.tables import latex, notes, report_markdown, report_text, score_table, write_report
 from tests.support.errors import refused
 from tests.support.studies import write_run
 from transformer.evaluation.metrics import METRICS, Metric
@@ -136,6 +136,45 @@ def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
     )
 
 
+def test_a_run_in_the_folder_of_another_run_is_refused(sweep, tmp_path):
+    """Exchanged folders would exchange the variants, and a copy would count a seed twice."""
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run in runs:
+        write_run(tmp_path, run, BLEU)
+    for first, second in ((runs[0], runs[1]), (runs[0], runs[2])):
+        shutil.rmtree(tmp_path / second.id)
+        shutil.copytree(tmp_path / first.id, tmp_path / second.id)
+        assert refused(read_study, tmp_path) == (
+            f"{tmp_path / second.id} holds another run; delete it and launch the study again"
+        )
+        shutil.rmtree(tmp_path / second.id)
+        write_run(tmp_path, second, BLEU)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"test_set": "validation"}, {"changes": {"decode.beam_size": 1}}, {"ablated": "positions"}]
+)
+def test_a_renamed_evaluation_is_refused(sweep, tmp_path, changes):
+    (run, _) = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, [run])
+    path = write_run(tmp_path, run, BLEU).folder / "eval" / "test.json"
+    write_sealed(path, read_sealed(path) | changes)
+    assert refused(read_study, tmp_path).startswith(f"{path} is not an evaluation of this run; ")
+    assert not is_complete(Run(tmp_path / run.id), run, ["test"], ["bleu"])
+
+
+def test_scores_from_before_the_end_of_the_training_do_not_count(sweep, tmp_path):
+    (run, other) = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, [run, other])
+    write_run(tmp_path, run, BLEU, status="preempted")
+    path = write_run(tmp_path, other, BLEU).folder / "eval" / "test.json"
+    write_sealed(path, read_sealed(path) | {"checkpoints": [10]})
+    study = read_study(tmp_path)
+    assert study.scores == {"base": {}, "deep": {}}
+    assert "- base: of 1 runs, 1 not finished.\n- deep: of 1 runs, 1 not finished.\n" in notes(study)
+
+
 def test_fewer_seeds_or_variants_do_not_remove_results(sweep, tmp_path):
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)
@@ -244,7 +283,9 @@ def test_latex_escapes_names(noisy):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"question": None}, "has no 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep")],
+    [({"question": None}, "has no 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep"),
+     ({"variants": {"base": {}, "\x1b]0;x\x07": {}}}, "it must be a plain file name"), ({"metrics": ["\x1b"]}, "it must be one of: acc"),
+     ({"splits": ["../test"]}, "it must be a plain file name")],
 )  # fmt: skip
 def test_a_study_file_of_another_shape_is_refused(tmp_path, sweep, changes, message):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
@@ -254,6 +295,13 @@ def test_a_study_file_of_another_shape_is_refused(tmp_path, sweep, changes, mess
         {key: value for key, value in stored.items() if value is not None or key == "equal"},
     )
     assert message in refused(read_study, tmp_path)
+
+
+def test_control_characters_of_a_stranger_do_not_reach_the_terminal(study):
+    stored = dataclasses.replace(read_study(study), tuned={"base": Tuned({"\x1b]0;x\x07": "\r"}, [])})
+    text = report_text(stored, study)
+    assert "<U+001B>]0;x<U+0007>=<U+000D>" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
 
 
 def test_a_tuned_study_stores_its_trials(tmp_path, sweep):

@@ -40,5 +40,6 @@ def write_run(
     for split, values in scores.items():
         path = run.folder / "eval" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)
-        write_sealed(path, {"identity": made_from, "checkpoints": [10, 20], **values})
+        test_set = {"test_set": split, "changes": {}, "ablated": ""}
+        write_sealed(path, {"identity": made_from, "checkpoints": [10, 20], **test_set, **values})
     return run

@@ -219,8 +219,9 @@ def test_the_tests_run_on_a_cpu():
 
 def test_summary_by_hand():
     """Perplexities and nll come from the plain loss, not from the smoothed one."""
-    totals = {"loss": 30.0, "nll": 20.0, "count": 10.0, "characters": 40.0, "correct": 5.0}
-    summary = Translation.summary(None, totals | {"source_count": 6.0, "slots": 20.0})
+    totals = {"loss": 30.0, "nll": 20.0, "count": 10.0, "characters": 40.0, "unknown": 0.0, "correct": 5.0}
+    totals |= {"source_count": 6.0, "slots": 20.0}
+    summary = Translation.summary(None, totals)
     assert summary == pytest.approx(
         {
             "loss": 3,
@@ -231,3 +232,5 @@ def test_summary_by_hand():
             "padding": 0.2,
         }
     )
+    # Several unknown characters may be one token, so that the mean per character has no meaning.
+    assert "perplexity_per_character" not in Translation.summary(None, totals | {"unknown": 1.0})

@@ -9,7 +9,7 @@ import io
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -114,6 +114,14 @@ def check_split_name(data: DataConfig, split: str) -> None:
     names = BUILDERS[data.name].SPLITS if data.name in BUILDERS else ()
     if names and split not in names:
         raise UserError(f"{data.name} has no split {split!r}; choose {', '.join(names)}")
+
+
+def split_names(data: DataConfig, stored_name: str) -> Sequence[str]:
+    """Returns the names of the splits of prepared data, as far as they are known on this machine."""
+    if data.name in BUILDERS and BUILDERS[data.name].SPLITS:
+        return BUILDERS[data.name].SPLITS
+    builder = _find_prepared(data, stored_name)
+    return () if builder is None else [*builder.info.splits]
 
 
 def data_name(data: DataConfig) -> str:

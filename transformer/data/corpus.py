@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -125,13 +126,10 @@ class Corpus:
                     with atomic_folder(folder) as partial:
                         chunks = self._chunks(name, f"tokenizing {name}", content)
                         write_split(partial, chunks, self.tokenizer)
-                        write_manifest(partial, content=content.hexdigest())
+                        write_manifest(partial, text=content.hexdigest(), **self._split_origin(name))
         if name not in self._opened:
             stored = self._stored_content(name)
-            if read_manifest(folder)["content"] != stored and stored is not None:
-                raise UserError(
-                    f"{folder} was made from another text; delete it and run the same command again"
-                )
+            _read_origin(folder, **self._split_origin(name), **({"text": stored} if stored else {}))
             self._opened[name] = load_split(folder)
         return self._opened[name]
 
@@ -156,6 +154,14 @@ class Corpus:
         languages = f"{self._data.source}-{self._data.target}"
         return self._token_folder / self.tokenizer.sha256[:16] / languages / self._parts[name]
 
+    def _split_origin(self, name: str) -> dict[str, str]:
+        """Returns what the tokens of a split are made from, besides its text."""
+        return {
+            "vocabulary": self.tokenizer.sha256,
+            "languages": f"{self._data.source}-{self._data.target}",
+            "split": self._parts[name],
+        }
+
     def _stored_content(self, split: str) -> str | None:
         """Returns the digest that the builder stored when it wrote a split; None for a set of TFDS."""
         return self._builder.info.metadata.get("content", {}).get(split) if self._is_ours else None
@@ -165,7 +171,7 @@ class Corpus:
         if stored := self._stored_content(split):
             return stored
         if (folder := self._split_folder(split)).exists():
-            return read_manifest(folder)["content"]
+            return _read_origin(folder, **self._split_origin(split))["text"]
         content = ContentDigest()
         collections.deque(self._chunks(split, f"reading {split} to identify it", content), maxlen=0)
         return content.hexdigest()
@@ -207,6 +213,7 @@ class Corpus:
         suffix = "-bytes" if self._data.byte_fallback else ""
         suffix += "" if part == "train" else f".{part}"
         folder = self._token_folder / f"{kind}-{size}{suffix}"
+        origin = {"text": self._stored_content("train"), "settings": folder.name}
         if not folder.exists():
             with preparation_lock(self._token_folder):
                 if not folder.exists():
@@ -215,11 +222,8 @@ class Corpus:
                     )
                     with atomic_folder(folder) as partial:
                         atomic_write(partial / VOCABULARY_FILE, tokenizer.model)
-                        write_manifest(partial, content=self._stored_content("train"))
-        if read_manifest(folder)["content"] != self._stored_content("train"):
-            raise UserError(
-                f"{folder} was learned from another text; delete it and run the same command again"
-            )
+                        write_manifest(partial, **origin)
+        _read_origin(folder, **origin)
         return Tokenizer.load(folder / VOCABULARY_FILE)
 
     def _vocabulary_texts(self) -> Iterator[str]:
@@ -236,3 +240,19 @@ class Corpus:
         for chunk in self._chunks("train", "reading for the vocabulary", sample=sample):
             for pair in chunk:
                 yield from pair
+
+
+def _read_origin(folder: Path, **origin: str | None) -> dict[str, Any]:
+    """Returns the values of a manifest, and checks those that say what the folder was made from.
+
+    Raises:
+      UserError: the folder was made from something else, or is damaged.
+    """
+    values = read_manifest(folder)
+    for name, expected in origin.items():
+        if values.get(name) != expected:
+            another = "other" if name.endswith("s") else "another"
+            raise UserError(
+                f"{folder} was made from {another} {name}; delete it and run the same command again"
+            )
+    return values

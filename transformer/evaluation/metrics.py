@@ -135,15 +135,33 @@ def exact_matches(outputs: Outputs) -> list[float]:
 
 # Tokenizers of sacreBLEU for target languages that its default, 13a, does not split into words. sacreBLEU's
 # tokenizers for Japanese and Korean need more packages, and a score must not depend on the installation.
-TOKENIZERS = {"zh": "zh", "yue": "zh", "wuu": "zh"} | dict.fromkeys(
-    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
-)
-UNSPACED = TOKENIZERS.keys() - {"ko"}
+TOKENIZERS = {"Hani": "zh"} | dict.fromkeys(("Jpan", "Kore", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char")
+UNSPACED = TOKENIZERS.keys() - {"Kore"}
+# The scripts of these languages (ISO 639-1 and 639-3), by ISO 15924, if the code names none.
+SCRIPTS = {
+    language: script
+    for script, languages in {
+        "Hani": "zh zho chi cmn yue wuu lzh gan hak hsn nan",
+        "Jpan": "ja jpn",
+        "Kore": "ko kor",
+        "Thai": "th tha",
+        "Laoo": "lo lao",
+        "Khmr": "km khm",
+        "Mymr": "my mya bur",
+        "Tibt": "bo bod tib dz dzo",
+    }.items()
+    for language in languages.split()
+}
+OTHER_NAMES = {"Hans": "Hani", "Hant": "Hani", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
 
 
-def base_language(language: str) -> str:
-    """Returns a language code without region or script: "zh" for "zh_TW" and "zh-Hans"."""
-    return re.split("[-_]", language.lower())[0]
+def script(language: str) -> str | None:
+    """Returns the script of a language code: "Hani" for "zh_TW", "cmn" and "zho_Hans"; None if unknown."""
+    base, *subtags = re.split("[-_]", language)
+    for subtag in subtags:
+        if len(subtag) == 4 and subtag.isalpha():
+            return OTHER_NAMES.get(subtag.title(), subtag.title())
+    return SCRIPTS.get(base.lower())
 
 
 def bleu_scorer(language: str, **settings: Any) -> Callable[..., BLEU]:
@@ -152,14 +170,18 @@ def bleu_scorer(language: str, **settings: Any) -> Callable[..., BLEU]:
     force=True turns off a warning about text that looks tokenized (for which there is bleu_tok), and changes
     no score.
     """
-    tokenizer = TOKENIZERS.get(base_language(language), BLEU.TOKENIZER_DEFAULT)
+    tokenizer = TOKENIZERS.get(script(language), BLEU.TOKENIZER_DEFAULT)
     return functools.partial(BLEU, force=True, **{"tokenize": tokenizer, **settings})
 
 
 def length_ratio(outputs: Outputs) -> float:
-    """Tokens of the hypotheses divided by tokens of the references, with the tokenizer of `bleu`."""
+    """Tokens of the hypotheses divided by tokens of the references, with the tokenizer of `bleu`.
+
+    NaN if the references have no tokens.
+    """
     scorer = bleu_scorer(outputs.language)(references=[list(outputs.references)])
-    return float(scorer.corpus_score(list(outputs.hypotheses), None).ratio)
+    score = scorer.corpus_score(list(outputs.hypotheses), None)
+    return score.sys_len / score.ref_len if score.ref_len else math.nan
 
 
 _REPETITION = re.compile(r"(.)\1{19}|(..)\2{9}|(...)\3{6}|(....)\4{4}|(.{5,50}?)\5{3}", re.DOTALL)
@@ -187,10 +209,13 @@ def at_limit(outputs: Outputs) -> list[float]:
 def perplexity_per_word(outputs: Outputs) -> float:
     """Returns exp(nats per word of the references). White space separates words.
 
-    Models with different vocabularies can be compared in this metric, as in perplexity per character.
+    Models with different vocabularies can be compared in this metric, as in perplexity per character. NaN if
+    there are no words, or if a vocabulary without some of the characters makes the two meaningless.
     """
     num_words = sum(len(reference.split()) for reference in outputs.references)
-    nats = outputs.summary["nll"] * outputs.num_tokens / max(1, num_words)
+    if not num_words or "perplexity_per_character" not in outputs.summary:
+        return math.nan
+    nats = outputs.summary["nll"] * outputs.num_tokens / num_words
     return math.exp(nats) if nats < 700 else math.inf
 
 
@@ -240,7 +265,7 @@ FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 def metrics_for(language: str) -> dict[str, Metric]:
     """Returns the metrics that have a meaning for a target language, by name."""
-    unspaced = base_language(language) in UNSPACED
+    unspaced = script(language) in UNSPACED
     return {name: metric for name, metric in METRICS.items() if not (metric.needs_spaces and unspaced)}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from transformer.batch import Batch
-from transformer.config import ExperimentConfig, UserError, choose, result_hash
+from transformer.config import UNK, ExperimentConfig, UserError, choose, result_hash
 from transformer.data.batching import evaluation_batches
 from transformer.data.bucketing import BucketedPlan
 from transformer.data.builders import is_prepared, options_type, present_name, resolve_options
@@ -46,7 +46,6 @@ from transformer.training.trainable import Hyperparameters, LossFn, Totals
 log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "tokenizer.model"
-# Line ends inside a reference: a file with one sentence per line cannot hold them.
 
 
 class TestSet(NamedTuple):
@@ -313,6 +312,7 @@ def translation_loss(
         "count": jnp.sum(counts, dtype=jnp.float32),  # target tokens
         "source_count": jnp.sum(source.segment_ids != 0, dtype=jnp.float32),
         "characters": jnp.sum(batch.characters, dtype=jnp.float32),
+        "unknown": jnp.sum(target.tokens == UNK, dtype=jnp.float32),
         "slots": jnp.float32(source.tokens.size + target.tokens.size),  # tokens and padding
     }
     return loss, totals
@@ -321,14 +321,17 @@ def translation_loss(
 def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     """Returns mean losses per target token (in nats), perplexities, accuracy and the share of padding.
 
-    A perplexity too large for a floating-point number is left out.
+    A perplexity too large for a floating-point number is left out. So is the perplexity per character if the
+    vocabulary cannot write some characters: several of them may be one token.
     """
     count, nll = totals["count"], totals["nll"]
     summary = {
         "loss": totals["loss"] / count,
         "nll": nll / count,
         "perplexity": _exp(nll / count),
-        "perplexity_per_character": _exp(nll / max(1.0, totals["characters"])),
+        "perplexity_per_character": (
+            _exp(nll / totals["characters"]) if totals["characters"] and not totals["unknown"] else math.inf
+        ),
         "accuracy": totals["correct"] / count,
         "padding": 1 - (count + totals["source_count"]) / totals["slots"],
     }
