@@ -107,7 +107,7 @@ class ScoreFiles(NamedTuple):
         scores = read_sealed(paths.pop(".json"))
         if scores["identity"]["config"] != self.run.config_hash:
             raise UserError(f"{self.path('.json')} is from a run with another config; run {self.command}")
-        made_from = (scores["test_set"], scores["changes"], scores["ablated"])
+        made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))
         if made_from != (self.split, self.changes, self.ablated):
             raise UserError(f"{self.path('.json')} is another evaluation under this name; run {self.command}")
         if is_stale(scores, self.run.result):

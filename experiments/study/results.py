@@ -159,7 +159,7 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
     if evaluations:
         identity = run.result.get("identity")
         for split, scores in evaluations.items():
-            made_from = (scores["identity"], scores["test_set"], scores["changes"], scores["ablated"])
+            made_from = tuple(scores.get(key) for key in ("identity", "test_set", "changes", "ablated"))
             if made_from != (identity, split, {}, "") or identity["config"] != run.config_hash:
                 raise UserError(
                     f"{paths[split]} is not an evaluation of this run; delete it and launch the study again"
