@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["transformer*", "experiments*", "configs*"]),
+    package_data={"experiments.study": ["page.html"]},
     install_requires=[
         "absl-py",
         "array_record",
@@ -18,6 +19,7 @@ setup(
         "grain",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10",
+        "jinja2",
         "jaxtyping",
         "matplotlib",
         "ml_collections",

@@ -31,10 +31,14 @@ class Row(NamedTuple):
     """The changes that a row of Table 3 makes: new values by dotted config key.
 
     Attributes:
+      perplexity: the paper's perplexity per token on newstest2013.
+      bleu: the paper's BLEU on newstest2013.
       paper: the changes at the paper's scale.
       small: the changes with `multi30k`, `number_words` or `smoke`.
     """
 
+    perplexity: float
+    bleu: float
     paper: Mapping[str, Any]
     small: Mapping[str, Any]
 
@@ -44,26 +48,28 @@ class Row(NamedTuple):
 LEARNED = {"model.positions": "learned", "model.max_positions": 512}
 
 ROWS = {
-    "base": Row({}, small={}),
-    "A-h1": Row({"model.num_heads": 1}, small={"model.num_heads": 1}),
-    "A-h4": Row({"model.num_heads": 4}, small={"model.num_heads": 2}),
-    "A-h16": Row({"model.num_heads": 16}, small={"model.num_heads": 8}),
-    "A-h32": Row({"model.num_heads": 32}, small={"model.num_heads": 16}),
-    "B-dk16": Row({"model.d_k": 16}, small={"model.d_k": 8}),
-    "B-dk32": Row({"model.d_k": 32}, small={"model.d_k": 16}),
-    "C-N2": Row({"model.num_layers": 2}, small={"model.num_layers": 1}),
-    "C-N4": Row({"model.num_layers": 4}, small={"model.num_layers": 3}),
-    "C-N8": Row({"model.num_layers": 8}, small={"model.num_layers": 5}),
-    "C-d256": Row({"model.d_model": 256}, small={"model.d_model": 64}),
-    "C-d1024": Row({"model.d_model": 1_024}, small={"model.d_model": 256}),
-    "C-ff1024": Row({"model.d_ff": 1_024}, small={"model.d_ff": 128}),
-    "C-ff4096": Row({"model.d_ff": 4_096}, small={"model.d_ff": 512}),
-    "D-drop0": Row({"model.dropout_rate": 0.0}, small={"model.dropout_rate": 0.0}),
-    "D-drop2": Row({"model.dropout_rate": 0.2}, small={"model.dropout_rate": 0.2}),
-    "D-ls0": Row({"train.label_smoothing": 0.0}, small={"train.label_smoothing": 0.0}),
-    "D-ls2": Row({"train.label_smoothing": 0.2}, small={"train.label_smoothing": 0.2}),
-    "E-learned": Row(LEARNED, small=LEARNED),
-    "big": Row(big.CHANGES, small={"model.d_model": 256, "model.d_ff": 512, "model.num_heads": 8}),
+    "base": Row(4.92, 25.8, {}, small={}),
+    "A-h1": Row(5.29, 24.9, {"model.num_heads": 1}, small={"model.num_heads": 1}),
+    "A-h4": Row(5.00, 25.5, {"model.num_heads": 4}, small={"model.num_heads": 2}),
+    "A-h16": Row(4.91, 25.8, {"model.num_heads": 16}, small={"model.num_heads": 8}),
+    "A-h32": Row(5.01, 25.4, {"model.num_heads": 32}, small={"model.num_heads": 16}),
+    "B-dk16": Row(5.16, 25.1, {"model.d_k": 16}, small={"model.d_k": 8}),
+    "B-dk32": Row(5.01, 25.4, {"model.d_k": 32}, small={"model.d_k": 16}),
+    "C-N2": Row(6.11, 23.7, {"model.num_layers": 2}, small={"model.num_layers": 1}),
+    "C-N4": Row(5.19, 25.3, {"model.num_layers": 4}, small={"model.num_layers": 3}),
+    "C-N8": Row(4.88, 25.5, {"model.num_layers": 8}, small={"model.num_layers": 5}),
+    "C-d256": Row(5.75, 24.5, {"model.d_model": 256}, small={"model.d_model": 64}),
+    "C-d1024": Row(4.66, 26.0, {"model.d_model": 1_024}, small={"model.d_model": 256}),
+    "C-ff1024": Row(5.12, 25.4, {"model.d_ff": 1_024}, small={"model.d_ff": 128}),
+    "C-ff4096": Row(4.75, 26.2, {"model.d_ff": 4_096}, small={"model.d_ff": 512}),
+    "D-drop0": Row(5.77, 24.6, {"model.dropout_rate": 0.0}, small={"model.dropout_rate": 0.0}),
+    "D-drop2": Row(4.95, 25.5, {"model.dropout_rate": 0.2}, small={"model.dropout_rate": 0.2}),
+    "D-ls0": Row(4.67, 25.3, {"train.label_smoothing": 0.0}, small={"train.label_smoothing": 0.0}),
+    "D-ls2": Row(5.47, 25.7, {"train.label_smoothing": 0.2}, small={"train.label_smoothing": 0.2}),
+    "E-learned": Row(4.92, 25.7, LEARNED, small=LEARNED),
+    "big": Row(
+        4.33, 26.4, big.CHANGES, small={"model.d_model": 256, "model.d_ff": 512, "model.num_heads": 8}
+    ),
 }
 SCALES = ("multi30k", "number_words")
 

@@ -24,10 +24,12 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.config_files import read_changes
+from experiments.costs import describe
 from experiments.run_folder import Run
 from experiments.study.live import Board
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
+from experiments.study.report import report_text, write_report
 from experiments.study.results import (
     Trial,
     Tuned,
@@ -36,12 +38,12 @@ from experiments.study.results import (
     is_tried,
     read_criterion,
     read_study,
+    stored_costs,
     write_study,
 )
 from experiments.study.slurm import Slurm
 from experiments.study.statistics import MIN_SEEDS
 from experiments.study.sweep import PlannedRun, expand, expand_trials, load_sweep
-from experiments.study.tables import report_text, write_report
 from transformer.config import UserError
 from transformer.files import lock
 
@@ -246,7 +248,14 @@ class Launch:
     def _write_study(self, runs: Sequence[PlannedRun]) -> None:
         with lock(self._root, wait=True):
             check_root(self._root, self._sweep, runs)
-            write_study(self._root, self._sweep, runs, self._tuned(), self._changes)
+            known = stored_costs(self._root)
+            costs = {}
+            for run in runs:
+                if run.seed == 0 and run.variant not in known:
+                    cost = describe(run.config)
+                    flops = cost["flops_per_step"] * run.config.train.steps
+                    costs[run.variant] = {"parameters": cost["parameters"], "flops": flops}
+            write_study(self._root, self._sweep, runs, self._tuned(), self._changes, costs)
 
     def _write_report(self) -> None:
         with lock(self._root, wait=True):

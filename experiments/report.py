@@ -12,8 +12,8 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
+from experiments.study.report import report_text, write_report
 from experiments.study.results import read_study
-from experiments.study.tables import report_text, write_report
 
 
 def define_flags(flags: FlagValues) -> None:

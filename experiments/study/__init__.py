@@ -1,9 +1,9 @@
 """Studies: train variants of a config with several seeds, and report the scores with error bars."""
 
 from experiments.study.queue import Job, run_jobs
+from experiments.study.report import write_report
 from experiments.study.results import Study, read_study
 from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
-from experiments.study.tables import write_report
 
 __all__ = [
     "Job",

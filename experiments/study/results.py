@@ -49,6 +49,9 @@ class Study:
       diverged: the seeds of each variant whose training diverged.
       failed: the seeds of each variant whose training failed for another reason.
       tuned: the trials of each variant and the values that it got; empty if the study tunes nothing.
+      changes: new values by config key that the user gave for all variants.
+      costs: "parameters" and "flops" (of the training) of each variant, as far as known.
+      runs: the run folder of each seed of each variant, if it exists.
     """
 
     sweep: Sweep
@@ -57,6 +60,9 @@ class Study:
     diverged: dict[str, list[int]]
     failed: dict[str, list[int]]
     tuned: dict[str, Tuned]
+    changes: dict[str, Any]
+    costs: dict[str, dict[str, float]]
+    runs: dict[str, dict[int, Run]]
 
     def values(self, variant: str, split: str, metric: str) -> list[float]:
         """Returns the scores of a metric, one per seed. Seeds without a score are left out."""
@@ -198,6 +204,7 @@ def write_study(
     runs: Sequence[PlannedRun],
     tuned: Mapping[str, Tuned] | None = None,
     changes: Mapping[str, Any] | None = None,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Writes study.json, in which `read_study` finds the run folders. Earlier runs and variants are kept.
 
@@ -207,20 +214,28 @@ def write_study(
       runs: the runs of the plan.
       tuned: the tuning of each variant.
       changes: new values by config key that the user gave for all variants.
+      costs: "parameters" and "flops" of variants; see `Study`.
     """
-    values: dict[str, Any] = dataclasses.asdict(sweep)
-    run_ids = [run.id for run in runs]
+    values: dict[str, Any] = dataclasses.asdict(sweep) | {
+        "runs": [run.id for run in runs],
+        "tuned": {
+            variant: {"chosen": chosen, "trials": [trial._asdict() for trial in trials]}
+            for variant, (chosen, trials) in (tuned or {}).items()
+        },
+        "changes": dict(changes or {}),
+        "costs": dict(costs or {}),
+    }
     if (root / STUDY_FILE).exists():
         stored = read_sealed(root / STUDY_FILE)
-        values["variants"] = {**stored["variants"], **values["variants"]}
-        run_ids = list(dict.fromkeys([*stored["runs"], *run_ids]))
-    tuning = {
-        variant: {"chosen": chosen, "trials": [trial._asdict() for trial in trials]}
-        for variant, (chosen, trials) in (tuned or {}).items()
-    }
-    write_sealed(
-        root / STUDY_FILE, {**values, "runs": run_ids, "tuned": tuning, "changes": dict(changes or {})}
-    )
+        values["runs"] = list(dict.fromkeys([*stored["runs"], *values["runs"]]))
+        for name in ("variants", "tuned", "costs"):
+            values[name] = {**stored.get(name, {}), **values[name]}
+    write_sealed(root / STUDY_FILE, values)
+
+
+def stored_costs(root: Path) -> dict[str, dict[str, float]]:
+    """Returns the costs that study.json has, by variant; see `Study`."""
+    return read_sealed(root / STUDY_FILE).get("costs", {}) if (root / STUDY_FILE).exists() else {}
 
 
 def read_study(root: Path) -> Study:
@@ -238,7 +253,7 @@ def read_study(root: Path) -> Study:
             f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
     stored = read_sealed(root / STUDY_FILE)
-    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned"]
+    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned", "changes", "costs"]
     if missing := [name for name in fields if name not in stored]:
         raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
     for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
@@ -252,6 +267,7 @@ def read_study(root: Path) -> Study:
     failed: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     scores: dict[str, dict[int, dict[str, dict]]] = {variant: {} for variant in sweep.variants}
     diverged: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
+    runs: dict[str, dict[int, Run]] = {variant: {} for variant in sweep.variants}
     contents: dict[str, tuple[str, str]] = {}
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
@@ -259,6 +275,8 @@ def read_study(root: Path) -> Study:
         seed_name, _, short_hash = name.partition("-")
         seed, result = int(seed_name), run.result
         planned[variant].append(seed)
+        if run.folder.is_dir():
+            runs[variant][seed] = run
         if result and not run.config_hash.startswith(short_hash):
             raise UserError(f"{run.folder} holds another run; delete it and launch the study again")
         evaluations = read_evaluations(run, sweep.splits)
@@ -276,7 +294,7 @@ def read_study(root: Path) -> Study:
         variant: Tuned(values["chosen"], [Trial(**trial) for trial in values["trials"]])
         for variant, values in stored["tuned"].items()
     }
-    return Study(sweep, planned, scores, diverged, failed, tuned)
+    return Study(sweep, planned, scores, diverged, failed, tuned, stored["changes"], stored["costs"], runs)
 
 
 def _check_content(contents: dict[str, tuple[str, str]], run: Run, run_id: str) -> None:

@@ -17,7 +17,18 @@ from transformer.fidelity import is_read
 from transformer.files import path_component
 from transformer.tasks import resolve
 
-NAMES = ("CONFIG", "VARIANTS", "GRID", "BASELINE", "SPLITS", "METRICS", "PRIMARY", "TUNE", "EQUAL")
+NAMES = (
+    "CONFIG",
+    "VARIANTS",
+    "GRID",
+    "BASELINE",
+    "SPLITS",
+    "METRICS",
+    "PRIMARY",
+    "TUNE",
+    "EQUAL",
+    "PUBLISHED",
+)
 Changes = Mapping[str, Any]  # new values by dotted config key
 
 
@@ -38,6 +49,7 @@ class Sweep:
         seed, and gets the one with the lowest validation loss.
       equal: a key of `equal.ADJUSTED`, which all variants get as much of as the baseline; None for no
         adjustment.
+      published: figures of the same variants elsewhere, as published[variant][label], for the report.
     """
 
     name: str
@@ -50,6 +62,7 @@ class Sweep:
     primary: tuple[str, str]
     tune: dict[str, list[Any]]
     equal: str | None
+    published: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -130,8 +143,19 @@ def load_sweep(name: str) -> Sweep:
                     f"EQUAL in {path} works out {ADJUSTED[equal]}, which variant {name} or TUNE sets; "
                     "leave it out"
                 )
-    question = (module.__doc__ or "").strip()
-    return Sweep(Path(path).stem, question, config, variants, baseline, splits, metrics, primary, tune, equal)
+    return Sweep(
+        name=Path(path).stem,
+        question=(module.__doc__ or "").strip(),
+        config=config,
+        variants=variants,
+        baseline=baseline,
+        splits=splits,
+        metrics=metrics,
+        primary=primary,
+        tune=tune,
+        equal=equal,
+        published=read.published(variants),
+    )
 
 
 def _check_names(module: ModuleType, path: str) -> None:
@@ -208,6 +232,19 @@ class _Reader:
             for key in changes:
                 self._check_key(f"variant {name}", key)
         return variants
+
+    def published(self, variants: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Reads the mapping from variants to published figures by label."""
+        found = getattr(self._module, "PUBLISHED", {})
+        if not isinstance(found, Mapping) or not all(
+            isinstance(figures, Mapping)
+            and all(isinstance(label, str) and isinstance(x, int | float) for label, x in figures.items())
+            for figures in found.values()
+        ):
+            raise self._refuse("PUBLISHED", "it must map variants to figures by label, which are numbers")
+        for variant in found:
+            choose(variants, variant, f"variant in PUBLISHED of {self._path}")
+        return {variant: dict(figures) for variant, figures in found.items()}
 
     def _check_key(self, place: str, key: Any) -> None:
         if not isinstance(key, str):

@@ -1,91 +1,52 @@
-"""Writes the report of a study: tables in Markdown and CSV, and plots."""
+"""Tables of a study in Markdown and LaTeX, and its conclusions in words."""
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from experiments import plots
 from experiments.study.results import Study
-from experiments.study.statistics import MIN_SEEDS, Comparison, Interval, Summary, summarize
+from experiments.study.statistics import MIN_SEEDS, Comparison, Interval, summarize
 from transformer.evaluation.metrics import METRICS
-from transformer.files import atomic_write
 
-
-def write_report(root: Path, study: Study) -> Path:
-    """Writes the report into the folder report/ of a study folder, and returns the path of report/."""
-    folder = root / "report"
-    folder.mkdir(exist_ok=True)
-    sweep = study.sweep
-    atomic_write(folder / "table.md", report_markdown(study))
-    atomic_write(folder / "table.tex", latex(study))
-    columns = ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"]
-    intervals = (
-        [variant, split, metric, len(values), *_flat(summarize(values))]
-        for variant, split, metric, values in _cells(study)
-    )
-    atomic_write(folder / "table.csv", _csv(columns, intervals))
-    runs = (
-        [variant, seed, split, *(splits[split].get(metric, "missing") for metric in sweep.metrics)]
-        for variant, seeds in study.scores.items()
-        for seed, splits in sorted(seeds.items())
-        for split in splits
-    )
-    atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
-    metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
-    values = {
-        split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
-        for split in sweep.splits
-    }
-    atomic_write(folder / "table.png", plots.png(plots.comparison(values, metric, title)))
-    if METRICS[metric].by_length:
-        curves = {
-            (variant, split): study.by_length(variant, split, metric)
-            for split in sweep.splits
-            for variant in sweep.variants
-        }
-        atomic_write(folder / "by_length.md", length_table(curves, metric))
-        figure = plots.scores_by_length(curves, metric, title)
-        atomic_write(folder / "by_length.png", plots.png(figure))
-    return folder
-
-
-def report_text(study: Study, folder: Path) -> str:
-    """Returns a text with the table of scores and the names of the files in the report."""
-    names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    text = f"{report_markdown(study)}\n{folder}: {names}"
-    # The study may be a stranger's, and control characters would command the terminal.
-    return "".join(c if c.isprintable() or c == "\n" else f"<U+{ord(c):04X}>" for c in text)
+SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one trained model."
 
 
 def report_markdown(study: Study) -> str:
     """Returns the tables of scores and of differences, and conclusions in words."""
-    texts = [score_table(study), notes(study)]
+    texts = [score_table(study), f"{SCORES_NOTE}\n{_list(note_lines(study))}"]
     if comparisons := study.comparisons():
         metric, split = study.sweep.primary
         title = f"Differences from {study.sweep.baseline} in {metric} on {split}, which decide:\n"
-        texts[1:1] = [title, comparison_table(study, comparisons), verdicts(study, comparisons)]
+        texts[1:1] = [title, comparison_table(study, comparisons), _list(verdict_lines(study, comparisons))]
     if study.tuned:
         texts.append(tuning_table(study))
     return "\n".join(texts)
 
 
+def _list(lines: Iterable[str]) -> str:
+    return "".join(f"- {line}\n" for line in lines)
+
+
 def comparison_table(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     """Returns a Markdown table of the differences from the baseline on the primary metric."""
+    header, *rows = comparison_cells(study, comparisons)
+    return markdown([header, ["---", *["---:"] * (len(header) - 1)], *rows])
+
+
+def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> list[list[str]]:
+    """Returns the header and the rows of the table of differences from the baseline."""
     form = METRICS[study.sweep.primary[0]].format
-    header = [
-        "variant",
-        "difference",
-        "95% interval",
-        "p (Welch)",
-        "p (Holm)",
-        "P(higher)",
-        "detectable",
-        "paired",
+    rows = [
+        [
+            "variant",
+            "difference",
+            "95% interval",
+            "p (Welch)",
+            "p (Holm)",
+            "P(higher)",
+            "detectable",
+            "paired",
+        ]
     ]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for variant, comparison in comparisons.items():
         paired = comparison.paired
         rows.append(
@@ -102,34 +63,37 @@ def comparison_table(study: Study, comparisons: Mapping[str, Comparison]) -> str
                 else f"{paired.mean:+{form}} {_interval_text(paired.interval, f'+{form}')}",
             ]
         )
-    return markdown(rows)
+    return rows
 
 
-def verdicts(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
     """Returns one sentence per comparison that says what the study shows."""
     metric, split = study.sweep.primary
     sign = 1 if METRICS[metric].higher_is_better else -1
     form, lines = METRICS[metric].format, []
     for variant, found in comparisons.items():
         if found.reason:
-            lines.append(f"- {variant}: no test, because {found.reason}.")
+            lines.append(f"{variant}: no test, because {found.reason}.")
         elif found.is_significant:
             word = "better" if sign * found.difference > 0 else "worse"
             lines.append(
-                f"- {variant} is {word} than {study.sweep.baseline} in {metric} on {split} "
+                f"{variant} is {word} than {study.sweep.baseline} in {metric} on {split} "
                 f"(p {_p_relation(found.p_adjusted)} after Holm's adjustment)."
             )
         else:
             lines.append(
-                f"- {variant}: the difference is within the noise of the seeds. This study finds a "
+                f"{variant}: the difference is within the noise of the seeds. This study finds a "
                 f"difference of {found.detectable:{form}} with a probability of 80%."
             )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def notes(study: Study) -> str:
-    """Returns what a reader must know about the tables: missing, failed and diverged runs, and few seeds."""
-    lines = ["Scores are mean ± standard deviation over seeds. A seed is one trained model."]
+def note_lines(study: Study) -> list[str]:
+    """Returns what a reader must know about the tables: changes, missing and failed runs, and few seeds."""
+    lines = []
+    if study.changes:
+        changes = ", ".join(f"{key}={value}" for key, value in study.changes.items())
+        lines.append(f"All variants were changed by --set: {changes}.")
     for variant, planned in study.planned.items():
         counts = {
             "diverged": len(study.diverged[variant]),
@@ -137,14 +101,15 @@ def notes(study: Study) -> str:
         }
         counts["not finished"] = len(planned) - len(study.scores[variant]) - sum(counts.values())
         if listed := ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0):
-            lines.append(f"- {variant}: of {len(planned)} runs, {listed}.")
+            lines.append(f"{variant}: of {len(planned)} runs, {listed}.")
     fewest = min(map(len, study.scores.values()), default=0)
     if fewest < MIN_SEEDS:
+        seeds = f"{fewest} seed{'s' * (fewest != 1)}"
         lines.append(
-            f"- Some variants have {fewest} seeds. With fewer than {MIN_SEEDS}, only differences of several "
-            "standard deviations are found."
+            f"Some variants have {seeds}. With fewer than {MIN_SEEDS}, only differences of several standard "
+            "deviations are found."
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def tuning_table(study: Study) -> str:
@@ -201,11 +166,6 @@ def _interval_text(bounds: Interval, form: str) -> str:
     return "-" if math.isnan(bounds.low) else f"[{bounds.low:{form}}, {bounds.high:{form}}]"
 
 
-def _flat(summary: Summary) -> list[float | str]:
-    values = [summary.mean, summary.deviation, *summary.interval]
-    return ["" if math.isnan(value) else value for value in values]
-
-
 def score_table(study: Study) -> str:
     """Returns a Markdown table of mean ± standard deviation over seeds.
 
@@ -248,18 +208,3 @@ def _cell(values: Sequence[float], metric: str) -> str:
     form = METRICS[metric].format
     mean, deviation, _ = summarize(values)
     return f"{mean:{form}} ± {deviation:{form}}" if len(values) > 1 else f"{mean:{form}}"
-
-
-def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
-    for variant in study.sweep.variants:
-        for split in study.sweep.splits:
-            for metric in study.sweep.metrics:
-                yield variant, split, metric, study.values(variant, split, metric)
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue()

@@ -11,6 +11,7 @@ import scipy
 
 from experiments import plots
 from experiments.run_folder import Run
+from experiments.study.report import report_text, write_report
 from experiments.study.results import (
     Trial,
     Tuned,
@@ -21,7 +22,7 @@ from experiments.study.results import (
     write_study,
 )
 from experiments.study.sweep import expand
-from experiments.study.tables import latex, notes, report_markdown, report_text, score_table, write_report
+from experiments.study.tables import latex, note_lines, report_markdown, score_table
 from tests.support.errors import refused
 from tests.support.studies import write_run
 from transformer.evaluation.metrics import METRICS, Metric
@@ -123,7 +124,7 @@ def test_a_run_that_diverged_is_counted_and_not_started_again(sweep, tmp_path):
     assert not has_diverged(diverged, runs[2])
     study = read_study(tmp_path)
     assert "| deep | 1 |" in score_table(study)
-    assert "- deep: of 2 runs, 1 diverged.\n" in notes(study)
+    assert "deep: of 2 runs, 1 diverged." in note_lines(study)
 
 
 def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
@@ -172,7 +173,7 @@ def test_scores_from_before_the_end_of_the_training_do_not_count(sweep, tmp_path
     write_sealed(path, read_sealed(path) | {"checkpoints": [10]})
     study = read_study(tmp_path)
     assert study.scores == {"base": {}, "deep": {}}
-    assert "- base: of 1 runs, 1 not finished.\n- deep: of 1 runs, 1 not finished.\n" in notes(study)
+    assert note_lines(study)[:2] == [f"{name}: of 1 runs, 1 not finished." for name in ("base", "deep")]
 
 
 def test_fewer_seeds_or_variants_do_not_remove_results(sweep, tmp_path):
@@ -224,7 +225,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
     assert "| deep | -12.00 | - | - | - | 0.00 | - | - |" in table
     assert "- deep: no test, because a test needs at least two seeds of both variants.\n" in table
     assert "- deep: of 2 runs, 1 not finished.\n" in table
-    assert "- Some variants have 1 seeds. With fewer than 5, " in table
+    assert "- Some variants have 1 seed. With fewer than 5, " in table
     tex = (folder / "table.tex").read_text()
     assert r"base & 2 & 92.00 $\pm$ 2.83 & 46.00" in tex
     assert r"test\_long exact\_match" in tex

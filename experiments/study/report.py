@@ -1,0 +1,83 @@
+"""Writes the report of a study: a page, tables in Markdown, CSV and LaTeX, and plots."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import plots
+from experiments.study.page import page
+from experiments.study.results import Study
+from experiments.study.statistics import Summary, summarize
+from experiments.study.tables import latex, length_table, report_markdown
+from transformer.evaluation.metrics import METRICS
+from transformer.files import atomic_write
+
+
+def write_report(root: Path, study: Study) -> Path:
+    """Writes the report into the folder report/ of a study folder, and returns the path of report/."""
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    sweep = study.sweep
+    atomic_write(folder / "table.md", report_markdown(study))
+    atomic_write(folder / "table.tex", latex(study))
+    atomic_write(folder / "report.html", page(study))
+    columns = ["variant", "split", "metric", "seeds", "mean", "standard_deviation", "low_95", "high_95"]
+    intervals = (
+        [variant, split, metric, len(values), *_flat(summarize(values))]
+        for variant, split, metric, values in _cells(study)
+    )
+    atomic_write(folder / "table.csv", _csv(columns, intervals))
+    runs = (
+        [variant, seed, split, *(splits[split].get(metric, "missing") for metric in sweep.metrics)]
+        for variant, seeds in study.scores.items()
+        for seed, splits in sorted(seeds.items())
+        for split in splits
+    )
+    atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
+    metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
+    values = {
+        split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
+        for split in sweep.splits
+    }
+    atomic_write(folder / "table.png", plots.png(plots.comparison(values, metric, title)))
+    if METRICS[metric].by_length:
+        curves = {
+            (variant, split): study.by_length(variant, split, metric)
+            for split in sweep.splits
+            for variant in sweep.variants
+        }
+        atomic_write(folder / "by_length.md", length_table(curves, metric))
+        figure = plots.scores_by_length(curves, metric, title)
+        atomic_write(folder / "by_length.png", plots.png(figure))
+    return folder
+
+
+def report_text(study: Study, folder: Path) -> str:
+    """Returns a text with the table of scores and the names of the files in the report."""
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    text = f"{report_markdown(study)}\n{folder}: {names}"
+    # The study may be a stranger's, and control characters would command the terminal.
+    return "".join(c if c.isprintable() or c == "\n" else f"<U+{ord(c):04X}>" for c in text)
+
+
+def _flat(summary: Summary) -> list[float | str]:
+    values = [summary.mean, summary.deviation, *summary.interval]
+    return ["" if math.isnan(value) else value for value in values]
+
+
+def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
+    for variant in study.sweep.variants:
+        for split in study.sweep.splits:
+            for metric in study.sweep.metrics:
+                yield variant, split, metric, study.values(variant, split, metric)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
