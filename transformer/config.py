@@ -328,6 +328,8 @@ class TrainConfig(Section):
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_NOTHING, affects_result=False)
     log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # in steps
+    # Whether records have the gradient norm of each layer, and the entropy of its attention weights.
+    diagnostics: bool = option(False, not_in_paper=_CHANGES_NOTHING, affects_result=False)
     # Steps between validations; each writes a checkpoint.
     validate_every: int = option(
         1_000,

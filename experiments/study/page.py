@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,7 @@ def page(study: Study) -> str:
         seeds=dict(_seed_charts(study)),
         curves=dict(_curves(study)),
         lengths=dict(_length_charts(study)),
+        layers=dict(_layer_charts(study)),
         costs=dict(_cost_charts(study)),
         differences=_differences(study),
         tuning=list(_tuning(study)),
@@ -190,6 +192,39 @@ def _length_charts(study: Study) -> Iterator[tuple[str, str]]:
                 ends = sorted({point.x for line in series for point in line.points})
                 label = f"{metric} on {split}"
                 yield label, svg.xy_chart(series, "source tokens, up to", label, log_x=True, x_ticks=ends)
+
+
+LAYER_FIGURE = re.compile(r"(gradient_norm|attention_entropy)\.(encoder|decoder)\.layers_(\d+)(?:\.(\w+))?")
+
+
+def _layer_charts(study: Study) -> Iterator[tuple[str, str]]:
+    """Yields charts of the figures of `train.diagnostics` by layer, in the first and in the last record."""
+    # values[figure, place][variant][layer] has a value per seed.
+    values: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
+    for variant, runs in study.runs.items():
+        for run in runs.values():
+            records = [record for record in _records(run) if record["kind"] == "train"]
+            for place, record in (("first", records[0]), ("last", records[-1])) if records else ():
+                for key, value in record.items():
+                    if match := LAYER_FIGURE.fullmatch(key):
+                        figure, stack, layer, sublayer = match.groups(default="")
+                        name = f"{figure}, {stack} {sublayer}".replace("_", " ").strip()
+                        by_variant = values.setdefault((name, place), {})
+                        by_variant.setdefault(variant, {}).setdefault(int(layer) + 1, []).append(value)
+    for (name, place), by_variant in sorted(values.items()):
+        is_norm = name.startswith("gradient")
+        series = [
+            svg.Series(
+                variant,
+                number,
+                [_mean_point(layer, seeds, is_norm) for layer, seeds in sorted(by_variant[variant].items())],
+            )
+            for variant, number in _numbers(study).items()
+            if variant in by_variant
+        ]
+        layers = sorted({point.x for line in series for point in line.points})
+        label = f"{name}, {place} record"
+        yield label, svg.xy_chart(series, "layer", name, log_y=is_norm, x_ticks=layers)
 
 
 def _cost_charts(study: Study) -> Iterator[tuple[str, str]]:

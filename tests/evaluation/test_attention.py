@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import VOCAB, tiny_config
+from transformer.batch import TokenBatch
 from transformer.config import UserError
-from transformer.evaluation.attention import attention_weights
+from transformer.evaluation.attention import attention_entropies, attention_weights
 from transformer.model import build_model, parameter_shapes
 
 SOURCE, TARGET = [4, 5, 6, 7, 2], [10, 11, 2]
@@ -40,3 +41,27 @@ def test_a_recurrent_model_has_only_cross_attention():
 def test_a_model_without_attention_is_refused():
     with pytest.raises(UserError, match="model.kind is 'recurrent', which has no attention to show"):
         weights_of(kind="recurrent", num_layers=1)
+
+
+def test_the_entropy_of_uniform_weights_is_the_log_of_the_number_of_keys():
+    """Without weights, every query attends to all keys that it may see equally."""
+    model = build_model(tiny_config(), VOCAB)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
+    source = TokenBatch.from_tokens(np.array([SOURCE, [4, 2, 0, 0, 0]]))
+    target = TokenBatch.from_tokens(np.array([TARGET, [10, 2, 0]]))
+    entropies = attention_entropies(model, params, source, target)
+    encoder = (5 * np.log(5) + 2 * np.log(2)) / 7
+    decoder = (np.log(1) + np.log(2) + np.log(3) + np.log(1) + np.log(2)) / 5
+    cross = (3 * np.log(5) + 2 * np.log(2)) / 5
+    for layer in ("layers_0", "layers_1"):
+        assert entropies.pop(f"encoder.{layer}.self_attention") == pytest.approx(encoder, rel=1e-5)
+        assert entropies.pop(f"decoder.{layer}.self_attention") == pytest.approx(decoder, rel=1e-5)
+        assert entropies.pop(f"decoder.{layer}.cross_attention") == pytest.approx(cross, rel=1e-5)
+    assert not entropies
+
+
+def test_a_model_without_attention_has_no_entropies():
+    model = build_model(tiny_config(kind="recurrent", num_layers=1), VOCAB)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
+    batches = (TokenBatch.from_tokens(np.array([tokens])) for tokens in (SOURCE, TARGET))
+    assert attention_entropies(model, params, *batches) == {}

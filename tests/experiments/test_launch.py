@@ -218,6 +218,45 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
     assert json.loads(result.read_text())["status"] == "preempted"
 
 
+@pytest.mark.slow
+def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, tmp_path):
+    """One launcher is killed, and of two others at the same time, one loses its terminal."""
+    root = tmp_path / "study"
+    sweep = SWEEP.replace('"slow":', '"a": {"model.d_ff": 8}, "b": {"model.d_ff": 24}, "slow":')
+    (tmp_path / "rates.py").write_text(sweep)
+    flags = (*study_flags, "--seeds=2", "--set=train.steps=60")
+
+    def logs() -> str:
+        return "".join(path.read_text() for path in root.glob("*/*/log.txt"))
+
+    def wait_for(condition) -> None:
+        end = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < end, logs()
+            time.sleep(0.1)
+
+    with start("launch", *flags) as first:
+        wait_for(lambda: "step 20 " in logs() or first.poll() is not None)
+        first.kill()
+    with start("launch", *flags) as second, start("launch", *flags) as third:
+        wait_for(lambda: logs().count("60 of 60 steps") >= 3)
+        second.send_signal(signal.SIGHUP)
+        assert second.wait(timeout=120) == cli.PREEMPTED
+        output, errors = third.communicate(timeout=600)
+    assert third.returncode == 0, errors
+    assert b"done by another launcher" in output
+    results = [read_json(path)["status"] for path in root.glob("*/*/result.json")]
+    assert results == ["done"] * 8
+    for log in root.glob("*/*/log.txt"):
+        assert log.read_text().count(": 60 of 60 steps in ") == 1, log
+        assert log.read_text().count("test: 60 sentences in ") == 1, log
+    report = {path.name: path.read_bytes() for path in (root / "report").iterdir()}
+    for path in (root / "report").iterdir():
+        path.unlink()
+    call("report", f"--root={root}")
+    assert {path.name: path.read_bytes() for path in (root / "report").iterdir()} == report
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [

@@ -33,7 +33,9 @@ def write_whole_study(root, sweep, seeds, sentences=30):
         run = write_run(root, planned, {})
         writer = MetricsWriter(run.folder, 0)
         for step in (10, 20):
-            writer.write({"kind": "train", "step": step, "loss": 5.0 - level / 100 - step / 10})
+            layers = {f"gradient_norm.encoder.layers_{layer}": 1.0 / step for layer in range(2)}
+            layers["attention_entropy.decoder.layers_1.cross_attention"] = 0.5
+            writer.write({"kind": "train", "step": step, "loss": 5.0 - level / 100 - step / 10, **layers})
             writer.write({"kind": "validation", "step": step, "perplexity": 50.0 - level / 10 - step})
         writer.close()
         for split in sweep.splits:
@@ -70,6 +72,8 @@ def test_the_page_has_everything_and_needs_nothing(study, tmp_path):
         *(
             "validation perplexity",
             "FLOPs of the training",
+            "gradient norm, encoder, first record",
+            "attention entropy, decoder cross attention, last record",
             "model.num_layers",
             "jax 0.",
             "Some variants have 3 seeds",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -42,6 +43,18 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimiz
     assert third == whole
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert run(config, tmp_path / "parts") == (third, [])
+
+
+def test_diagnostics_are_recorded_and_change_no_weights(tmp_path, monkeypatch):
+    plain, plain_records = run(toy_config(), tmp_path / "plain")
+    monkeypatch.setattr(Regression, "diagnostics", lambda task, params: {"bias": float(params["bias"].sum())})
+    whole, records = run(toy_config(diagnostics=True), tmp_path / "whole")
+    assert whole.params_sha256 == plain.params_sha256
+    for record, plain_record in zip(records, plain_records, strict=True):
+        if record["kind"] == "train":
+            layers = (record["gradient_norm.dense.kernel"], record["gradient_norm.bias"])
+            assert record["gradient_norm"] == pytest.approx(math.hypot(*layers))
+            assert {"gradient_norm.bias", "bias"} <= record.keys() - plain_record.keys()
 
 
 def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """The train step: an update does not depend on how the batch is split or packed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +201,18 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
     )
     assert float(info.gradient_norm) == pytest.approx(np.sqrt(squares), rel=1e-4)
     assert float(info.learning_rate) == pytest.approx(0.05)
+    assert info.layer_norms == {}
+
+
+def test_the_squares_of_the_layers_gradient_norms_add_up(packed, model, params):
+    options = config()
+    options = dataclasses.replace(options, train=dataclasses.replace(options.train, diagnostics=True))
+    step = make_train_step(make_loss_fn(model), options, Single())
+    state = init_state(params, options)
+    _, _, info = step(state, Single().shard(packed), KEY, HYPERPARAMETERS)
+    assert {"embedding.table", "encoder.layers_0", "decoder.layers_0"} <= info.layer_norms.keys()
+    squares = sum(float(norm) ** 2 for norm in info.layer_norms.values())
+    assert float(info.gradient_norm) == pytest.approx(np.sqrt(squares), rel=1e-5)
 
 
 def test_unknown_parallelism_is_refused():

@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -60,6 +61,34 @@ def attention_weights(
         _stacked(decoder, "self_attention")[..., :num_target, :num_target],
         _stacked(decoder, "cross_attention")[..., :num_target, :num_source],
     )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def attention_entropies(
+    model: EncoderDecoder, params: PyTree, source: TokenBatch, target: TokenBatch
+) -> dict[str, Float[Array, ""]]:
+    """Returns the entropy of the weights of each attention, in nats: its mean over heads and queries.
+
+    A query that attends to n keys equally has an entropy of log n.
+
+    Args:
+      model: the model; without attention, there are no entropies.
+      params: the parameters of the model.
+      source: the source sentences.
+      target: the target sentences.
+
+    Returns:
+      The entropies by the path of the attention, such as `encoder.layers_0.self_attention`.
+    """
+    state = model.apply({"params": params}, source, target, mutable=["intermediates"])[1]
+    entropies = {}
+    for path, weights in jax.tree_util.tree_flatten_with_path(state.get("intermediates", {}))[0]:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][:-1]
+        is_query = ((source if names[0] == "encoder" else target).segment_ids != 0)[:, None]
+        entropy = jnp.sum(jax.scipy.special.entr(weights), axis=-1)  # [b, h, q]
+        mean = jnp.sum(entropy * is_query) / (jnp.sum(is_query) * weights.shape[1])
+        entropies[".".join(names)] = mean
+    return entropies
 
 
 def _stacked(stack: PyTree, attention: str) -> Float[np.ndarray, "layers h q k"]:

@@ -28,6 +28,7 @@ from transformer.data.splits import Split, encode_pairs
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.decoding.translator import LINE_ENDS, Translator
+from transformer.evaluation.attention import attention_entropies
 from transformer.evaluation.metrics import Outputs, by_length, compute_scores, signatures
 from transformer.files import atomic_write
 from transformer.model import build_model, init_params
@@ -212,6 +213,12 @@ class Translation(Task):
 
     def summary(self, totals):
         return summarize(totals)
+
+    def diagnostics(self, params):
+        """Returns the entropy of the attention weights on the first validation batch, in nats."""
+        batch = next(iter(self.validation_batches()))
+        entropies = attention_entropies(self.model, params, batch.source, batch.target)
+        return {f"attention_entropy.{name}": float(value) for name, value in entropies.items()}
 
     def test_set(self, split: str) -> TestSet:
         """Returns the texts of a split.

@@ -133,6 +133,8 @@ def train(
                     record = meter.record(step)
                 except BadStep as bad:
                     raise refuse(bad, task.example_ids(bad.step - 1), folder, config) from None
+                if config.train.diagnostics:
+                    record |= task.diagnostics(state.params)
                 _publish(record, writer, observer)
             if validate:
                 totals = add_totals(

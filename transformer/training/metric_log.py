@@ -72,11 +72,16 @@ class Meter:
             **(self._task.summary(totals) if num_skipped < num_steps else {}),
             **({"skipped": num_skipped} if num_skipped else {}),
             "learning_rate": float(info.learning_rate),
-            **({} if info.skipped else {"gradient_norm": float(info.gradient_norm)}),
+            **({} if info.skipped else _gradient_norms(info)),
             "tokens_per_second": totals["count"] / seconds,
             "tokens_seen": self.tokens_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
         }
+
+
+def _gradient_norms(info: StepInfo) -> dict[str, float]:
+    layers = {f"gradient_norm.{name}": float(norm) for name, norm in info.layer_norms.items()}
+    return {"gradient_norm": float(info.gradient_norm), **layers}
 
 
 class MetricsWriter:

@@ -35,11 +35,13 @@ class StepInfo(NamedTuple):
       gradient_norm: norm of the gradient of the mean loss, before clipping.
       learning_rate: the learning rate.
       skipped: whether the update was left out because its gradient is not finite.
+      layer_norms: the norm of each part of the gradient, if `train.diagnostics`; see `layer_norms`.
     """
 
     gradient_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     skipped: Bool[Array, ""]
+    layer_norms: dict[str, Float[Array, ""]]
 
 
 # (state, batch, key, hyperparameters) -> ...
@@ -83,10 +85,19 @@ def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Para
             num_skipped = state.opt_state.total_notfinite
             skipped = (opt_state.notfinite_count > 0) & (opt_state.notfinite_count <= limit)
             totals = jax.tree.map(lambda total: jnp.where(skipped, 0, total), totals)
-        info = StepInfo(optax.tree.norm(gradients), schedule(state.step - num_skipped), skipped)
+        norms = layer_norms(gradients) if config.train.diagnostics else {}
+        info = StepInfo(optax.tree.norm(gradients), schedule(state.step - num_skipped), skipped, norms)
         return TrainState(state.step + 1, params, opt_state), totals, info
 
     return parallelism.compile(train_step, donate_state=True)
+
+
+def layer_norms(gradients: PyTree) -> dict[str, Float[Array, ""]]:
+    """Returns the norm of the gradient of each layer, by the first two names of the path of its weights."""
+    parts: dict[str, list[Array]] = {}
+    for path, gradient in jax.tree_util.tree_flatten_with_path(gradients)[0]:
+        parts.setdefault(jax.tree_util.keystr(path[:2], simple=True, separator="."), []).append(gradient)
+    return {name: optax.tree.norm(part) for name, part in parts.items()}
 
 
 def make_eval_step(loss_fn: LossFn, parallelism: Parallelism) -> EvalStep:

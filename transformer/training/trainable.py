@@ -80,3 +80,7 @@ class Trainable(abc.ABC):
     @abc.abstractmethod
     def summary(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Returns figures that follow from totals: at least the mean "loss", and the criterion."""
+
+    def diagnostics(self, params: PyTree) -> dict[str, float]:
+        """Returns figures that explain how the model works, for the records if `train.diagnostics`."""
+        return {}
