@@ -1,5 +1,6 @@
 """Shows the runs of a launch: a line per finished run, and on a terminal a table of those at work."""
 
+import itertools
 import signal
 import statistics
 import sys
@@ -23,7 +24,7 @@ REFRESH_SECONDS = 2.0
 
 
 class RunProgress(NamedTuple):
-    """How far a run at work has come.
+    """The progress of a run at work.
 
     Attributes:
       stage: "starting", "training" or "evaluating".
@@ -131,7 +132,7 @@ class Board:
 
     def _expected(self, variant: str) -> float | None:
         """Returns the duration of a job of a variant."""
-        known = self._durations.get(variant) or [x for found in self._durations.values() for x in found]
+        known = self._durations.get(variant) or [*itertools.chain(*self._durations.values())]
         if not known:  # then from the jobs at work
             known = [
                 time.time() - work.started + progress.seconds_left

@@ -7,7 +7,6 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
 import jinja2
@@ -269,7 +268,7 @@ def _tuning(study: Study) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _provenance(study: Study) -> list[tuple[str, list[str]]]:
-    """Returns what the runs were made from and with. Several values are listed with their numbers of runs."""
+    """Returns data, versions and devices of the runs. Different values have their numbers of runs."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for runs in study.runs.values():
         for run in runs.values():
@@ -286,16 +285,11 @@ def _provenance(study: Study) -> list[tuple[str, list[str]]]:
             ):
                 if value:
                     found[name][value] += 1
-    return [
-        (
-            name,
-            [
-                f"{value} ({count} runs)" if len(values) > 1 else value
-                for value, count in sorted(values.items())
-            ],
-        )
-        for name, values in found.items()
-    ]
+    texts = {
+        name: [f"{value} ({count} runs)" for value, count in sorted(counts.items())]
+        for name, counts in found.items()
+    }
+    return list(texts.items())
 
 
 def _incomplete(study: Study) -> Iterator[tuple[str, str, str]]:
@@ -342,7 +336,7 @@ def _translations(study: Study) -> dict[str, Any]:
     }
 
 
-def _spread(hypotheses: Iterable[str]) -> float:
-    """Returns how much translations of a sentence differ from the first one, from 0 to their number."""
-    first, *others = (hypothesis.split() for hypothesis in hypotheses)
-    return sum(1 - SequenceMatcher(None, first, other, autojunk=False).ratio() for other in others)
+def _spread(hypotheses: Iterable[str]) -> int:
+    """Returns the number of words in which translations of a sentence differ from the first one."""
+    first, *others = (set(hypothesis.split()) for hypothesis in hypotheses)
+    return sum(len(first ^ other) for other in others)

@@ -26,7 +26,7 @@ LOCK_FILE = ".job"
 
 
 class Slot(NamedTuple):
-    """What a job may use: numbers of processor cores, and GPUs; without GPUs, JAX chooses its devices."""
+    """Devices of a job: numbers of processor cores, and GPUs. Without GPUs, JAX chooses its devices."""
 
     cores: list[int]
     gpus: list[str]
@@ -108,7 +108,7 @@ class RunningJob:
 
     Attributes:
       job: the job.
-      slot: what the job uses.
+      slot: the devices of the job.
       started: time at which the job started, in seconds of `time.time`.
     """
 
@@ -174,7 +174,7 @@ def run_jobs(
 
     Args:
       jobs: the jobs, in the order in which they start.
-      slots: what each of the jobs at work may use; their number limits the jobs at the same time.
+      slots: the devices of each job; their number limits the jobs at the same time.
       should_stop: called several times per second. A signal handler that raises an exception cannot replace
         `should_stop`: an exception inside Popen.poll can leave a lock held, and waiting for the process would
         then never end.

@@ -28,7 +28,7 @@ SCRIPT = """\
 {options}
 runs=({runs})
 cd {cwd}
-trap : TERM  # the run saves a checkpoint, and then this script goes on
+trap : TERM  # this script continues after the run has saved a checkpoint
 srun {command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 status=$?
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"

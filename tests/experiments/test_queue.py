@@ -1,4 +1,4 @@
-"""The local queue: slots, order, locks, retries, signals, and what is shown of the jobs."""
+"""The local queue: slots, order, locks, retries, signals, and the display of the jobs."""
 
 import os
 import re
