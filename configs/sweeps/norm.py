@@ -3,7 +3,10 @@
 Xiong et al. 2020 claim that a Transformer with pre-norm can be trained without warm-up, and that one with
 post-norm cannot. The paper uses post-norm with 4,000 steps of warm-up (section 5.3).
 
-    python -m experiments.launch --sweep=configs/sweeps/norm.py --root=runs/norm --seeds=5
+    python -m experiments.launch --sweep=configs/sweeps/norm.py --root=runs/norm --seeds=5 \\
+        --set=train.diagnostics=true
+
+`train.diagnostics` records the norm of the gradient of each layer.
 """
 
 CONFIG = "configs/number_words.py"
