@@ -7,8 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -203,10 +201,11 @@ with StopSignal("stopping"):
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
 
 
-def test_a_closed_terminal_requests_a_stop_and_takes_no_more_output():
+def test_a_closed_terminal_requests_a_stop_and_takes_no_more_output(tmp_path):
     code = """
-import signal, sys
+import fcntl, signal, sys, termios
 from experiments.cli import StopSignal
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)  # standard output is the terminal of this session
 with StopSignal("stopping") as should_stop:
     print("ready", flush=True)
     while not should_stop():
@@ -214,16 +213,14 @@ with StopSignal("stopping") as should_stop:
     print("saved", flush=True)
 open(sys.argv[1], "w").write("saved")
 """
-    with tempfile.TemporaryDirectory() as folder:
-        process, terminal = pty.fork()
-        if process == 0:
-            os.execve(
-                sys.executable, [sys.executable, "-c", code, f"{folder}/saved"], {"PYTHONPATH": str(ROOT)}
-            )
+    terminal, stream = pty.openpty()
+    command = [sys.executable, "-c", code, tmp_path / "saved"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True) as process:
+        os.close(stream)
         assert os.read(terminal, 100) == b"ready\r\n"
         os.close(terminal)
-        assert os.waitpid(process, 0)[1] == 0
-        assert Path(folder, "saved").read_text() == "saved"
+    assert process.returncode == 0
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 def test_an_ignored_hang_up_stays_ignored():

@@ -186,7 +186,7 @@ def test_the_name_of_a_test_set_is_no_path(folder, canary, name):
 
 SWEEP = {
     "name": "s", "config": "configs/number_words.py", "variants": {"a": {}}, "splits": ["test"], "metrics": ["bleu"],
-    "question": "", "baseline": "a", "primary": ["bleu", "test"], "tune": {}, "equal": None, "tuned": {},
+    "question": "", "baseline": "a", "primary": ["bleu", "test"], "tune": {}, "equal": None, "tuned": {}, "published": {}, "changes": {}, "costs": {},
 }  # fmt: skip
 
 
