@@ -20,6 +20,7 @@ from transformer.decoding.translator import Hypothesis, Translator
 BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; the last line may exceed the bytes
 # A block ends after PAUSE seconds without new data, or MAX_WAIT seconds after its first line arrived.
 PAUSE, MAX_WAIT = 0.05, 0.5
+IDLE = 1.0  # seconds; Python handles a Ctrl-C that comes just before a wait only after that wait
 READ_BYTES = 1 << 16
 MAX_UNKNOWN_LINES, MAX_CHARACTERS = 5, 8  # reported per text
 
@@ -42,10 +43,11 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
     unended: list[bytes] = []  # a line whose end has not arrived yet, as read so far
     size, started = 0, 0.0
     while True:
-        wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else None
+        wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else IDLE
         if not select.select([file], [], [], wait)[0]:
-            yield block
-            block, size = [], 0
+            if block:
+                yield block
+                block, size = [], 0
             continue
         data = os.read(file, READ_BYTES)
         if not data:

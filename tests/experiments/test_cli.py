@@ -203,13 +203,13 @@ with StopSignal("stopping"):
 
 def test_a_closed_terminal_requests_a_stop_and_takes_no_more_output(tmp_path):
     code = """
-import fcntl, signal, sys, termios
+import fcntl, sys, termios, time
 from experiments.cli import StopSignal
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)  # standard output is the terminal of this session
 with StopSignal("stopping") as should_stop:
     print("ready", flush=True)
     while not should_stop():
-        signal.pause()
+        time.sleep(0.01)
     print("saved", flush=True)
 open(sys.argv[1], "w").write("saved")
 """

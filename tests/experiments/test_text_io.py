@@ -228,3 +228,19 @@ def test_attention_is_recorded_per_line_and_refused_for_a_line_that_is_split():
     message = "^line 3 has 70 tokens, but --attention accepts at most 64; shorten the line or leave out --attention$"
     with pytest.raises(UserError, match=message):
         shouted([[b"a", b"b"], [b"c" * 70]], attention=AttentionList())
+
+
+def test_an_idle_reader_never_waits_without_end(monkeypatch):
+    """Python would not handle a Ctrl-C that arrives just before a wait without end."""
+    waits = []
+
+    def idle(files, _, __, seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+        return [], [], []
+
+    monkeypatch.setattr(text_io.select, "select", idle)
+    with pytest.raises(KeyboardInterrupt):
+        list(text_io.read_blocks(0))
+    assert all(0 < seconds <= 1 for seconds in waits)
