@@ -1,8 +1,9 @@
-"""The demo: translates English number lists into German, with 98.0% exact match on 1,000 unseen lists.
+"""The demo: translates English number lists into German.
 
     python -m experiments.train --config=configs/number_words.py --workdir=runs/demo
 
-Training took four minutes on two CPU cores (jax 0.10.2, 2026-11-23).
+Exact match on 1,000 unseen lists is 97.3 ± 2.7 over three seeds (docs/studies/positions.md). Training took
+four minutes on two CPU cores (jax 0.10.2, 2026-11-23).
 
 Arguments: `en-fr`, `en-ko`, `en-es` or `en-tr` for another target language.
 """
