@@ -86,12 +86,17 @@ def _glyphs(family: str) -> frozenset[int]:
     return frozenset(get_font(INSTALLED_FONTS[family]).get_charmap())
 
 
+def visible(text: str, allowed: str = "") -> str:
+    """Returns a text with control characters as their codes, except for the allowed ones."""
+    return "".join(c if c.isprintable() or c in allowed else f"<U+{ord(c):04X}>" for c in text)
+
+
 def label(text: str) -> str:
     """Returns a text as a label: control characters as their codes, and at most `MAX_LABEL` characters.
 
     matplotlib leaves out the legend of a label that begins with "_"; a word joiner before it prevents this.
     """
-    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
+    shown = visible(text)
     shown = shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 1]}…"
     return f"\N{WORD JOINER}{shown}" if shown.startswith("_") else shown
 

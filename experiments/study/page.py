@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from experiments.run_folder import Run
 from experiments.score_files import Evaluation, ScoreFiles
 from experiments.study import svg
 from experiments.study.results import Study
@@ -18,7 +19,7 @@ from experiments.study.statistics import summarize
 from experiments.study.tables import comparison_cells, note_lines, verdict_lines
 from transformer.config import UserError, flatten, to_dict
 from transformer.evaluation.metrics import METRICS
-from transformer.training.metric_log import read_metrics
+from transformer.training.metric_log import Record, read_metrics
 
 MAX_CHARACTERS = 150_000  # of all translations on the page
 MAX_POINTS = 60  # points of a learning curve
@@ -37,6 +38,9 @@ def page(study: Study) -> str:
     sweep = study.sweep
     metric, split = sweep.primary
     comparisons = study.comparisons()
+    records = {
+        variant: [_records(run) for _, run in sorted(runs.items())] for variant, runs in study.runs.items()
+    }
     return environment.get_template("page.html").render(
         sweep=sweep,
         variants=list(sweep.variants),
@@ -49,9 +53,9 @@ def page(study: Study) -> str:
         comparisons=comparison_cells(study, comparisons),
         forest=_forest(study, comparisons),
         seeds=dict(_seed_charts(study)),
-        curves=dict(_curves(study)),
+        curves=dict(_curves(study, records)),
         lengths=dict(_length_charts(study)),
-        layers=dict(_layer_charts(study)),
+        layers=dict(_layer_charts(study, records)),
         costs=dict(_cost_charts(study)),
         differences=_differences(study),
         tuning=list(_tuning(study)),
@@ -69,14 +73,22 @@ def _columns(study: Study) -> list[str]:
     """Returns the heads of the table of scores, without the name of the variant."""
     sweep = study.sweep
     scores = [f"{split} {metric}" for split in sweep.splits for metric in sweep.metrics]
-    published = dict.fromkeys(label for figures in sweep.published.values() for label in figures)
-    return ["seeds", *scores, *published, *(["parameters", "training FLOPs"] if study.costs else [])]
+    return [
+        "seeds",
+        *scores,
+        *_published_labels(study),
+        *(["parameters", "training FLOPs"] if study.costs else []),
+    ]
+
+
+def _published_labels(study: Study) -> list[str]:
+    return list(dict.fromkeys(itertools.chain(*study.sweep.published.values())))
 
 
 def _rows(study: Study) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
     """Returns, for each variant, the text, the value for sorting and the hint of each cell."""
     sweep, rows = study.sweep, []
-    labels = dict.fromkeys(label for figures in sweep.published.values() for label in figures)
+    labels = _published_labels(study)
     for variant in sweep.variants:
         cells = [(f"{len(study.scores[variant])}", float(len(study.scores[variant])), "")]
         for split in sweep.splits:
@@ -108,8 +120,8 @@ def _score_cell(by_seed: Mapping[int, float], form: str) -> tuple[str, float | N
 def _forest(study: Study, comparisons: Mapping[str, Any]) -> str:
     numbers, (metric, split) = _numbers(study), study.sweep.primary
     bars = [
-        svg.Bar(variant, numbers[variant], found.difference, *found.interval)
-        for variant, found in comparisons.items()
+        svg.Bar(variant, numbers[variant], comparison.difference, *comparison.interval)
+        for variant, comparison in comparisons.items()
     ]
     label = f"difference from {study.sweep.baseline} in {metric} on {split}, 95% interval"
     return svg.bar_chart(bars, label, line_at=0.0) if bars else ""
@@ -131,16 +143,16 @@ def _seed_charts(study: Study) -> Iterator[tuple[str, str]]:
             yield f"{metric} on {split}", svg.bar_chart(bars, f"{metric} on {split}")
 
 
-def _curves(study: Study) -> Iterator[tuple[str, str]]:
+Records = Mapping[str, Sequence[Sequence[Record]]]  # the metric log of each run, by variant
+
+
+def _curves(study: Study, records: Records) -> Iterator[tuple[str, str]]:
     """Yields a chart for each figure that the runs log: mean and standard deviation over seeds, by step."""
     figures = {
         ("validation", "perplexity"): True,
         ("validation", "loss"): False,
         ("train", "loss"): False,
         ("train", "gradient_norm"): True,
-    }
-    records = {
-        variant: [_records(run) for run in runs.values()] for variant, runs in sorted(study.runs.items())
     }
     for (kind, name), log_y in figures.items():
         series = []
@@ -157,7 +169,7 @@ def _curves(study: Study) -> Iterator[tuple[str, str]]:
             yield f"{kind} {label}", svg.xy_chart(series, "step", f"{kind} {label}", log_y=log_y)
 
 
-def _records(run: Any) -> list[dict[str, Any]]:
+def _records(run: Run) -> list[Record]:
     try:
         return read_metrics(run.folder)
     except UserError:  # the damaged file of a run that is done does not spoil the report of the study
@@ -196,14 +208,14 @@ def _length_charts(study: Study) -> Iterator[tuple[str, str]]:
 LAYER_FIGURE = re.compile(r"(gradient_norm|attention_entropy)\.(encoder|decoder)\.layers_(\d+)(?:\.(\w+))?")
 
 
-def _layer_charts(study: Study) -> Iterator[tuple[str, str]]:
+def _layer_charts(study: Study, records: Records) -> Iterator[tuple[str, str]]:
     """Yields charts of the figures of `train.diagnostics` by layer, in the first and in the last record."""
     # values[figure, place][variant][layer] has a value per seed.
     values: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
-    for variant, runs in study.runs.items():
-        for run in runs.values():
-            records = [record for record in _records(run) if record["kind"] == "train"]
-            for place, record in (("first", records[0]), ("last", records[-1])) if records else ():
+    for variant, logs in records.items():
+        for log in logs:
+            training = [record for record in log if record["kind"] == "train"]
+            for place, record in (("first", training[0]), ("last", training[-1])) if training else ():
                 for key, value in record.items():
                     if match := LAYER_FIGURE.fullmatch(key):
                         figure, stack, layer, sublayer = match.groups(default="")
@@ -269,7 +281,7 @@ def _tuning(study: Study) -> Iterator[tuple[str, str, str, str]]:
 
 def _provenance(study: Study) -> list[tuple[str, list[str]]]:
     """Returns data, versions and devices of the runs. Different values have their numbers of runs."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
+    numbers_of_runs: dict[str, Counter[str]] = defaultdict(Counter)
     for runs in study.runs.values():
         for run in runs.values():
             result = run.result
@@ -284,10 +296,10 @@ def _provenance(study: Study) -> list[tuple[str, list[str]]]:
                 ("git revision", result.get("git_revision")),
             ):
                 if value:
-                    found[name][value] += 1
+                    numbers_of_runs[name][value] += 1
     texts = {
         name: [f"{value} ({count} runs)" for value, count in sorted(counts.items())]
-        for name, counts in found.items()
+        for name, counts in numbers_of_runs.items()
     }
     return list(texts.items())
 
@@ -301,8 +313,8 @@ def _incomplete(study: Study) -> Iterator[tuple[str, str, str]]:
             status = result.get("status", "not started")
             state = {"done": "not evaluated", "running": "at work, or killed"}.get(status, status)
             by_reason[result.get("message") or state].append(seed)
-        for reason, found in by_reason.items():
-            yield variant, ", ".join(map(str, found)), reason
+        for reason, stopped in by_reason.items():
+            yield variant, ", ".join(map(str, stopped)), reason
 
 
 def _translations(study: Study) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The plan of a launch: which runs it selects, and a table of their states and costs."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.costs import describe
 from experiments.progress import clock
@@ -12,7 +13,7 @@ from experiments.study.queue import is_at_work
 from experiments.study.results import state
 from experiments.study.sweep import PlannedRun, Sweep
 from experiments.study.tables import markdown
-from transformer.config import UserError
+from transformer.config import UserError, result_hash
 
 
 class Selection(NamedTuple):
@@ -73,10 +74,14 @@ def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapp
 
     The time is estimated from the runs that are trained: their FLOPs per second.
     """
-    # The costs do not depend on the seed. The trials of a variant differ in values, and all have seed 0.
-    described = {run.id: describe(run.config) for run in runs if run.seed == 0}
-    by_variant = {run.variant: described[run.id] for run in runs if run.seed == 0}
-    costs = {run.id: described.get(run.id) or by_variant[run.variant] for run in runs}
+    by_config: dict[str, dict[str, Any]] = {}
+    costs = {}
+    for run in runs:
+        train = dataclasses.replace(run.config.train, seed=0)  # the costs do not depend on the seed
+        digest = result_hash(dataclasses.replace(run.config, train=train))
+        if digest not in by_config:
+            by_config[digest] = describe(run.config)
+        costs[run.id] = by_config[digest]
     flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
     states = run_states(root, sweep, runs, queued)
     trained = [run for run in runs if states[run.id] in ("trained", "done")]

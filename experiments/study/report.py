@@ -58,9 +58,8 @@ def write_report(root: Path, study: Study) -> Path:
 def report_text(study: Study, folder: Path) -> str:
     """Returns a text with the table of scores and the names of the files in the report."""
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    text = f"{report_markdown(study)}\n{folder}: {names}"
     # The study may be a stranger's, and control characters would command the terminal.
-    return "".join(c if c.isprintable() or c == "\n" else f"<U+{ord(c):04X}>" for c in text)
+    return plots.visible(f"{report_markdown(study)}\n{folder}: {names}", allowed="\n")
 
 
 def _flat(summary: Summary) -> list[float | str]:
