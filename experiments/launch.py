@@ -35,14 +35,14 @@ from experiments.study.results import (
     Tuned,
     check_root,
     is_complete,
-    is_tried,
     read_criterion,
     read_study,
     stored_costs,
+    trial_has_ended,
     write_study,
 )
 from experiments.study.slurm import Slurm
-from experiments.study.statistics import MIN_SEEDS
+from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
 from experiments.study.sweep import PlannedRun, expand, expand_trials, load_sweep
 from transformer.config import UserError
 from transformer.files import lock
@@ -85,7 +85,13 @@ def define_flags(flags: FlagValues) -> None:
     for name, text in repeated.items():
         text += " May be given several times."
         absl_flags.DEFINE_multi_string(name, [], text, flag_values=flags)
-    absl_flags.DEFINE_enum("executor", "local", ["local", "slurm"], "What runs the runs.", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "executor",
+        "local",
+        ["local", "slurm"],
+        "Where runs execute: on this machine, or as tasks of Slurm.",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_boolean("fail_fast", False, "Stops the study at the first failure.", flag_values=flags)
     absl_flags.DEFINE_boolean(
         "dry_run", False, "Only lists the runs, with their states and costs.", flag_values=flags
@@ -96,8 +102,7 @@ def main(flags: FlagValues) -> int:
     launch = Launch(flags)
     if flags.seeds < MIN_SEEDS:
         print(
-            f"warning: {flags.seeds} seeds per variant; with fewer than {MIN_SEEDS}, only differences of "
-            "several standard deviations are found",
+            f"warning: {flags.seeds} seed{'s' * (flags.seeds != 1)} per variant. {FEW_SEEDS}",
             file=sys.stderr,
         )
     if flags.dry_run:
@@ -160,8 +165,9 @@ class Launch:
             num_trials = len(self._selected_trials)
             counts = f"{num_trials} trials for tuning, {num_trials - len(missing)} done"
             self._run_jobs(missing, counts, ())
-            for run in self._missing_trials():
-                raise UserError(f"a trial failed, see {self._root / run.id}/log.txt; launch the study again")
+            if failed := self._missing_trials():
+                log = self._root / failed[0].id / "log.txt"
+                raise UserError(f"trial {failed[0].id} failed; see {log}, then launch the study again")
             tuned = self._tuned()
             for variant in dict.fromkeys(run.variant for run in self._selected_trials):
                 if variant not in tuned:
@@ -183,6 +189,7 @@ class Launch:
         """Submits what is missing to Slurm, and prints the states of all runs."""
         with lock(self._root, wait=True):
             queued, runs, after = self._slurm.states(), self._runs, []
+            tuned: dict[str, Tuned] = {}
             check_root(self._root, self._sweep, [] if self._trials else runs)
             if self._trials:
                 trials = self._missing_trials()
@@ -196,7 +203,7 @@ class Launch:
             names = {run.id: f"{run.variant}/{run.seed}" for run in selected}
             missing = [names[run.id] for run in selected if states[run.id] not in FINAL_STATES]
             self._submit([name for name in missing if name not in queued], after)
-        self._write_study([run for run in runs if not self._trials or run.variant in self._tuned()])
+        self._write_study([run for run in runs if not self._trials or run.variant in tuned])
         counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(states.values()).items()))
         print(f"{self._sweep.name}: {len(selected)} runs, {counts}")
         if missing:
@@ -216,7 +223,7 @@ class Launch:
         print(f"submitted array job {job}: {len(names)} runs")
 
     def _missing_trials(self) -> list[PlannedRun]:
-        return [run for run in self._selected_trials if not is_tried(Run(self._root / run.id), run)]
+        return [run for run in self._selected_trials if not trial_has_ended(Run(self._root / run.id), run)]
 
     def _tuned(self) -> dict[str, Tuned]:
         """Returns the values with the lowest validation loss of each variant whose trials have all ended.
@@ -229,7 +236,7 @@ class Launch:
             by_variant[run.variant].append((run, values))
         tuned = {}
         for variant, trials in by_variant.items():
-            if not all(is_tried(Run(self._root / run.id), run) for run, _ in trials):
+            if not all(trial_has_ended(Run(self._root / run.id), run) for run, _ in trials):
                 continue
             tried = [
                 Trial(dict(values), read_criterion(Run(self._root / run.id), run)) for run, values in trials
@@ -299,7 +306,7 @@ class Launch:
 
         def is_done() -> bool:
             if not splits:
-                return is_tried(run, planned)
+                return trial_has_ended(run, planned)
             return is_complete(run, planned, splits, self._sweep.metrics)
 
         return Job(

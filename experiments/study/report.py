@@ -37,9 +37,16 @@ def write_report(root: Path, study: Study) -> Path:
         for split in splits
     )
     atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
+    if study.launched:
+        _write_plots(folder, study)
+    return folder
+
+
+def _write_plots(folder: Path, study: Study) -> None:
+    sweep = study.sweep
     metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
     values = {
-        split: {variant: study.values(variant, split, metric) for variant in sweep.variants}
+        split: {variant: study.values(variant, split, metric) for variant in study.launched}
         for split in sweep.splits
     }
     atomic_write(folder / "table.png", plots.png(plots.comparison(values, metric, title)))
@@ -47,12 +54,11 @@ def write_report(root: Path, study: Study) -> Path:
         curves = {
             (variant, split): study.by_length(variant, split, metric)
             for split in sweep.splits
-            for variant in sweep.variants
+            for variant in study.launched
         }
         atomic_write(folder / "by_length.md", length_table(curves, metric))
         figure = plots.scores_by_length(curves, metric, title)
         atomic_write(folder / "by_length.png", plots.png(figure))
-    return folder
 
 
 def report_text(study: Study, folder: Path) -> str:
@@ -68,7 +74,7 @@ def _flat(summary: Summary) -> list[float | str]:
 
 
 def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
-    for variant in study.sweep.variants:
+    for variant in study.launched:
         for split in study.sweep.splits:
             for metric in study.sweep.metrics:
                 yield variant, split, metric, study.values(variant, split, metric)

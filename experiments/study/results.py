@@ -1,7 +1,7 @@
 """Study folders: stores the plan of a study in study.json, and reads the scores of the runs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,21 +64,63 @@ class Study:
     costs: dict[str, dict[str, float]]
     runs: dict[str, dict[int, Run]]
 
+    @property
+    def launched(self) -> list[str]:
+        """The variants of which a run was started, in the order of the sweep file."""
+        return [variant for variant in self.sweep.variants if self.runs[variant]]
+
     def values(self, variant: str, split: str, metric: str) -> list[float]:
-        """Returns the scores of a metric, one per seed. Seeds without a score are left out."""
+        """Returns the scores of a metric, one per seed; see `by_seed`."""
         return list(self.by_seed(variant, split, metric).values())
 
     def by_seed(self, variant: str, split: str, metric: str) -> dict[int, float]:
-        """Returns the score of each seed; seeds without a score are left out."""
+        """Returns the score of each seed. Seeds without a finite score are left out."""
         runs = self.scores[variant]
-        found = {seed: runs[seed].get(split, {}).get(metric) for seed in sorted(runs)}
-        return {seed: score for seed, score in found.items() if score is not None}
+        scores = {seed: runs[seed].get(split, {}).get(metric) for seed in sorted(runs)}
+        return {seed: score for seed, score in scores.items() if score is not None}
+
+    def not_finite(self, variant: str, split: str, metric: str) -> list[int]:
+        """Returns the seeds whose score is infinite or NaN, such as an infinite perplexity."""
+        runs = self.scores[variant]
+        return [seed for seed in sorted(runs) if runs[seed].get(split, {}).get(metric, 0) is None]
+
+    def num_seeds(self, variant: str) -> int:
+        """Returns the number of seeds that have a score of the primary metric."""
+        metric, split = self.sweep.primary
+        return len(self.by_seed(variant, split, metric))
+
+    def unfinished(self, variant: str) -> list[int]:
+        """Returns the planned seeds that have not all scores of the study, whatever the reason."""
+        metrics = set(self.sweep.metrics)
+        return [
+            seed
+            for seed in sorted(self.planned[variant])
+            if not all(
+                self.scores[variant].get(seed, {}).get(split, {}).keys() >= metrics
+                for split in self.sweep.splits
+            )
+        ]
+
+    def no_test(self, variant: str) -> str:
+        """Returns the reason why a variant cannot be compared with others; empty if it can be compared."""
+        metric, split = self.sweep.primary
+        if infinite := self.not_finite(variant, split, metric):
+            count = len(infinite) + self.num_seeds(variant)
+            return f"{metric} on {split} is not finite for {len(infinite)} of {count} runs of {variant}"
+        return "" if self.num_seeds(variant) else f"{variant} has no score of {metric} on {split}"
 
     def comparisons(self) -> dict[str, Comparison]:
-        """Compares every variant with the baseline on the primary metric; see `statistics.compare`."""
+        """Compares variants with the baseline on the primary metric; see `statistics.compare`.
+
+        Variants that cannot be compared are left out; see `no_test`.
+        """
         metric, split = self.sweep.primary
-        scores = {variant: self.by_seed(variant, split, metric) for variant in self.sweep.variants}
-        return compare(scores, self.sweep.baseline)
+        scores = {
+            variant: self.by_seed(variant, split, metric)
+            for variant in self.sweep.variants
+            if not self.no_test(variant)
+        }
+        return compare(scores, self.sweep.baseline) if self.sweep.baseline in scores else {}
 
     def by_length(self, variant: str, split: str, metric: str) -> dict[int, list[float]]:
         """Returns one score per seed for each range of source lengths. The key is the upper end in tokens.
@@ -141,7 +183,7 @@ def read_criterion(run: Run, planned: PlannedRun) -> float | None:
     return result["validation"][task_type(planned.config).criterion]
 
 
-def is_tried(run: Run, planned: PlannedRun) -> bool:
+def trial_has_ended(run: Run, planned: PlannedRun) -> bool:
     """Returns true if a trial is trained, or has diverged."""
     return read_criterion(run, planned) is not None or has_diverged(run, planned)
 
@@ -253,22 +295,12 @@ def read_study(root: Path) -> Study:
             f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
     stored = read_sealed(root / STUDY_FILE)
-    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned", "changes", "costs"]
-    if missing := [name for name in fields if name not in stored]:
-        raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
-    for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
-        for name in names:
-            path_component(name, f"the name of a {kind} in {root / STUDY_FILE}")
-    for metric in (*stored["metrics"], stored["primary"][0]):
-        choose(METRICS, metric, f"metric in {root / STUDY_FILE}")
-    choose(stored["variants"], stored["baseline"], f"baseline in {root / STUDY_FILE}")
-    sweep = Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
+    sweep = _read_sweep(root, stored)
     planned: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     failed: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     scores: dict[str, dict[int, dict[str, dict]]] = {variant: {} for variant in sweep.variants}
     diverged: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     runs: dict[str, dict[int, Run]] = {variant: {} for variant in sweep.variants}
-    contents: dict[str, tuple[str, str]] = {}
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
         run = Run(root / path_component(variant, "a variant") / path_component(name, "a run of the study"))
@@ -286,10 +318,10 @@ def read_study(root: Path) -> Study:
                 split: values for split, values in evaluations.items() if not is_stale(values, result)
             }
             if evaluations:
-                _check_content(contents, run, run_id)
                 scores[variant][seed] = evaluations
         if result.get("status") == "failed":
             (diverged if result.get("reason") == "diverged" else failed)[variant].append(seed)
+    _check_contents(runs[variant][seed] for variant, seeds in scores.items() for seed in seeds)
     tuned = {
         variant: Tuned(values["chosen"], [Trial(**trial) for trial in values["trials"]])
         for variant, values in stored["tuned"].items()
@@ -297,21 +329,36 @@ def read_study(root: Path) -> Study:
     return Study(sweep, planned, scores, diverged, failed, tuned, stored["changes"], stored["costs"], runs)
 
 
-def _check_content(contents: dict[str, tuple[str, str]], run: Run, run_id: str) -> None:
-    """Checks that runs with the same data settings were trained on the same texts.
-
-    Args:
-      contents: for the settings of earlier runs, the content and the first run; the run is added.
-      run: the run.
-      run_id: the id of the run, for the message.
+def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
+    """Returns the plan in study.json, after checks of all names.
 
     Raises:
-      UserError: the run was trained on other texts.
+      UserError: a field is missing, or a name is wrong.
     """
-    settings, content = seal(to_dict(run.config)["data"]), run.result["identity"]["content"]
-    first_content, first_id = contents.setdefault(settings, (content, run_id))
-    if content != first_content:
-        raise UserError(
-            f"{run_id} and {first_id} were trained on different texts; restore the text of one of them, "
-            "delete the other run, and launch the study again"
-        )
+    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned", "changes", "costs"]
+    if missing := [name for name in fields if name not in stored]:
+        raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
+    for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
+        for name in names:
+            path_component(name, f"the name of a {kind} in {root / STUDY_FILE}")
+    for metric in (*stored["metrics"], stored["primary"][0]):
+        choose(METRICS, metric, f"metric in {root / STUDY_FILE}")
+    choose(stored["variants"], stored["baseline"], f"baseline in {root / STUDY_FILE}")
+    return Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
+
+
+def _check_contents(runs: Iterable[Run]) -> None:
+    """Checks that runs with the same data settings were trained on the same texts.
+
+    Raises:
+      UserError: two runs were trained on different texts.
+    """
+    first_runs: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        settings, content = seal(to_dict(run.config)["data"]), run.result["identity"]["content"]
+        first_content, first = first_runs.setdefault(settings, (content, run))
+        if content != first_content:
+            raise UserError(
+                f"{run.folder} and {first.folder} were trained on different texts; restore the text of one "
+                "of them, delete the other run, and launch the study again"
+            )

@@ -21,11 +21,12 @@ from statsmodels.stats.power import TTestIndPower
 
 ALPHA = 0.05  # largest adjusted p-value of a difference
 POWER = 0.8  # of the smallest difference that a study detects
-MIN_SEEDS = 5  # with fewer seeds, only differences of several standard deviations are found
+MIN_SEEDS = 5
+FEW_SEEDS = f"With fewer than {MIN_SEEDS}, only differences of several standard deviations are found."
 
 
 class Interval(NamedTuple):
-    """Bounds of a 95% confidence interval; NaN if there are too few values."""
+    """Bounds of a 95% confidence interval; NaN if there are too few values, or if they do not vary."""
 
     low: float
     high: float
@@ -89,8 +90,8 @@ def summarize(values: Sequence[float]) -> Summary:
         mean = values[0] if values else math.nan
         return Summary(mean, math.nan, Interval(math.nan, math.nan))
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    if deviation == 0:
-        return Summary(mean, 0.0, Interval(mean, mean))
+    if np.ptp(values) == 0:  # one mean is known, but not how far it scatters
+        return Summary(values[0], 0.0, Interval(math.nan, math.nan))
     bounds = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
     return Summary(mean, deviation, Interval(*map(float, bounds)))
 
@@ -99,16 +100,15 @@ def compare(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
     """Compares every other variant with the baseline.
 
     Args:
-      scores: scores[variant][seed]. Runs without a score are left out.
+      scores: scores[variant][seed]. Each variant has at least one.
       baseline: the variant that the others are compared with.
 
     Returns:
-      The comparison of each variant that has scores, in the order of `scores`; none if the baseline has no
-      scores.
+      The comparison of each variant, in the order of `scores`.
     """
     base = scores[baseline]
-    others = {name: runs for name, runs in scores.items() if name != baseline and runs and base}
-    reasons = {name: _obstacle(list(runs.values()), list(base.values())) for name, runs in others.items()}
+    others = {name: runs for name, runs in scores.items() if name != baseline}
+    reasons = {name: _no_test(list(runs.values()), list(base.values())) for name, runs in others.items()}
     tested = [name for name in others if not reasons[name]]
     p_values = {
         name: float(welch(list(others[name].values()), list(base.values())).pvalue) for name in tested
@@ -149,17 +149,17 @@ def detectable_effect(seeds: int, baseline_seeds: int, num_tests: int) -> float:
     """
     power = TTestIndPower().power
 
-    def missing(effect: float) -> float:
+    def missing_power(effect: float) -> float:
         level = ALPHA / num_tests / 2
         return power(effect, seeds, level, baseline_seeds / seeds, alternative="larger") - POWER
 
     high = 0.1
-    while missing(high) < 0:
+    while missing_power(high) < 0:
         high *= 1.5
-    return float(brentq(missing, high / 1.5, high)) if high > 0.1 else high
+    return float(brentq(missing_power, high / 1.5, high)) if high > 0.1 else high
 
 
-def _obstacle(values: Sequence[float], baseline: Sequence[float]) -> str:
+def _no_test(values: Sequence[float], baseline: Sequence[float]) -> str:
     """Returns the reason why two variants cannot be tested, or an empty string."""
     if min(len(values), len(baseline)) < 2:
         return "a test needs at least two seeds of both variants"
@@ -169,7 +169,7 @@ def _obstacle(values: Sequence[float], baseline: Sequence[float]) -> str:
 
 
 def _difference_interval(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    if _obstacle(values, baseline):
+    if _no_test(values, baseline):
         return Interval(math.nan, math.nan)
     interval = welch(values, baseline).confidence_interval(0.95)
     return Interval(float(interval.low), float(interval.high))

@@ -1,10 +1,11 @@
 """Tables of a study in Markdown and LaTeX, and its conclusions in words."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.study.results import Study
-from experiments.study.statistics import MIN_SEEDS, Comparison, Interval, summarize
+from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS, Comparison, Interval, summarize
 from transformer.evaluation.metrics import METRICS
 
 SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one trained model."
@@ -13,10 +14,14 @@ SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one t
 def report_markdown(study: Study) -> str:
     """Returns the tables of scores and of differences, and conclusions in words."""
     texts = [score_table(study), f"{SCORES_NOTE}\n{_list(note_lines(study))}"]
-    if comparisons := study.comparisons():
-        metric, split = study.sweep.primary
-        title = f"Differences from {study.sweep.baseline} in {metric} on {split}, which decide:\n"
-        texts[1:1] = [title, comparison_table(study, comparisons), _list(verdict_lines(study, comparisons))]
+    if len(study.launched) > 1:
+        comparisons = study.comparisons()
+        verdicts = _list(verdict_lines(study, comparisons))
+        if comparisons:
+            metric, split = study.sweep.primary
+            title = f"Differences from {study.sweep.baseline} in {metric} on {split}, which decide:\n"
+            texts[1:1] = [title, comparison_table(study, comparisons)]
+        texts.insert(-1, verdicts)
     if study.tuned:
         texts.append(tuning_table(study))
     return "\n".join(texts)
@@ -67,25 +72,42 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
 
 
 def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
-    """Returns one sentence per comparison that says what the study shows."""
-    metric, split = study.sweep.primary
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    form, lines = METRICS[metric].format, []
-    for variant, found in comparisons.items():
-        if found.reason:
-            lines.append(f"{variant}: no test, because {found.reason}.")
-        elif found.is_significant:
-            word = "better" if sign * found.difference > 0 else "worse"
-            lines.append(
-                f"{variant} is {word} than {study.sweep.baseline} in {metric} on {split} "
-                f"(p {_p_relation(found.p_adjusted)} after Holm's adjustment)."
-            )
-        else:
-            lines.append(
-                f"{variant}: the difference is within the noise of the seeds. This study finds a "
-                f"difference of {found.detectable:{form}} with a probability of 80%."
-            )
+    """Returns a sentence per variant: what the study shows about its difference from the baseline."""
+    baseline = study.sweep.baseline
+    if reason := study.no_test(baseline):
+        return [f"No variant is compared with the baseline, because {reason}."]
+    lines = []
+    for variant in study.launched:
+        if variant in comparisons:
+            lines.append(_verdict(study, variant, comparisons[variant]))
+        elif variant != baseline:
+            lines.append(f"{variant}: no test, because {study.no_test(variant)}.")
     return lines
+
+
+def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
+    metric, split = study.sweep.primary
+    if comparison.reason:
+        return f"{variant}: no test, because {comparison.reason}."
+    if not comparison.is_significant:
+        return (
+            f"{variant}: the difference is within the noise of the seeds. This study finds a difference of "
+            f"{comparison.detectable:{METRICS[metric].format}} with a probability of 80%."
+        )
+    is_higher = comparison.difference > 0
+    match METRICS[metric].higher_is_better:
+        case None:
+            relation = f"has a {'higher' if is_higher else 'lower'} {metric} than {study.sweep.baseline}"
+        case higher_is_better:
+            word = "better" if is_higher == higher_is_better else "worse"
+            relation = f"is {word} than {study.sweep.baseline} in {metric}"
+    line = (
+        f"{variant} {relation} on {split} (p {_p_relation(comparison.p_adjusted)} after Holm's adjustment)."
+    )
+    for name in (variant, study.sweep.baseline):
+        if count := len(study.diverged[name]):
+            line += f" {count} of {len(study.planned[name])} runs of {name} diverged and have no score."
+    return line
 
 
 def note_lines(study: Study) -> list[str]:
@@ -94,21 +116,23 @@ def note_lines(study: Study) -> list[str]:
     if study.changes:
         changes = ", ".join(f"{key}={value}" for key, value in study.changes.items())
         lines.append(f"All variants were changed by --set: {changes}.")
-    for variant, planned in study.planned.items():
-        counts = {
-            "diverged": len(study.diverged[variant]),
-            "failed": len(study.failed[variant]),
-        }
-        counts["not finished"] = len(planned) - len(study.scores[variant]) - sum(counts.values())
+    if missing := [variant for variant in study.sweep.variants if variant not in study.launched]:
+        lines.append(f"Not launched: {', '.join(missing)}.")
+    for variant in study.launched:
+        counts = {"diverged": len(study.diverged[variant]), "failed": len(study.failed[variant])}
+        counts["not finished"] = len(study.unfinished(variant)) - sum(counts.values())
         if listed := ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0):
-            lines.append(f"{variant}: of {len(planned)} runs, {listed}.")
-    fewest = min(map(len, study.scores.values()), default=0)
+            lines.append(f"{variant}: of {len(study.planned[variant])} runs, {listed}.")
+        for split, metric in itertools.product(study.sweep.splits, study.sweep.metrics):
+            if seeds := study.not_finite(variant, split, metric):
+                lines.append(
+                    f"{variant}: {split} {metric} is not finite for {len(seeds)} of "
+                    f"{len(study.scores[variant])} runs, which its mean leaves out."
+                )
+    fewest = min(map(study.num_seeds, study.launched), default=0)
     if fewest < MIN_SEEDS:
         seeds = f"{fewest} seed{'s' * (fewest != 1)}"
-        lines.append(
-            f"Some variants have {seeds}. With fewer than {MIN_SEEDS}, only differences of several standard "
-            "deviations are found."
-        )
+        lines.append(f"Some variants have {seeds}. {FEW_SEEDS}")
     return lines
 
 
@@ -133,9 +157,9 @@ def latex(study: Study) -> str:
         rf"variant & seeds & {heads} \\",
         r"\midrule",
     ]
-    for variant in sweep.variants:
-        cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
-        row = [_escape_latex(variant), f"{len(study.scores[variant])}", *cells]
+    for variant in study.launched:
+        cells = score_cells(study, variant)
+        row = [_escape_latex(variant), f"{study.num_seeds(variant)}", *cells]
         lines.append(rf"{' & '.join(row)} \\".replace("±", r"$\pm$"))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -169,7 +193,8 @@ def _interval_text(bounds: Interval, form: str) -> str:
 def score_table(study: Study) -> str:
     """Returns a Markdown table of mean ± standard deviation over seeds.
 
-    The table has a row per variant and a column per split and metric.
+    The table has a row per launched variant and a column per split and metric. "n" is the number of scores in
+    a cell, where it is not the number of seeds with a score of the primary metric.
     """
     sweep = study.sweep
     columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
@@ -177,9 +202,8 @@ def score_table(study: Study) -> str:
         ["variant", "seeds", *(f"{split} {metric}" for split, metric in columns)],
         ["---", "---:", *("---:" for _ in columns)],
     ]
-    for variant in sweep.variants:
-        cells = [_cell(study.values(variant, split, metric), metric) for split, metric in columns]
-        rows.append([variant, f"{len(study.scores[variant])}", *cells])
+    for variant in study.launched:
+        rows.append([variant, f"{study.num_seeds(variant)}", *score_cells(study, variant)])
     return markdown(rows)
 
 
@@ -199,7 +223,18 @@ def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: 
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as a table in Markdown; the second row has the alignment of the columns."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def score_cells(study: Study, variant: str) -> list[str]:
+    """Returns the cells of a variant in the table of scores: one per split and metric."""
+    num_seeds, cells = study.num_seeds(variant), []
+    for split, metric in itertools.product(study.sweep.splits, study.sweep.metrics):
+        values = study.values(variant, split, metric)
+        count = f" (n={len(values)})" if values and len(values) != num_seeds else ""
+        cells.append(_cell(values, metric) + count)
+    return cells
 
 
 def _cell(values: Sequence[float], metric: str) -> str:

@@ -217,7 +217,7 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == cli.PREEMPTED
-    assert errors.endswith("deviations are found\nstopping: current runs save a checkpoint first\n")
+    assert errors.endswith("deviations are found.\nstopping: current runs save a checkpoint first\n")
     assert output.endswith("interrupted; run the same command again to resume the study\n")
     (result,) = tmp_path.glob("study/*/*/result.json")
     assert json.loads(result.read_text())["status"] == "preempted"

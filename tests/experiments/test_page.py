@@ -182,6 +182,6 @@ def test_the_page_works_in_chromium(study, tmp_path):
     assert (result["before"], result["after"], result["again"]) == (True, False, True)
     assert result["charts"] == [False, False, True, False]
     assert result["pairs"] == 30
-    assert result["alike"] == "The two translate these sentences alike."
+    assert result["alike"] == "The two variants translate these sentences identically."
     assert result["focusable"]
     assert result["images"] == 0

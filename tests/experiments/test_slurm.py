@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -227,10 +228,7 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     )
 
     def launched() -> str:
-        command = ["python", "-m", "experiments.launch", *flags]
-        command[0] = (
-            shutil.which("python3") if not (ROOT / ".venv").exists() else str(ROOT / ".venv/bin/python")
-        )
+        command = [sys.executable, "-m", "experiments.launch", *flags]
         print(output := shell(subprocess.list2cmdline(command), cwd=ROOT, env=environment()))
         return output
 

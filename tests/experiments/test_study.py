@@ -1,4 +1,4 @@
-"""Studies: queue, results and report, without training."""
+"""Studies: results and report, without training."""
 
 import csv
 import dataclasses
@@ -13,6 +13,7 @@ from experiments import plots
 from experiments.run_folder import Run
 from experiments.study.report import report_text, write_report
 from experiments.study.results import (
+    Study,
     Trial,
     Tuned,
     check_root,
@@ -109,7 +110,7 @@ def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_pat
     for run, content in zip(runs, ("texts", "edited texts"), strict=True):
         write_run(tmp_path, run, BLEU, content=content)
     assert refused(read_study, tmp_path).startswith(
-        f"{runs[1].id} and {runs[0].id} were trained on different texts; restore "
+        f"{tmp_path / runs[1].id} and {tmp_path / runs[0].id} were trained on different texts; restore "
     )
 
 
@@ -276,9 +277,73 @@ def test_lower_is_better_for_some_metrics(noisy, monkeypatch):
     assert "- far is worse than base in exact_match on test" in report_markdown(noisy)
 
 
+def rescored(study: Study, variant: str, scores: list[float | None]) -> Study:
+    """The study `noisy` with other scores of a variant."""
+    by_seed = {seed: {"test": {"exact_match": score, "bleu": 1.0}} for seed, score in enumerate(scores)}
+    return dataclasses.replace(study, scores=study.scores | {variant: by_seed})
+
+
+def test_a_metric_that_is_neither_good_nor_bad_is_higher_or_lower(noisy, monkeypatch):
+    metric = dataclasses.replace(METRICS["exact_match"], higher_is_better=None)
+    monkeypatch.setitem(METRICS, "exact_match", metric)
+    assert "- far has a higher exact_match than base on test (p " in report_markdown(noisy)
+    assert "- far has a lower exact_match than base on test (p " in report_markdown(
+        rescored(noisy, "far", [1.0, 2.0, 3.0, 4.0, 5.0])
+    )
+
+
+def test_a_variant_with_an_infinite_score_is_not_compared(noisy):
+    """The best runs alone would make a failing variant look good."""
+    text = report_markdown(rescored(noisy, "far", [70.0, None, 71.0, None, 72.0]))
+    assert "| far | 3 | 71.00 ± 1.00 | 1.00 ± 0.00 (n=5) |\n" in text
+    assert "- far: no test, because exact_match on test is not finite for 2 of 5 runs of far.\n" in text
+    assert "- far: test exact_match is not finite for 2 of 5 runs, which its mean leaves out.\n" in text
+    assert "| far | +" not in text
+    # Holm's adjustment counts the tests that are made.
+    comparison = rescored(noisy, "far", [70.0, None]).comparisons()["near"]
+    assert comparison.p_adjusted == comparison.p
+
+
+def test_runs_without_a_score_on_the_primary_split_are_not_counted_as_seeds(noisy):
+    sweep = dataclasses.replace(
+        noisy.sweep, splits=("test", "test_long"), primary=("exact_match", "test_long")
+    )
+    scores = {
+        variant: {seed: dict(splits) for seed, splits in seeds.items()}
+        for variant, seeds in noisy.scores.items()
+    }
+    for variant, num_seeds in (("base", 5), ("far", 2)):
+        for seed in range(num_seeds):
+            scores[variant][seed]["test_long"] = {"exact_match": 50.0 + seed, "bleu": 1.0}
+    text = report_markdown(dataclasses.replace(noisy, sweep=sweep, scores=scores))
+    assert "| far | 2 | 72.00 ± 1.58 (n=5) | 1.00 ± 0.00 (n=5) | 50.50 ± 0.71 | 1.00 ± 0.00 |\n" in text
+    assert "| near | 0 | 52.50 ± 1.58 (n=5) | 1.00 ± 0.00 (n=5) | missing | missing |\n" in text
+    assert "- far: of 5 runs, 3 not finished.\n" in text
+    assert "- near: of 5 runs, 5 not finished.\n" in text
+    assert "- near: no test, because near has no score of exact_match on test_long.\n" in text
+    assert "- Some variants have 0 seeds. With fewer than 5, " in text
+
+
+def test_nothing_is_compared_with_a_baseline_without_scores(noisy):
+    text = report_markdown(dataclasses.replace(noisy, scores=noisy.scores | {"base": {}}))
+    assert (
+        "- No variant is compared with the baseline, because base has no score of exact_match on test.\n"
+        in text
+    )
+    assert "| far | 5 | 72.00 ± 1.58 |" in text
+
+
+def test_diverged_runs_are_named_beside_the_conclusion(noisy):
+    study = dataclasses.replace(noisy, diverged=noisy.diverged | {"far": [3, 4]})
+    assert (
+        "- far is better than base in exact_match on test (p < 0.0001 after Holm's adjustment). "
+        "2 of 5 runs of far diverged and have no score.\n"
+    ) in report_markdown(rescored(study, "far", [70.0, 71.0, 72.0]))
+
+
 def test_latex_escapes_names(noisy):
     sweep = dataclasses.replace(noisy.sweep, variants={"a_b&c": {}})
-    study = dataclasses.replace(noisy, sweep=sweep, scores={"a_b&c": {}})
+    study = dataclasses.replace(noisy, sweep=sweep, scores={"a_b&c": {}}, runs={"a_b&c": noisy.runs["base"]})
     assert r"a\_b\&c & 0 & missing & missing \\" in latex(study)
 
 
@@ -325,9 +390,20 @@ def test_a_new_metric_needs_only_an_entry_in_the_registry(study, monkeypatch):
 
 
 def test_a_report_of_an_unfinished_study_marks_missing_scores(tmp_path, sweep):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    write_run(tmp_path, runs[0], {}, status="running")
+    table = (write_report(tmp_path, read_study(tmp_path)) / "table.md").read_text()
+    assert "| base | 0 | missing |" in table
+    assert "- base: of 1 runs, 1 not finished.\n" in table
+    assert "| deep |" not in table
+    assert "- Not launched: deep.\n" in table
+
+
+def test_a_study_without_any_run_has_a_report(tmp_path, sweep):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
-    folder = write_report(tmp_path, read_study(tmp_path))
-    assert "| base | 0 | missing |" in (folder / "table.md").read_text()
+    table = (write_report(tmp_path, read_study(tmp_path)) / "table.md").read_text()
+    assert "- Not launched: base, deep.\n" in table
 
 
 def test_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
