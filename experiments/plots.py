@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager, get_font
 from matplotlib.text import Text
 
-# Fonts for scripts that DejaVu Sans, which matplotlib brings along, does not have.
+# Fonts for scripts that DejaVu Sans, which ships with matplotlib, does not have.
 FALLBACK_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -223,9 +223,14 @@ def _start_at_zero(axes: Axes) -> None:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Adds a legend, in several columns if it has many entries."""
-    if num_entries := len(axes.get_legend_handles_labels()[0]):
-        axes.legend(fontsize=8 if num_entries <= 20 else 5, ncols=-(-num_entries // 20))
+    """Adds a legend: beside the axes if it has many entries, and in columns if it has very many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 4:
+        columns = -(-len(handles) // 20)
+        size = 8 if columns == 1 else 5
+        axes.figure.legend(handles, labels, loc="outside right upper", fontsize=size, ncols=columns)
+    elif handles:
+        axes.legend()
 
 
 def _bar(axes: Axes, x: float, width: float, scores: Sequence[float], color: str, label: str | None) -> None:
