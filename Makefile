@@ -39,7 +39,7 @@ test-faults: env
 	$(RUN) pytest -n 2 --dist load -m faults
 
 test-all: env
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile -m "not faults"
 
 lint: env
 	$(BIN)/ruff format --check .

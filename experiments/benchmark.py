@@ -131,7 +131,8 @@ def _decode(flags: FlagValues) -> None:
 def _lengths(flags: FlagValues) -> None:
     from experiments import plots
     from experiments.speed.lengths import benchmark_lengths
-    from experiments.study.sweep import expand, load_sweep
+    from experiments.study.sweep import expand
+    from experiments.study.sweep_file import load_sweep
 
     if flags.figure is not None and not (folder := Path(flags.figure).parent).is_dir():
         raise UserError(f"--figure={flags.figure}: there is no folder {folder}; create it first")

@@ -33,6 +33,7 @@ from transformer.config import ExperimentConfig, UserError
 from transformer.files import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = UserError.exit_status, 75, 130
+REPEAT_SECONDS = 1.0  # a signal that is repeated later than this ends the process
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
 
@@ -184,7 +185,7 @@ class StopSignal:
 
     def _handle(self, number, _) -> None:
         now, is_first = time.monotonic(), not self._received
-        if now - self._received.setdefault(number, now) > 1:
+        if now - self._received.setdefault(number, now) > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if number == signal.SIGHUP:

@@ -99,21 +99,25 @@ def main(flags: FlagValues) -> None:
 
     evaluations = [_evaluate(*pair, trained) for pair in zip(files, test_sets, strict=True)]
     print(f"{run.folder}: {_checkpoints_text(trained)}{files[0].suffix.replace(',', ', ')}")
-    scores = {set_files.split: made.scores for set_files, made in zip(files, evaluations, strict=True)}
+    scores = {
+        set_files.split: evaluation.scores for set_files, evaluation in zip(files, evaluations, strict=True)
+    }
     _print_scores(scores, trained.config.data.target)
-    for set_files, evaluation, other in zip(files, evaluations, compared, strict=True):
-        if other is None:
+    for set_files, evaluation, baseline in zip(files, evaluations, compared, strict=True):
+        if baseline is None:
             continue
-        comparisons = set_files.compare(evaluation, *other)
-        _print_comparisons(f"{set_files.split}: {set_files.name} against {other[0].name}", comparisons)
-        written.append(str(set_files.comparison_path(other[0])))
+        comparisons = set_files.compare(evaluation, *baseline)
+        _print_comparisons(f"{set_files.split}: {set_files.name} against {baseline[0].name}", comparisons)
+        written.append(str(set_files.comparison_path(baseline[0])))
     print("\n".join(written))
 
 
 def _check_flags(flags: FlagValues) -> None:
-    given = [name for name in ("source", "target", "name") if flags[name].value is not None]
-    if given and len(given) < 3:
-        raise UserError(f"--{given[0]} needs --source, --target and --name; give all three, or --split")
+    names = ("source", "target", "name")
+    given = [name for name in names if flags[name].value is not None]
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in given)
+        raise UserError(f"--{missing} is missing; --source, --target and --name go together")
     if flags.ablate == "all" and flags.compare:
         raise UserError("--ablate=all and --compare cannot be used together; name one part to compare")
     if given and flags["split"].present:

@@ -26,7 +26,7 @@ from experiments import cli
 from experiments.config_files import read_changes
 from experiments.costs import describe
 from experiments.run_folder import Run
-from experiments.study.live import Board
+from experiments.study.live import StatusBoard
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
 from experiments.study.report import report_text, write_report
@@ -43,7 +43,8 @@ from experiments.study.results import (
 )
 from experiments.study.slurm import Slurm
 from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
-from experiments.study.sweep import PlannedRun, expand, expand_trials, load_sweep
+from experiments.study.sweep import PlannedRun, expand, expand_trials
+from experiments.study.sweep_file import load_sweep
 from transformer.config import UserError
 from transformer.files import lock
 
@@ -276,7 +277,7 @@ class Launch:
         failed = 0
         with (
             cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop,
-            Board(jobs, len(self._slots), self._durations()) as board,
+            StatusBoard(jobs, len(self._slots), self._durations()) as board,
             contextlib.closing(
                 run_jobs(jobs, self._slots, should_stop, self._flags.retries, board.observe)
             ) as ends,

@@ -75,6 +75,11 @@ class ScoreFiles(NamedTuple):
         name = path_component(f"{self.split}{self.suffix}{ending}", "the file name of the evaluation")
         return self.run.folder / "eval" / name
 
+    @property
+    def exists(self) -> bool:
+        """True if the evaluation has been written."""
+        return self.path(".json").exists()
+
     def write(self, evaluation: Evaluation) -> Evaluation:
         """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which has digests of the three.
 
@@ -104,12 +109,8 @@ class ScoreFiles(NamedTuple):
         for path in paths.values():
             if not path.is_file():
                 raise UserError(f"{path} is missing; run {self.command}{self._alternatives()}")
-        scores = read_sealed(paths.pop(".json"))
-        if scores["identity"]["config"] != self.run.config_hash:
-            raise UserError(f"{self.path('.json')} is from a run with another config; run {self.command}")
-        made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))
-        if made_from != (self.split, self.changes, self.ablated):
-            raise UserError(f"{self.path('.json')} is another evaluation under this name; run {self.command}")
+        scores = self.read_scores()
+        del paths[".json"]
         if is_stale(scores, self.run.result):
             raise UserError(
                 f"{self.path('.json')} has the scores of checkpoint {scores['checkpoints'][-1]}, but "
@@ -119,6 +120,20 @@ class ScoreFiles(NamedTuple):
             if text_digest(path.read_bytes()) != scores["files"][ending]:
                 raise UserError(f"{path} was damaged or edited; run {self.command} to write it again")
         return Evaluation(scores, *map(read_lines, paths.values()))
+
+    def read_scores(self) -> dict[str, Any]:
+        """Reads the scores alone, which may be from before the end of the training; see `is_stale`.
+
+        Raises:
+          UserError: the file is damaged, or is not this evaluation of this run.
+        """
+        scores = read_sealed(self.path(".json"))
+        identity = self.run.result.get("identity", {"config": self.run.config_hash})
+        is_of_this_run = scores["identity"].items() >= identity.items()
+        made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))
+        if not is_of_this_run or made_from != (self.split, self.changes, self.ablated):
+            raise UserError(f"{self.path('.json')} is not this evaluation of this run; run {self.command}")
+        return scores
 
     def _alternatives(self) -> str:
         """Returns text for an error message that names the other evaluations of the run on the split."""
@@ -152,13 +167,13 @@ class ScoreFiles(NamedTuple):
         Raises:
           UserError: a line differs.
         """
-        problem, test_set = "", f"{self.split!r} of this run"
-        if len(stored) != len(lines):
-            problem = f"it has {len(stored)} lines, but {test_set} has {len(lines)}"
-        for number, (line, expected) in enumerate(zip(stored, lines, strict=False), start=1):
-            if not problem and line != (expected := expected.translate(LINE_ENDS)):
-                problem = f"line {number} is {line!r}, but {expected!r} in {test_set}"
-        if problem:
+        expected, test_set = [line.translate(LINE_ENDS) for line in lines], f"{self.split!r} of this run"
+        if list(stored) != expected:
+            if len(stored) != len(expected):
+                problem = f"it has {len(stored)} lines, but {test_set} has {len(expected)}"
+            else:
+                number = next(i for i, line in enumerate(stored) if line != expected[i])
+                problem = f"line {number + 1} is {stored[number]!r}, but {expected[number]!r} in {test_set}"
             raise UserError(
                 f"{self.path(ending)} is from another test set: {problem}; "
                 "evaluate both runs on the same data"

@@ -40,7 +40,7 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
     """
     first = True
     block: list[bytes] = []
-    unended: list[bytes] = []  # a line whose end has not arrived yet, as read so far
+    partial_line: list[bytes] = []  # a line whose end has not arrived yet, as read so far
     size, started = 0, 0.0
     while True:
         wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else IDLE
@@ -58,18 +58,21 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
         for end in ended:
             if not block:
                 started = time.monotonic()
-            block.append(b"".join([*unended, end]))
-            unended.clear()
+            block.append(b"".join([*partial_line, end]))
+            partial_line.clear()
             size += len(block[-1]) + 1
             if len(block) == BLOCK_LINES or size >= BLOCK_BYTES:
                 yield block
                 block, size = [], 0
         if rest:
-            unended.append(rest)
-            if len(unended) > MAX_LINE_BYTES // READ_BYTES and sum(map(len, unended)) > MAX_LINE_BYTES:
+            partial_line.append(rest)
+            if (
+                len(partial_line) > MAX_LINE_BYTES // READ_BYTES
+                and sum(map(len, partial_line)) > MAX_LINE_BYTES
+            ):
                 raise UserError(f"a line of the input has over {MAX_LINE_BYTES:,} bytes; shorten it")
-    if unended:
-        block.append(b"".join(unended))
+    if partial_line:
+        block.append(b"".join(partial_line))
     if block:
         yield block
 

@@ -189,7 +189,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     (folder / ".lock").symlink_to(private)
     with pytest.raises(UserError, match="is a symbolic link; delete it"), lock(folder, wait=False):
         pass
-    with pytest.raises(UserError, match=r"\.lock is a symbolic link; replace it by what it leads to"):
+    with pytest.raises(UserError, match=r"\.lock is a symbolic link; replace it with a copy of its target"):
         refuse_links(folder)
     assert private.read_text() == "secret"
 

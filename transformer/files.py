@@ -59,7 +59,7 @@ def refuse_links(folder: Path) -> None:
                 mode = os.lstat(path).st_mode
                 if stat.S_ISLNK(mode):
                     raise UserError(
-                        f"{path} is a symbolic link; replace it by what it leads to, or delete it"
+                        f"{path} is a symbolic link; replace it with a copy of its target, or delete it"
                     )
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                     raise UserError(f"{path} is neither a file nor a folder; delete it")

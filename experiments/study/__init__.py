@@ -3,7 +3,8 @@
 from experiments.study.queue import Job, run_jobs
 from experiments.study.report import write_report
 from experiments.study.results import Study, read_study
-from experiments.study.sweep import PlannedRun, Sweep, expand, load_sweep
+from experiments.study.sweep import PlannedRun, Sweep, expand
+from experiments.study.sweep_file import load_sweep
 
 __all__ = [
     "Job",

@@ -1,4 +1,4 @@
-"""Gives all variants of a study as much of something as the baseline: steps, tokens, FLOPs or parameters."""
+"""Gives every variant of a study the same amount of a resource as the baseline, such as steps or FLOPs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,14 +7,14 @@ from experiments.costs import describe
 from transformer.config import ExperimentConfig, UserError
 from transformer.fidelity import is_read
 
-# What one step of training costs. The number of steps makes the sums equal.
+# Cost of a training step. The number of steps makes the costs of the whole training equal.
 STEP_COSTS: dict[str, Callable[[ExperimentConfig], float]] = {
     "steps": lambda config: 1,
     "target_tokens": lambda config: config.train.batch_tokens,
     "flops": lambda config: describe(config)["flops_per_step"],
 }
-# The field that is worked out.
-ADJUSTED = dict.fromkeys(STEP_COSTS, "train.steps") | {"parameters": "model.d_ff"}
+# Field that `equalize` sets.
+ADJUSTED_FIELD = dict.fromkeys(STEP_COSTS, "train.steps") | {"parameters": "model.d_ff"}
 
 
 def equalize(
@@ -23,7 +23,7 @@ def equalize(
     """Returns the configs of all variants, adjusted to the baseline, which stays as it is.
 
     Args:
-      resource: a key of `ADJUSTED`. The FLOPs are those of the matrix products of training.
+      resource: a key of `ADJUSTED_FIELD`. The FLOPs are those of the matrix products of training.
       configs: the config of each variant.
       baseline: the name of the baseline.
 

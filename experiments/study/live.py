@@ -52,7 +52,7 @@ def run_progress(records: Sequence[Record]) -> RunProgress:
     return RunProgress(stage, last["step"], last.get("loss"), left)
 
 
-class Board:
+class StatusBoard:
     """Context manager that shows the jobs of a launch on standard output."""
 
     def __init__(self, jobs: Sequence[Job], num_slots: int, durations: Mapping[str, Sequence[float]]):
@@ -73,7 +73,7 @@ class Board:
             Live(console=Console(), auto_refresh=False, transient=True) if sys.stdout.isatty() else None
         )
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "StatusBoard":
         if self._live:
             self._live.start()
         return self

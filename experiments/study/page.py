@@ -215,5 +215,5 @@ def _translations(study: Study) -> dict[str, Any]:
 
 def _spread(hypotheses: Iterable[str]) -> int:
     """Returns the number of words in which translations of a sentence differ from the first one."""
-    first, *others = (set(hypothesis.split()) for hypothesis in hypotheses)
-    return sum(len(first ^ other) for other in others)
+    first, *rest = (set(hypothesis.split()) for hypothesis in hypotheses)
+    return sum(len(first ^ words) for words in rest)

@@ -15,6 +15,8 @@ from experiments.study.sweep import PlannedRun, Sweep
 from experiments.study.tables import markdown
 from transformer.config import UserError, result_hash
 
+TRAINED_STATES = ("trained", "done")
+
 
 class Selection(NamedTuple):
     """Patterns of the runs to launch, as in `--only` and `--exclude`.
@@ -64,8 +66,8 @@ def run_states(
     states = {}
     for run in runs:
         folder = root / run.id
-        found = queued.get(run.id) or queued.get(f"{run.variant}/{run.seed}")
-        states[run.id] = found or ("at work" if is_at_work(folder) else state(Run(folder), run, sweep))
+        queue_state = queued.get(run.id) or queued.get(f"{run.variant}/{run.seed}")
+        states[run.id] = queue_state or ("at work" if is_at_work(folder) else state(Run(folder), run, sweep))
     return states
 
 
@@ -84,12 +86,12 @@ def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapp
         costs[run.id] = by_config[digest]
     flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
     states = run_states(root, sweep, runs, queued)
-    trained = [run for run in runs if states[run.id] in ("trained", "done")]
+    trained = [run for run in runs if states[run.id] in TRAINED_STATES]
     seconds = sum(Run(root / run.id).result["seconds"] for run in trained)
     rate = sum(flops[run.id] for run in trained) / seconds if trained else None
     rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
     for run in runs:
-        left = "" if rate is None or run in trained else clock(flops[run.id] / rate)
+        left = "" if rate is None or states[run.id] in TRAINED_STATES else clock(flops[run.id] / rate)
         memory = costs[run.id]["memory_bytes"]["total"] / 1e9
         rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
     return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"

@@ -49,10 +49,13 @@ def make_slots(jobs: int, devices_per_run: int | None) -> list[Slot]:
         given = f"--jobs is {jobs}"
         if devices_per_run is not None:
             given = f"--jobs={jobs} with --devices_per_run={devices_per_run} needs {needed} {kind}"
-        raise UserError(f"{given}, but this machine has {len(devices)} {kind}; give at most {len(devices)}")
+        advice = "lower --jobs"
+        if devices_per_run is not None:
+            advice += " or --devices_per_run"
+        raise UserError(f"{given}, but this machine has {len(devices)} {kind}; {advice}")
 
-    def share(items, number, each):
-        return items[number::jobs] if each is None else items[number * each : (number + 1) * each]
+    def share(items, number, count):
+        return items[number::jobs] if count is None else items[number * count : (number + 1) * count]
 
     if all_gpus:
         return [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.run_folder import Run
-from experiments.score_files import is_stale
+from experiments.score_files import ScoreFiles, is_stale
 from experiments.study.statistics import Comparison, compare
 from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, choose, difference, to_dict
@@ -202,17 +202,8 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
     Raises:
       UserError: a file is damaged, or does not belong to the run.
     """
-    paths = {split: run.folder / "eval" / f"{path_component(split, 'a split')}.json" for split in splits}
-    evaluations = {split: read_sealed(path) for split, path in paths.items() if path.exists()}
-    if evaluations:
-        identity = run.result.get("identity")
-        for split, scores in evaluations.items():
-            made_from = tuple(scores.get(key) for key in ("identity", "test_set", "changes", "ablated"))
-            if made_from != (identity, split, {}, "") or identity["config"] != run.config_hash:
-                raise UserError(
-                    f"{paths[split]} is not an evaluation of this run; delete it and launch the study again"
-                )
-    return evaluations
+    files = [ScoreFiles(run, split, {}) for split in splits]
+    return {score_files.split: score_files.read_scores() for score_files in files if score_files.exists}
 
 
 def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:

@@ -61,12 +61,12 @@ class Slurm:
         if not self.jobs:
             return {}
         lines = _call("squeue", "--me", "--array", "--noheader", "--format=%F %K %T").splitlines()
-        found = {}
+        states = {}
         tasks = {job["id"]: job["runs"] for job in self.jobs}
         for job_id, task, slurm_state in (line.split() for line in lines):
             if job_id in tasks and task.isdigit():
-                found[tasks[job_id][int(task)]] = slurm_state.lower()
-        return found
+                states[tasks[job_id][int(task)]] = slurm_state.lower()
+        return states
 
     def submit(
         self,
@@ -126,5 +126,6 @@ def _call(*arguments: str) -> str:
         raise UserError(f"{arguments[0]} is not installed; --executor=slurm needs Slurm") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(lines[-1] if lines else f"{arguments[0]} failed with status {done.returncode}")
+        reason = lines[-1] if lines else f"status {done.returncode}"
+        raise UserError(f"{arguments[0]} failed: {reason}; check --sbatch and the state of Slurm")
     return done.stdout

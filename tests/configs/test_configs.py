@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.config_files import load_config, load_module
-from experiments.study.sweep import expand, load_sweep
+from experiments.study.sweep import expand
+from experiments.study.sweep_file import load_sweep
 from tests.support.commands import ROOT
 from transformer.config import ExperimentConfig, ModelConfig, UserError, flatten, from_dict, to_dict
 from transformer.tasks import resolve

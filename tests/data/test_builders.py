@@ -196,11 +196,11 @@ def test_multi30k_is_downloaded(tmp_path, monkeypatch, text):
     try:
         assert Corpus(data).texts("validation")[1][0] == "val ein Mann und 0 Hunde"
         monkeypatch.setitem(CHECKSUMS, file, "0" * 64)
-        other = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
+        elsewhere = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
         with pytest.raises(
             UserError, match=f"is not {file} of multi30k's revision 2cc0f2d; delete it and try"
         ):
-            Corpus(other)
+            Corpus(elsewhere)
     finally:
         server.shutdown()
         server.server_close()

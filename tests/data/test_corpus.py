@@ -71,7 +71,9 @@ def test_a_vocabulary_with_other_settings_is_refused(tmp_path):
     folder = prepared_twice(tmp_path)[0].folder / "tokens"
     shutil.rmtree(folder / "bpe-50")
     shutil.copytree(folder / "bpe-60", folder / "bpe-50")
-    with pytest.raises(UserError, match="bpe-50 was made from other settings; delete it and run the same"):
+    with pytest.raises(
+        UserError, match=r"bpe-50 was made from other data \(mismatch: settings\); delete it and run the same"
+    ):
         _ = Corpus(dataclasses.replace(text_config(tmp_path), vocab_size=50)).tokenizer
 
 
@@ -90,10 +92,14 @@ def test_tokens_of_another_vocabulary_or_split_are_refused(tmp_path):
             Corpus(data).split(target.name)
         return str(error.value)
 
-    assert "was made from another vocabulary; " in refusal_after_copying(first / "train", second / "train")
+    assert "was made from other data (mismatch: vocabulary); " in refusal_after_copying(
+        first / "train", second / "train"
+    )
     shutil.rmtree(second / "train")
     Corpus(data).split("train")
-    assert "was made from another split; " in refusal_after_copying(second / "train", second / "validation")
+    assert "was made from other data (mismatch: split); " in refusal_after_copying(
+        second / "train", second / "validation"
+    )
 
 
 def test_two_threads_prepare_the_same_text_only_once(text):

@@ -116,7 +116,7 @@ def test_parts_that_do_not_exist_are_refused_with_those_that_do(plain):
         "x",
     ):
         with pytest.raises(
-            UserError, match=r"no part of this model; it has encoder.1.self, .* heads 1 to 3 of"
+            UserError, match=r"not a part of this model; it has encoder.1.self, .* heads 1 to 3 of"
         ):
             ablate(*plain, part)
     recurrent = build_model(tiny_config(kind="recurrent"), VOCAB)
@@ -131,9 +131,11 @@ def test_every_part_has_an_effect_with_an_interval(plain):
         number = float(sum(jnp.sum(x == 0) for x in jax.tree.leaves(params)))  # zeros, the size of the part
         return np.array([1.0, 2.0, 3.0]) * number
 
-    found = effects(model, params, nats, np.array([2, 2, 2]))
-    assert {effect.part for effect in found} == set(parts(model.config))
-    assert [effect.difference for effect in found] == sorted((e.difference for e in found), reverse=True)
-    head = next(effect for effect in found if effect.part == "encoder.1.self.head.1")
+    measured = effects(model, params, nats, np.array([2, 2, 2]))
+    assert {effect.part for effect in measured} == set(parts(model.config))
+    assert [effect.difference for effect in measured] == sorted(
+        (e.difference for e in measured), reverse=True
+    )
+    head = next(effect for effect in measured if effect.part == "encoder.1.self.head.1")
     assert head.difference == pytest.approx(7 * 22 * 6 / 6)
     assert 7 * 22 * 0.5 <= head.low < head.difference < head.high <= 7 * 22 * 1.5

@@ -234,7 +234,7 @@ def test_a_renamed_evaluation_is_refused(broken):
         path = files.path(".json")
         for ending in (".src.txt", ".hyp.txt", ".ref.txt"):
             files.path(ending).touch()
-        with pytest.raises(UserError, match=r"\.json is another evaluation under this name; run python -m "):
+        with pytest.raises(UserError, match=r"\.json is not this evaluation of this run; run python -m "):
             files.read()
 
 
@@ -293,7 +293,7 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
         (["--split="], "--split is empty; give at least one split, such as test"),
         (
             ["--source=a", "--name=b"],
-            "--source needs --source, --target and --name; give all three, or --split",
+            "--target is missing; --source, --target and --name go together",
         ),
         (
             ["--source=a", "--target=a", "--name=b", "--split=test"],
@@ -307,7 +307,7 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
         (["--ablate=all", "--compare=x"], "--ablate=all and --compare cannot be used together"),
         (
             ["--ablate=decoder.9.self"],
-            "--ablate is 'decoder.9.self', which is no part of this model; it has ",
+            "'decoder.9.self' is not a part of this model; it has ",
         ),
         (["--split=dev"], "number_words has no split 'dev'; choose "),
         (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),
@@ -363,8 +363,8 @@ def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
     assert scores["loss"] > first.scores["loss"]
     assert f"test: {folder},ablate=decoder.1.cross against {folder}\n" in done.stdout
     part = "ablate=decoder.1.cross"
-    for other in (f"{part},decode.beam_size=2", f"decode.beam_size=2,{part}"):  # any order
-        line = refuse("evaluate", f"--workdir={folder}", f"--compare={folder},{other}")
+    for changes in (f"{part},decode.beam_size=2", f"decode.beam_size=2,{part}"):  # any order
+        line = refuse("evaluate", f"--workdir={folder}", f"--compare={folder},{changes}")
         assert line.startswith(f"{folder}/eval/test,{part},decode.beam_size=2.json is missing; ")
     comparison = json.loads(written[f"{name}.compare-first.json"])["metrics"]["chrf"]
     assert comparison["score"] == scores["chrf"]

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments.study import queue
-from experiments.study.live import Board, outcome, run_progress
+from experiments.study.live import StatusBoard, outcome, run_progress
 from experiments.study.queue import LOCK_FILE, Ended, Job, Slot, is_at_work, make_slots, run_jobs
 from tests.support.commands import ROOT, environment
 from tests.support.errors import refused
@@ -169,9 +169,9 @@ def test_jobs_share_the_devices(monkeypatch, num_cores, num_gpus, jobs, devices_
 @pytest.mark.parametrize(
     ("num_gpus", "jobs", "devices_per_run", "message"),
     [
-        (0, 3, None, "--jobs is 3, but this machine has 2 processor cores; give at most 2"),
-        (4, 5, None, "--jobs is 5, but this machine has 4 GPUs; give at most 4"),
-        (4, 2, 3, "--jobs=2 with --devices_per_run=3 needs 6 GPUs, but this machine has 4 GPUs; give at most 4"),
+        (0, 3, None, "--jobs is 3, but this machine has 2 processor cores; lower --jobs"),
+        (4, 5, None, "--jobs is 5, but this machine has 4 GPUs; lower --jobs"),
+        (4, 2, 3, "--jobs=2 with --devices_per_run=3 needs 6 GPUs, but this machine has 4 GPUs; lower --jobs or --devices_per_run"),
     ],
 )  # fmt: skip
 def test_more_jobs_than_devices_are_refused(monkeypatch, num_gpus, jobs, devices_per_run, message):
@@ -216,7 +216,7 @@ def test_the_progress_of_a_run_leaves_compilation_out():
 
 def test_the_time_left_counts_the_jobs_that_wait(tmp_path, capsys):
     jobs = [make_job(tmp_path, f"{variant}/{seed}") for variant in ("base", "big") for seed in range(3)]
-    with Board(jobs, 2, {"base": [60.0], "big": [100.0, 200.0]}) as board:
+    with StatusBoard(jobs, 2, {"base": [60.0], "big": [100.0, 200.0]}) as board:
         board.observe([], jobs[1:])
         board.ended(Ended(jobs[0], 0, 120.0))  # two runs of base took 60 and 120 seconds
         assert (

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -159,7 +161,9 @@ def test_problems_of_slurm_are_one_line(fake, study_flags, tmp_path, monkeypatch
     (fake / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n"
     )
-    assert refuse("launch", *study_flags) == "sbatch: error: invalid partition specified: gpu"
+    assert refuse("launch", *study_flags) == (
+        "sbatch failed: sbatch: error: invalid partition specified: gpu; check --sbatch and the state of Slurm"
+    )
     monkeypatch.setenv("PATH", "/nowhere")
     assert refuse("launch", *study_flags) == "sbatch is not installed; --executor=slurm needs Slurm"
     assert not (tmp_path / "study" / "slurm" / "jobs.json").exists()
@@ -194,17 +198,19 @@ def shell(command: str, **options) -> str:
 
 
 @pytest.fixture
-def slurm(tmp_path):
+def slurm(tmp_path, monkeypatch):
     """Slurm's daemons on this machine, with two nodes of two cores."""
     folder = tmp_path / "slurm"
     for name in ("state", "spool/n1", "spool/n2"):
         (folder / name).mkdir(parents=True)
-    Path("/etc/slurm").mkdir(exist_ok=True)
-    Path("/etc/slurm/slurm.conf").write_text(CONFIG.format(folder=folder))
+    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder))
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     shell("mkdir -p /run/munge; chown munge: /run/munge; pgrep munged || runuser -u munge -- munged")
     shell("slurmctld; slurmd -N n1; slurmd -N n2")
     yield folder
-    shell("scancel --me; sleep 1; pkill -KILL slurm")
+    shell("scancel --me; sleep 1")
+    for path in folder.glob("*.pid"):
+        os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -229,13 +235,12 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
 
     def launched() -> str:
         command = [sys.executable, "-m", "experiments.launch", *flags]
-        print(output := shell(subprocess.list2cmdline(command), cwd=ROOT, env=environment()))
-        return output
+        return shell(shlex.join(command), cwd=ROOT, env=environment())
 
     def wait_for(condition, seconds=300):
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, shell("squeue --array; tail -n 20 " + f"{slurm}/*.log")
+            assert time.monotonic() < end, shell(f"squeue --array; tail -n 20 {slurm}/*.log")
             time.sleep(1)
 
     def is_training(name: str) -> bool:
@@ -244,17 +249,14 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     # A task takes a node, so that two tasks run at a time.
     assert "submitted array job 1: 4 runs" in launched()
     wait_for(lambda: is_training("slow/0") and is_training("fast/0"))
-    print(shell("squeue --array"))
     (preempted,) = shell("squeue --array --noheader --nodelist=n1 --states=running --format=%K").split()
     (killed,) = shell("squeue --array --noheader --nodelist=n2 --states=running --format=%K").split()
     shell("sbatch --partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap='sleep 5'")
     shell(f"pkill -KILL -f -- '--only={('slow/0', 'fast/0')[int(killed)]}$'")
     wait_for(lambda: " high " not in shell("squeue --array"))
-    print(shell("squeue --array --Format=ArrayTaskID,StateCompact,ReasonList,RestartCnt"))
     shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # else it waits for two minutes
     wait_for(lambda: not shell("squeue --noheader").strip())
     outputs = {path.name: path.read_text() for path in sorted(root.glob("slurm/*.txt"))}
-    print(outputs)
     assert "stopping: current runs save a checkpoint first" in outputs[f"1_{preempted}.txt"]
     again = launched()
     assert re.search(r"submitted array job \d+: 1 runs", again)

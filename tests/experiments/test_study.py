@@ -133,9 +133,7 @@ def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
     write_study(tmp_path, sweep, runs)
     first, second = (write_run(tmp_path, run, BLEU) for run in runs)
     shutil.copy(first.folder / "eval" / "test.json", second.folder / "eval" / "test.json")
-    assert "is not an evaluation of this run; delete it and launch the study again" in refused(
-        read_study, tmp_path
-    )
+    assert "/test.json is not this evaluation of this run; run python -m " in refused(read_study, tmp_path)
 
 
 def test_a_run_in_the_folder_of_another_run_is_refused(sweep, tmp_path):
@@ -162,7 +160,7 @@ def test_a_renamed_evaluation_is_refused(sweep, tmp_path, changes):
     write_study(tmp_path, sweep, [run])
     path = write_run(tmp_path, run, BLEU).folder / "eval" / "test.json"
     write_sealed(path, read_sealed(path) | changes)
-    assert refused(read_study, tmp_path).startswith(f"{path} is not an evaluation of this run; ")
+    assert refused(read_study, tmp_path).startswith(f"{path} is not this evaluation of this run; ")
     assert not is_complete(Run(tmp_path / run.id), run, ["test"], ["bleu"])
 
 

@@ -166,7 +166,7 @@ def test_no_link_in_a_run_folder_is_followed(folder, canary, tmp_path, name, com
     path.unlink(missing_ok=True)
     is_folder = "." not in name
     path.symlink_to(tmp_path / "outside" / ("" if is_folder else "private.txt"))
-    use(folder, f"{path} is a symbolic link; replace it by what it leads to, or delete it", command)
+    use(folder, f"{path} is a symbolic link; replace it with a copy of its target, or delete it", command)
     canary()
 
 

@@ -251,8 +251,8 @@ def _read_origin(folder: Path, **origin: str | None) -> dict[str, Any]:
     values = read_manifest(folder)
     for name, expected in origin.items():
         if values.get(name) != expected:
-            another = "other" if name.endswith("s") else "another"
             raise UserError(
-                f"{folder} was made from {another} {name}; delete it and run the same command again"
+                f"{folder} was made from other data (mismatch: {name}); "
+                "delete it and run the same command again"
             )
     return values

@@ -24,7 +24,7 @@ from transformer.data.text import existing_file, fingerprint, read_pairs
 from transformer.data.tokenizer import normalize
 
 FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"
-HELD_OUT_PART = 20  # at most this part of the text is held out for a split, and dropped for held-out pairs
+MAX_HELD_OUT = 0.05  # share of the text that is held out for a split, and that is dropped for held-out pairs
 RULES = ("min_characters", "max_characters", "max_ratio", "deduplicate", "held_out")
 
 
@@ -178,7 +178,7 @@ def _choose_held_out(
 ) -> tuple[Int[np.ndarray, "chosen"], int]:
     """Returns the numbers of the pairs to hold out, and the number of pairs for each split."""
     remaining = np.flatnonzero(fates == Fate.TRAIN)
-    limit = max(1, len(remaining) // HELD_OUT_PART)  # of held-out pairs per split, and of dropped pairs
+    limit = max(1, int(MAX_HELD_OUT * len(remaining)))  # of held-out pairs per split, and of dropped pairs
     candidates = remaining[~(_is_repeated(source, fates) | _is_repeated(target, fates))[remaining]]
     # At most this many other pairs are dropped with each candidate.
     losses = (

@@ -75,14 +75,12 @@ def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDec
       UserError: the model has no such part.
     """
     if not isinstance(model, Transformer):
-        raise UserError(
-            f"a {model.config.kind} model has no heads to mask; --ablate needs model.kind=transformer"
-        )
+        raise UserError(f"a {model.config.kind} model has no heads to mask; only a transformer has")
     if part not in (known := parts(model.config)):
         heads = f"heads 1 to {model.config.num_heads}"
         shown = [name for name in known if ".head." not in name]
         raise UserError(
-            f"--ablate is {part!r}, which is no part of this model; it has {', '.join(shown)}, "
+            f"{part!r} is not a part of this model; it has {', '.join(shown)}, "
             f"and {heads} of each attention, such as {known[0]}"
         )
     if part == "positions":
@@ -126,12 +124,12 @@ def effects(
       progress: called with the number of finished parts.
     """
     whole = nats(model, params)
-    found = []
+    measured = []
     for number, part in enumerate(parts(model.config), start=1):
         differences = nats(*ablate(model, params, part)) - whole
-        found.append(Effect(part, *_mean_per_token(differences, num_tokens)))
+        measured.append(Effect(part, *_mean_per_token(differences, num_tokens)))
         progress(number)
-    return sorted(found, key=lambda effect: -effect.difference)
+    return sorted(measured, key=lambda effect: -effect.difference)
 
 
 def _mean_per_token(

@@ -152,7 +152,7 @@ SCRIPTS = {
     }.items()
     for language in languages.split()
 }
-OTHER_NAMES = {"Hans": "Hani", "Hant": "Hani", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
+SCRIPT_ALIASES = {"Hans": "Hani", "Hant": "Hani", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
 
 
 def script(language: str) -> str | None:
@@ -160,7 +160,7 @@ def script(language: str) -> str | None:
     base, *subtags = re.split("[-_]", language)
     for subtag in subtags:
         if len(subtag) == 4 and subtag.isalpha():
-            return OTHER_NAMES.get(subtag.title(), subtag.title())
+            return SCRIPT_ALIASES.get(subtag.title(), subtag.title())
     return SCRIPTS.get(base.lower())
 
 

@@ -31,7 +31,9 @@ class BadStep(ArithmeticError):
         self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
 
 
-def refuse(bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig) -> Diverged:
+def record_divergence(
+    bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig
+) -> Diverged:
     """Stores the step and the numbers of its examples in `diverged.json`, and returns the error."""
     path = folder / DIVERGED_FILE
     values: dict[str, Any] = {

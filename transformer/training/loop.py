@@ -12,7 +12,7 @@ import jax
 
 from transformer.config import ExperimentConfig, UserError
 from transformer.training.checkpoints import Checkpoints, digest
-from transformer.training.divergence import BadStep, check_validation, refuse
+from transformer.training.divergence import BadStep, check_validation, record_divergence
 from transformer.training.metric_log import Meter, MetricsWriter, Record, add_totals
 from transformer.training.parallelism import make_parallelism
 from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
@@ -132,7 +132,7 @@ def train(
                 try:
                     record = meter.record(step)
                 except BadStep as bad:
-                    raise refuse(bad, task.example_ids(bad.step - 1), folder, config) from None
+                    raise record_divergence(bad, task.example_ids(bad.step - 1), folder, config) from None
                 if config.train.diagnostics:
                     record |= task.diagnostics(state.params)
                 _publish(record, writer, observer)
