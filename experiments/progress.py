@@ -107,12 +107,8 @@ def counting(total: int, label: str) -> Iterator[Callable[[int], None]]:
         TextColumn(label), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
     )
     task = progress.add_task(label, total=total)
-    if sys.stderr.isatty():
-        progress.start()
-    try:
+    with progress if sys.stderr.isatty() else contextlib.nullcontext():
         yield lambda done: progress.update(task, completed=done)
-    finally:
-        progress.stop()
 
 
 class PreparationBars:

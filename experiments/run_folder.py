@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.files import lock, read_json, read_sealed, refuse_links, write_json, write_sealed
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
-from transformer.training.checkpoints import Checkpoints, average, digest, read_identity
+from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, digest, read_identity
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "jax",
@@ -121,13 +124,13 @@ class Run:
         """Config, data, content and vocabulary of the newest checkpoint; None if there is no checkpoint.
 
         Raises:
-          UserError: the checkpoint cannot be read.
+          UserError: no checkpoint can be read.
         """
         return read_identity(self.folder / "checkpoints")
 
     @property
     def is_trained(self) -> bool:
-        """True if training is complete and its last checkpoint is there.
+        """True if training is complete and its last checkpoint is whole.
 
         Raises:
           UserError: config.json is not the config of the training.
@@ -139,7 +142,12 @@ class Run:
             raise UserError(
                 f"{self.folder / 'config.json'} is not the config that the run was trained with; restore it"
             )
-        return (self.folder / "checkpoints" / str(result["step"])).is_dir()
+        with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
+            try:
+                checkpoints.verify(result["step"])
+            except DamagedCheckpoint:
+                return False
+        return True
 
     def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
         """Returns the config to train with, and stores that config.
@@ -191,25 +199,45 @@ class Run:
           UserError: there is no readable checkpoint, or a field cannot be changed.
         """
         config = changed(self.config, changes or {})
+        skipped: set[int] = set()
         with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
-            steps = _averaged_steps(config, checkpoints.steps)
-            if not steps:
-                raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
-            if self.result.get("status") == "done" and steps[-1] != self.result["step"]:
-                raise UserError(
-                    f"checkpoint {self.result['step']} of {self.folder} is missing; "
-                    f"train it again with python -m experiments.train --workdir={self.folder}"
-                )
-            metadata = checkpoints.metadata(steps[-1])
-            identity = metadata["identity"]
-            self._check_identity(steps[-1], identity)
-            model, tokenizer = task_type(config).load_model(config, self.folder, metadata)
-            shapes, weights = parameter_shapes(model), []
+            while True:
+                steps = [step for step in checkpoints.steps if step not in skipped]
+                try:
+                    return self._load(config, checkpoints, _averaged_steps(config, steps))
+                except DamagedCheckpoint as error:
+                    checkpoints.reload()
+                    if error.step not in checkpoints.steps:
+                        continue  # training has deleted it in the meantime
+                    if self.result.get("status") == "done":
+                        raise UserError(f"{error}; {self._retrain}") from None
+                    if error.step != steps[-1] or len(steps) == 1:
+                        raise
+                    log.warning("warning: %s; using checkpoint %d", error, steps[-2])
+                    skipped.add(error.step)
+
+    @property
+    def _retrain(self) -> str:
+        return f"train it again with python -m experiments.train --workdir={self.folder}"
+
+    def _load(self, config: ExperimentConfig, checkpoints: Checkpoints, steps: list[int]) -> Trained:
+        if not steps:
+            raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
+        if self.result.get("status") == "done" and steps[-1] != self.result["step"]:
+            raise UserError(f"checkpoint {self.result['step']} of {self.folder} is missing; {self._retrain}")
+        metadata = checkpoints.metadata(steps[-1])
+        identity = metadata["identity"]
+        self._check_identity(steps[-1], identity)
+        model, tokenizer = task_type(config).load_model(config, self.folder, metadata)
+        shapes = parameter_shapes(model)
+
+        def weights() -> Iterator[PyTree]:
             for step in steps:
                 params, metadata = checkpoints.params(step, shapes)
                 self._check_identity(step, metadata["identity"], identity)
-                weights.append(params)
-        return Trained(config, tokenizer, model, average(weights), steps, identity)
+                yield params
+
+        return Trained(config, tokenizer, model, average(weights()), steps, identity)
 
     def _check_identity(
         self,

@@ -277,15 +277,7 @@ def read_study(root: Path) -> Study:
     Raises:
       UserError: the folder is not a study.
     """
-    refuse_links(root)
-    if (root / "config.json").is_file():
-        raise UserError(f"{root} is a run, not a study; name the study's folder, or use experiments.evaluate")
-    if not (root / STUDY_FILE).is_file():
-        raise UserError(
-            f"{root} is not a study: study.json is missing; "
-            f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
-        )
-    stored = read_sealed(root / STUDY_FILE)
+    stored = _read_plan(root)
     sweep = _read_sweep(root, stored)
     planned: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
     failed: dict[str, list[int]] = {variant: [] for variant in sweep.variants}
@@ -294,7 +286,7 @@ def read_study(root: Path) -> Study:
     runs: dict[str, dict[int, Run]] = {variant: {} for variant in sweep.variants}
     for run_id in stored["runs"]:
         variant, _, name = run_id.partition("/")
-        run = Run(root / path_component(variant, "a variant") / path_component(name, "a run of the study"))
+        run = Run(_run_folder(root, run_id))
         seed_name, _, short_hash = name.partition("-")
         seed, result = int(seed_name), run.result
         planned[variant].append(seed)
@@ -318,6 +310,38 @@ def read_study(root: Path) -> Study:
         for variant, values in stored["tuned"].items()
     }
     return Study(sweep, planned, scores, diverged, failed, tuned, stored["changes"], stored["costs"], runs)
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Returns the run folders of a study that exist.
+
+    Raises:
+      UserError: the folder is not a study, or its plan is damaged.
+    """
+    folders = [_run_folder(root, run_id) for run_id in _read_plan(root)["runs"]]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _run_folder(root: Path, run_id: str) -> Path:
+    variant, _, name = run_id.partition("/")
+    return root / path_component(variant, "a variant") / path_component(name, "a run of the study")
+
+
+def _read_plan(root: Path) -> dict[str, Any]:
+    """Returns the content of study.json.
+
+    Raises:
+      UserError: the folder is not a study, or its plan is damaged.
+    """
+    refuse_links(root)
+    if (root / "config.json").is_file():
+        raise UserError(f"{root} is a run, not a study; name the study's folder, or use experiments.evaluate")
+    if not (root / STUDY_FILE).is_file():
+        raise UserError(
+            f"{root} is not a study: study.json is missing; "
+            f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
+        )
+    return read_sealed(root / STUDY_FILE)
 
 
 def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:

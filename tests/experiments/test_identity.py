@@ -9,7 +9,8 @@ import pytest
 from experiments.run_folder import Run
 from tests.support.commands import ROOT, call, refuse
 from tests.support.text_files import PAIRS, write_pairs
-from transformer.files import read_json, read_sealed, sealed
+from transformer.files import read_json, read_sealed, sealed, write_sealed
+from transformer.training.checkpoints import Checkpoints
 
 COMMANDS = (("evaluate",), ("translate", "--input=/dev/null"), ("visualize", "--sentence=one"), ("train",))
 TEXT = (
@@ -66,28 +67,32 @@ def test_a_second_train_with_another_config_changes_nothing(copy, smoke):
     assert (copy / "config.json").read_bytes() == before
 
 
-def test_a_checkpoint_under_another_step_is_refused(copy):
-    shutil.rmtree(copy / "checkpoints/300")
-    shutil.copytree(copy / "checkpoints/150", copy / "checkpoints/300")
-    for line in refusals(copy):
-        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
+def exchange(copy: Path, item: str) -> None:
+    shutil.rmtree(copy / "checkpoints/300" / item)
+    shutil.copytree(copy / "checkpoints/150" / item, copy / "checkpoints/300" / item)
+
+
+def edit_metadata(copy: Path, change: dict) -> None:
+    path = copy / "checkpoints/300/metadata/metadata"
+    path.write_text(json.dumps(read_json(path) | change))
 
 
 @pytest.mark.parametrize(
-    "change", [{"step": 150}, {"criterion": 0.0}, {"task": {"trained_lengths": [99, 99]}}, {"identity": {}}]
+    ("damage", "argument"),
+    [
+        (exchange, ""),
+        (exchange, "params"),
+        (edit_metadata, {"step": 150}),
+        (edit_metadata, {"criterion": 0.0}),
+        (edit_metadata, {"task": {"trained_lengths": [99, 99]}}),
+        (edit_metadata, {"identity": {}}),
+    ],
 )
-def test_edited_metadata_is_refused(copy, change):
-    path = copy / "checkpoints/300/metadata/metadata"
-    path.write_text(json.dumps(read_json(path) | change))
-    for line in refusals(copy):
-        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
-
-
-def test_weights_of_another_checkpoint_are_refused(copy):
-    shutil.rmtree(copy / "checkpoints/300/params")
-    shutil.copytree(copy / "checkpoints/150/params", copy / "checkpoints/300/params")
-    for line in refusals(copy):
-        assert line.startswith(f"checkpoint {copy}/checkpoints/300 is ")
+def test_an_exchanged_or_edited_checkpoint_counts_as_damaged(copy, damage, argument):
+    damage(copy, argument)
+    done = call("translate", f"--workdir={copy}", "--input=/dev/null")
+    assert done.stderr.startswith(f"warning: checkpoint {copy}/checkpoints/300 is ")
+    assert done.stderr.endswith("; using checkpoint 150\n")
 
 
 def test_checkpoints_of_two_runs_are_not_averaged(copy):
@@ -136,6 +141,53 @@ def test_a_run_is_used_when_its_text_has_moved_away(text):
     assert scores(text) == before
     assert continue_training(text) == weights
     assert "is prepared in data/parallel_text/" in call("prepare", "--workdir=run", cwd=text).stdout
+
+
+def damage_last(folder: Path) -> None:
+    for path in (folder / "run/checkpoints/4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+
+
+def test_a_trained_run_with_a_damaged_checkpoint_is_trained_again(text):
+    """Scores of an earlier checkpoint would be another result under the same name."""
+    before, weights = scores(text), read_sealed(text / "run/result.json")["params_sha256"]
+    damage_last(text)
+    line = refuse("evaluate", "--workdir=run", cwd=text)
+    assert line.startswith(f"checkpoint {text}/run/checkpoints/4 is unreadable: ")
+    assert line.endswith("; train it again with python -m experiments.train --workdir=run")
+    done = call("train", "--workdir=run", cwd=text)
+    assert f"warning: checkpoint {text}/run/checkpoints/4 is unreadable: " in done.stderr
+    assert "; resuming from step 2\n" in done.stderr
+    assert read_sealed(text / "run/result.json")["params_sha256"] == weights
+    call("evaluate", "--workdir=run", cwd=text)
+    assert scores(text) == before
+    assert "is already trained: 4 steps" in call("train", "--workdir=run", cwd=text).stdout
+
+
+def test_an_unfinished_run_is_used_without_its_damaged_checkpoint(text):
+    result = read_sealed(text / "run/result.json")
+    write_sealed(text / "run/result.json", result | {"status": "running"})
+    damage_last(text)
+    done = call("evaluate", "--workdir=run", cwd=text)
+    assert "; using checkpoint 2\n" in done.stderr
+    assert scores(text)["checkpoints"] == [2]
+
+
+def test_checkpoints_that_training_deletes_while_they_are_read_are_looked_up_again(text, monkeypatch):
+    read, result = Checkpoints.params, read_sealed(text / "run/result.json")
+    write_sealed(text / "run/result.json", result | {"status": "running"})
+
+    def params(checkpoints, step, template):
+        if step == 2:
+            shutil.rmtree(text / "run/checkpoints/2", ignore_errors=True)
+        return read(checkpoints, step, template)
+
+    monkeypatch.setattr(Checkpoints, "params", params)
+    done = call("evaluate", "--workdir=run", "--set=decode.average_last=2", cwd=text)
+    assert "warning" not in done.stderr
+    scores = read_sealed(text / "run/eval/test,decode.average_last=2.json")
+    assert scores["checkpoints"] == [4]
 
 
 def test_edited_text_is_not_trained_on_and_not_scored(text):

@@ -260,7 +260,8 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     assert "stopping: current runs save a checkpoint first" in outputs[f"1_{preempted}.txt"]
     again = launched()
     assert re.search(r"submitted array job \d+: 1 runs", again)
-    assert "rates: 4 runs, 3 done, 1 stopped" in again
+    # The training of the killed launcher may have ended by itself.
+    assert re.search(r"rates: 4 runs, 3 done, 1 (stopped|trained)", again)
     wait_for(lambda: not shell("squeue --noheader").strip())
     assert "rates: 4 runs, 4 done" in launched()
     assert {variant: list(seeds) for variant, seeds in read_study(root).scores.items()} == {

@@ -1,6 +1,7 @@
 """Checkpoints are restored exactly as they were saved, or refused."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from tests.support.toy import toy_config
 from transformer.config import OptimizerConfig, UserError
-from transformer.training.checkpoints import Checkpoints, average, digest
+from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, digest
 from transformer.training.optimizers import OPTIMIZERS
 from transformer.training.train_step import TrainState, init_state
 
@@ -110,6 +111,73 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path, item):
     assert any(f"is damaged: {item}" in message for message in messages)
     path.write_bytes(intact)
     Checkpoints(tmp_path).restore(large)
+
+
+def truncate(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def lose_metadata(folder):
+    shutil.rmtree(folder / "metadata")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, lose_metadata])
+def test_a_damaged_checkpoint_costs_only_itself(tmp_path, caplog, damage):
+    save(tmp_path, [3.0, 2.0, 1.0])
+    for step in (20, 30):
+        damage(tmp_path / str(step))
+    (tmp_path / "notes").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep_last=10)
+    restored, metadata = checkpoints.restore(state_at(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state_at(10))
+    assert metadata["tokens_seen"] == 1
+    warnings = [record.message for record in caplog.records if record.name.startswith("transformer")]
+    for step, warning in zip((30, 20), warnings, strict=True):
+        assert warning.startswith(f"warning: checkpoint {tmp_path}/{step} is unreadable: ")
+        assert warning.endswith("; resuming from step 10")
+    assert checkpoints.steps == [10]
+    checkpoints.save(state_at(30), {}, 0.5)
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps == [10, 30]
+    assert Checkpoints(tmp_path).verify(30)["step"] == 30
+    assert (tmp_path / "30.damaged").exists()
+
+
+def test_a_file_with_the_name_of_a_step_is_replaced(tmp_path):
+    save(tmp_path, [1.0])
+    (tmp_path / "20").touch()
+    checkpoints = Checkpoints(tmp_path, keep_last=10)
+    assert checkpoints.restore(state_at(0))[0].step == 10
+    checkpoints.save(state_at(20), {}, 0.5)
+    checkpoints.close()
+    assert Checkpoints(tmp_path).verify(20)["step"] == 20
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_keeps_its_files(tmp_path):
+    save(tmp_path, [3.0, 2.0])
+    for step in (10, 20):
+        truncate(tmp_path / str(step))
+    with pytest.raises(DamagedCheckpoint, match=r"/20 is unreadable: .*; so is every other; restore one"):
+        Checkpoints(tmp_path, keep_last=10).restore(state_at(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
+
+
+def test_verification_reads_every_array(tmp_path):
+    save(tmp_path, [1.0])
+    assert Checkpoints(tmp_path).verify(10)["tokens_seen"] == 1
+    for item in ("params", "opt_state"):
+        truncate(tmp_path / "10" / item)
+        with pytest.raises(DamagedCheckpoint, match=r"/10 is "):
+            Checkpoints(tmp_path).verify(10)
+        shutil.rmtree(tmp_path / "10")
+        save(tmp_path, [1.0])
 
 
 def test_weights_of_a_different_shape_are_refused(tmp_path):

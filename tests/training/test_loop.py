@@ -45,6 +45,18 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimiz
     assert run(config, tmp_path / "parts") == (third, [])
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path):
+    whole, _ = run(toy_config(validate_every=5), tmp_path / "whole")
+    run(toy_config(validate_every=5), tmp_path / "parts", stop_after=13)
+    newest = tmp_path / "parts" / "checkpoints" / "13"
+    for path in [path for path in newest.rglob("*") if path.is_file()]:
+        path.write_bytes(b"damaged")
+    outcome, records = run(toy_config(validate_every=5), tmp_path / "parts")
+    assert records[0]["step"] == 11
+    assert outcome == whole
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_diagnostics_are_recorded_and_change_no_weights(tmp_path, monkeypatch):
     plain, plain_records = run(toy_config(), tmp_path / "plain")
     monkeypatch.setattr(Regression, "diagnostics", lambda task, params: {"bias": float(params["bias"].sum())})

@@ -96,6 +96,11 @@ class Corpus:
         """Names of the splits."""
         return list(self._parts)
 
+    @property
+    def tokenized_splits(self) -> list[str]:
+        """Names of the splits whose tokens are on disk."""
+        return [name for name in self.splits if self._split_folder(name).exists()]
+
     def size(self, split: str) -> int:
         """Returns the number of pairs in a split."""
         return self._builder.info.splits[self._parts[split]].num_examples

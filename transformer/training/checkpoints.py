@@ -7,7 +7,9 @@ and what made the checkpoint. The metadata is sealed: a digest of its own reveal
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,20 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from transformer.config import UserError
 from transformer.files import seal, sealed
 from transformer.training.train_step import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read, or whose contents are not those that were written.
+
+    Attributes:
+      step: its step.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 @dataclasses.dataclass
@@ -81,8 +97,18 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order."""
+        """Steps of the checkpoints, in order."""
         return sorted(self._manager.all_steps())
+
+    @property
+    def identity(self) -> dict[str, str] | None:
+        """Identity of the task in the newest checkpoint whose metadata is whole; None without checkpoints.
+
+        Raises:
+          DamagedCheckpoint: no checkpoint has metadata that is whole.
+        """
+        metadata, _ = self._newest(self.metadata)
+        return metadata["identity"] if metadata else None
 
     @property
     def best(self) -> int | None:
@@ -112,24 +138,58 @@ class Checkpoints:
         )
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """Returns the latest state, in the shape of `template`, and its metadata; None if there is none.
+        """Returns the newest state that is whole, in the shape of `template`, and its metadata.
+
+        Newer checkpoints are damaged. They are renamed to `<step>.damaged`, so that training can write their
+        steps again. Without checkpoints, returns None.
 
         Raises:
-          UserError: the checkpoint is unreadable or damaged, or has other shapes.
+          DamagedCheckpoint: no checkpoint is whole.
+          UserError: the checkpoint has other shapes.
         """
-        if not self.steps:
-            return None
-        step = self.steps[-1]
         templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
-        items, metadata = self._read(step, templates)
+        restored, errors = self._newest(lambda step: (step, *self._read(step, templates)))
+        if restored is None:
+            return None
+        step, items, metadata = restored
+        for error in errors:
+            log.warning("warning: %s; resuming from step %d", error, step)
+            _set_aside(self._folder / str(error.step))
+            self._criteria.pop(error.step, None)
+        if errors:
+            self.reload()
         opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), items["opt_state"].values())
         return TrainState(np.int32(step), items["params"], opt_state), metadata
+
+    def reload(self) -> None:
+        """Looks again which checkpoints there are."""
+        self._manager.reload()
+
+    def verify(self, step: int) -> dict[str, Any]:
+        """Reads all that a checkpoint holds, and returns its metadata.
+
+        Raises:
+          DamagedCheckpoint: the checkpoint is not whole.
+        """
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            templates = {
+                name: jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                    handler.metadata(self._folder / str(step) / name).tree,
+                )
+                for name in ("params", "opt_state")
+            }
+        except Exception as error:
+            raise _unreadable(self._folder / str(step), error) from error
+        return self._read(step, templates)[1]
 
     def params(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Returns the weights of a step, in the shape of `template`, and its metadata.
 
         Raises:
-          UserError: see `restore`.
+          DamagedCheckpoint: the checkpoint is not whole.
+          UserError: the checkpoint has other shapes.
         """
         items, metadata = self._read(step, {"params": template})
         return items["params"], metadata
@@ -138,7 +198,7 @@ class Checkpoints:
         """Returns the metadata of a step.
 
         Raises:
-          UserError: the checkpoint is unreadable.
+          DamagedCheckpoint: the metadata is not whole.
         """
         return self._read(step, {})[1]
 
@@ -153,11 +213,26 @@ class Checkpoints:
         except UserError:
             return None
 
+    def _newest(self, read: Callable[[int], Any]) -> tuple[Any, list[DamagedCheckpoint]]:
+        """Returns what `read` returns for the newest step that is whole, and the errors of newer steps.
+
+        Raises:
+          DamagedCheckpoint: no step is whole.
+        """
+        steps, errors = self.steps, []
+        for step in reversed(steps):
+            try:
+                return read(step), errors
+            except DamagedCheckpoint as error:
+                errors.append(error)
+        if errors:
+            raise DamagedCheckpoint(f"{errors[0]}; so is every other; restore one", errors[0].step)
+        return None, []
+
     def _read(self, step, templates):
         templates = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), templates)
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
         place = self._folder / str(step)
-        advice = "delete it to use the previous one"
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**arguments, metadata=ocp.args.JsonRestore())
@@ -170,27 +245,38 @@ class Checkpoints:
             misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
             damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
         except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(f"checkpoint {place} is unreadable: {reason}; {advice}") from error
+            raise _unreadable(place, error) from error
         if misshapen:
             names = ", ".join(misshapen)
             raise UserError(f"checkpoint {place} has other shapes: {names}; restore the run's config.json")
         if damaged:
             names = ", ".join(damaged)
-            raise UserError(f"checkpoint {place} is damaged: {names}; {advice}")
+            raise DamagedCheckpoint(f"checkpoint {place} is damaged: {names}", step)
         return items, metadata
 
 
 def read_identity(folder: Path) -> dict[str, str] | None:
-    """Returns the identity of the task in the newest checkpoint; None if the folder has no checkpoint.
+    """Returns `Checkpoints.identity`; None if there is no such folder.
 
     Raises:
-      UserError: the checkpoint is unreadable, or the folder is a file.
+      UserError: see `Checkpoints.identity`, or the folder is a file.
     """
     if not folder.exists():
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        return checkpoints.metadata(checkpoints.steps[-1])["identity"] if checkpoints.steps else None
+        return checkpoints.identity
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return DamagedCheckpoint(f"checkpoint {path} is unreadable: {reason}", int(path.name))
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, which Orbax then does not take for one. Replaces an earlier one."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def _by_path(opt_state: PyTree) -> dict[str, Any]:
@@ -221,9 +307,18 @@ def digest(tree: PyTree) -> str:
     return state.hexdigest()
 
 
-def average(trees: list[PyTree]) -> PyTree:
-    """Returns the mean of several trees of weights (paper, section 6.1), computed in float64."""
-    return jax.tree.map(
-        lambda *leaves: np.mean([np.asarray(x, np.float64) for x in leaves], axis=0).astype(leaves[0].dtype),
-        *trees,
-    )
+def average(trees: Iterable[PyTree]) -> PyTree:
+    """Returns the mean of trees of weights (paper, section 6.1), computed in float64.
+
+    Args:
+      trees: one or more trees. Memory holds one of them at a time, besides the sum.
+    """
+    total, dtypes, count = None, None, 0
+    for tree in trees:
+        count += 1
+        if total is None:
+            dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
+            total = jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
+        else:
+            total = jax.tree.map(lambda entry, leaf: np.add(entry, leaf, out=entry), total, tree)
+    return jax.tree.map(lambda entry, dtype: (entry / count).astype(dtype), total, dtypes)

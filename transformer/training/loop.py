@@ -183,9 +183,9 @@ def _resume(
     Raises:
       UserError: the checkpoints belong to a different config, different data or a different vocabulary.
     """
-    if not checkpoints.steps:
+    identity = checkpoints.identity
+    if identity is None:
         return state, {"tokens_seen": 0, "validation": {}, "patience": []}
-    identity = checkpoints.metadata(checkpoints.steps[-1])["identity"]
     for name, current in task.identity.items():
         if (stored := identity.get(name)) != current:
             raise UserError(

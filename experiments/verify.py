@@ -1,0 +1,143 @@
+"""Checks everything that a run or a study stores, and says what is wrong.
+
+    python -m experiments.verify --workdir=runs/demo
+    python -m experiments.verify --root=runs/positions
+
+The command reads the config, the result, all checkpoints, the vocabulary, the metric log, the evaluations and
+the prepared data, and changes nothing. It prints a line for each problem and ends with status 2 if there is
+one.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+from absl.flags import FlagValues
+
+from experiments import cli
+from experiments.progress import counting
+from experiments.run_folder import Run
+from experiments.score_files import TEXT_FILES, ScoreFiles
+from experiments.study.results import read_study, run_folders
+from transformer.config import UserError
+from transformer.data.builders import is_prepared
+from transformer.files import read_sealed
+from transformer.tasks import open_task
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.metric_log import read_metrics
+
+
+def define_flags(flags: FlagValues) -> None:
+    cli.define_workdir(flags, required=False)
+    absl_flags.DEFINE_string("root", None, "Folder of a study.", flag_values=flags)
+
+
+def main(flags: FlagValues) -> int:
+    if (flags.workdir is None) == (flags.root is None):
+        raise UserError("give either --workdir=RUN or --root=STUDY")
+    if flags.workdir is not None:
+        folders = [Path(flags.workdir)]
+        _ = Run(folders[0]).config  # refuses a folder that is not a run
+    else:
+        folders = run_folders(Path(flags.root))
+    problems = []
+    with counting(len(folders), "verifying") as progress:
+        for number, folder in enumerate(folders, start=1):
+            verification = Verification(folder)
+            lines = verification.problems or [f"whole; {', '.join(verification.checked)}"]
+            print("\n".join(f"{folder}: {line}" for line in lines))
+            problems += verification.problems
+            progress(number)
+    if flags.root is not None and not problems:
+        read_study(Path(flags.root))  # checks that the runs belong together
+    return cli.USAGE if problems else 0
+
+
+class Verification:
+    """The result of checking a run.
+
+    Attributes:
+      problems: a sentence for each problem.
+      checked: what was checked, for the user.
+    """
+
+    def __init__(self, folder: Path):
+        """Checks the run in a folder."""
+        self.problems: list[str] = []
+        self.checked: list[str] = []
+        self._run = run = self._try(lambda: Run(folder))
+        if run is None or self._try(lambda: run.config) is None:
+            return
+        result = self._try(lambda: run.result)
+        identity = self._verify_checkpoints(result or {})
+        self._try(lambda: read_metrics(run.folder))
+        if identity is not None:
+            self._verify_data(identity)
+        self._verify_evaluations()
+
+    def _try(self, read: Callable[[], Any]) -> Any:
+        """Returns what `read` returns; None if it raises an error, which becomes a problem."""
+        try:
+            return read()
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _verify_checkpoints(self, result: dict[str, Any]) -> dict[str, str] | None:
+        """Checks all checkpoints and returns the identity in the newest; None if there is none."""
+        folder = self._run.folder / "checkpoints"
+        if not folder.exists():
+            self.checked.append("no checkpoints")
+            return None
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            steps = checkpoints.steps
+            verified = [self._try(lambda step=step: checkpoints.verify(step)) for step in steps]
+        if result.get("status") == "done" and result["step"] not in steps:
+            self.problems.append(f"checkpoint {result['step']}, the last one of the training, is missing")
+        whole = [metadata for metadata in verified if metadata is not None]
+        for metadata in whole:
+            if metadata["identity"] != whole[-1]["identity"]:
+                self.problems.append(f"checkpoint {metadata['step']} is from another run")
+            elif metadata["identity"]["config"] != self._run.config_hash:
+                self.problems.append(
+                    f"config.json is not the config that checkpoint {metadata['step']} was trained with"
+                )
+        self.checked.append(f"checkpoints: {len(steps)}")
+        return whole[-1]["identity"] if whole else None
+
+    def _verify_data(self, identity: dict[str, str]) -> None:
+        config = self._run.config
+        if not is_prepared(config.data, identity["data"]):
+            self.checked.append("its data is not prepared on this machine")
+            return
+        task = self._try(lambda: open_task(config, self._run.folder, stored=identity, may_prepare=False))
+        if task is not None:
+            splits = task.corpus.tokenized_splits
+            for split in splits:
+                self._try(lambda split=split: task.corpus.split(split))
+            self.checked.append(f"data: {task.corpus.name} ({', '.join(splits)})")
+
+    def _verify_evaluations(self) -> None:
+        files = list(self._score_files())
+        for score_files in files:
+            # A study that was kept without its weights has no texts either.
+            has_texts = any(score_files.path(ending).exists() for ending in TEXT_FILES)
+            self._try(score_files.read if has_texts else score_files.read_scores)
+        self.checked.append(f"evaluations: {len(files)}")
+
+    def _score_files(self) -> Iterator[ScoreFiles]:
+        for path in sorted((self._run.folder / "eval").glob("*.json")):
+            scores = self._try(lambda path=path: read_sealed(path))
+            if scores is not None and "test_set" in scores:
+                files = ScoreFiles(self._run, scores["test_set"], scores["changes"], scores["ablated"])
+                if files.path(".json") == path:
+                    yield files
+                else:
+                    self.problems.append(f"{path} is the evaluation {files.path('.json').name}; rename it")
+
+
+if __name__ == "__main__":
+    cli.run(sys.modules[__name__])
