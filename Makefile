@@ -13,7 +13,7 @@ env: .venv/.complete
 
 .venv/.complete: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is missing: apt-get install python3 python3-venv" >&2; exit 2; }
-	@echo "Installing into .venv ($$($(PYTHON) --version), about 1 GB)"
+	@echo "Installing into .venv ($$($(PYTHON) --version), about 1.3 GB)"
 	@rm -rf .venv
 	@if command -v uv >/dev/null; then \
 		UV_PYTHON_DOWNLOADS=never uv venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv && \

@@ -3,3 +3,14 @@
 Each command is a module that is run from the root of the checkout, as in `python -m experiments.train`.
 It defines `define_flags(flags)` and `main(flags)`; `cli.call` runs it in the current process.
 """
+
+import importlib.util
+import sys
+
+if importlib.util.find_spec("absl") is None:
+    print(
+        "error: this Python lacks the packages of the project; run make env, then "
+        'export PATH="$PWD/.venv/bin:$PATH"',
+        file=sys.stderr,
+    )
+    sys.exit(2)

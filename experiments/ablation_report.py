@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from experiments import plots
-from experiments.progress import counting
+from experiments.progress import console, counting
 from experiments.run_folder import Trained
 from experiments.score_files import ScoreFiles
 from transformer.decoding.translator import Translator
@@ -52,7 +51,7 @@ def _print_effects(measured: Sequence[Effect], title: str) -> None:
     table = Table("masked part", "added loss", "95% interval", title=title, title_justify="left")
     for effect in measured:
         table.add_row(effect.part, f"{effect.difference:+.4f}", f"{effect.low:+.4f} to {effect.high:+.4f}")
-    Console().print(table)
+    console().print(table)
     print("intervals are over the sentences of this test set, and say nothing about other seeds")
 
 

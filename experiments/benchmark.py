@@ -21,10 +21,10 @@ from typing import Any
 
 from absl import flags as absl_flags
 from absl.flags import FlagValues
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.progress import console
 from transformer.config import UserError, choose
 from transformer.files import atomic_write
 
@@ -98,7 +98,7 @@ def _train(flags: FlagValues) -> None:
     _add_rows(table, TRAIN_ROWS, results)
     for peer, by_shape in peers.items():
         _add_rows(table, {f"{peer}: tokens per second": _rate, RATIO_LABEL: _ratio}, by_shape)
-    Console().print(table)
+    console().print(table)
 
 
 def _decode(flags: FlagValues) -> None:
@@ -125,7 +125,7 @@ def _decode(flags: FlagValues) -> None:
         speeds = (f"{result['peers'][peer]:,.0f}" for result in results.values())
         table.add_row(f"{peer}: tokens per second", *speeds)
         _add_rows(table, PEER_ROWS, {name: result["against"][peer] for name, result in results.items()})
-    Console().print(table)
+    console().print(table)
 
 
 def _lengths(flags: FlagValues) -> None:
@@ -150,7 +150,7 @@ def _lengths(flags: FlagValues) -> None:
     table = Table("target tokens per second", *(f"length {length}" for length in lengths))
     for name, by_length in results.items():
         table.add_row(name, *(_rate(by_length[length]) for length in lengths))
-    Console().print(table)
+    console().print(table)
 
 
 def _length(text: str, batch_tokens: int) -> int:

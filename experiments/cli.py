@@ -12,6 +12,7 @@ tests use `call`.
 
 import contextlib
 import ctypes
+import dataclasses
 import difflib
 import logging
 import os
@@ -29,11 +30,13 @@ from absl import logging as absl_logging
 from absl.flags import FlagValues
 
 from experiments.config_files import load_config, read_changes
-from transformer.config import ExperimentConfig, UserError
+from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_full
 
 USAGE, PREEMPTED, INTERRUPTED = UserError.exit_status, 75, 130
+HELP = {"--help", "-help", "-h", "--help=true"}
 REPEAT_SECONDS = 1.0  # a signal that is repeated later than this ends the process
+SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
 
@@ -56,7 +59,7 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
       module: the command.
       arguments: the words that follow the command's name on the command line.
     """
-    if "--help" in arguments:
+    if HELP & set(arguments):
         print(_help(module))
         return 0
     with _our_log_lines():
@@ -217,8 +220,13 @@ def _define(module: ModuleType) -> FlagValues:
 
 def _help(module: ModuleType) -> str:
     flags = _define(module)
-    described = flags.get_help(include_special_flags=False)
-    return f"{module.__doc__}\nflags:\n{described}"
+    fields = ""
+    if "config" in flags:
+        delattr(flags, "config_field")
+        defaults = flatten(to_dict(ExperimentConfig())).items()
+        lines = "".join(f"\n  {key}={value}" for key, value in defaults)
+        fields = f"\n\nfields for --config.FIELD=VALUE, with the values of the paper's base model:{lines}"
+    return f"{module.__doc__}\nflags:\n{flags.get_help(include_special_flags=False)}{fields}"
 
 
 def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, list[str]]:
@@ -233,6 +241,11 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
     except absl_flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(flags), n=1, cutoff=0.7)
         advice = f"did you mean --{near[0]}?" if near else "see --help"
+        if error.flagname.partition(".")[0] in SECTIONS:
+            for name, prefix in (("config", "--config."), ("set", "--set=")):
+                if name in flags:
+                    advice = f"write {prefix}{error.flagname}=VALUE"
+                    break
         raise UserError(f"unknown flag --{error.flagname}; {advice}") from None
     except absl_flags.Error as error:
         raise UserError(_flag_message(flags, str(error))) from None
@@ -262,6 +275,8 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
             continue
         if not equals:
             value = next(arguments, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"--{name} has no value; write --{name}=VALUE")
         if name == "set":
             if "set" not in flags and "config" in flags:
                 raise UserError(f"unknown flag --set; write --config.{value} for this command")

@@ -28,14 +28,13 @@ from typing import Any
 
 from absl import flags as absl_flags
 from absl.flags import FlagValues
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from experiments import cli
 from experiments.ablation_report import report_ablation
 from experiments.config_files import read_changes
-from experiments.progress import counting
+from experiments.progress import console, counting
 from experiments.run_folder import Run, Trained, converted
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
@@ -187,13 +186,13 @@ def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluat
 
 
 def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:
-    console, metrics = Console(), metrics_for(language).values()
+    metrics = metrics_for(language).values()
     table = Table("", *map(escape, scores))
     shown = [metric for metric in metrics if metric.shown]
     for metric in shown:
         table.add_row(metric.name, *(_score(scores[split][metric.name], metric) for split in scores))
     table.add_row("sentences", *(str(scores[split]["sentences"]) for split in scores))
-    console.print(table)
+    console().print(table)
     ranged = [metric for metric in metrics if metric.by_length]
     names = [metric.name for metric in ranged]
     lengths = Table(
@@ -205,7 +204,7 @@ def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:
             lengths.add_row(
                 escape(split), f"{bucket['least']} to {bucket['most']}", str(bucket["sentences"]), *cells
             )
-    console.print(lengths)
+    console().print(lengths)
     for metric in shown:
         if signature := metric.signature(language):
             print(f"{metric.name:<8} {signature}")
@@ -223,7 +222,7 @@ def _print_comparisons(title: str, comparisons: dict[str, Comparison]) -> None:
         p_values = (_p_value(comparison.p_bootstrap), _p_value(comparison.p_randomization))
         table.add_row(name, *scores, f"{comparison.difference:+{form}}", *p_values)
     print(title)
-    Console().print(table)
+    console().print(table)
     print(SCOPE)
 
 

@@ -11,12 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
 
+PLAIN_WIDTH = 160  # columns of a table that is not printed on a terminal
 # Formats of validation results. A result that the task does not have is not shown.
 VALIDATION_FORMATS = {
     "perplexity": "perplexity {:.3f} per token",
     "perplexity_per_character": "{:.4f} per character",
     "accuracy": "accuracy {:.1%}",
 }
+
+
+def console() -> Console:
+    """Returns a console on standard output. Where that is not a terminal, its lines are wide."""
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def record_line(record: Record) -> str:

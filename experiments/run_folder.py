@@ -102,6 +102,8 @@ class Run:
             )
         if not self.folder.exists() and (ROOT / self.folder / "config.json").is_file():
             raise UserError(f"{self.folder} is not a run here; run the command in {ROOT}")
+        if runs := sorted(path.parent for path in self.folder.glob("*/config.json")):
+            raise UserError(f"{self.folder} is not a run, but holds runs; name one, such as {runs[0]}")
         raise UserError(
             f"{self.folder} is not a run: config.json is missing; "
             f"start a run with python -m experiments.train --config=FILE --workdir={self.folder}"

@@ -92,6 +92,6 @@ def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapp
     rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
     for run in runs:
         left = "" if rate is None or states[run.id] in TRAINED_STATES else clock(flops[run.id] / rate)
-        memory = costs[run.id]["memory_bytes"]["total"] / 1e9
-        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:.2f} GB", left])
+        memory = costs[run.id]["memory_bytes"]["total"] / 1e6
+        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:,.0f} MB", left])
     return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"

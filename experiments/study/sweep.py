@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.config_files import load_values, with_changes
 from experiments.study.equal import equalize
-from transformer.config import ExperimentConfig, UserError, from_dict, result_hash
+from transformer.config import ExperimentConfig, UserError, flatten, from_dict, result_hash, to_dict
 from transformer.data.builders import check_split_name, options_type
 from transformer.evaluation.metrics import metrics_for
 from transformer.fidelity import is_read
@@ -142,7 +142,12 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
     for variant, config in configs.items():
         first = names.setdefault(PlannedRun(variant, 0, config).config_hash, variant)
         if first != variant:
-            raise UserError(f"variants {first} and {variant} are the same config; leave one out")
+            keys = dict.fromkeys((*sweep.variants[first], *sweep.variants[variant]))
+            values = flatten(to_dict(config))
+            shared = ", ".join(f"{key}={values.get(key)}" for key in keys)
+            raise UserError(
+                f"variants {first} and {variant} are the same config: both have {shared}; leave one out"
+            )
     return configs
 
 

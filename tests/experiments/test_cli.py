@@ -62,11 +62,22 @@ def test_two_calls_do_not_share_flags(command, capsys):
     assert capsys.readouterr().out == "3\n1\n"
 
 
-def test_help_describes_the_command_and_its_flags(command, capsys):
-    assert cli.call(command, ["--help"]) == 0
+def test_a_python_without_the_packages_is_told_to_use_the_installation():
+    command = [sys.executable, "-S", "-m", "experiments.train"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this Python lacks the packages of the project; run make env, then ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "-help", "-h", "--help=true"])
+def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, flag):
+    assert cli.call(command, [flag]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Does nothing.")
     assert "--workdir: Run folder." in printed
+    assert "\n  model.positions=sinusoidal\n" in printed
+    assert "config_field" not in printed
 
 
 @pytest.mark.parametrize(
@@ -86,6 +97,12 @@ def test_help_describes_the_command_and_its_flags(command, capsys):
             "unexpected argument 'configs/base.py:smoke'; write --config=configs/base.py:smoke",
         ),
         (["--set=decode.seed=3"], "unknown flag --set; write --config.decode.seed=3 for this command"),
+        (["--model.positions=rope"], "unknown flag --model.positions; write --config.model.positions=VALUE"),
+        (["--config.train.seed"], "--config.train.seed has no value; write --config.train.seed=VALUE"),
+        (
+            ["--config.train.diagnostics", "--workdir=a"],
+            "--config.train.diagnostics has no value; write --config.train.diagnostics=VALUE",
+        ),
     ],
 )
 def test_wrong_arguments_give_a_one_line_error(command, refused, arguments, message):
@@ -98,6 +115,7 @@ def test_a_command_for_trained_runs_suggests_set_instead_of_config(refused):
     message = "unknown flag --config.decode.seed; write --set=decode.seed=3 for this command"
     assert refused(module, "--config.decode.seed=3") == message
     assert refused(module, "--config.decode.seed", "3") == message
+    assert refused(module, "--decode.seed=3") == "unknown flag --decode.seed; write --set=decode.seed=VALUE"
 
 
 def test_a_subcommand_is_passed_to_main(capsys, refused):

@@ -59,6 +59,10 @@ def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
         message
         == f"{tmp_path} is not a run: config.json is missing; start a run with python -m experiments.train --config=FILE --workdir={tmp_path}"
     )
+    begun(config, tmp_path / "demo")
+    assert refused(lambda: Run(tmp_path).config) == (
+        f"{tmp_path} is not a run, but holds runs; name one, such as {tmp_path / 'demo'}"
+    )
     (tmp_path / "config.json").write_text("{")
     assert "config.json cannot be read" in refused(lambda: Run(tmp_path).config)
     assert "has no checkpoint yet; train the run first" in refused(begun(config, tmp_path / "untrained").load)

@@ -121,7 +121,7 @@ def test_a_wrong_definition_is_refused(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b are the same config; leave one out"),
+        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b are the same config: both have model.d_ff=512; leave one out"),
         ({"variants": {"a": {"model.cell": "gru"}}}, "variant a sets model.cell, which has no effect there; leave it out"),
         ({"splits": ("dev",)}, "number_words has no split 'dev'; choose train, test, validation, test_long"),
         ({"variants": {"a": {}, "b": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"},
