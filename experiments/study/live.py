@@ -125,7 +125,7 @@ class StatusBoard:
         return max(sum(known) / self._num_slots, *working) if working else sum(known) / self._num_slots
 
     def _left_of(self, work: RunningJob, progress: RunProgress) -> float | None:
-        if progress.seconds_left is not None:
+        if progress.seconds_left:  # 0 once the training has ended, but not the evaluation
             return progress.seconds_left
         expected = self._expected(_variant(work.job))
         return None if expected is None else max(expected - (time.time() - work.started), 0.0)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -222,3 +223,14 @@ def test_the_time_left_counts_the_jobs_that_wait(tmp_path, capsys):
         assert (
             capsys.readouterr().out == "[1/6] base/0: done after 2:00, about 5:15 left\n"
         )  # (2 * 90 + 3 * 150) / 2
+
+
+def test_a_run_that_is_evaluated_is_not_at_its_end(tmp_path, monkeypatch, capsys):
+    jobs = [make_job(tmp_path, f"base/{seed}") for seed in range(2)]
+    progress = run_progress([record(10, 900.0), record(100, 0)])
+    monkeypatch.setattr(StatusBoard, "_progress", lambda board, job: progress)
+    work = SimpleNamespace(job=jobs[1], slot=None, started=time.time() - 70)
+    with StatusBoard(jobs, 2, {}) as board:
+        board.observe([work], [])
+        board.ended(Ended(jobs[0], 0, 100.0))
+    assert capsys.readouterr().out == "[1/2] base/0: done after 1:40, about 0:30 left\n"
