@@ -70,10 +70,11 @@ class Axis:
         self._map = math.log if log else float
         self._start, self._end = start, end
         if log:
-            ticks = [
-                tick for tick in LogLocator(subs=(1, 2, 5)).tick_values(low, high) if low <= tick <= high
-            ]
-            self.ticks = ticks if len(ticks) > 1 else [low, high]
+            # A short range has too few round values of a logarithmic scale.
+            for locator in (LogLocator(subs=(1, 2, 5)), MaxNLocator(6)):
+                self.ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+                if len(self.ticks) > 2:
+                    break
             self._low, self._high = math.log(low), math.log(high)
         else:
             self.ticks = [float(tick) for tick in MaxNLocator(6).tick_values(low, high)]
