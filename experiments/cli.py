@@ -18,9 +18,7 @@ import logging
 import os
 import platform
 import re
-import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,9 +31,8 @@ from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_full
 
-USAGE, PREEMPTED, INTERRUPTED = UserError.exit_status, 75, 130
+USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP = {"--help", "-help", "-h", "--help=true"}
-REPEAT_SECONDS = 1.0  # a signal that is repeated later than this ends the process
 SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
 
@@ -71,8 +68,8 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
         except PermissionError as error:
             return _refuse(f"{error.filename}: {error.strerror}; change the permissions or name another file")
         except BrokenPipeError:  # the process that reads our output has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            discard_output()
+            return INTERRUPTED
         except OSError as error:
             if not is_full(error):
                 raise
@@ -156,46 +153,9 @@ def use_utf8() -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace" if stream is sys.stderr else "replace")
 
 
-class StopSignal:
-    """Context manager: the first SIGTERM, Ctrl-C or hang-up of the terminal only requests a stop.
-
-    Another signal of the same kind ends the process, unless it comes within a second: a scheduler may signal
-    a whole group of processes, of which one passes the signal on to the others. Calling the object returns
-    whether a stop was requested.
-    """
-
-    def __init__(self, message: str):
-        """Sets the message that is printed on standard error when the first signal arrives."""
-        self._message = message
-        self._received: dict[int, float] = {}  # time of the first signal of each kind
-
-    def __enter__(self) -> "StopSignal":
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        previous = {number: signal.getsignal(number) for number in numbers}
-        # `nohup` makes a process ignore SIGHUP, and it must stay ignored.
-        self._previous = {number: old for number, old in previous.items() if old != signal.SIG_IGN}
-        self._terminals = [number for number in (1, 2) if os.isatty(number)]
-        for number in self._previous:
-            signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return bool(self._received)
-
-    def _handle(self, number, _) -> None:
-        now, is_first = time.monotonic(), not self._received
-        if now - self._received.setdefault(number, now) > REPEAT_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        if number == signal.SIGHUP:
-            for descriptor in self._terminals:  # writing to a closed terminal is an error
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        if is_first:
-            print(self._message, file=sys.stderr, flush=True)
+def discard_output() -> None:
+    """Discards all that this process writes to standard output, whose reader has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def keep_freed_memory() -> None:

@@ -26,6 +26,7 @@ from experiments import cli
 from experiments.config_files import read_changes
 from experiments.costs import describe
 from experiments.run_folder import Run
+from experiments.stop_signal import PREEMPTED, StopSignal
 from experiments.study.live import StatusBoard
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
@@ -116,7 +117,10 @@ def main(flags: FlagValues) -> int:
         return launch.run()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume the study")
-        return cli.PREEMPTED
+        return PREEMPTED
+    except BrokenPipeError:  # the process that reads the output has ended
+        cli.discard_output()
+        return PREEMPTED
 
 
 class Launch:
@@ -276,7 +280,7 @@ class Launch:
         jobs = [self._job(run, splits) for run in missing]
         failed = 0
         with (
-            cli.StopSignal("stopping: current runs save a checkpoint first") as should_stop,
+            StopSignal("stopping: current runs save a checkpoint first") as should_stop,
             StatusBoard(jobs, len(self._slots), self._durations()) as board,
             contextlib.closing(
                 run_jobs(jobs, self._slots, should_stop, self._flags.retries, board.observe)

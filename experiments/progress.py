@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from experiments import cli
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
 
@@ -51,12 +52,20 @@ def clock(seconds: float) -> str:
 class TrainingLines:
     """Training observer that prints one line per record."""
 
+    def __init__(self, on_closed: Callable[[], None] = lambda: None):
+        """Calls `on_closed` when the process that reads standard output has ended."""
+        self._on_closed = on_closed
+
     def step(self, step: int) -> None:
         """Prints nothing."""
 
     def record(self, record: Record) -> None:
         """Prints the record."""
-        print(record_line(record), flush=True)
+        try:
+            print(record_line(record), flush=True)
+        except BrokenPipeError:
+            cli.discard_output()
+            self._on_closed()
 
     def __enter__(self) -> "TrainingLines":
         return self
@@ -98,9 +107,14 @@ class TrainingBar:
         self._progress.stop()
 
 
-def training_observer(num_steps: int) -> TrainingLines | TrainingBar:
-    """Returns a progress bar if standard output is a terminal, otherwise an observer that prints lines."""
-    return TrainingBar(num_steps) if sys.stdout.isatty() else TrainingLines()
+def training_observer(num_steps: int, on_closed: Callable[[], None]) -> TrainingLines | TrainingBar:
+    """Returns a progress bar if standard output is a terminal, otherwise an observer that prints lines.
+
+    Args:
+      num_steps: number of steps of the training.
+      on_closed: called when the process that reads standard output has ended.
+    """
+    return TrainingBar(num_steps) if sys.stdout.isatty() else TrainingLines(on_closed)
 
 
 @contextlib.contextmanager

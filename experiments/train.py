@@ -4,8 +4,8 @@
     python -m experiments.train --workdir=runs/m30k
 
 The first command starts a run. The second one resumes the run with the config that the run folder stores in
-config.json. After Ctrl-C or SIGTERM, the command saves the run and exits with status 75; run the same command
-again to resume. Training that diverges ends with status 3.
+config.json. After Ctrl-C, SIGTERM or SIGUSR1, the command saves the run and exits with status 75; run the
+same command again to resume. Training that diverges ends with status 3.
 """
 
 import contextlib
@@ -19,12 +19,15 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run
+from experiments.stop_signal import PREEMPTED, StopSignal
 from transformer.config import ExperimentConfig, UserError
 from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
 from transformer.training.divergence import DIVERGED_FILE, Diverged
 from transformer.training.loop import Outcome, train
 
+STOPPING = "stopping: saving a checkpoint first"
+STOP_SECONDS = 8.0  # from a signal to the end of the step at work
 RESUME = ", then run the same command again to resume from the last checkpoint"
 
 
@@ -49,6 +52,7 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         return 0
     started = time.time() - before.get("seconds", 0)
     run.write_result(**before | {"status": "running"})
+    (run.folder / "error.txt").unlink(missing_ok=True)
     try:
         outcome = _loop(run, config)
     except UserError as error:
@@ -60,15 +64,14 @@ def _train(run: Run, config: ExperimentConfig) -> int:
         atomic_write(run.folder / "error.txt", traceback.format_exc())
         run.write_result(**before | _failure(started, "error", repr(error)))
         raise
-    for name in ("error.txt", DIVERGED_FILE):
-        (run.folder / name).unlink(missing_ok=True)
+    (run.folder / DIVERGED_FILE).unlink(missing_ok=True)
     seconds = time.time() - started
     run.write_result(**_result(outcome), seconds=seconds)
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
     if outcome.finished:
         return 0
     print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
-    return cli.PREEMPTED
+    return PREEMPTED
 
 
 def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
@@ -76,10 +79,10 @@ def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
 
 
 def _loop(run: Run, config: ExperimentConfig) -> Outcome:
-    with full_disk(run.folder, RESUME), cli.StopSignal("stopping: saving a checkpoint first") as should_stop:
+    with full_disk(run.folder, RESUME), StopSignal(STOPPING, STOP_SECONDS) as should_stop:
         with preparing() as progress:
             task = open_task(config, run.folder, progress, run.identity)
-        with training_observer(config.train.steps) as observer:
+        with training_observer(config.train.steps, on_closed=should_stop.request) as observer:
             return train(config, task, run.folder, observer, should_stop)
 
 

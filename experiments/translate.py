@@ -107,7 +107,10 @@ def main(flags: FlagValues) -> None:
             _converse(answer, loaded.trained.config.data.source)
             return
         out = sys.stdout.buffer if flags.output is None else files.enter_context(_open(flags, "output", "wb"))
-        write_answers(answer, blocks, out)
+        try:
+            write_answers(answer, blocks, out)
+        except BrokenPipeError:  # the reader, such as `head`, has read enough
+            cli.discard_output()
 
 
 def _check_flags(flags: FlagValues) -> None:

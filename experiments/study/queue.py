@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from experiments.cli import PREEMPTED
 from experiments.machine import cores, gpus
+from experiments.stop_signal import PREEMPTED
 from transformer.config import UserError
 from transformer.files import try_lock
 

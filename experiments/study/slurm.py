@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import PREEMPTED
+from experiments.stop_signal import PREEMPTED
 from transformer.config import UserError
 from transformer.files import atomic_write, read_sealed, write_sealed
 

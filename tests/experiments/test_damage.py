@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments import cli
+from experiments import cli, train
+from experiments.stop_signal import PREEMPTED
 from tests.support.commands import ROOT, SMOKE, call
 from transformer.files import read_sealed
 from transformer.training.metric_log import read_metrics
@@ -52,7 +53,7 @@ class Answer(NamedTuple):
 
 
 class StopAfter:
-    """Stands for `cli.StopSignal`; asks to stop after some steps."""
+    """Stands for `StopSignal`; asks to stop after some steps."""
 
     def __init__(self, steps):
         self.steps_left = steps
@@ -76,8 +77,8 @@ def base(tmp_path_factory) -> Path:
     flags = (config, *SMOKE[1:], "--config.data.data_dir=data", "--config.train.steps=20")
     call("train", *flags, "--workdir=whole", cwd=folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "StopSignal", lambda message: StopAfter(15))
-        call("train", *flags, "--workdir=run", cwd=folder, status=cli.PREEMPTED)
+        patch.setattr(train, "StopSignal", lambda *_: StopAfter(15))
+        call("train", *flags, "--workdir=run", cwd=folder, status=PREEMPTED)
     call("evaluate", "--workdir=run", cwd=folder)
     return folder
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, launch
+from experiments import launch
+from experiments.stop_signal import PREEMPTED
 from experiments.study.queue import Ended
 from experiments.study.results import read_study
 from experiments.study.sweep import PlannedRun
@@ -214,7 +215,7 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-    assert process.returncode == cli.PREEMPTED
+    assert process.returncode == PREEMPTED
     assert errors.endswith("deviations are found.\nstopping: current runs save a checkpoint first\n")
     assert output.endswith("interrupted; run the same command again to resume the study\n")
     (result,) = tmp_path.glob("study/*/*/result.json")
@@ -244,7 +245,7 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
     with start("launch", *flags) as second, start("launch", *flags) as third:
         wait_for(lambda: logs().count("60 of 60 steps") >= 3)
         second.send_signal(signal.SIGHUP)
-        assert second.wait(timeout=120) == cli.PREEMPTED
+        assert second.wait(timeout=120) == PREEMPTED
         output, errors = third.communicate(timeout=600)
     assert third.returncode == 0, errors
     assert b"done by another launcher" in output

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from experiments import cli
 from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
+from experiments.stop_signal import PREEMPTED
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
@@ -92,7 +92,7 @@ def interrupted(smoke, tmp_path):
             assert line, "the process has ended"
         process.send_signal(signal.SIGTERM)
         output = process.stdout.read()
-        assert process.wait(timeout=60) == cli.PREEMPTED
+        assert process.wait(timeout=60) == PREEMPTED
     return tmp_path, output
 
 
@@ -113,7 +113,7 @@ def test_sigterm_saves_and_the_same_command_resumes(interrupted, monkeypatch):
         records.append(record)
 
     monkeypatch.setattr(TrainingLines, "record", stop_once)
-    done = call("train", f"--workdir={folder}", status=cli.PREEMPTED)
+    done = call("train", f"--workdir={folder}", status=PREEMPTED)
     assert f"resuming from step {result['step']}\n" in done.stderr
     resumed = Run(folder).result
     assert (resumed["status"], resumed["step"] > result["step"]) == ("preempted", True)

@@ -1,5 +1,9 @@
 """Training batches, assembled ahead of the training step by Grain."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import grain
@@ -8,6 +12,8 @@ from transformer.batch import Batch
 from transformer.data.batching import assemble
 from transformer.data.plan import Plan
 from transformer.data.splits import Split
+
+PARENT_SECONDS = 1.0  # between two looks whether the parent of a worker is alive
 
 
 class TrainingBatches:
@@ -48,5 +54,23 @@ def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[B
     dataset = grain.MapDataset.source(batches)[first_step:]
     served = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
     if workers:
-        served = served.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        served = served.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
     return iter(served)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker end with its parent, however the parent ends, and only then.
+
+    A signal that stops a whole group of processes is left to the parent, which still needs its batches.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -151,6 +151,10 @@ def train(
                 _publish(validation, writer, observer)
                 patience.update(validation[task.criterion])
             if validate or stop:
+                stop = stop or should_stop()  # a validation may take long
+                if not (folder / "metrics.jsonl").exists():
+                    raise UserError(f"{folder} was deleted during the training; start it again")
+                writer.flush()
                 metadata = {
                     "identity": dict(task.identity),
                     "task": dict(task.metadata),

@@ -102,6 +102,10 @@ class MetricsWriter:
             if isinstance(value, float) or name == "skipped":
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
+    def flush(self) -> None:
+        """Writes all records to the disk, so that a process that is killed later loses none."""
+        self._board.flush()
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()

@@ -1,0 +1,216 @@
+"""Signals that ask a command to stop: what is saved, the exit status, and the time that it takes."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.run_folder import Run
+from experiments.stop_signal import PREEMPTED, StopSignal
+from tests.support.commands import ROOT, call, refuse, start
+from transformer.training.metric_log import MetricsWriter
+
+
+def test_the_first_signal_requests_a_stop_and_the_handlers_are_restored(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignal("stopping") as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        signal.raise_signal(signal.SIGINT)  # the same signal once more, as a scheduler may send it
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert capsys.readouterr().err == "stopping\n"
+
+
+def test_a_second_signal_after_a_second_ends_the_process():
+    code = """
+import signal, time
+from experiments.stop_signal import StopSignal
+with StopSignal("stopping"):
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(1.1)
+    signal.raise_signal(signal.SIGTERM)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
+
+
+def test_a_closed_terminal_requests_a_stop_and_takes_no_more_output():
+    code = """
+import signal
+from experiments.stop_signal import StopSignal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+with StopSignal("stopping") as should_stop:
+    print("ready", flush=True)
+    signal.raise_signal(signal.SIGHUP)
+    print("lost", flush=True)
+    assert should_stop()
+"""
+    terminal, stream = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=stream, stderr=stream, check=False, timeout=60
+    )
+    assert (done.returncode, os.read(terminal, 1_000)) == (0, b"ready\r\n")
+    os.close(stream)
+    os.close(terminal)
+
+
+def test_an_ignored_hang_up_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal("stopping") as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+# The main thread is in a C function, as while XLA compiles, and so calls no signal handler.
+STUCK = """
+import ctypes, os, signal, threading, time
+from experiments.stop_signal import StopSignal
+libc = ctypes.CDLL(None)
+with StopSignal("stopping", 1.0) as should_stop:
+    {before}
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.{name})).start()
+    started = time.monotonic()
+    while time.monotonic() < started + 20:
+        libc.usleep(20_000_000)
+    print("still here")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_before_the_first_step_ends_the_process_at_once(name):
+    started = time.monotonic()
+    done = run_python(
+        f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{STUCK.format(before='', name=name)}"
+    )
+    assert time.monotonic() - started < 10
+    assert (done.returncode, done.stdout) == (PREEMPTED, "")
+    assert "ended without saving: nothing to save since the last checkpoint" in done.stderr
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for():
+    done = run_python(STUCK.format(before="assert not should_stop()", name="SIGTERM"))
+    assert (done.returncode, done.stdout) == (PREEMPTED, "")
+    assert "ended without saving: it takes too long" in done.stderr
+
+
+def test_saving_may_take_its_time():
+    code = """
+import signal, time
+from experiments.stop_signal import StopSignal
+with StopSignal("stopping", 0.5) as should_stop:
+    assert not should_stop()
+    signal.raise_signal(signal.SIGUSR1)
+    assert should_stop()
+    time.sleep(1.5)
+time.sleep(1)
+print("saved")
+"""
+    assert run_python(code).stdout == "saved\n"
+
+
+@pytest.fixture(scope="module")
+def endless(smoke) -> tuple[str, ...]:
+    """Flags of a run that ends only by a signal."""
+    return (*smoke, "--config.train.steps=100000", "--config.train.validate_every=50000")
+
+
+def children(pid: int) -> list[int]:
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    while text not in (line := process.stdout.readline()):
+        assert line, "the process has ended"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(endless, tmp_path):
+    memory = set(os.listdir("/dev/shm"))
+    flags = (*endless, "--config.data.workers=2", f"--workdir={tmp_path}/run")
+    with start("train", *flags, text=True, stderr=subprocess.STDOUT) as process:
+        wait_for_line(process, "step 10 ")
+        workers = children(process.pid)
+        assert len(workers) == 3  # and the process that tracks shared memory
+        process.kill()
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) or set(os.listdir("/dev/shm")) - memory:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_an_interrupt_of_the_whole_group_saves_and_prints_no_traceback(endless, tmp_path):
+    """Ctrl-C reaches the workers, too, whose batches the parent still needs."""
+    flags = (*endless, "--config.data.workers=1", f"--workdir={tmp_path}/run")
+    with start("train", *flags, text=True, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        wait_for_line(process, "step 10 ")
+        os.killpg(process.pid, signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == PREEMPTED
+    assert "Traceback" not in output
+    assert Run(tmp_path / "run").result["status"] == "preempted"
+
+
+def test_a_closed_output_saves_and_can_be_resumed(endless, tmp_path):
+    with start("train", *endless, f"--workdir={tmp_path}/run") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=60) == PREEMPTED
+    result = Run(tmp_path / "run").result
+    assert result["status"] == "preempted"
+    assert result["step"] > 0
+
+
+def test_the_end_of_a_reader_is_a_normal_end_of_translate(trained):
+    with start("translate", f"--workdir={trained}") as process:
+        process.stdout.close()
+        process.stdin.write(b"one\n" * 2_000)
+        process.stdin.close()
+        assert process.wait(timeout=120) == 0
+        assert process.stderr.read() == b""
+
+
+def test_a_run_folder_that_is_deleted_is_noticed(smoke, tmp_path, monkeypatch):
+    flush = MetricsWriter.flush
+
+    def delete(writer):
+        (tmp_path / "run" / "metrics.jsonl").unlink()
+        flush(writer)
+
+    monkeypatch.setattr(MetricsWriter, "flush", delete)
+    flags = ("--config.train.steps=6", "--config.train.validate_every=2")
+    line = refuse("train", *smoke, *flags, f"--workdir={tmp_path}/run")
+    assert line == f"{tmp_path}/run was deleted during the training; start it again"
+
+
+def test_a_new_attempt_removes_the_traceback_of_an_earlier_one(smoke, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call("train", *smoke, f"--workdir={tmp_path}")
+    assert (tmp_path / "error.txt").exists()
+
+    def refuse_data(*_):
+        raise train.UserError("no data")
+
+    monkeypatch.setattr(train, "open_task", refuse_data)
+    assert refuse("train", f"--workdir={tmp_path}") == "no data"
+    assert not (tmp_path / "error.txt").exists()
