@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,8 @@ from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_full
 
 USAGE, INTERRUPTED = UserError.exit_status, 130
+HELP_WIDTH = 100
+REPEATED, REQUIRED = "repeat this option to specify a list of values", "other than None"  # absl's words
 HELP = {"--help", "-help", "-h", "--help=true"}
 SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
 ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's words for a type, and ours
@@ -186,7 +189,18 @@ def _help(module: ModuleType) -> str:
         defaults = flatten(to_dict(ExperimentConfig())).items()
         lines = "".join(f"\n  {key}={value}" for key, value in defaults)
         fields = f"\n\nfields for --config.FIELD=VALUE, with the values of the paper's base model:{lines}"
-    return f"{module.__doc__}\nflags:\n{flags.get_help(include_special_flags=False)}{fields}"
+    described = "\n".join(_flag_help(flags[name]) for name in flags)
+    return f"{module.__doc__}\nflags:\n{described}{fields}"
+
+
+def _flag_help(flag: absl_flags.Flag) -> str:
+    text = " ".join(flag.help.replace(REPEATED, "").split()).rstrip(";")
+    if any(REQUIRED in validator.message for validator in flag.validators):
+        text += " Required."
+    elif flag.value not in (None, False, [], ""):
+        text += " Default: " + flag.default_as_str.strip("'") + "."
+    line = f"--{flag.name}: {text}"
+    return textwrap.fill(line, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ")
 
 
 def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, list[str]]:
@@ -254,7 +268,7 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
 def _flag_message(flags: FlagValues, text: str) -> str:
     """Returns an error message of absl in our words."""
     if missing := re.fullmatch(r"flag --(\w+)=None: .* must have a value other than None\.", text):
-        return f"--{missing[1]} is missing; see --help"
+        return f"--{missing[1]} is missing; add --{missing[1]}=VALUE"
     if missing := re.fullmatch(r"Missing value for flag --(\w+).*", text):
         return f"--{missing[1]} has no value; write --{missing[1]}=VALUE"
     if wrong := re.match(r"flag --(\w+)=(.*?): ", text):

@@ -29,9 +29,7 @@ def forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
 
 def seed_charts(study: Study) -> Iterator[tuple[str, str]]:
     """Yields a chart for each metric on each split, with a dot per seed; the primary one first."""
-    sweep = study.sweep
-    places = [(metric, split) for split in sweep.splits for metric in sweep.metrics]
-    for metric, split in sorted(places, key=lambda place: place != tuple(sweep.primary)):
+    for metric, split in _places(study):
         bars = []
         for variant, number in _variant_numbers(study).items():
             by_seed = study.by_seed(variant, split, metric)
@@ -67,20 +65,20 @@ def curves(study: Study, records: Records) -> Iterator[tuple[str, str]]:
 
 
 def length_charts(study: Study) -> Iterator[tuple[str, str]]:
-    """Yields a chart for each metric on each split: scores over seeds, by length of the source."""
-    metrics = [name for name in study.sweep.metrics if METRICS[name].by_length]
-    for split in study.sweep.splits:
-        for metric in metrics:
-            series = []
-            for variant, number in _variant_numbers(study).items():
-                curve = study.by_length(variant, split, metric)
-                points = [_mean_point(end, scores, log=False) for end, scores in curve.items()]
-                if points:
-                    series.append(svg.Series(variant, number, points))
-            if series:
-                ends = sorted({point.x for line in series for point in line.points})
-                label = f"{metric} on {split}"
-                yield label, svg.xy_chart(series, "source tokens, up to", label, log_x=True, x_ticks=ends)
+    """Yields a chart for each metric on each split, the primary one first: scores by length of the source."""
+    for metric, split in _places(study):
+        if not METRICS[metric].by_length:
+            continue
+        series = []
+        for variant, number in _variant_numbers(study).items():
+            curve = study.by_length(variant, split, metric)
+            points = [_mean_point(end, scores, log=False) for end, scores in curve.items()]
+            if points:
+                series.append(svg.Series(variant, number, points))
+        if series:
+            ends = sorted({point.x for line in series for point in line.points})
+            label = f"{metric} on {split}"
+            yield label, svg.xy_chart(series, "source tokens, up to", label, log_x=True, x_ticks=ends)
 
 
 def layer_charts(study: Study, records: Records) -> Iterator[tuple[str, str]]:
@@ -138,6 +136,12 @@ def _mean_point(x: float, values: Sequence[float], log: bool) -> svg.Point:
 def _thinned(points: list[svg.Point]) -> list[svg.Point]:
     step = -(-len(points) // MAX_POINTS) if points else 1
     return points[::-1][::step][::-1]  # with the last point
+
+
+def _places(study: Study) -> list[tuple[str, str]]:
+    """Returns all pairs of a metric and a split, the primary one first."""
+    places = [(metric, split) for split in study.sweep.splits for metric in study.sweep.metrics]
+    return sorted(places, key=lambda place: place != tuple(study.sweep.primary))
 
 
 def _variant_numbers(study: Study) -> dict[str, int]:

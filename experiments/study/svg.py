@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, TOP, RIGHT, BOTTOM = 720, 12, 16, 46  # user units, which are pixels on a wide screen
 DASHES = ("none", "7 3", "2 3")
+MARGIN = 0.04  # share of an axis beyond the values at each end
 PALETTE_SIZE = 8  # variants beyond this number repeat the colors with other dashes
 
 
@@ -77,8 +78,10 @@ class Axis:
                     break
             self._low, self._high = math.log(low), math.log(high)
         else:
-            self.ticks = [float(tick) for tick in MaxNLocator(6).tick_values(low, high)]
-            self._low, self._high = min(low, self.ticks[0]), max(high, self.ticks[-1])
+            margin = MARGIN * (high - low)
+            self._low, self._high = low - margin, high + margin
+            ticks = MaxNLocator(6).tick_values(low, high)
+            self.ticks = [float(tick) for tick in ticks if self._low <= tick <= self._high]
 
     def __call__(self, value: float) -> float:
         """Returns the place of a value."""

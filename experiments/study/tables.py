@@ -63,12 +63,15 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
                 p_text(comparison.p_adjusted),
                 f"{comparison.probability_higher:.2f}",
                 "-" if comparison.detectable is None else f"{comparison.detectable:{form}}",
-                "-"
-                if paired is None
-                else f"{paired.mean:+{form}} {_interval_text(paired.interval, f'+{form}')}",
+                "-" if paired is None else _with_interval(paired.mean, paired.interval, f"+{form}"),
             ]
         )
     return rows
+
+
+def _with_interval(mean: float, interval: Interval, form: str) -> str:
+    text = f"{mean:{form}}"
+    return text if math.isnan(interval.low) else f"{text} {_interval_text(interval, form)}"
 
 
 def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
@@ -113,6 +116,10 @@ def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
 def note_lines(study: Study) -> list[str]:
     """Returns what a reader must know about the tables: changes, missing and failed runs, and few seeds."""
     lines = []
+    if "smoke" in study.sweep.config.partition(":")[2].split(","):
+        lines.append(
+            "The argument smoke shrinks the training to a trial of the commands: the scores mean nothing."
+        )
     if study.changes:
         changes = ", ".join(f"{key}={value}" for key, value in study.changes.items())
         lines.append(f"All variants were changed by --set: {changes}.")

@@ -73,7 +73,8 @@ def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, fl
     assert cli.call(command, [flag]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Does nothing.")
-    assert "--workdir: Run folder." in printed
+    assert "\n  --workdir: Run folder. Required.\n" in printed
+    assert "\n  --runs: Number of runs. Default: 1.\n" in printed
     assert "\n  model.positions=sinusoidal\n" in printed
     assert "config_field" not in printed
 
@@ -81,7 +82,7 @@ def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, fl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--workdir is missing; see --help"),
+        ([], "--workdir is missing; add --workdir=VALUE"),
         (["--workdir"], "--workdir has no value; write --workdir=VALUE"),
         (["--runs=0"], "--runs is '0'; it must be a positive integer"),
         (["--layer=2.5"], "--layer is '2.5'; it must be a whole number"),

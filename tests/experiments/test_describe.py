@@ -241,7 +241,7 @@ def test_the_command_prints_tables(monkeypatch):
         (["--config=configs/table3.py:A-h1,C-N2"], "the config argument has A-h1 and C-N2; give only one of them"),
         (["--config=configs/table3.py:C-N3"], "the config argument is 'C-N3'; it must be one of: "),
         (["--config=configs/base.py", "--set=model.d_ff=3"], "unknown flag --set; write --config.model.d_ff=3 for this command"),
-        ([], "--config is missing; see --help"),
+        ([], "--config is missing; add --config=VALUE"),
     ],
 )  # fmt: skip
 def test_wrong_flags_give_a_one_line_error(flags, message):

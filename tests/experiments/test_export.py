@@ -333,7 +333,7 @@ def test_reference_log_probabilities_do_not_depend_on_padding():
             ["--format=marian"],
             "--format=marian needs the package transformers; run pip install -e '.[peers]'",
         ),
-        ([], "--format is missing; see --help"),
+        ([], "--format is missing; add --format=VALUE"),
     ],
 )
 def test_wrong_flags_give_a_one_line_error(monkeypatch, tmp_path, flags, message):

@@ -398,6 +398,14 @@ def test_a_report_of_an_unfinished_study_marks_missing_scores(tmp_path, sweep):
     assert "- Not launched: deep.\n" in table
 
 
+def test_the_report_of_a_trial_says_that_its_scores_mean_nothing(noisy):
+    assert "smoke" not in report_markdown(noisy)
+    trial = dataclasses.replace(noisy.sweep, config="configs/number_words.py:en-fr,smoke")
+    assert "- The argument smoke shrinks the training to a trial of the commands: " in report_markdown(
+        dataclasses.replace(noisy, sweep=trial)
+    )
+
+
 def test_a_study_without_any_run_has_a_report(tmp_path, sweep):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     table = (write_report(tmp_path, read_study(tmp_path)) / "table.md").read_text()
