@@ -80,7 +80,7 @@ def _train(flags: FlagValues) -> None:
     from experiments.speed.train import PEERS, benchmark
     from experiments.speed.workload import SHAPES
 
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     shapes = {name: choose(SHAPES, name, "--shape") for name in flags.shape}
     for peer in flags.peer:
         choose(PEERS, peer, "--peer")
@@ -136,7 +136,7 @@ def _lengths(flags: FlagValues) -> None:
 
     if flags.figure is not None and not (folder := Path(flags.figure).parent).is_dir():
         raise UserError(f"--figure={flags.figure}: there is no folder {folder}; create it first")
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     lengths = sorted(_length(text, flags.batch_tokens) for text in flags.lengths)
     configs = {run.variant: run.config for run in expand(load_sweep(flags.sweep), {}, seeds=1)}
     print(f"timing {', '.join(configs)}: {flags.repeats} rounds per length", file=sys.stderr)

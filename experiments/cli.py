@@ -20,6 +20,7 @@ import platform
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -30,10 +31,15 @@ from absl.flags import FlagValues
 
 from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
-from transformer.files import is_full
+from transformer.files import is_address, is_full
 
 USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP_WIDTH = 100
+# Flags whose values are paths, in any command.
+PATH_FLAGS = {
+    *("config", "sweep", "workdir", "root", "compare", "ensemble", "input", "output", "prefix", "targets"),
+    *("attention", "source", "target", "figure", "out"),
+}
 REPEATED, REQUIRED = "repeat this option to specify a list of values", "other than None"  # absl's words
 HELP = {"--help", "-help", "-h", "--help=true"}
 SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
@@ -133,15 +139,33 @@ def define_changes(flags: FlagValues) -> None:
     )
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk for later processes, unless JAX already has a folder for programs."""
+def set_up_jax() -> None:
+    """Checks that JAX has a device, and sets its options, whatever the environment says.
+
+    Arrays are float32, also with JAX_ENABLE_X64. Compiled programs are kept on disk for later processes,
+    unless JAX already has a folder for them.
+
+    Raises:
+      UserError: the platform that the environment names is not there.
+    """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        # One folder per machine, because a program compiled for one CPU may not run on another CPU.
-        folder = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_enable_x64", False)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        raise UserError(
+            f"JAX cannot use JAX_PLATFORMS={platforms!r}: {reason}; unset it, or install that platform's jax"
+        ) from None
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        if jax.config.jax_compilation_cache_dir is None:
+            # One folder per machine, because a program compiled for one CPU may not run on another CPU.
+            folder = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")  # a folder that cannot be written
 
 
 def use_utf8() -> None:
@@ -223,6 +247,9 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
         raise UserError(f"unknown flag --{error.flagname}; {advice}") from None
     except absl_flags.Error as error:
         raise UserError(_flag_message(flags, str(error))) from None
+    for name in PATH_FLAGS & set(flags):
+        if flags[name].value:
+            flags[name].value = _local_path(name, flags[name].value)
     subcommands = getattr(module, "SUBCOMMANDS", ())
     if subcommands and (not words or words[0] not in subcommands):
         problem = f"unknown subcommand {words[0]!r}" if words else "missing subcommand"
@@ -231,6 +258,19 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
         flag = "--config=" if "config" in flags and word.partition(":")[0].endswith(".py") else ""
         raise UserError(f"unexpected argument {word!r}; {f'write {flag}{word}' if flag else 'see --help'}")
     return flags, words
+
+
+def _local_path(name: str, value: str | list[str]) -> str | list[str]:
+    """Returns the value of a flag that names files, with the home folder instead of `~`.
+
+    Raises:
+      UserError: the value is an address.
+    """
+    if isinstance(value, list):
+        return [_local_path(name, item) for item in value]
+    if is_address(value):
+        raise UserError(f"--{name} is {value!r}; it must be a path on this machine")
+    return os.path.expanduser(value)
 
 
 def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]:

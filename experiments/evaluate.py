@@ -70,7 +70,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> None:
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     _check_flags(flags)
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))

@@ -30,6 +30,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> None:
+    cli.set_up_jax()
     form = choose(FORMATS, flags.format, "--format")
     form.require(f"--format={flags.format}")
     run = Run(flags.workdir)

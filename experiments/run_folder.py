@@ -305,5 +305,8 @@ def _device() -> str:
 
 def _git_revision() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return None
     return done.stdout.strip() or None

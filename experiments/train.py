@@ -37,7 +37,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> int:
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     run, config = Run(flags.workdir), cli.config(flags)
     if config is None:
         _ = run.config  # refuses a folder that is not a run, before the lock creates the folder

@@ -88,7 +88,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> None:
     _check_flags(flags)
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     sides = {
         name: _read_lines(flags, name) for name in ("prefix", "targets") if flags[name].value is not None
     }

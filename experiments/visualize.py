@@ -52,7 +52,7 @@ def main(flags: FlagValues) -> None:
 
 
 def _attention(run: Run, sentence: str, layer: int | None) -> Figure:
-    cli.use_compilation_cache()
+    cli.set_up_jax()
     trained = run.load()
     tokenizer = trained.tokenizer
     translator = Translator(trained.model, trained.params, tokenizer, trained.config.decode)

@@ -86,6 +86,7 @@ def test_key_and_value_width_are_d_k_and_d_v_if_set():
         ({"data": {"tokenizer": "wp"}}, "data.tokenizer is 'wp'; it must be bpe, unigram or char"),
         ({"data": {"vocab_size": 7}}, "data.vocab_size is 7; it must be at least 8"),
         ({"data": {"workers": -1}}, "data.workers is -1; it must be at least 0"),
+        ({"data": {"data_dir": "gs://b"}}, "data.data_dir is 'gs://b'; it must be a path on this machine"),
         ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate is 0.0; it must be above 0"),
         ({"optimizer": {"clip_norm": 0.0}}, "optimizer.clip_norm is 0.0; it must be above 0"),
         ({"optimizer": {"decay_steps": 0}}, "optimizer.decay_steps is 0; it must be at least 1"),

@@ -257,6 +257,7 @@ class DataConfig(Section):
             is_code = re.fullmatch(r"\w[\w.-]{0,31}", getattr(self, field))
             self._require(field, is_code is not None, "a language code, such as de or zh_TW")
         self._require("target", self.source != self.target, "a different language from data.source")
+        self._require("data_dir", "://" not in (self.data_dir or ""), "a path on this machine")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,11 @@ def refuse_links(folder: Path) -> None:
                     raise UserError(f"{path} is neither a file nor a folder; delete it")
 
 
+def is_address(text: str) -> bool:
+    """Returns whether a text is an address such as gs://bucket/runs, and not a path on this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
 def path_component(name: str, field: str) -> str:
     """Returns a name that becomes part of a path, if it is one plain component of a path.
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import ModuleType
 
+import jax
 import pytest
 from absl import flags as absl_flags
 
@@ -54,6 +55,36 @@ def test_a_command_gets_its_flags(command, capsys):
     assert capsys.readouterr().out == "3\n"
 
 
+def test_a_path_may_begin_with_the_home_folder(command, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    command.main = lambda flags: print(flags.workdir)
+    assert cli.call(command, ["--workdir=~/runs/a"]) == 0
+    assert capsys.readouterr().out == "/home/ada/runs/a\n"
+
+
+def test_a_platform_that_is_not_there_gives_a_one_line_error(command, refused, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    command.main = lambda flags: cli.set_up_jax()
+    assert refused(command, "--workdir=a") == (
+        "JAX cannot use JAX_PLATFORMS='cuda': Unable to initialize backend 'cuda'; "
+        "unset it, or install that platform's jax"
+    )
+
+
+def test_arrays_are_float32_whatever_the_environment_says(command):
+    command.main = lambda flags: cli.set_up_jax()
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert cli.call(command, ["--workdir=a"]) == 0
+        assert not jax.config.jax_enable_x64
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 def test_two_calls_do_not_share_flags(command, capsys):
     cli.call(command, ["--workdir=runs/a", "--runs=3"])
     cli.call(command, ["--workdir=runs/a"])
@@ -96,6 +127,7 @@ def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, fl
             "unexpected argument 'configs/base.py:smoke'; write --config=configs/base.py:smoke",
         ),
         (["--set=decode.seed=3"], "unknown flag --set; write --config.decode.seed=3 for this command"),
+        (["--workdir=gs://bucket/run"], "--workdir is 'gs://bucket/run'; it must be a path on this machine"),
         (["--model.positions=rope"], "unknown flag --model.positions; write --config.model.positions=VALUE"),
         (["--config.train.seed"], "--config.train.seed has no value; write --config.train.seed=VALUE"),
         (

@@ -68,6 +68,13 @@ def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
     assert "has no checkpoint yet; train the run first" in refused(begun(config, tmp_path / "untrained").load)
 
 
+def test_a_result_is_written_without_git(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = begun(config, tmp_path / "run")
+    run.write_result(status="running")
+    assert run.result["git_revision"] is None
+
+
 def begun(config, folder) -> Run:
     run = Run(folder)
     run.begin(config)

@@ -189,7 +189,7 @@ def _make_builder(
 ) -> tfds.core.DatasetBuilder:
     if data.name not in BUILDERS:
         return tfds_sets.find(data, other_names=list(BUILDERS))
-    with reporting_damage(Path(data.data_dir or tfds.core.constants.DATA_DIR) / data.name):
+    with reporting_damage(Path(data.data_dir or tfds.core.constants.DATA_DIR).expanduser() / data.name):
         builder = BUILDERS[data.name](data, progress, variant)
         _ = builder.info.metadata  # which TFDS reads late
         return builder

@@ -130,7 +130,7 @@ class ParallelText(PairBuilder):
             names, field = text.split(","), f"data.options.{split}"
             if len(names) > 2:
                 raise UserError(f"{field} is {text!r}; it must be {FORMS}")
-            files[split] = [existing_file(Path(name.strip()), field) for name in names]
+            files[split] = [existing_file(Path(name.strip()).expanduser(), field) for name in names]
         return files
 
 
