@@ -1,4 +1,4 @@
-"""Computes the costs of a config and lists departures from the paper. No array is allocated, only shapes."""
+"""Computes the costs of a config from shapes alone, and lists its departures from the paper."""
 
 import dataclasses
 from collections import Counter

@@ -13,7 +13,7 @@ With --set, the changes are part of the file names: eval/<split>,decode.beam_siz
 With --ablate, a part of the model is masked; --ablate=all masks each part in turn, and writes the added loss
 of each into eval/<split>,ablate=all.json and .png.
 
-With --compare, the command also writes eval/<split>.compare-<other run>.json, which has the difference of
+With --compare, the command also writes eval/<split>.compare-<other run>.json, which has the difference in
 each score between the two runs, with p-values. Evaluate the other run first, because --compare only reads
 files. To compare with an evaluation that used --set, add the changes:
 --compare=runs/other,decode.beam_size=1.

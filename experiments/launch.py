@@ -144,7 +144,10 @@ class Launch:
         if flags.executor == "slurm":
             if flags.devices_per_run is not None or flags.fail_fast:
                 name = "fail_fast" if flags.fail_fast else "devices_per_run"
-                raise UserError(f"--{name} is not for Slurm; give an option of sbatch: --sbatch=--gpus=1")
+                raise UserError(
+                    f"--{name} cannot be used with Slurm; give an option of sbatch instead, "
+                    "such as --sbatch=--gpus=1"
+                )
         elif flags.sbatch:
             raise UserError("--sbatch needs --executor=slurm; add that, or leave --sbatch out")
         else:

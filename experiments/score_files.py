@@ -222,7 +222,7 @@ class ScoreFiles(NamedTuple):
 
 
 def is_stale(scores: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Returns whether scores were made before the end of the training, of which `result` is the result."""
+    """Returns whether scores were computed before the training ended whose outcome is `result`."""
     return result.get("status") == "done" and scores["checkpoints"][-1] != result["step"]
 
 

@@ -100,7 +100,7 @@ def test_a_recurrent_config_can_be_lowered(kind):
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_variant_of_the_model_can_be_lowered(changes):
-    """Lowers one program that computes the gradient of the loss with dropout, and a decoding step."""
+    """Lowers one program with the gradient of the loss, with dropout, and a decoding step."""
     model = build_model(tiny_config(**{"num_layers": 1} | changes), VOCAB)
     loss_fn = make_loss_fn(model)
 

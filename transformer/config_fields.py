@@ -50,12 +50,12 @@ class Declaration(NamedTuple):
     """Metadata of a config field.
 
     Attributes:
-      paper: maps each place in the paper to the values that the place reports.
-      not_in_paper: the reason why no value departs from the paper, if the paper reports no values.
+      paper: maps each place in the paper, such as a section, to the values reported there.
+      not_in_paper: if the paper reports no value, the reason why no value is a departure from the paper.
       affects_result: whether a different value changes the trained model or its scores.
       changeable: whether a trained run may be used with a different value.
       read_if: conditions under which the field has an effect; all must hold.
-      departs_if: condition under which a value that the paper does not report is a departure.
+      departs_if: condition under which an unreported value is a departure from the paper.
     """
 
     paper: Mapping[str, Sequence[Any]]

@@ -66,7 +66,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def is_address(text: str) -> bool:
-    """Returns whether a text is an address such as gs://bucket/runs, and not a path on this machine."""
+    """Returns whether a string is a URL, such as gs://bucket/runs, rather than a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 

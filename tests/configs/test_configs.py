@@ -210,7 +210,7 @@ def test_small_scales_of_table_3_start_from_the_config_of_their_data_set():
 
 
 @pytest.mark.parametrize("scale", ["", *SCALES])
-def test_smoke_shrinks_base_and_keeps_the_small_values_of_a_row(scale):
+def test_smoke_shrinks_the_base_model_but_not_the_small_values_of_a_row(scale):
     smoke = load(f"table3.py:smoke,{scale}")
     assert smoke.train.steps == 20
     for row, changes in ROWS.items():

@@ -1,12 +1,14 @@
 """Training plans: an epoch shows every pair once, pairs fit their rows, and the order is reproducible."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer.data.bucketing import MAX_SHAPES, BucketedPlan
-from transformer.data.packing import PackedPlan
+from transformer.data.packing import OpenRows, PackedPlan, PackedRow
 from transformer.data.plan import Plan
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=200)
@@ -171,3 +173,31 @@ def test_plans_do_not_change_between_versions(plan_type):
     lengths = [[3, 4], [9, 8], [5, 5], [2, 2], [7, 9], [4, 3], [6, 6], [2, 3]]
     plan = make_plan(plan_type, lengths, row_length=10, batch_tokens=20, seed=3)
     assert [[row.tolist() for row in batch] for batch in rows_of(plan, epoch=1)] == FROZEN[plan_type]
+
+
+def test_a_pair_goes_where_it_leaves_the_least_space():
+    """Compared with a search over all rows: least relative space left, then least space on the source side."""
+    rng, capacity = np.random.default_rng(0), (12, 9)
+    for _ in range(50):
+        open_rows, spaces = OpenRows(capacity), []
+        for kind in range(100):
+            space = (int(rng.integers(0, 13)), int(rng.integers(0, 10)))
+            open_rows.add(PackedRow([kind], 1), *space)
+            spaces.append(space)
+        pair = (int(rng.integers(1, 6)), int(rng.integers(1, 6)))
+        while fitting := [space for space in spaces if space[0] >= pair[0] and space[1] >= pair[1]]:
+            best = min(fitting, key=lambda space: (space[0] / 12 + space[1] / 9, space))
+            rows, *left = open_rows.pop_best(*pair)
+            assert left == [best[0] - pair[0], best[1] - pair[1]]
+            assert rows.count == 1
+            spaces.remove(best)
+        assert open_rows.pop_best(*pair) is None
+
+
+def test_long_rows_are_packed_in_seconds():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 60, (2, 2_000))
+    started = time.perf_counter()
+    plan = PackedPlan(*lengths, row_length=2_048, batch_tokens=8_192, seed=0)
+    assert time.perf_counter() - started < 10  # a search over all spaces took over a minute
+    assert sum(len(pairs) for step in range(plan.steps_per_epoch) for pairs in plan.rows(step)) == 2_000

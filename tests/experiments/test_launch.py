@@ -277,8 +277,8 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
         ("launch", ["--sweep=configs/sweeps/positions.py", "--retries=-1"], "--retries is '-1'; it must be a non-negative integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=pbs"], "--executor is 'pbs'; "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--sbatch=--gpus=1"], "--sbatch needs --executor=slurm; "),
-        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--devices_per_run=1"], "--devices_per_run is not for Slurm; "),
-        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--fail_fast"], "--fail_fast is not for Slurm; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--devices_per_run=1"], "--devices_per_run cannot be used with Slurm; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--fail_fast"], "--fail_fast cannot be used with Slurm; "),
         ("report", [], "/nowhere is not a study: study.json is missing; start a study with python -m experiments.launch --sweep=FILE --root=/nowhere"),
     ],
 )  # fmt: skip

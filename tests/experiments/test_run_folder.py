@@ -37,7 +37,7 @@ def test_a_run_stores_its_config(config, tmp_path):
     assert run.begin(None) == config
 
 
-def test_until_training_starts_a_new_config_replaces_the_stored_one(config, tmp_path, monkeypatch):
+def test_a_new_config_replaces_the_stored_one_until_training_starts(config, tmp_path, monkeypatch):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     run = Run(tmp_path)
     run.begin(config)
@@ -100,7 +100,7 @@ def test_only_one_process_at_a_time_may_train_a_run(config, tmp_path):
         pass
 
 
-def test_search_and_marked_fields_may_change_after_training(config):
+def test_fields_of_the_search_and_changeable_fields_may_change_after_training(config):
     changes = {
         "decode.beam_size": 2,
         "decode.length_penalty": 1,
@@ -184,7 +184,7 @@ def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path,
     assert len(closed) == 1
 
 
-def test_a_run_of_the_checkout_that_is_named_elsewhere_is_told_where_to_run(tmp_path, monkeypatch):
+def test_a_command_outside_the_checkout_says_where_to_run(tmp_path, monkeypatch):
     root = tmp_path / "checkout"
     (root / "runs" / "demo").mkdir(parents=True)
     (root / "runs" / "demo" / "config.json").write_text("{}")

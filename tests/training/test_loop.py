@@ -16,7 +16,7 @@ from transformer.training.metric_log import MetricsWriter, read_metrics
 
 
 def run(config, folder, stop_after=None):
-    """Trains the toy task; returns the outcome and the records of this call."""
+    """Trains on the toy task; returns the outcome, and the records that this call wrote."""
     folder.mkdir(exist_ok=True)
     recorder = Recorder(stop_after)
     return train(config, Regression(config), folder, recorder, recorder.should_stop), recorder.records
@@ -129,7 +129,7 @@ def test_a_record_covers_the_steps_since_the_last_one(tmp_path):
 
 
 def test_losses_do_not_depend_on_the_number_of_devices(tmp_path):
-    """pmap uses eight virtual devices. The losses, with dropout, differ only by the order of float32 sums."""
+    """pmap uses eight virtual devices. Even with dropout, the losses differ only because float32 sums have another order."""
     run(toy_config(), tmp_path / "single")
     run(toy_config(parallelism="pmap"), tmp_path / "pmap")
     assert losses(tmp_path / "pmap") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)

@@ -89,14 +89,14 @@ class BucketedPlan:
 
 
 def merge_batches(lengths: Int[np.ndarray, "2 pairs"], bounds: list[int]) -> list[int]:
-    """Merges neighboring batches into at most `MAX_SHAPES` runs; the least additional padding comes first.
+    """Merges neighboring batches into at most `MAX_SHAPES` runs, those that need the least padding first.
 
     Args:
       lengths: source and target length of each pair, sorted.
       bounds: batch i holds the pairs bounds[i]:bounds[i + 1].
 
     Returns:
-      The first batch of each run, and the number of batches.
+      The number of the first batch of each run, and at the end the number of batches.
     """
 
     @functools.cache

@@ -208,7 +208,7 @@ class Corpus:
         stored = self._stored_content(split)
         if sample is None and stored is not None and content.hexdigest() != stored:
             raise UserError(
-                f"split {split!r} in {self.folder} is not the text that was prepared; "
+                f"the prepared split {split!r} in {self.folder} was damaged or replaced; "
                 "delete the folder and run the same command again"
             )
 

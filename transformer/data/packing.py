@@ -107,19 +107,36 @@ class OpenRows:
 
     def __init__(self, capacity: tuple[int, int]):
         """Starts without rows; `capacity` is the number of tokens per source row and per target row."""
+        self._capacity = capacity
         self._groups: dict[tuple[int, int], list[PackedRow]] = {}
-        self._count = np.zeros(np.array(capacity) + 1, np.int64)
+        self._numbers: dict[tuple[int, int], int] = {}  # the place of each group in the arrays
+        self._spaces = np.zeros((2, 64), np.int64)
+        self._counts = np.zeros(64, np.int64)  # rows in each group
         # Space left, relative to the capacity, summed over both sides.
-        self._leftover = np.add.outer(*(np.arange(size + 1) / size for size in capacity))
-        self._nowhere = self._leftover.max() + 1
+        self._leftover = np.zeros(64)
 
     def add(self, rows: PackedRow, source_space: int, target_space: int) -> None:
         """Adds equal rows with the given space on each side."""
-        self._groups.setdefault((source_space, target_space), []).append(rows)
-        self._count[source_space, target_space] += rows.count
+        space = (source_space, target_space)
+        if space not in self._numbers:
+            self._add_group(space)
+        self._groups[space].append(rows)
+        self._counts[self._numbers[space]] += rows.count
+
+    def _add_group(self, space: tuple[int, int]) -> None:
+        number = self._numbers[space] = len(self._numbers)
+        self._groups[space] = []
+        if number == len(self._counts):
+            self._spaces = np.concatenate([self._spaces, np.zeros_like(self._spaces)], axis=1)
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            self._leftover = np.concatenate([self._leftover, np.zeros_like(self._leftover)])
+        self._spaces[:, number] = space
+        self._leftover[number] = space[0] / self._capacity[0] + space[1] / self._capacity[1]
 
     def pop_best(self, source: int, target: int) -> tuple[PackedRow, int, int] | None:
         """Removes equal rows into which a pair fits best, so that the pair leaves the least space.
+
+        Of several such groups, the one with the least space on the source side is taken.
 
         Args:
           source: source length of the pair.
@@ -128,15 +145,17 @@ class OpenRows:
         Returns:
           The rows and the space that the pair will leave on each side, or None if the pair fits nowhere.
         """
-        leftover, is_open = self._leftover[source:, target:], self._count[source:, target:] > 0
-        candidates = np.where(is_open, leftover, self._nowhere)
-        best = int(candidates.argmin())
-        if candidates.flat[best] == self._nowhere:
+        fits = (self._counts > 0) & (self._spaces[0] >= source) & (self._spaces[1] >= target)
+        candidates = np.flatnonzero(fits)
+        if not len(candidates):
             return None
-        source_space, target_space = divmod(best, candidates.shape[1])
-        rows = self._groups[source + source_space, target + target_space].pop()
-        self._count[source + source_space, target + target_space] -= rows.count
-        return rows, source_space, target_space
+        leftover = self._leftover[candidates]
+        ties = candidates[leftover == leftover.min()]
+        number = int(ties[self._spaces[0, ties].argmin()])
+        source_space, target_space = map(int, self._spaces[:, number])
+        rows = self._groups[source_space, target_space].pop()
+        self._counts[number] -= rows.count
+        return rows, source_space - source, target_space - target
 
     def rows(self) -> list[PackedRow]:
         """Returns all rows."""

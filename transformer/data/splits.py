@@ -133,7 +133,7 @@ class GrowingArray:
         self._length += len(array)
 
     def close(self) -> None:
-        """Completes the file."""
+        """Writes the header with the final length, and closes the file."""
         with self._file:
             self._file.seek(0)
             self._write_header()

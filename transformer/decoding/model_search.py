@@ -1,4 +1,4 @@
-"""Search with a model: in one program, or in several programs that drop finished sentences."""
+"""Search with a model: one compiled program, or several, between which finished sentences are dropped."""
 
 import dataclasses
 import functools

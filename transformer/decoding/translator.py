@@ -269,7 +269,7 @@ class Translator:
 def _join_parts(
     requests: Sequence[_Request], results: Sequence[Sequence[Hypothesis]], num_texts: int
 ) -> list[list[Hypothesis]]:
-    """Returns the translations of each text. Joins translations of its parts that have the same rank."""
+    """Returns the translations of each text. If a text was split, joins translations of equal rank."""
     translations = [[Hypothesis("", 0.0, True)] for _ in range(num_texts)]
     pairs = zip(requests, results, strict=True)
     for index, group in itertools.groupby(pairs, key=lambda pair: pair[0].text_index):

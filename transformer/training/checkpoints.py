@@ -40,14 +40,14 @@ class DamagedCheckpoint(UserError):
 
 @dataclasses.dataclass
 class LastAndBest(PreservationPolicy):
-    """Keeps the newest checkpoint, the last checkpoints with a criterion, and the one with the lowest.
+    """Keeps the newest checkpoint, the last ones with a criterion, and the one with the lowest criterion.
 
-    A checkpoint without a criterion, which an interruption saved, is deleted once there is a newer one, so
-    that it does not displace others.
+    A checkpoint that was saved because of an interruption has no criterion. It is deleted once there is a
+    newer one, so that it does not displace others.
 
     Attributes:
       keep_last: number of checkpoints with a criterion that are kept besides the best.
-      criteria: the criterion of each step; the owner updates it.
+      criteria: the criterion of each step; `Checkpoints` keeps it up to date.
     """
 
     keep_last: int
