@@ -37,7 +37,19 @@ USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP_WIDTH = 100
 # Flags whose values are paths, in any command.
 PATH_FLAGS = {
-    *("config", "sweep", "workdir", "root", "compare", "ensemble", "input", "output", "prefix", "targets"),
+    *(
+        "config",
+        "sweep",
+        "workdir",
+        "init_from",
+        "root",
+        "compare",
+        "ensemble",
+        "input",
+        "output",
+        "prefix",
+        "targets",
+    ),
     *("attention", "source", "target", "figure", "out"),
 }
 REPEATED, REQUIRED = "repeat this option to specify a list of values", "other than None"  # absl's words

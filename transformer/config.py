@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from transformer.config_fields import (
@@ -495,12 +495,22 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def difference(stored: ExperimentConfig, given: ExperimentConfig) -> str:
-    """Describes the first three fields in which two configs differ, and counts the remaining ones."""
+def difference(
+    stored: ExperimentConfig,
+    given: ExperimentConfig,
+    is_compared: Callable[[str], bool] = lambda key: True,
+) -> str:
+    """Describes the first three fields in which two configs differ, and counts the remaining ones.
+
+    Args:
+      stored: the config of a run.
+      given: the config that is compared with it.
+      is_compared: whether a field is compared, by its key, such as "model.d_model".
+    """
     old, new = flatten(to_dict(stored)), flatten(to_dict(given))
     fields = [
         f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"
         for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and is_compared(key)
     ]
     return "; ".join(fields[:3]) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")

@@ -14,6 +14,7 @@ from transformer.data.builders import present_name
 from transformer.evaluation.metrics import METRICS
 from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
 from transformer.tasks import task_type
+from transformer.training.loop import INITIAL_WEIGHTS
 
 STUDY_FILE = "study.json"
 MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not reported
@@ -304,7 +305,7 @@ def read_study(root: Path) -> Study:
                 scores[variant][seed] = evaluations
         if result.get("status") == "failed":
             (diverged if result.get("reason") == "diverged" else failed)[variant].append(seed)
-    _check_contents(runs[variant][seed] for variant, seeds in scores.items() for seed in seeds)
+    _check_identities(runs[variant][seed] for variant, seeds in scores.items() for seed in seeds)
     tuned = {
         variant: Tuned(values["chosen"], [Trial(**trial) for trial in values["trials"]])
         for variant, values in stored["tuned"].items()
@@ -362,15 +363,22 @@ def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
     return Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
 
 
-def _check_contents(runs: Iterable[Run]) -> None:
-    """Checks that runs with the same data settings were trained on the same texts.
+def _check_identities(runs: Iterable[Run]) -> None:
+    """Checks that the runs of a study can be compared.
 
     Raises:
-      UserError: two runs were trained on different texts.
+      UserError: two runs with the same data settings were trained on different texts, or a run began with the
+        weights of another run.
     """
     first_runs: dict[str, tuple[str, Run]] = {}
     for run in runs:
-        settings, content = seal(to_dict(run.config)["data"]), run.result["identity"]["content"]
+        identity = run.result["identity"]
+        if INITIAL_WEIGHTS in identity:
+            raise UserError(
+                f"{run.folder} began with the weights of another run (--init_from), but a study trains every "
+                "run from the beginning; move the run elsewhere, and launch the study again"
+            )
+        settings, content = seal(to_dict(run.config)["data"]), identity["content"]
         first_content, first = first_runs.setdefault(settings, (content, run))
         if content != first_content:
             raise UserError(

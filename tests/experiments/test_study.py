@@ -114,6 +114,16 @@ def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_pat
     )
 
 
+def test_a_run_that_began_with_the_weights_of_another_is_refused(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    write_run(tmp_path, runs[0], BLEU)
+    write_run(tmp_path, runs[1], BLEU, initial_weights="0" * 64)
+    assert refused(read_study, tmp_path).startswith(
+        f"{tmp_path / runs[1].id} began with the weights of another run (--init_from), "
+    )
+
+
 def test_a_run_that_diverged_is_counted_and_not_started_again(sweep, tmp_path):
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)

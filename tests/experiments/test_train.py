@@ -14,7 +14,7 @@ from experiments.stop_signal import PREEMPTED
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
-from transformer.files import lock, read_json, read_sealed, write_json
+from transformer.files import lock, read_json, read_sealed, write_json, write_sealed
 from transformer.tasks import TASKS
 from transformer.training.metric_log import read_metrics
 
@@ -192,3 +192,42 @@ def test_a_changed_digit_in_a_record_is_noticed(trained, tmp_path):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"metrics.jsonl:2: the record was damaged or edited"):
         read_metrics(tmp_path)
+
+
+def test_a_run_starts_from_another_run_and_resumes_without_it(smoke, trained, tmp_path):
+    source = shutil.copytree(trained, tmp_path / "source")
+    start_command = ("train", *smoke, f"--init_from={source}", "--config.train.validate_every=10")
+    call(*start_command, f"--workdir={tmp_path}/whole")
+    result = Run(tmp_path / "whole").result
+    assert result["init_from"] == str(source)
+    assert result["identity"]["initial_weights"] == Run(source).load().params_sha256
+    assert result["identity"]["vocabulary"] == Run(source).load().tokenizer.sha256
+    # The first validation is near that of the source, not that of random weights.
+    first = next(record for record in read_metrics(tmp_path / "whole") if record["kind"] == "validation")
+    assert first["loss"] < Run(source).result["validation"]["loss"] + 0.5
+
+    line = refuse(
+        *start_command,
+        "--config.model.num_heads=1",
+        "--config.data.vocab_size=90",
+        "--config.model.dropout_rate=0.3",
+        f"--workdir={tmp_path}/b",
+    )
+    assert line == (
+        f"the weights of {source} do not fit this config: model.num_heads is 2 there, 1 here; "
+        "data.vocab_size is 300 there, 90 here; set the same values here"
+    )
+    assert not (tmp_path / "b").exists()
+    line = refuse("train", f"--init_from={source}", f"--workdir={trained}")
+    assert line.startswith(f"{trained} did not start from the present weights of {source}; leave out ")
+
+    # A run that was killed before its first checkpoint must not begin with random weights.
+    killed = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(killed / "checkpoints")
+    result.update(status="running")
+    write_sealed(killed / "result.json", result)
+    assert refuse("train", f"--workdir={killed}").endswith(f"add --init_from={source}")
+    call(*start_command, f"--workdir={killed}")
+    shutil.rmtree(source)
+    assert "is already trained" in call("train", f"--workdir={killed}").stdout
+    assert Run(killed).result["params_sha256"] == result["params_sha256"]

@@ -49,7 +49,7 @@ class Regression(Task):
         return dataclasses.replace(config, data=data)
 
     @classmethod
-    def open(cls, config, folder, progress=None, stored=None, may_prepare=True):
+    def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         return cls(config)
 
     @classmethod

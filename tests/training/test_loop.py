@@ -5,12 +5,14 @@ import dataclasses
 import json
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.loop import Patience, train
 from transformer.training.metric_log import MetricsWriter, read_metrics
 
@@ -187,3 +189,38 @@ def test_a_different_optimizer_is_refused_as_a_different_config(tmp_path):
     options = OptimizerConfig(name="sgd", warmup_steps=5, learning_rate=0.1)
     with pytest.raises(UserError, match="was trained with another config"):
         run(dataclasses.replace(toy_config(), optimizer=options), tmp_path)
+
+
+class Interrupter(Recorder):
+    """Interrupts the run after the first step."""
+
+    def step(self, step):
+        raise KeyboardInterrupt
+
+
+def test_a_run_begins_with_the_given_weights_and_resumes_without_them(tmp_path):
+    config = toy_config()
+    weights = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), Regression(config).init(0))
+    for name, observer in (("whole", Recorder()), ("parts", Interrupter())):
+        with contextlib.suppress(KeyboardInterrupt):
+            train(config, Regression(config), tmp_path / name, observer, initial_weights=weights)
+    with contextlib.closing(Checkpoints(tmp_path / "parts" / "checkpoints")) as checkpoints:
+        assert checkpoints.steps == [0]
+        assert digest(checkpoints.params(0, weights)[0]) == digest(weights)
+    whole, parts, usual = (run(config, tmp_path / name)[0] for name in ("whole", "parts", "usual"))
+    assert parts == whole
+    assert whole.identity == {**Regression(config).identity, "initial_weights": digest(weights)}
+    assert whole.params_sha256 != usual.params_sha256
+    with pytest.raises(UserError, match="was trained with another initial_weights"):
+        train(config, Regression(config), tmp_path / "usual", Recorder(), initial_weights=weights)
+
+
+def test_initial_weights_of_another_model_are_refused(tmp_path):
+    config = toy_config()
+    weights = {"dense": {"kernel": np.zeros((4, 1))}, "bias": np.zeros(1)}
+    with pytest.raises(UserError) as error:
+        train(config, Regression(config), tmp_path, Recorder(), initial_weights=weights)
+    assert str(error.value) == (
+        "the initial weights do not fit the model: dense.kernel has the shape (4, 1), but the model needs "
+        "(3, 1); use a run with the same model"
+    )

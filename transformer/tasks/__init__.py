@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformer.config import ExperimentConfig, choose
 from transformer.data.progress import Progress
@@ -35,6 +36,7 @@ def open_task(
     progress: Progress | None = None,
     stored: Mapping[str, str] | None = None,
     may_prepare: bool = True,
+    tokenizer: Any = None,
 ) -> Task:
     """Opens the task of a resolved config; see `Task.open`."""
-    return task_type(config).open(config, folder, progress, stored, may_prepare)
+    return task_type(config).open(config, folder, progress, stored, may_prepare, tokenizer)

@@ -48,6 +48,7 @@ class Task(Trainable):
         progress: Progress | None = None,
         stored: Mapping[str, str] | None = None,
         may_prepare: bool = True,
+        tokenizer: Any = None,
     ) -> "Task":
         """Opens the data of a run.
 
@@ -58,6 +59,7 @@ class Task(Trainable):
           stored: the identity in the checkpoints of the run; None for a new run.
           may_prepare: whether missing data is prepared. Otherwise nothing is written, and only prepared data
             is read.
+          tokenizer: the vocabulary of a new run; if None, the config describes it.
 
         Raises:
           UserError: data that cannot be used, or that is not the data of `stored`.

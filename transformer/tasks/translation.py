@@ -110,10 +110,10 @@ class Translation(Task):
         return dataclasses.replace(config, data=resolve_options(config.data))
 
     @classmethod
-    def open(cls, config, folder, progress=None, stored=None, may_prepare=True):
+    def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         path = folder / VOCABULARY_FILE
         if stored is None:
-            corpus = Corpus(config.data, None, progress)
+            corpus = Corpus(config.data, tokenizer, progress)
             atomic_write(path, corpus.tokenizer.model)
             return cls(config, corpus)
         if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import PyTree
 
 from transformer.config import ExperimentConfig, UserError
 from transformer.training.checkpoints import Checkpoints, digest
@@ -19,6 +20,8 @@ from transformer.training.train_step import TrainState, init_state, make_eval_st
 from transformer.training.trainable import Hyperparameters, Trainable
 
 log = logging.getLogger(__name__)
+
+INITIAL_WEIGHTS = "initial_weights"  # name of their digest in the identity of a run
 
 
 @runtime_checkable
@@ -42,7 +45,8 @@ class Outcome:
       tokens_seen: target tokens trained on.
       validation: the last validation record; empty before the first validation.
       params_sha256: digest of the weights.
-      identity: the identity of the task; see `Trainable`.
+      identity: the identity of the task; see `Trainable`. If the run began with `initial_weights`, their
+        digest is part of it.
     """
 
     step: int
@@ -85,6 +89,7 @@ def train(
     folder: Path,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
+    initial_weights: PyTree | None = None,
 ) -> Outcome:
     """Trains a run to its end, from the latest checkpoint on if there is a checkpoint.
 
@@ -97,6 +102,8 @@ def train(
       folder: the run folder.
       observer: is told of every step and record.
       should_stop: called after each step; if it returns true, the state is saved and training returns.
+      initial_weights: the weights to start from; if None, `task.init` makes them. They are saved at once, as
+        the checkpoint of step 0, so a call that resumes the run does not need them.
 
     Raises:
       Diverged: training has diverged; see `divergence`.
@@ -109,13 +116,21 @@ def train(
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     train_step = make_train_step(task.loss, config, parallelism)
     eval_step = make_eval_step(task.loss, parallelism)
-    state = init_state(task.init(config.train.seed), config)
+    identity = dict(task.identity)
+    if initial_weights is None:
+        state = init_state(task.init(config.train.seed), config)
+    else:
+        _check_shapes(initial_weights, jax.eval_shape(lambda: task.init(config.train.seed)))
+        state = init_state(initial_weights, config)
+        identity[INITIAL_WEIGHTS] = digest(initial_weights)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(state.params)):,}")
 
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
-    state, metadata = _resume(checkpoints, state, task, folder)
+    state, metadata = _resume(checkpoints, state, identity, task, folder)
     patience = Patience(config.train.patience, *metadata["patience"])
-    validation, first_step = metadata["validation"], int(state.step)
+    identity, validation, first_step = metadata["identity"], metadata["validation"], int(state.step)
+    if initial_weights is not None and not checkpoints.steps:
+        checkpoints.save(state, metadata, None)
     state = parallelism.put(state)
     meter = Meter(task, config.train.steps, metadata["tokens_seen"])
     with contextlib.closing(checkpoints), contextlib.closing(MetricsWriter(folder, first_step)) as writer:
@@ -156,7 +171,7 @@ def train(
                     raise UserError(f"{folder} was deleted during the training; start it again")
                 writer.flush()
                 metadata = {
-                    "identity": dict(task.identity),
+                    "identity": identity,
                     "task": dict(task.metadata),
                     "tokens_seen": meter.tokens_seen,
                     "validation": validation,
@@ -175,23 +190,29 @@ def train(
         tokens_seen=meter.tokens_seen,
         validation=validation,
         params_sha256=digest(jax.device_get(state.params)),
-        identity=dict(task.identity),
+        identity=identity,
     )
 
 
 def _resume(
-    checkpoints: Checkpoints, state: TrainState, task: Trainable, folder: Path
+    checkpoints: Checkpoints, state: TrainState, identity: dict[str, str], task: Trainable, folder: Path
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the latest state and its metadata, or the given state and the metadata of a new run.
 
     Raises:
       UserError: the checkpoints belong to a different config, different data or a different vocabulary.
     """
-    identity = checkpoints.identity
-    if identity is None:
-        return state, {"tokens_seen": 0, "validation": {}, "patience": []}
-    for name, current in task.identity.items():
-        if (stored := identity.get(name)) != current:
+    stored_identity = checkpoints.identity
+    if stored_identity is None:
+        return state, {
+            "identity": identity,
+            "task": dict(task.metadata),
+            "tokens_seen": 0,
+            "validation": {},
+            "patience": [None, 0],
+        }
+    for name, current in identity.items():
+        if (stored := stored_identity.get(name)) != current:
             raise UserError(
                 f"{folder} was trained with another {name} ({stored}, now {current}); "
                 f"restore the original {name}, or train in another folder"
@@ -199,6 +220,24 @@ def _resume(
     state, metadata = checkpoints.restore(state)
     log.info("resuming from step %d", state.step)
     return state, metadata
+
+
+def _check_shapes(weights: PyTree, expected: PyTree) -> None:
+    """Checks that the weights are those of the model.
+
+    Raises:
+      UserError: the names or the shapes of the weights differ.
+    """
+    given, needed = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (weights, expected))
+    )
+    for name in {**needed, **given}:
+        if given.get(name) != needed.get(name):
+            raise UserError(
+                f"the initial weights do not fit the model: {name} has the shape {given.get(name)}, "
+                f"but the model needs {needed.get(name)}; use a run with the same model"
+            )
 
 
 def _publish(record: Record, writer: MetricsWriter, observer: Observer) -> None:
