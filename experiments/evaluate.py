@@ -78,7 +78,7 @@ def main(flags: FlagValues) -> None:
     test_sets = _test_sets(flags, run, trained)
     for test_set in test_sets:  # checks all before scoring the first one
         tokens = encode_pairs(test_set.sources, test_set.references, trained.tokenizer)
-        check_lengths(trained.model, test_set.name, tokens.max_lengths)
+        check_lengths(trained.model, test_set.name, tokens.side_lengths)
         for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
             report_unknown(f"{test_set.name}: {side}", texts, trained.tokenizer)
     ablated = flags.ablate or ""

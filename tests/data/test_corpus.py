@@ -42,7 +42,6 @@ def test_a_split_holds_the_tokens_of_its_texts(number_words):
         assert list(split.source[number]) == corpus.tokenizer.encode(sources[number])
         assert list(split.target[number]) == corpus.tokenizer.encode(targets[number])
         assert split.characters[number] == len(targets[number])
-    assert split.max_lengths == (split.source.lengths.max(), split.target.lengths.max())
     assert list(split.lengths) == list(np.maximum(split.source.lengths, split.target.lengths))
 
 

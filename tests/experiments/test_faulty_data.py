@@ -141,8 +141,25 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_refused(folder):
 def test_a_sentence_longer_than_the_position_table_is_refused(folder):
     longer = ("--config.model.positions=learned", "--config.model.max_positions=3")
     line = refused(folder, "pairs.tsv", *longer)
-    assert line.startswith("split 'train' has a source of ")
+    assert " of split 'train' has a source of " in line
     assert line.endswith(" tokens, but model.positions='learned' ends at 3; raise model.max_positions")
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_validation_line_that_needs_too_much_memory_is_refused_by_its_number(folder, side):
+    """Sinusoidal positions have no end."""
+    lines = ["a man and 5 dogs run\tein Mann und 5 Hunde rennen"] * 3
+    long = "dogs " * 9_000
+    lines[1] = f"{long}\tein Mann" if side == "source" else f"a man\t{long}"
+    write(folder / "validation.tsv", lines)
+    given = "--config.data.options.validation=validation.tsv"
+    line = refused(folder, "pairs.tsv", given, "--config.decode.batch_tokens=1024")
+    assert line.startswith(f"pair 2 of split 'validation' has a {side} of ")
+    assert line.endswith(
+        " tokens, but data.row_length and decode.batch_tokens allow 1,024; remove the pair, or increase "
+        "decode.batch_tokens"
+    )
+    assert not (folder / "run/checkpoints").exists()
 
 
 # Runs the command with a limit on the size of each file, in bytes. The limit simulates a full disk.

@@ -67,9 +67,9 @@ class Split:
         return np.maximum(self.source.lengths, self.target.lengths)
 
     @property
-    def max_lengths(self) -> tuple[int, int]:
-        """Tokens of the longest source and of the longest target."""
-        return int(self.source.lengths.max()), int(self.target.lengths.max())
+    def side_lengths(self) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
+        """Tokens of each source and of each target."""
+        return self.source.lengths, self.target.lengths
 
 
 def encode_pairs(sources: Sequence[str], targets: Sequence[str], tokenizer: Tokenizer) -> Split:

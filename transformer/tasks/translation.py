@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from transformer.batch import Batch
 from transformer.config import UNK, ExperimentConfig, UserError, choose, result_hash
@@ -182,8 +182,14 @@ class Translation(Task):
             )
         except ValueError as error:
             raise UserError(f"data.row_length is {row_length}: {error}; raise it") from None
-        check_lengths(self.model, "train", plan.max_lengths)
-        check_lengths(self.model, "validation", self.corpus.split("validation").max_lengths)
+        is_used = training.lengths <= row_length
+        check_lengths(self.model, "train", tuple(lengths * is_used for lengths in training.side_lengths))
+        check_lengths(
+            self.model,
+            "validation",
+            self.corpus.split("validation").side_lengths,
+            max(row_length, self.config.decode.batch_tokens),
+        )
         log.info(
             "%d pairs (%d dropped: longer than %d tokens), %s",
             len(training) - plan.dropped,
@@ -258,7 +264,7 @@ def evaluate(
       UserError: a sentence has more tokens than the model has positions.
     """
     tokens = encode_pairs(test_set.sources, test_set.references, tokenizer)
-    check_lengths(model, test_set.name, tokens.max_lengths)
+    check_lengths(model, test_set.name, tokens.side_lengths)
     totals = _score_references(config, model, params, tokens)
     translator = Translator(model, params, tokenizer, config.decode)
     started = time.perf_counter()
@@ -350,19 +356,32 @@ def make_loss_fn(model: EncoderDecoder) -> LossFn:
     return functools.partial(translation_loss, model)
 
 
-def check_lengths(model: EncoderDecoder, split: str, max_lengths: tuple[int, int]) -> None:
-    """Checks that the model has positions for every sentence of a split, since no sentence is clipped.
+def check_lengths(
+    model: EncoderDecoder,
+    split: str,
+    side_lengths: tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]],
+    max_length: int | None = None,
+) -> None:
+    """Checks that the model can read every sentence of a split, since no sentence is clipped.
 
     Args:
       model: the model, built with or without `trained_lengths`.
       split: name of the split, for the message.
-      max_lengths: tokens of the longest source and the longest target in the split.
+      side_lengths: tokens of each source and of each target in the split.
+      max_length: largest number of tokens of a sentence that the memory is meant for; None if there is none.
 
     Raises:
       UserError: a sentence is too long.
     """
-    for side, length, limit in zip(("source", "target"), max_lengths, model.max_lengths, strict=True):
-        if limit is None or length <= limit:
+    for side, lengths, limit in zip(("source", "target"), side_lengths, model.max_lengths, strict=True):
+        index = int(np.argmax(lengths))
+        longest = f"pair {index + 1} of split {split!r} has a {side} of {lengths[index]:,} tokens"
+        if max_length is not None and lengths[index] > max_length:
+            raise UserError(
+                f"{longest}, but data.row_length and decode.batch_tokens allow {max_length:,}; remove the "
+                "pair, or increase decode.batch_tokens"
+            )
+        if limit is None or lengths[index] <= limit:
             continue
         scheme = f"model.positions={model.config.positions!r}"
         if limit in (model.trained_lengths or ()):
@@ -372,7 +391,7 @@ def check_lengths(model: EncoderDecoder, split: str, max_lengths: tuple[int, int
             advice = f"{scheme} was trained up to {limit}; give --set=model.overflow={' or '.join(policies)}"
         else:
             advice = f"{scheme} ends at {limit}; raise model.max_positions"
-        raise UserError(f"split {split!r} has a {side} of {length} tokens, but {advice}")
+        raise UserError(f"{longest}, but {advice}")
 
 
 def _load_tokenizer(path: Path, identity: Mapping[str, str]) -> Tokenizer:
