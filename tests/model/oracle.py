@@ -112,7 +112,7 @@ class T5Bias(PlainAttention):
         number = min(distance, exact)
 
         def reaches(n):
-            """Tests distance >= exact (last / exact)^(n / (ranges - exact)) in whole numbers."""
+            """Tests distance >= exact (last / exact)^(n / (ranges - exact)) with integers only."""
             return distance ** (ranges - exact) * exact**n >= exact ** (ranges - exact) * last**n
 
         while distance >= exact and number + 1 < ranges and reaches(number + 1 - exact):

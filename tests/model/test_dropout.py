@@ -46,7 +46,7 @@ def kept(kind="outputs", rate=0.5, seed=0, site=("a",)) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", NUM_AXES)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
-def test_the_rate_is_met_overall_and_along_every_axis(rate, kind):
+def test_the_share_of_dropped_activations_is_the_rate_overall_and_along_every_axis(rate, kind):
     mask = kept(kind, rate)
     deviation = np.sqrt(rate * (1 - rate))
     assert abs(mask.mean() - (1 - rate)) <= 4 * deviation / np.sqrt(mask.size)
@@ -116,7 +116,7 @@ def test_an_example_has_the_same_mask_in_every_row():
     np.testing.assert_array_equal(masks[0][0, :3], masks[1][1, 2:])
 
 
-def test_the_sites_of_the_paper_are_outputs_only():
+def test_the_sites_of_the_paper_are_only_outputs():
     dropout, x = (
         bind_dropout(Dropout(jax.random.key(0), 0.5), EXAMPLES, "paper"),
         jnp.ones((SIZE, SIZE, SIZE)),
@@ -153,7 +153,7 @@ def test_the_sites_of_a_transformer_have_fixed_names(sites, monkeypatch):
     assert dropped == expected
 
 
-def test_dropout_of_none_drops_nothing():
+def test_without_dropout_nothing_is_dropped():
     dropout, x = bind_dropout(None, EXAMPLES, "all"), jnp.ones((SIZE, SIZE, SIZE))
     assert dropout(x, ("a",)) is x
     assert dropout.hidden(x, ("a",)) is x

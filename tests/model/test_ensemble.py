@@ -11,7 +11,7 @@ from transformer.model.ensemble import ensemble
 
 
 def members(*kinds):
-    """Models of the given kinds, with parameters. Models of one kind share a module, but not parameters."""
+    """Models of the given kinds, and their parameters. Models of the same kind differ only in parameters."""
     models = {kind: build_model(tiny_config(kind=kind, num_layers=1), VOCAB) for kind in kinds}
     models = [models[kind] for kind in kinds]
     return models, [random_params(model, seed) for seed, model in enumerate(models)]

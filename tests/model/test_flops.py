@@ -22,7 +22,7 @@ def test_a_batched_product_is_counted():
     assert matmul_flops(lambda x, y: jnp.einsum("bik,bjk->bij", x, y), x, y) == 2 * 7 * 2 * 3 * 5
 
 
-def test_a_scan_counts_every_iteration_and_a_conditional_counts_its_longest_branch():
+def test_a_scan_counts_every_iteration_and_a_conditional_its_most_expensive_branch():
     w = jnp.ones((3, 3))
 
     def step(x, _):
@@ -48,7 +48,7 @@ def forward_flops(config: ModelConfig) -> int:
 
 
 def test_flops_of_a_transformer_equal_a_formula():
-    """The formula adds projections, logits and attended values of attention, feed-forward, and output."""
+    """The formula adds the products of attention, of the feed-forward networks and of the output."""
     config = ModelConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
     s, t, m, f, d, e = SOURCE_LENGTH, TARGET_LENGTH, 22, 11, 15, 21  # d and e: d_k and d_v times the heads
 
@@ -64,9 +64,9 @@ def test_flops_of_a_transformer_equal_a_formula():
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("attends", [False, True])
 def test_flops_of_a_recurrent_model_equal_a_formula(attends, cell):
-    """The formula adds cells, initial states, readout and output.
+    """The formula adds the products of the cells, the initial states, the readout and the output.
 
-    With attention, it also adds a second direction, keys, queries, logits and contexts.
+    With attention, the encoder has a second direction, and keys, queries, logits and contexts are added.
     """
     kind = "recurrent_attention" if attends else "recurrent"
     config = ModelConfig(kind=kind, cell=cell, encoder_layers=2, decoder_layers=3, d_model=22)

@@ -1,7 +1,8 @@
 """Invariants of every entry in every dict of the model. A new entry is tested without a change to this file.
 
-Compilation takes most of the time. A variant therefore compiles one program of one shape for logits and
-gradients, and one program for decoding. Other test files import these tests and run them on other variants.
+Compilation takes most of the time. So each variant compiles only two programs: one, with fixed shapes, for
+logits and gradients, and one for decoding. Other test files import these tests and run them on their own
+variants.
 """
 
 import dataclasses
@@ -31,11 +32,11 @@ from transformer.model.recurrent import CELLS
 
 # Tolerance for float32 sums in a different order, as in a different shape or program. Logits are of order 1.
 OTHER_ORDER = 2e-5
-# Tolerance for rows of one batch. XLA vectorizes recurrences and, on some processors, the products of relative
-# positions across rows, so rows sum in different orders.
+# Tolerance between rows of the same batch. XLA vectorizes recurrences and, on some processors, the products
+# of relative positions across rows, so two rows may add the same numbers in different orders.
 ROW_ROUNDING = 1e-6
-# Fields whose entries transform each token separately, as the tests of whole rows show. A decoding step uses
-# the same block, so the test of cached decoding skips these fields.
+# Config fields that change only how a token is transformed on its own, as the tests of whole rows show. A
+# decoding step uses the same block, so the test of cached decoding skips these fields.
 PER_TOKEN_FIELDS = {"norm", "feed_forward", "dropout_sites"}
 
 
@@ -60,7 +61,7 @@ VARIANTS = variants()
 
 
 class Variant:
-    """A model with one layer per stack, its parameters, and a program for its logits and their gradient."""
+    """A model with one layer per stack, its parameters, and a program for its loss, logits and gradient."""
 
     num_rows, source_length, target_length = 8, 9, 7
 
@@ -110,7 +111,7 @@ def rows_of(sentences, rows):
 
 
 def test_a_target_token_changes_only_later_logits(variant):
-    """The logits at position i predict token i from the tokens before it. Row i has a different token i."""
+    """The logits at position i predict token i from the tokens before it. Row i changes token i."""
     target = [4, 5, 6, 7, 8, 9, 2]
     targets = [{A: [*target[:i], 10, *target[i + 1 :]]} for i in range(len(target))]
 
@@ -123,7 +124,7 @@ def test_a_target_token_changes_only_later_logits(variant):
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_an_example_has_the_same_logits_in_every_row(variant, rate):
-    """The example is alone in a different row or, if the model supports packing, behind another example."""
+    """The example is alone in a different row or, if the model supports packing, follows another example."""
     packs = variant.model.supports_packing
     rows = [[A], [B], [B], [A], [B, A] if packs else [B]]
 
@@ -148,7 +149,7 @@ def test_dropout_depends_on_the_rate_and_the_example(variant):
 
 
 def test_padding_and_compilation_change_nothing(variant):
-    """The compiled program has other tokens in its padding; eager evaluation has no padding."""
+    """The compiled program reads padding with an arbitrary token; eager evaluation reads no padding."""
     compiled = variant.logits([{B: SOURCES[B]}], [{B: TARGETS[B]}], padding=11)
 
     batches = (packed_batch([{B: side[B]}]) for side in (SOURCES, TARGETS))
@@ -190,7 +191,7 @@ def test_cached_decoding_equals_full_decoding(variant):
 
 
 def test_the_loss_halves_in_30_steps(variant):
-    """The steps are those of Adam, in NumPy, with a learning rate of 0.01."""
+    """The optimizer is Adam, written in NumPy, with a learning rate of 0.01."""
     rows = [{A: tokens} for tokens in np.random.default_rng(0).integers(4, VOCAB, (variant.num_rows, 5))]
     batches = variant.batches(rows, rows)
 
@@ -206,10 +207,10 @@ def test_the_loss_halves_in_30_steps(variant):
 
 @pytest.mark.slow
 def test_a_model_learns_to_copy(variant):
-    """Trains on new sentences of 2 to 6 tokens at each step, then tests on other sentences, with true inputs.
+    """Trains on new sentences of 2 to 6 tokens at each step, then tests on other sentences (teacher forcing).
 
-    Without positions, the encoder sees a bag of tokens, and the decoder cannot know their order. The same holds for
-    tokens beyond the last position.
+    Without positions, the encoder sees a bag of tokens, and the decoder cannot know their order. The same is
+    true of the tokens beyond the last position.
     """
     model = build_model(tiny_config(**{"encoder_layers": 1} | variant.changes), VOCAB)
     rng = np.random.default_rng(0)

@@ -74,7 +74,7 @@ def test_multi_head_attention_equals_the_equations():
     [*((name, 3 if name == "relative" else None) for name in POSITIONS), ("t5_bias", 20)],
 )
 def test_a_whole_transformer_equals_the_equations(positions, max_distance):
-    """Sentences are longer than `max_distance`, and longer than the T5 ranges that hold a single distance."""
+    """Sentences are longer than `max_distance`, and longer than the T5 ranges that are single distances."""
     model = build_model(tiny_config(positions=positions, max_positions=32, max_distance=max_distance), VOCAB)
     params = random_params(model)
     source, target = np.random.default_rng(0).integers(4, VOCAB, (2, 29))
@@ -192,7 +192,7 @@ def test_additive_attention_equals_the_equations():
 
 
 def test_t5_range_starts_equal_the_released_table():
-    """The values are from the released code. A range holds one distance at first; then ranges grow."""
+    """The values are from the released code. The first ranges are single distances; then ranges grow."""
     assert t5_range_starts(16, 128).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     assert t5_range_starts(32, 128)[:16].tolist() == list(range(1, 17))
     assert t5_range_starts(32, 128)[-1] < 128

@@ -127,7 +127,7 @@ def test_source_target_and_output_read_the_configured_matrices(name):
 
 @pytest.mark.parametrize("kind", ["transformer", "recurrent"])
 def test_a_model_uses_a_separate_matrix_for_source_target_and_output(kind):
-    """A logit has gradients only for the source tokens, the decoder's input tokens, and its own class."""
+    """A logit depends only on the vectors of the source tokens, the decoder's input and its own class."""
     model = build_model(tiny_config(kind=kind, embeddings="untied", num_layers=1), VOCAB)
     params = random_params(model)
 
@@ -188,7 +188,7 @@ def test_base_has_63_million_parameters(base_count):
     ids=str,
 )
 def test_differences_from_base_equal_those_of_table_3(changes, millions, base_count):
-    # With this vocabulary, base has 65 million parameters and nearly all rows fit.
+    # With this vocabulary, base has 65 million parameters, as in the table.
     vocab_size = 40_500
     base = base_count + (vocab_size - 37_000) * 512
     assert (count(vocab_size, **changes) - base) / 1e6 == pytest.approx(millions - 65, abs=1)

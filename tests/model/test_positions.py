@@ -1,4 +1,4 @@
-"""Position schemes: positions beyond the last, refused configs, and a scheme that the test adds."""
+"""Position schemes: positions beyond the limit, invalid configs, and a scheme that a test adds."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def added(positions, overflow, max_positions=LIMIT):
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_concat", "learned"])
-def test_positions_beyond_the_last_follow_the_overflow_policy(positions):
+def test_positions_beyond_the_limit_follow_the_overflow_policy(positions):
     error, clamp, zero = (added(positions, overflow) for overflow in ("error", "clamp", "zero"))
 
     assert (error[1], clamp[1], zero[1]) == (LIMIT, None, None)
@@ -34,7 +34,7 @@ def test_positions_beyond_the_last_follow_the_overflow_policy(positions):
     for vectors, _ in (error, zero):
         np.testing.assert_allclose(vectors[:LIMIT], clamp[0][:LIMIT], atol=1e-6)
     assert (np.abs(clamp[0][:LIMIT]).max(axis=1) > 0).all()
-    # Each position before the limit has a vector that differs from its neighbor's.
+    # Neighboring positions before the limit have different vectors.
     assert (np.abs(np.diff(clamp[0][:LIMIT], axis=0)).max(axis=1) > 1e-3).all()
 
 
@@ -110,7 +110,7 @@ def test_only_learned_positions_have_the_error_policy_by_default():
         ),
         (
             {"positions": "rope", "max_distance": 16},
-            "model.max_distance is 16; it must be None for model.positions='rope', which has no such limit",
+            "model.max_distance is 16; it must be None for model.positions='rope', which has no maximum distance",
         ),
         (
             {"positions": "t5_bias", "max_distance": 16},
@@ -134,7 +134,7 @@ class Binary(PositionScheme):
 
 
 def test_a_new_scheme_trains_and_decodes(monkeypatch):
-    """The scheme is one class and one entry. The model learns to reverse, for which it needs positions."""
+    """The test adds a class and an entry of `POSITIONS`. To reverse a sentence, a model needs positions."""
     monkeypatch.setitem(POSITIONS, "binary", Binary)
     model = build_model(tiny_config(positions="binary", num_layers=1), VOCAB)
     words = np.random.default_rng(0).integers(4, VOCAB, (32, 5))

@@ -54,8 +54,8 @@ RELATIVE, SPREAD = "bqhd,hcd->bhqc", "bhqc,qkc->bhqk"
 def test_products_of_a_bfloat16_model(changes, logits, exact):
     """Factors are bfloat16. Products are bfloat16 too, except for logits, which are float32.
 
-    In the gradient, only the products that make logits have float32 factors. `exact` names products of float32
-    logits with ones and zeros.
+    In the gradient, only the products that belong to logits have float32 factors. `exact` names the products
+    of float32 logits with one-hot vectors.
     """
     config = tiny_config(dtype="bfloat16", num_layers=1, **changes)
     loss, arguments = loss_and_arguments(config, VOCAB, 5, 7)
@@ -75,7 +75,7 @@ def test_products_of_a_bfloat16_model(changes, logits, exact):
 
 
 def test_relative_positions_make_no_tensor_of_queries_keys_and_channels():
-    """Sizes are primes, so that the factors of a tensor's size tell which axes the tensor has."""
+    """Sizes are primes, so the factors of a tensor's size tell which axes the tensor has."""
     s, t, d, e = 11, 13, 5, 7
     sizes = {"d_model": 23, "d_ff": 29, "num_heads": 3, "d_k": d, "d_v": e, "max_distance": 9}
     config = tiny_config(positions="relative", num_layers=1, **sizes)

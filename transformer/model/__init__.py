@@ -37,7 +37,7 @@ KINDS: dict[str, type[EncoderDecoder]] = {
     "recurrent_attention": RecurrentAttention,
 }
 
-# The dict that each field of `ModelConfig` selects from.
+# For each field of `ModelConfig` that selects an entry of a dict: the dict.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "kind": KINDS,
     "positions": POSITIONS,
@@ -56,7 +56,7 @@ def build_model(
     """Makes the model that a config describes; see `EncoderDecoder` for `trained_lengths`.
 
     Raises:
-      UserError: an unknown name, or a value that the position scheme refuses.
+      UserError: a name is unknown, or the position scheme does not accept the config.
     """
     for field, entries in CHOICES.items():
         choose(entries, getattr(config, field), f"model.{field}")

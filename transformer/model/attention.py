@@ -15,13 +15,16 @@ from transformer.model.positions import PositionScheme
 
 
 class RowIndices(NamedTuple):
-    """Positions of the queries of self-attention, and the indices of queries and keys in a row.
+    """Places of the queries and keys of self-attention.
+
+    A row may contain several examples (see `TokenBatch`), so a token has a position in its example and an
+    index in its row.
 
     Attributes:
       positions: position of each query in its example.
       query_index: index of each query in its row.
       key_index: index of each key in its row.
-      length: static upper bound; every position is below `length`.
+      length: static number above every position.
     """
 
     positions: Int[Array, "b q"]
@@ -38,7 +41,7 @@ class RowIndices(NamedTuple):
 
 
 class LayerPositions(NamedTuple):
-    """A position scheme for the self-attention of one layer; see the hooks of `PositionScheme`."""
+    """The position scheme for one layer of self-attention. Each method calls a hook of `PositionScheme`."""
 
     scheme: PositionScheme
     layer: int
@@ -75,13 +78,13 @@ def scaled_dot_product_attention(
     """softmax(Q K^T / sqrt(d_k) + bias) V, equation 1, with the logits and the softmax in float32.
 
     Args:
-      query, key, value: Q, K and V, projected.
-      mask: the keys that each query may see.
+      query, key, value: Q, K and V after their projections.
+      mask: True where a query may see a key.
       bias: added to the scaled logits; the paper has no bias.
       dropout_mask: factors on the weights, 0 where a weight is dropped; the paper drops no weights.
 
     Returns:
-      The attended values and the weights. A query that may see no key has uniform weights, not NaN.
+      The attended values and the weights. If a query may see no key, its weights are uniform, not NaN.
     """
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
@@ -96,12 +99,12 @@ def scaled_dot_product_attention(
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O.
 
-    The projections have no bias; the initial weights are Xavier-uniform. Self-attention reads keys and values
-    of its input, cross-attention reads those of the encoder's output, and a decoding step reads those in a
-    cache. The attention weights are sown as `intermediates`.
+    The projections have no bias; the initial weights are Xavier-uniform. Keys and values come from the input
+    in self-attention, from the encoder's output in cross-attention, and from a cache in a decoding step. The
+    attention weights are sown in Flax's collection `intermediates`.
 
     Attributes:
-      gain: factor on the initial kernels of values and output.
+      gain: factor on the initial kernels of the value and output projections.
     """
 
     config: ModelConfig
@@ -126,11 +129,11 @@ class MultiHeadAttention(nn.Module):
         """Attends from `x` to keys and values.
 
         Args:
-          x: the queries' tokens.
+          x: the tokens to project to queries.
           keys_values: keys and values from the method `keys_values`.
-          mask: the keys that each query may see.
+          mask: True where a query may see a key.
           positions: the hooks of the position scheme; None in cross-attention.
-          dropout: dropout that is bound to the rows of the queries.
+          dropout: dropout for the queries' batch.
           key_positions: see `BoundDropout.weights_mask`.
         """
         query = self._split(self.query(x))
@@ -148,7 +151,7 @@ class MultiHeadAttention(nn.Module):
         return self.output(heads.reshape(*heads.shape[:2], -1))
 
     def keys_values(self, x: Float[Array, "b k m"], positions: LayerPositions | None = None) -> KeysValues:
-        """Returns K W^K and V W^V for the tokens that are attended to, split into heads."""
+        """Projects tokens to keys and values (K W^K and V W^V), split into heads."""
         key, value = self._split(self.key(x)), self._split(self.value(x))
         return KeysValues(key if positions is None else positions.transform(key), value)
 

@@ -32,7 +32,7 @@ class CrossInputs(NamedTuple):
 class Block(nn.Module):
     """Self-attention, cross-attention (in a decoder) and a feed-forward network, with residual connections.
 
-    The encoder and the decoder use this class, for whole rows and for single decoding steps.
+    The encoder and the decoder use this class, in training and in a search.
     """
 
     config: ModelConfig
@@ -59,19 +59,19 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b q m"], KVCache | None]:
-        """Transforms each token.
+        """Applies the block.
 
         Args:
-          x: the tokens of whole rows, or in a search one token of each hypothesis.
-          mask: the keys that each query of self-attention may see.
+          x: the tokens of whole rows or, in a search, one token of each hypothesis.
+          mask: True where a query of self-attention may see a key.
           positions: the hooks of the position scheme; if None, self-attention sees no positions.
-          dropout: dropout that is bound to the rows.
+          dropout: dropout for the batch of `x`.
           cross: inputs of cross-attention.
-          cache: keys and values of the previous steps; if None, self-attention reads only those of `x`.
-          index: the step of a search; the keys and values of `x` are written to the cache at this step.
+          cache: keys and values of the previous steps; if None, only those of `x` are attended to.
+          index: the step of the search, at which the keys and values of `x` are written to the cache.
 
         Returns:
-          The output, and the cache with the keys and values of `x`.
+          The output, and the cache with the keys and values of `x` added; None without a cache.
         """
         y = self.self_attention_residual.before(x)
         keys_values = self.self_attention.keys_values(y, positions)
@@ -123,7 +123,7 @@ class Stack(nn.Module):
         caches: Sequence[KVCache] | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b q m"], tuple[KVCache | None, ...]]:
-        """Applies the blocks to embedded tokens; see `Block`. `cross` and `caches` have an entry per layer.
+        """Applies the blocks to embedded tokens; see `Block`. `cross` and `caches` have one entry per layer.
 
         Returns:
           The output of the last block, and the cache of each layer.

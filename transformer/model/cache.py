@@ -16,9 +16,9 @@ from transformer.model.attention import KeysValues
 class KVCache(NamedTuple):
     """Cached keys and values of one attention layer.
 
-    In cross-attention, an entry (axis k) belongs to a source token. In self-attention, entry t n + i belongs
-    to step t of hypothesis i. The entries are the last axis, so that both products of attention read the
-    cache in place. With a different order of axes, each step would copy the whole cache.
+    In cross-attention, an entry (axis k) belongs to a source token. In self-attention with n hypotheses per
+    sentence, entry t n + i belongs to step t of hypothesis i. The entries are the last axis; with another
+    order of axes, the matrix products of attention would copy the whole cache at each step.
     """
 
     key: Float[Array, "b h d k"]
@@ -34,7 +34,7 @@ class KVCache(NamedTuple):
         return KeysValues(*(jnp.moveaxis(array, -1, 1) for array in self))
 
     def empty(self, num_entries: int) -> "KVCache":
-        """Returns an empty cache for keys and values of the same widths."""
+        """Returns a cache of zeros with `num_entries` entries; the other axes keep their sizes."""
         return KVCache(*(jnp.zeros((*array.shape[:-1], num_entries), array.dtype) for array in self))
 
     def extend(self, num_entries: int) -> "KVCache":
@@ -42,7 +42,7 @@ class KVCache(NamedTuple):
         return KVCache(*(jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, num_entries))) for array in self))
 
     def write(self, keys_values: KeysValues, index: Int[Array, ""]) -> "KVCache":
-        """Returns the cache with the keys and values of all hypotheses written at step `index`."""
+        """Writes the keys and values of all hypotheses at step `index`. Returns the new cache."""
         new = KVCache.store(keys_values)
         start = index * new.key.shape[-1]
         return KVCache(
@@ -52,10 +52,10 @@ class KVCache(NamedTuple):
 
 
 class EncoderCache(NamedTuple):
-    """The source for the decoder's cross-attention. The hypotheses of a sentence share it.
+    """Keys and values of the source. The hypotheses of a sentence share them.
 
     Attributes:
-      layers: the cache of each decoder layer.
+      layers: the cross-attention cache of each decoder layer.
       mask: False in padding.
     """
 
@@ -64,11 +64,11 @@ class EncoderCache(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """The tokens that the hypotheses of a search have read.
+    """State of the decoder between two steps of a search.
 
     Attributes:
       layers: the self-attention cache of each decoder layer.
-      ancestors: for each hypothesis and each of its tokens, the hypothesis that wrote the token.
+      ancestors: for each hypothesis and step, the index of the hypothesis that wrote the token's cache entry.
     """
 
     layers: tuple[KVCache, ...]
@@ -84,7 +84,7 @@ class DecoderState(NamedTuple):
         )
 
     def advance(self, parents: Int[Array, "b n"], index: Int[Array, ""]) -> Int[Array, "b n t"]:
-        """Returns the ancestors at step `index`, where each hypothesis continues its parent."""
+        """Returns the ancestors at step `index`: each hypothesis inherits its parent's and adds itself."""
         rows, num_hypotheses, _ = self.ancestors.shape
         ancestors = jnp.take_along_axis(self.ancestors, parents[..., None], axis=1)
         itself = jnp.broadcast_to(jnp.arange(num_hypotheses)[None, :, None], (rows, num_hypotheses, 1))

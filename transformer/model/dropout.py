@@ -1,9 +1,10 @@
 """Dropout (paper, section 5.4) whose masks depend on the example, not on its row, batch or device.
 
-A mask bit is an integer hash of (key, site, example, position, channel). So an example loses the same
-activations in any row, in any batch, on any device and in any part of an accumulated step. The rate can be
-traced, so a different rate needs no recompilation. The mixing function is the 32-bit finalizer "lowbias32"
-of C. Wellons' hash prospector (2018).
+A site is a place in the model where dropout acts. An integer hash of (key, site, example, position, channel)
+decides whether an activation is dropped. So the same activations of an example are dropped in any row, in any
+batch, on any device and in any part of an accumulated step. The rate can be traced, so a different rate needs
+no recompilation. The mixing function is the 32-bit finalizer "lowbias32" of C. Wellons' hash prospector
+(2018).
 """
 
 import zlib
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from transformer.batch import TokenBatch
 
-# Places of dropout in addition to the paper's places. The paper drops outputs of sub-layers and sums of
+# Where dropout acts in addition to the paper's sites, which are the outputs of sub-layers and the sums of
 # embeddings and positions.
 DROPOUT_SITES: dict[str, frozenset[str]] = {
     "paper": frozenset(),
@@ -23,7 +24,7 @@ DROPOUT_SITES: dict[str, frozenset[str]] = {
     "all": frozenset({"attention", "feed_forward"}),
 }
 
-# The path of a module in the model: ("encoder", "layers_0", "feed_forward").
+# A site is named by the path of its module in the model, such as ("encoder", "layers_0", "feed_forward").
 Site = tuple[str, ...]
 
 
@@ -40,13 +41,13 @@ class Dropout(NamedTuple):
 
 
 class BoundDropout(NamedTuple):
-    """Dropout bound to the rows whose activations it drops; see `bind_dropout`.
+    """Dropout for the activations of one batch; see `bind_dropout`.
 
     Attributes:
-      seed: decides the masks; if None, nothing is dropped.
+      seed: seed of the hash; if None, nothing is dropped.
       threshold: an activation is dropped if its hash is below the threshold.
       scale: factor on the activations that are not dropped, 1 / (1 - rate).
-      batch: the rows.
+      batch: the tokens of the batch.
       sites: an entry of `DROPOUT_SITES`.
     """
 
@@ -63,18 +64,18 @@ class BoundDropout(NamedTuple):
         return x * self._mask(hash_bits(self.seed, site, self.batch, x.shape[-1])).astype(x.dtype)
 
     def hidden(self, x: Float[Array, "b t f"], site: Site) -> Float[Array, "b t f"]:
-        """Drops hidden activations of a feed-forward network, if `sites` include them."""
+        """Drops hidden activations of a feed-forward network if `sites` includes them."""
         return self(x, (*site, "hidden")) if "feed_forward" in self.sites else x
 
     def weights_mask(
         self, site: Site, num_heads: int, key_positions: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b h q k"] | None:
-        """Returns factors on attention weights, 0 or `scale`; None if `sites` do not include the weights.
+        """Returns the factors on attention weights, 0 or `scale`; None if no weights are dropped.
 
         Args:
           site: path of the attention module.
-          num_heads: h.
-          key_positions: positions of the keys in their examples; if None, those of the queries.
+          num_heads: number of heads, h.
+          key_positions: position of each key in its example; if None, the positions of the queries.
         """
         if self.seed is None or "attention" not in self.sites:
             return None
@@ -91,7 +92,7 @@ NO_DROPOUT = BoundDropout()
 
 
 def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper") -> BoundDropout:
-    """Binds `dropout` to the rows of a batch; `sites` is a key of `DROPOUT_SITES`.
+    """Binds `dropout` to a batch; `sites` is a key of `DROPOUT_SITES`.
 
     If `dropout` is None, nothing is dropped.
     """
@@ -109,7 +110,7 @@ def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper
 def hash_bits(
     seed: UInt32[Array, ""], site: Site, batch: TokenBatch, num_channels: int
 ) -> UInt32[Array, "b t m"]:
-    """Returns uniform bits for each channel of each token."""
+    """Returns 32 uniform random bits for each channel of each token."""
     channels = _spread(jnp.arange(num_channels))[None, None, :]
     return _mix(_token_bits(seed, site, batch)[:, :, None] ^ channels)
 

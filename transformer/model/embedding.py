@@ -27,7 +27,7 @@ class LogitFactors(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The name of the matrix for each of three uses. Uses with equal names share one matrix."""
+    """Names of the matrices for source tokens, target tokens and output. Equal names share one matrix."""
 
     source: str
     target: str
@@ -42,12 +42,12 @@ EMBEDDINGS: dict[str, Tables] = {
 
 
 class Embedding(nn.Module):
-    """The matrices for source, target and output.
+    """The matrices for source tokens, target tokens and output.
 
     The initial weights are normal with standard deviation d_model^-0.5.
 
     Attributes:
-      names: the name of the matrix that each use reads.
+      names: an entry of `EMBEDDINGS`.
     """
 
     vocab_size: int

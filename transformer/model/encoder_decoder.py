@@ -30,7 +30,7 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
     Attributes:
       trained_lengths: tokens of the longest source and the longest target in the training data; None during
         training. `model.overflow` decides what happens to longer sequences.
-      supports_packing: whether a row may hold several examples.
+      supports_packing: whether a row may contain several examples.
     """
 
     config: ModelConfig
@@ -89,15 +89,15 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
     def start_decoding(
         self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[PyTree, PyTree]:
-        """Encodes one sentence per row for a search.
+        """Encodes the sentences of a search, one per row.
 
         Args:
           source_tokens: sentences that end in EOS, padded with PAD.
-          num_hypotheses: n, hypotheses per sentence.
+          num_hypotheses: number of hypotheses per sentence, n.
           cache_length: tokens per hypothesis that the state has space for; see `resize_cache`.
 
         Returns:
-          encoder_cache: the source, shared by the hypotheses of a sentence; every array has b rows.
+          encoder_cache: the encoded source, shared by the hypotheses of a sentence; every array has b rows.
           state: memory of the target tokens read so far; every array has b rows.
         """
 
@@ -122,7 +122,7 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
           encoder_cache: see `start_decoding`.
           state: the state that the previous step returned.
           tokens: decoder inputs; BOS at step 0.
-          parents: for each hypothesis, the hypothesis of the previous step that it continues.
+          parents: for each hypothesis, the index of the previous step's hypothesis that it extends.
           index: number of the step, counted from 0.
 
         Returns:
@@ -131,6 +131,6 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
 
 
 def shift_right(target: TokenBatch) -> Int[Array, "b t"]:
-    """Returns the decoder's input (figure 1): BOS and then all target tokens of an example but the last."""
+    """Returns the decoder's input (figure 1): BOS, then all target tokens of an example except the last."""
     previous = jnp.pad(target.tokens[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(target.positions == 0, BOS, previous)

@@ -60,7 +60,7 @@ class Ensemble(nn.Module):
 
 
 def ensemble(models: Sequence[EncoderDecoder], params: Sequence[PyTree]) -> tuple[Ensemble, PyTree]:
-    """Joins models, and the parameters of the models, into an ensemble."""
+    """Returns an ensemble of models, and its parameters."""
     # The models are cloned, since Flax shares the parameters of a module that occurs twice.
     joined = Ensemble(tuple(model.clone() for model in models))
     return joined, {f"models_{number}": model_params for number, model_params in enumerate(params)}

@@ -8,10 +8,10 @@ from jax.extend.core import jaxprs_in_params
 
 
 def matmul_flops(function: Callable, *args, **kwargs) -> int:
-    """Counts multiplications and additions in the matrix products of `function(*args)`, which is not run.
+    """Counts the multiplications and additions in the matrix products of a function, without running it.
 
-    A product of [.., m, k] with [.., k, n] counts 2 m k n. The body of a scan counts once per
-    iteration, but only once in XLA's cost analysis. A conditional counts as its most expensive branch.
+    A product of [.., m, k] with [.., k, n] counts 2 m k n. A conditional counts as its most expensive branch.
+    The body of a scan counts once per iteration, whereas XLA's cost analysis counts it only once.
 
     Args:
       function: the function.
@@ -19,7 +19,7 @@ def matmul_flops(function: Callable, *args, **kwargs) -> int:
       **kwargs: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: a while loop with matrix products, whose number of iterations is unknown.
+      ValueError: a while loop has matrix products, so their number is unknown.
     """
     return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 

@@ -12,11 +12,11 @@ from transformer.model.dropout import BoundDropout
 
 
 class Activation(NamedTuple):
-    """The function between the two matrices of a feed-forward network.
+    """The activation between the linear maps of a feed-forward network.
 
     Attributes:
-      function: applied to the first product.
-      gated: whether the result is multiplied by a second product of the input.
+      function: applied to the first linear map of the input.
+      gated: whether the result is multiplied by a second linear map of the input.
     """
 
     function: Callable[[Float[Array, "b t f"]], Float[Array, "b t f"]]
@@ -45,7 +45,7 @@ def xavier_uniform(gain: float = 1.0) -> nn.initializers.Initializer:
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, equation 2; or gated, (f(x W) * x V) W_2.
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (equation 2), or a gated network (f(x W) * x V) W_2.
 
     Differs from the paper if `feed_forward` is not relu. The gated networks are those of Shazeer (2020,
     equations 5 and 6) and have no biases. With `equal_parameters`, the width of a gated network is two thirds
@@ -74,12 +74,12 @@ class FeedForward(nn.Module):
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
-    """LayerNorm (Ba et al. 2016) with statistics in float32, in two passes, eps 1e-6."""
+    """LayerNorm (Ba et al. 2016), eps 1e-6. Statistics are computed in float32, in two passes."""
     return nn.LayerNorm(epsilon=1e-6, dtype=config.dtype, use_fast_variance=False)
 
 
 def rms_norm(config: ModelConfig) -> nn.RMSNorm:
-    """RMSNorm (Zhang and Sennrich 2019), without mean and bias; eps 1e-6.
+    """RMSNorm (Zhang and Sennrich 2019), eps 1e-6. It subtracts no mean and has no bias.
 
     Differs from the paper: LayerNorm is replaced.
     """

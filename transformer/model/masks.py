@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Logit of a key that a query may not see; the weight of the key is 0 in float32. A query that sees no key
-# gets uniform weights; minus infinity would give NaN.
+# Logit of a key that a query may not see. The weight of the key is then 0 in float32. If a query may see no
+# key, its weights are uniform; with minus infinity, they would be NaN.
 NEG_INF = -1e9
 
 
@@ -21,7 +21,7 @@ def causal_mask(length: int) -> Bool[Array, "1 q k"]:
 
 
 def ancestor_mask(ancestors: Int[Array, "b n t"], index: Int[Array, ""]) -> Bool[Array, "b n k"]:
-    """Lets each hypothesis of a search see the cache entries of its own path.
+    """Lets each hypothesis of a search see only the cache entries of its own tokens.
 
     Args:
       ancestors: see `DecoderState`.

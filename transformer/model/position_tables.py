@@ -19,7 +19,7 @@ def sinusoid_concat_table(length: int, d_model: int) -> np.ndarray:
 
 
 def t5_range_starts(num_ranges: int, max_distance: int) -> np.ndarray:
-    """Returns the first distance of every range except the first range, in one direction."""
+    """Returns the smallest distance of each range of T5 in one direction, without the first range."""
     exact = num_ranges // 2
     growth = (max_distance / exact) ** (np.arange(num_ranges - exact) / (num_ranges - exact))
     return np.concatenate([np.arange(1, exact), np.ceil(exact * growth - 1e-9)]).astype(np.int32)
@@ -28,7 +28,7 @@ def t5_range_starts(num_ranges: int, max_distance: int) -> np.ndarray:
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """Returns the slopes 2^(-8/h), 2^(-16/h), ... for h heads.
 
-    If h is not a power of two, the result is the slopes for the next smaller power of two, followed by every
+    If h is not a power of two, the slopes are those for the next smaller power of two, followed by every
     second slope for the next larger power of two.
     """
     power = 1 << (num_heads.bit_length() - 1)

@@ -1,7 +1,7 @@
 """Position schemes, which tell a model the order of tokens (paper, section 3.5).
 
 A scheme is a subclass of `PositionScheme` that overrides some of its hooks, and an entry in `POSITIONS`.
-The encoder and the decoder have one scheme each; cross-attention sees no positions.
+The encoder and the decoder each have an instance of the scheme; cross-attention sees no positions.
 """
 
 from typing import ClassVar
@@ -25,12 +25,14 @@ class PositionScheme(nn.Module):
     """Base class: `add`, `transform`, `bias` and `value_bias` are hooks, which do nothing by default.
 
     Attributes:
-      causal: whether the scheme is a decoder's, where no query sees a later key.
+      causal: whether the scheme belongs to a decoder, where no query sees a later key.
       trained_length: longest sequence, in tokens, that the stack was trained on; None during training.
-      overflow_policies: what the scheme can do at positions from `limit` on, the default first: `error`
-        (refuse the data; the model returns NaN), `clamp` (use the last position), `zero` (add nothing),
-        `extrapolate` (continue the definition of the scheme).
-      default_max_distance: `max_distance` if the config has none; None if the scheme has no such limit.
+      overflow_policies: allowed values of `overflow`, the default first. The value decides what happens at
+        positions from `limit` on: `error` (longer sequences are refused; the model itself returns NaN),
+        `clamp` (use the last position), `zero` (add nothing), `extrapolate` (continue the definition of the
+        scheme).
+      default_max_distance: value of `max_distance` if the config has none; None if the scheme has no
+        maximum distance.
     """
 
     config: ModelConfig
@@ -50,7 +52,7 @@ class PositionScheme(nn.Module):
         if config.max_distance is not None and cls.default_max_distance is None:
             raise UserError(
                 f"model.max_distance is {config.max_distance}; "
-                f"it must be None for model.positions={config.positions!r}, which has no such limit"
+                f"it must be None for model.positions={config.positions!r}, which has no maximum distance"
             )
 
     @property
@@ -60,7 +62,7 @@ class PositionScheme(nn.Module):
 
     @property
     def limit(self) -> int:
-        """The first position that was never trained or does not exist."""
+        """The first position that does not exist or was not reached in training."""
         return min(self.config.max_positions, self.trained_length or self.config.max_positions)
 
     @property
@@ -70,13 +72,13 @@ class PositionScheme(nn.Module):
 
     @property
     def max_distance(self) -> int | None:
-        """Largest distance that the scheme distinguishes; None if there is no such limit."""
+        """Largest distance that the scheme distinguishes; None if the scheme has no maximum distance."""
         return self.config.max_distance or self.default_max_distance
 
     def __call__(
         self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
     ) -> Float[Array, "b t m"]:
-        """Returns the input of a stack: `add`, with the overflow policy at positions from `limit` on."""
+        """Calls `add` and applies the overflow policy at positions from `limit` on."""
         if self.overflow == "extrapolate":
             return self.add(x, positions, length)
         limit = self.limit
@@ -107,8 +109,8 @@ class PositionScheme(nn.Module):
     ) -> Float[Array, "#b h q k"] | None:
         """Returns the bias that is added to the scaled logits of self-attention, or None.
 
-        Indices count from the start of a row, which may hold several examples, so only differences between
-        indices have a meaning.
+        Indices count tokens from the start of a row, which may contain several examples. So only differences
+        between indices are meaningful.
         """
 
     def value_bias(
@@ -180,8 +182,8 @@ class Relative(PositionScheme):
 
     e_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k) and z_i = sum_j alpha_ij (x_j W^V + a^V_ij), where a_ij
     depends on the layer, on the head and on j - i, clipped to `max_distance` (16, as in the base model of
-    Shaw et al.). A query is multiplied by the 2 * 16 + 1 vectors, and a one-hot product spreads the results
-    over the keys. So the largest tensor is [q, k, 2 * 16 + 1].
+    Shaw et al.). Each query is multiplied by all 2 * 16 + 1 vectors a^K; a product with one-hot vectors then
+    selects the result for each key. So the largest tensor is [q, k, 2 * 16 + 1].
 
     Differs from the paper: relative positions in attention instead of sinusoids.
     """
@@ -210,18 +212,18 @@ class Relative(PositionScheme):
         return self.param(name, init, (depth, self.config.num_heads, 2 * self.max_distance + 1, width))
 
     def _one_hot(self, query_index, key_index, dtype):
-        """Returns the row of the tables for each query and key: [q, k, c]."""
+        """Returns one-hot indices [q, k, c] into the tables, which have c vectors per head."""
         last = self.max_distance
         distance = jnp.clip(key_index[None, :] - query_index[:, None], -last, last)
         return jax.nn.one_hot(distance + last, 2 * last + 1, dtype=dtype)
 
 
 class T5Bias(PositionScheme):
-    """A trained number per head and range of distances (Raffel et al. 2020, section 2.1).
+    """A trained bias per head and range of distances (Raffel et al. 2020, section 2.1).
 
-    An encoder has 16 ranges in each direction, a decoder 32. Half of them are single distances; the others
-    grow logarithmically up to `max_distance` (128), beyond which all distances share the last range. The
-    layers of a stack share the numbers.
+    An encoder has 16 ranges in each direction; a decoder has 32. Half of the ranges are single distances. The
+    others grow logarithmically up to `max_distance` (128 by default); the last range also contains all larger
+    distances. The layers of a stack share the biases.
 
     Differs from the paper: a bias of the logits instead of sinusoids. Differs from T5: logits stay scaled.
     """
@@ -268,8 +270,8 @@ class Alibi(PositionScheme):
 class Rope(PositionScheme):
     """Queries and keys rotated by angles that grow with the position (Su et al. 2021, equations 14 and 34).
 
-    Channels 2i and 2i + 1 are rotated by pos / 10000^(2i/d_k), so that a logit depends on the distance alone.
-    The sines and cosines are those of the paper's table with width d_k.
+    Channels 2i and 2i + 1 are rotated by pos / 10000^(2i/d_k). So positions affect a logit only through the
+    distance between query and key. The sines and cosines are those of the paper's table with width d_k.
 
     Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
     """

@@ -1,7 +1,7 @@
 """Recurrent encoder-decoders, without and with attention, for comparison with the Transformer.
 
 The models read and write one token after another, with Flax's cells. Without attention, the decoder sees the
-source as one vector; with attention, as one annotation per token.
+source as one vector. With attention, it sees one vector per source token, called an annotation.
 """
 
 from typing import ClassVar, NamedTuple
@@ -22,8 +22,8 @@ CELLS: dict[str, type[nn.RNNCellBase]] = {
     "gru": nn.GRUCell,  # Cho et al. 2014; the reset gate acts after the product with U, not before
 }
 
-# Memory of a layer: the cell and hidden state of an LSTM, or the hidden state of a GRU. In a search, each
-# hypothesis has a memory.
+# State of a layer: the cell and hidden state of an LSTM, or the hidden state of a GRU. In a search, each
+# hypothesis has its own state.
 Carry = tuple[Float[Array, "*r m"], Float[Array, "*r m"]] | Float[Array, "*r m"]
 
 
@@ -31,8 +31,8 @@ class RecurrentEncoderOutput(NamedTuple):
     """Output of the top encoder layer.
 
     Attributes:
-      annotations: the state of the layer at each token. Two directions are concatenated.
-      summary: the state of the backward direction after its last step.
+      annotations: the hidden state at each token. A bidirectional encoder concatenates both directions.
+      summary: the hidden state of the backward direction after its last step.
     """
 
     annotations: Float[Array, "b s a"]
@@ -40,7 +40,7 @@ class RecurrentEncoderOutput(NamedTuple):
 
 
 class RecurrentEncoderCache(NamedTuple):
-    """The source for the steps of the decoder. The hypotheses of a sentence share it.
+    """Encoded source, which each decoding step reads. The hypotheses of a sentence share it.
 
     Attributes:
       annotations: see `RecurrentEncoderOutput`. Without attention, the summary is the only annotation.
@@ -73,7 +73,7 @@ class Recurrent(EncoderDecoder):
         self.decoder = RecurrentDecoder(self.config, self.attends)
 
     def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> RecurrentEncoderOutput:
-        """Returns the annotations and the summary of each row. A row holds one example."""
+        """Returns the annotations and the summary of each row. A row contains one example."""
         x = self.embedding.source(source.tokens)
         return self.encoder(x, source.segment_ids != 0, bind_dropout(dropout, source))
 
@@ -84,7 +84,7 @@ class Recurrent(EncoderDecoder):
         target: TokenBatch,
         dropout: Dropout | None = None,
     ) -> Float[Array, "b t m"]:
-        """Returns the decoder's output for each target token, given the tokens before."""
+        """Returns the decoder's output for each target token, given the previous target tokens."""
         x = self.embedding.target(shift_right(target))
         cache = self.decoder.encoder_cache(encoder_output, source.segment_ids != 0)
         carries = self.decoder.initial_carries(encoder_output.summary)
@@ -93,7 +93,7 @@ class Recurrent(EncoderDecoder):
     def start_decoding(
         self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[RecurrentEncoderCache, tuple[Carry, ...]]:
-        """Encodes one sentence per row for a search. The state's size does not depend on `cache_length`."""
+        """Encodes the sentences of a search. The size of the state does not depend on `cache_length`."""
         del cache_length
         source = TokenBatch.from_tokens(source_tokens)
         encoder_output = self.encode(source)
@@ -109,7 +109,7 @@ class Recurrent(EncoderDecoder):
         parents: Int[Array, "b n"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "b n v"], tuple[Carry, ...]]:
-        """Reads one token of each hypothesis, from its parent's state on, and predicts the next token."""
+        """Reads one token of each hypothesis and predicts the next, starting from its parent's state."""
         del index
 
         def inherit(carry):
@@ -211,7 +211,10 @@ class RecurrentDecoder(nn.Module):
         cache: RecurrentEncoderCache,
         dropout: BoundDropout = NO_DROPOUT,
     ) -> tuple[Float[Array, "r t m"], tuple[Carry, ...]]:
-        """Continues from `carries`. Each row of `cache` has r / b hypotheses, which are rows of `x`."""
+        """Reads `x`, starting from the states `carries`. Returns the outputs and the new states.
+
+        Each row of `cache` belongs to r / b adjacent rows of `x`, one per hypothesis.
+        """
         dtype = self.config.dtype
         x = dropout(x, self.path)
         if self.attends:
@@ -234,7 +237,7 @@ class RecurrentDecoder(nn.Module):
 
 
 class AttendingCell(nn.Module):
-    """A cell that reads a context of the source before each step: c_i = sum_j alpha_ij h_j."""
+    """A recurrent cell whose input includes a context of the source, c_i = sum_j alpha_ij h_j."""
 
     config: ModelConfig
 
@@ -242,7 +245,7 @@ class AttendingCell(nn.Module):
     def __call__(
         self, carry: Carry, x: Float[Array, "r m"], cache: RecurrentEncoderCache
     ) -> tuple[Carry, tuple[Float[Array, "r m"], Float[Array, "r a"], Float[Array, "r s"]]]:
-        """Makes one step. Returns the carry, and the state, the context and the weights alpha."""
+        """Computes one step. Returns the new carry, and a tuple of the state, the context and alpha."""
         d_model, dtype = self.config.d_model, self.config.dtype
         query = nn.Dense(d_model, use_bias=False, dtype=dtype, name="query")(_hidden(carry))
         align = self.param("align", nn.initializers.normal(d_model**-0.5), (d_model,))

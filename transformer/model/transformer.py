@@ -31,7 +31,7 @@ class Transformer(EncoderDecoder):
     def max_lengths(self):
         scheme = POSITIONS[self.config.positions]
         lengths = self.trained_lengths or (None, None)
-        # Without a parent, a scheme does not become a child of this module; only `max_length` is read.
+        # With parent=None, the scheme is not a submodule; only its `max_length` is read.
         return MaxLengths(
             *(scheme(self.config, trained_length=length, parent=None).max_length for length in lengths)
         )
@@ -64,7 +64,7 @@ class Transformer(EncoderDecoder):
     def start_decoding(
         self, source_tokens: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[EncoderCache, DecoderState]:
-        """Encodes one sentence per row for a search."""
+        """Encodes the sentences of a search, one per row."""
         source = TokenBatch.from_tokens(source_tokens)
         projected = self.decoder.cross_keys_values(self.encode(source))
         cross = tuple(KVCache.store(keys_values) for keys_values in projected)
@@ -87,7 +87,7 @@ class Transformer(EncoderDecoder):
     ) -> tuple[Float[Array, "b n v"], DecoderState]:
         """Reads one token of each hypothesis and predicts the next.
 
-        In self-attention and in cross-attention, the hypotheses of a sentence are the queries of one row.
+        Attention computes all hypotheses of a sentence at once: they are the queries of one row.
         """
         ancestors = state.advance(parents, index)
         _, num_hypotheses, length = ancestors.shape
