@@ -54,7 +54,7 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
     search = ModelSearch(model, config, n_best=2)
 
     expected = jax.jit(search, static_argnums=3)(*arguments)
-    # Shrinks to 2 rows, where rounding may differ.
+    # With this minimum, the search shrinks to 2 rows, where scores may be rounded differently.
     result = ShrinkingSearch(search, min_hypotheses=2 * search.num_hypotheses)(*arguments)
 
     assert row_counts == [4, 2]
@@ -65,7 +65,7 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
 
 @pytest.mark.parametrize("kind", [*KINDS, "ensemble"])
 def test_every_array_of_a_search_has_a_row_per_sentence(kind):
-    """This lets a search drop sentences; only the step number (`state.index`) has no row per sentence."""
+    """A search relies on this when it drops sentences. The only exception is the step, `state.index`."""
     names = KINDS if kind == "ensemble" else [kind]
     models = [build_model(tiny_config(num_layers=1, kind=name), VOCAB_SIZE) for name in names]
     params = [parameter_shapes(model) for model in models]
@@ -78,10 +78,7 @@ def test_every_array_of_a_search_has_a_row_per_sentence(kind):
 
 
 def test_outputs_do_not_depend_on_neighboring_sentences(row_counts):
-    """Searches the same sentences beside neighbors that end early and beside ones that end late.
-
-    `min_hypotheses` has its default.
-    """
+    """The neighbors end early in one search and late in the other. `min_hypotheses` has its default."""
     (model, params), source = model_and_params(), random_sources(32)
     length = 16
     search, results = ShrinkingSearch(ModelSearch(model, DecodeConfig(beam_size=4))), []
@@ -99,7 +96,7 @@ def test_impossible_search_settings_are_refused():
     for config, n_best, message in [
         (DecodeConfig(penalty="none"), 1, "decode.penalty is 'none'; it must be one of: length, wu"),
         (DecodeConfig(), 0, "the number of outputs per sentence is 0; it must be at least 1"),
-        (DecodeConfig(beam_size=3), 4, "decode.beam_size is 3; it must be at least 4 for the 4 best outputs"),
+        (DecodeConfig(beam_size=3), 4, "decode.beam_size is 3; it must be at least 4, the number of outputs"),
         (DecodeConfig(min_output_length=13), 1, "decode.min_output_length is 13; it must be at most 12, the"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -119,7 +119,7 @@ def samples(sampling):
 
 
 def test_samples_depend_on_sentence_number_and_not_on_neighbors(sampling, samples):
-    """Rounding differs between batches, but no choice here is so close that rounding changes it."""
+    """Logits are rounded differently in different batches, but no choice here is close enough to change."""
     for number, text in enumerate(TEXTS):
         alone = sampling.hypotheses([text], first=number)[0]
         assert [sample.text for sample in alone] == samples[number]
@@ -133,7 +133,7 @@ def test_samples_depend_on_the_seed(samples):
     assert all(text != texts[0] for text, texts in pairs if text)
 
 
-def test_samples_differ_and_the_first_does_not_depend_on_how_many_are_drawn(samples):
+def test_samples_differ_and_the_first_sample_does_not_depend_on_their_number(samples):
     assert [len(set(texts)) for texts in samples] == [4 if text else 1 for text in TEXTS]
     one_sample = translator(**SAMPLING)
     assert one_sample(TEXTS) == [texts[0] for texts in samples]

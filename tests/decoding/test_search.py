@@ -1,4 +1,7 @@
-"""Searches over tables of logits in place of a model, compared with an enumeration of all outputs."""
+"""Searches over tables of logits in place of a model, compared with an enumeration of all outputs.
+
+A `beam_size` of 0 stands for greedy search.
+"""
 
 import itertools
 
@@ -106,7 +109,7 @@ def test_padding_and_bos_are_never_predicted():
         assert not set(words(search(table, [6], beam_size), 0)) & {PAD, BOS}
 
 
-def test_beam_of_two_finds_what_greedy_search_misses():
+def test_beam_of_two_finds_an_output_that_greedy_search_misses():
     """Greedy search takes word 3 (0.6), then at best EOS (0.4). Word 4 (0.4) is always followed by EOS."""
     table = np.full((1, VOCAB, VOCAB, VOCAB), -1e9, np.float32)
     table[0, :, BOS, [3, 4]] = np.log([0.6, 0.4])[:, None]

@@ -104,7 +104,7 @@ def test_a_long_text_is_split_and_its_parts_are_translated(beam):
     assert [hypotheses[0].text for hypotheses in together[::2]] == beam(["a", "a man"])
 
 
-def test_a_split_text_has_ended_only_if_all_its_parts_have():
+def test_a_split_text_has_ended_only_if_all_its_parts_have_ended():
     """The last of the three parts has not ended."""
 
     class LastUnended(Translator):
@@ -136,12 +136,12 @@ def test_positions_limit_sources_outputs_and_scored_texts():
     forced = translate.hypotheses(["a man"], ["two"])[0][0]
     assert len(tokenizer().encode(forced.text)) <= 12 + (not forced.ended)  # EOS counts as a token
     assert all(np.isfinite(scores).all() for scores in translate.log_probs(["a man", "a"], ["a", "a hat"]))
-    with pytest.raises(UserError, match="target 9 has 16 tokens; it must have at most 12: see decode.max_s"):
+    with pytest.raises(UserError, match="target 9 has 16 tokens; it must have at most 12; shorten"):
         translate.log_probs(["a", "a man"], ["a", "a man in a hat"], first=7)
 
 
 def test_scored_text_beyond_the_limit_of_the_config_is_refused(beam):
-    with pytest.raises(UserError, match="text 1 has 41 tokens; it must have at most 16: see decode.max_s"):
+    with pytest.raises(UserError, match="text 1 has 41 tokens; it must have at most 16; shorten the text"):
         beam.log_probs([TEXTS[4]], ["a"])
 
 
@@ -165,8 +165,8 @@ def test_output_limits_follow_from_source_lengths_and_config(decode, limits, len
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_outputs_keep_to_their_limits(beam_size):
-    """The first model would end at once, and the second never."""
+def test_outputs_respect_their_limits(beam_size):
+    """Without limits, the first model would end at once, and the second model would never end."""
     source, decode = rows_of(["a", "a man"]), {"min_output_length": 4, "max_output_length": 6}
     for token, length in ((EOS, 4), (7, 6)):
         translate = translator(params=constant_params(token), beam_size=beam_size, **decode)
@@ -174,7 +174,7 @@ def test_outputs_keep_to_their_limits(beam_size):
 
 
 def constant_params(token):
-    """Weights with which the model always predicts `token`. EOS is least probable, unless it is `token`."""
+    """Weights with which the model always predicts `token`. If `token` is not EOS, EOS is least probable."""
     _, params = model_and_params()
     logits = np.zeros(len(params["embedding"]["table"]), np.float32)
     logits[EOS], logits[token] = -50, 9
@@ -212,7 +212,7 @@ def test_prefix_must_be_shorter_than_its_output(beam):
     """The output for a source of 3 tokens has at most 8 tokens, including EOS."""
     assert [len(tokenizer().encode(text)) - 1 for text in ("a", "one tw", "one two")] == [2, 7, 8]
     assert beam.hypotheses(["a"], ["one tw"])[0][0].text.startswith("one tw")
-    with pytest.raises(UserError, match=r"prefix 8 has 8 tokens, but the output has at most 8, EOS included"):
+    with pytest.raises(UserError, match="prefix 8 has 8 tokens, but its output may have only 8, EOS"):
         beam.hypotheses(["a"], ["one two"], first=7)
 
 

@@ -1,7 +1,7 @@
 """Search for translations.
 
 `Translator` is the entry point and maps text to text. `BeamSearch` and `IndependentSearch` (greedy search,
-sampling) work with any step function; `ModelSearch` runs them with a model.
+sampling) work with any function that predicts the next token; `ModelSearch` runs them with a model.
 """
 
 from transformer.decoding.length_penalty import PENALTIES

@@ -13,7 +13,7 @@ class Part(NamedTuple):
     """A part of a text, translated as if it were a sentence.
 
     Attributes:
-      tokens: tokens of the part, closed by EOS.
+      tokens: tokens of the part; the last token is EOS.
       separator: text between the translation of the previous part and the translation of this part.
     """
 
@@ -24,14 +24,15 @@ class Part(NamedTuple):
 def split_tokens(
     tokens: Int[np.ndarray, "s"], max_length: int, starts_word: Bool[np.ndarray, "v"]
 ) -> Iterator[Part]:
-    """Yields parts of at most `max_length` tokens. Each part is as long as possible and ends before a word.
+    """Yields parts of at most `max_length` tokens. Each part is as long as possible and ends in EOS.
 
-    A space joins the translations of such parts. If no word begins within `max_length` tokens (Chinese, or
-    one endless word), the text is split between two tokens, and the translations are joined without a space.
+    A text is split before a word, and the translations of the parts are joined by a space. If no word begins
+    within `max_length` tokens (as in Chinese), the text is split between any two tokens, and the translations
+    are joined without a space.
 
     Args:
-      tokens: tokens of a text, closed by EOS. Each part is closed by EOS too.
-      max_length: largest number of tokens per part, at least 2.
+      tokens: tokens of a text; the last token is EOS.
+      max_length: largest number of tokens per part, EOS included, at least 2.
       starts_word: for each token of the vocabulary, whether it begins a word.
     """
     starts = starts_word[tokens]

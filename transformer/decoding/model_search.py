@@ -1,4 +1,4 @@
-"""Search with a model: one compiled program, or several, between which finished sentences are dropped."""
+"""Search with a model: in one compiled program, or in several that drop finished sentences in between."""
 
 import dataclasses
 import functools
@@ -24,21 +24,21 @@ from transformer.decoding.search import (
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 
-# No sentence is dropped if fewer hypotheses would remain. In XLA's products on CPU, a row of a small batch
-# can be rounded differently than in a large batch, and the other sentences of a batch must not change an
-# output.
+# Sentences are dropped only if at least this many hypotheses remain. On CPU, XLA's matrix products can round
+# a row of a small batch differently than the same row of a large batch, and an output must not depend on the
+# other sentences of its batch.
 MIN_HYPOTHESES = 64
 
 
 class SearchRows(NamedTuple):
-    """State of a search with a model. Every array but `state.index` has one row per sentence.
+    """State of a search with a model. Every array except `state.index` has one row per sentence.
 
     Attributes:
       limits: see `Constraints`.
       prefix: see `Constraints`.
       sentence_ids: see `Sampler`.
       encoder_cache: shared by the hypotheses of a sentence; see `EncoderDecoder.start_decoding`.
-      state: a `BeamState` or an `IndependentState`; None before `start` makes the state.
+      state: a `BeamState` or an `IndependentState`; None until `start` has made the state.
     """
 
     limits: Int[Array, "b"]
@@ -50,7 +50,7 @@ class SearchRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSearch:
-    """Search with a model, as a config describes it. The methods are pure functions of the parameters.
+    """Search with a model and the settings of a config. The methods are pure functions of the parameters.
 
     Attributes:
       model: predicts the next token.
@@ -58,8 +58,8 @@ class ModelSearch:
       n_best: number of outputs per sentence.
 
     Raises:
-      UserError: an unknown penalty, more outputs than the beam holds, or a minimum length beyond the model's
-        positions.
+      UserError: the penalty is unknown, `n_best` is below 1 or above the beam size, or the minimum length is
+        above the number of the model's positions.
     """
 
     model: EncoderDecoder | Ensemble
@@ -72,14 +72,14 @@ class ModelSearch:
             raise UserError(f"the number of outputs per sentence is {self.n_best}; it must be at least 1")
         if self.n_best > self.num_hypotheses:
             raise UserError(
-                f"decode.beam_size is {self.num_hypotheses}; it must be at least {self.n_best} for the "
-                f"{self.n_best} best outputs"
+                f"decode.beam_size is {self.num_hypotheses}; it must be at least {self.n_best}, the number "
+                "of outputs per sentence"
             )
         limit, min_length = self.model.max_lengths.target, self.config.min_output_length
         if limit is not None and min_length > limit:
             raise UserError(
-                f"decode.min_output_length is {min_length}; it must be at most {limit}, the longest "
-                "output the model has positions for"
+                f"decode.min_output_length is {min_length}; it must be at most {limit}, the largest number "
+                "of tokens for which the model has positions"
             )
 
     @property
@@ -96,7 +96,7 @@ class ModelSearch:
         prefix: Int[Array, "b p"] | None = None,
         sentence_ids: Int[Array, "b"] | None = None,
     ) -> SearchResult:
-        """Returns the outputs of each row, in one program.
+        """Searches in one program. Returns the outputs of each row.
 
         Args:
           params: parameters of the model.
@@ -104,7 +104,7 @@ class ModelSearch:
           limits: see `Constraints`.
           length: static upper bound on the limits.
           prefix: see `Constraints`.
-          sentence_ids: see `Sampler`; if None, the numbers of the rows.
+          sentence_ids: see `Sampler`; if None, the row indices.
         """
         rows = self.start(params, source, limits, length, prefix, sentence_ids)
         for number, size in enumerate(cache_sizes(length)):
@@ -127,7 +127,7 @@ class ModelSearch:
         return rows._replace(state=rows.state._replace(model_state=model_state))
 
     def advance(self, params: PyTree, rows: SearchRows, length: int, max_unfinished: int = 0) -> SearchRows:
-        """Extends outputs up to `length` tokens, while more than `max_unfinished` rows are unfinished."""
+        """Extends outputs until they have `length` tokens or only `max_unfinished` rows are unfinished."""
 
         def step(tokens, parents, model_state, index):
             arguments = (rows.encoder_cache, model_state, tokens, parents, index)
@@ -164,8 +164,8 @@ class ShrinkingSearch:
     and settings share compiled programs.
 
     Attributes:
-      search: the search whose rows are halved.
-      min_hypotheses: the number of rows is not halved if fewer hypotheses would remain.
+      search: the search, which is run in several programs.
+      min_hypotheses: the number of rows is halved only if at least this many hypotheses remain.
     """
 
     search: ModelSearch

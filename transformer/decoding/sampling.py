@@ -13,13 +13,16 @@ Scalar = Float[Array, ""] | float
 
 
 def keep_top_k(logits: Float[Array, "*b v"], k: int) -> Float[Array, "*b v"]:
-    """Masks all but the `k` most probable tokens. Keeps tokens that are as probable as the last of these."""
+    """Masks the tokens that are less probable than the `k`-th most probable token."""
     smallest = top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits >= smallest, logits, NEG_INF)
 
 
 def keep_top_p(logits: Float[Array, "*b v"], p: Scalar) -> Float[Array, "*b v"]:
-    """Masks all but the nucleus: the fewest tokens that have a total probability of at least `p`."""
+    """Masks all but the nucleus: the smallest set of tokens with a total probability of at least `p`.
+
+    Also keeps tokens that are as probable as the least probable token of the nucleus.
+    """
     descending = jnp.sort(logits, axis=-1, descending=True)
     preceding = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
     smallest = jnp.min(jnp.where(preceding < p, descending, jnp.inf), axis=-1, keepdims=True)
@@ -28,15 +31,15 @@ def keep_top_p(logits: Float[Array, "*b v"], p: Scalar) -> Float[Array, "*b v"]:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Samples from softmax(logits / temperature), cut to the `top_k` tokens and then to the nucleus.
+    """Samples from softmax(logits / temperature), restricted to the `top_k` tokens, then to the nucleus.
 
     Attributes:
-      key: decides all samples.
+      key: random key of all samples.
       sentence_ids: a number for each sentence. The samples of a sentence depend on its number, on the
         hypothesis and on the position of the token, not on the rest of the batch.
       temperature: divides the logits.
       top_k: number of most probable tokens to sample from; if None, all tokens.
-      top_p: total probability of the nucleus; if None, the nucleus has all tokens.
+      top_p: total probability that the nucleus must reach; if None, the nucleus has all tokens.
     """
 
     key: Key[Array, ""]

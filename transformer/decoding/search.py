@@ -2,8 +2,8 @@
 
 The step function maps (tokens [b n], parents [b n], state, index) to (logits [b n v], state) for n hypotheses
 per sentence. `tokens` are the decoder's input at position `index`; the input at position 0 is BOS. `parents`
-gives, for each hypothesis, the hypothesis of the previous step that it extends. The model selects the entries
-of the parents in its state.
+gives, for each hypothesis, the index of the previous step's hypothesis that it extends. The step function
+selects the entries of the parents in its state.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Constraints(NamedTuple):
     Attributes:
       limits: largest number of tokens of each sentence's output, EOS included; 0 for padding rows.
       min_length: smallest number of tokens, EOS included.
-      prefix: first tokens of each sentence's output, padded with PAD. A prefix is shorter than the limit.
+      prefix: first tokens of each sentence's output, padded with PAD; fewer tokens than the limit.
     """
 
     limits: Int[Array, "b"]
@@ -55,8 +55,8 @@ class SearchResult(NamedTuple):
 
     Attributes:
       tokens: tokens of each output, EOS included, padded with PAD.
-      score: log-probability in nats divided by the length penalty; NEG_INF if there is no such output.
-      ended: whether the output ends in EOS. Outputs that reached their limit rank after those that ended.
+      score: log-probability in nats divided by the length penalty; NEG_INF in a place without an output.
+      ended: whether the output ends in EOS. Outputs without EOS, which reached their limit, rank last.
     """
 
     tokens: Int[Array, "b n t"]
@@ -65,10 +65,10 @@ class SearchResult(NamedTuple):
 
 
 def cache_sizes(length: int) -> list[int]:
-    """Returns the cache sizes of a search in tokens: 16, 32, ..., `length`; below 24, only `length`.
+    """Returns the cache sizes of a search in tokens: 16, 32, ..., `length`; only `length` if it is below 24.
 
-    Attention reads the whole cache and most outputs end long before their limit, so a search starts with a
-    small cache.
+    Attention reads the whole cache, and most outputs end long before their limit. So a search starts with a
+    small cache, which grows.
     """
     doubled = [16 << exponent for exponent in range(length.bit_length())]
     return [*(size for size in doubled if 3 * size <= 2 * length), length]
@@ -83,7 +83,7 @@ class BeamState(NamedTuple):
       log_prob: log-probabilities of the live hypotheses, in nats.
       completed: hypotheses that ended or reached the limit. The first token is BOS.
       finished: whether the outputs of a sentence cannot change any more.
-      parents: the hypothesis of the previous step that each live hypothesis extends.
+      parents: for each live hypothesis, the index of the previous step's hypothesis that it extends.
       model_state: state of the model.
     """
 
@@ -101,10 +101,11 @@ class BeamSearch:
     """Beam search: keeps the `beam_size` best hypotheses of each sentence at every step.
 
     A hypothesis that ends keeps its place in the beam, so fewer hypotheses are extended. A beam of 1 is
-    greedy search; a beam that holds every output is exhaustive search.
+    greedy search; a beam with space for every output is exhaustive search.
 
-    A sentence is finished when no live hypothesis can become one of its `n_best`: log-probabilities only
-    fall and the penalty only grows, so log_prob / penalty(limit) is an upper bound on the final score.
+    A sentence is finished when no live hypothesis can become one of its `n_best` outputs. A longer hypothesis
+    never has a larger log-probability or a smaller penalty. So log_prob / penalty(limit) is an upper bound on
+    the final score.
 
     Attributes:
       beam_size: number of hypotheses.
@@ -265,7 +266,7 @@ Search = BeamSearch | IndependentSearch
 def advance(
     search: Search, step: Step, constraints: Constraints, state: PyTree, length: int, max_unfinished: int = 0
 ) -> PyTree:
-    """Extends outputs up to `length` tokens, while more than `max_unfinished` sentences are unfinished."""
+    """Extends outputs until they have `length` tokens or only `max_unfinished` sentences are unfinished."""
 
     def unfinished(state):
         return (state.index < length) & (jnp.sum(~state.finished) > max_unfinished)

@@ -26,10 +26,10 @@ from transformer.model.masks import NEG_INF
 # A vocabulary learned from unusual text may contain line ends, but a translation is one line of a text file.
 LINE_ENDS = str.maketrans("\n\r", "  ")
 
-# Batches searched at the same time: one uses the cores that another leaves idle.
+# Number of batches searched at the same time. One batch uses the cores that the other leaves idle.
 NUM_THREADS = 2
 
-PART_STRIDE = 1_000_003  # between the sentence numbers of the parts of a text
+PART_STRIDE = 1_000_003  # difference between the sentence ids of consecutive parts of a text
 
 
 class Hypothesis(NamedTuple):
@@ -37,8 +37,8 @@ class Hypothesis(NamedTuple):
 
     Attributes:
       text: the translation, without line ends.
-      score: log-probability in nats divided by the length penalty. A text in parts has the sum of the scores.
-      ended: whether the model ended the translation, or every part of a translation, before the limit.
+      score: log-probability in nats divided by the length penalty; the sum over the parts of a split text.
+      ended: whether the model ended the translation, or each part of a split text, before the limit.
     """
 
     text: str
@@ -51,7 +51,7 @@ class _Request(NamedTuple):
 
     Attributes:
       text_index: index of the text.
-      tokens: tokens of the text or part, closed by EOS.
+      tokens: tokens of the text or part; the last token is EOS.
       separator: see `long_inputs.Part`.
       sentence_id: see `Sampler`.
       prefix: first tokens of the output.
@@ -71,8 +71,8 @@ class Translator:
     were a sentence.
 
     Attributes:
-      max_source_length: tokens of the longest sentence that is not split, EOS included: the smaller of
-        `decode.max_source_length` and the number of the model's positions.
+      max_source_length: largest number of tokens of a sentence that is not split, EOS included. It is the
+        smaller of `decode.max_source_length` and the number of the model's positions.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Translator:
         config: DecodeConfig | None = None,
         n_best: int = 1,
     ):
-        """Sets up the search that `config` describes; if None, the paper's (beam size 4, alpha 0.6)."""
+        """Sets up the search of `config` or, if None, the paper's search (beam size 4, alpha 0.6)."""
         self._model, self._params, self._tokenizer = model, jax.device_put(params), tokenizer
         self._config = config or DecodeConfig()
         self._search = ShrinkingSearch(ModelSearch(model, self._config, n_best))
@@ -104,22 +104,24 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Returns the translations of each text, best first, or samples in the order of sampling.
 
-        An n-best list has distinct texts, so it may have fewer than `n_best`; samples may repeat.
+        The best translations have distinct texts, so there may be fewer than `n_best`. Samples may be equal.
 
         The translation of white space is empty. If the model produces NaN, the translation is empty, its
         score is -inf and `ended` is false.
 
         Args:
-          texts: sentences of any length. Threads translate the texts and see no JAX context manager.
-          prefixes: the beginning of the translation of each text, or of its first part if it is split.
-          first: number of the first text, if the texts are part of a longer sequence. Samples depend on the
-            number of a text.
+          texts: sentences of any length. They are translated in threads, where the caller's JAX context
+            managers have no effect.
+          prefixes: the beginning of the translation of each text. If a text is split, the prefix is that of
+            its first part.
+          first: index of `texts[0]`, if the texts are part of a longer sequence. The samples for a text
+            depend on its index.
           progress: called with the number of finished texts.
           on_split: called before the search for each text that is translated in parts, with its index in
             `texts`, its number of tokens and its number of parts.
 
         Raises:
-          UserError: a prefix is too long for its output.
+          UserError: a prefix leaves no token for the rest of the output.
         """
         requests = self._requests(texts, prefixes, first, on_split)
         lengths = np.array([len(request.tokens) for request in requests], int)
@@ -146,11 +148,11 @@ class Translator:
 
         Args:
           source: tokens of the sentences, padded with PAD.
-          prefixes: first tokens of the outputs of the first rows.
-          sentence_ids: a number for each row, which decides its samples; if None, the number of the row.
+          prefixes: first tokens of the output of each row; rows after the last prefix have none.
+          sentence_ids: see `Sampler`; if None, the row indices.
 
         Raises:
-          UserError: a prefix is too long for its output.
+          UserError: a prefix leaves no token for the rest of the output.
         """
         limits, length = self.output_limits(source)
         forced = None
@@ -159,16 +161,17 @@ class Translator:
                 if len(prefix) >= limits[row]:
                     number = row if sentence_ids is None else sentence_ids[row]
                     raise UserError(
-                        f"prefix {number + 1} has {len(prefix)} tokens, but the output has at most "
-                        f"{limits[row]}, EOS included; shorten the prefix or raise decode.max_extra_length"
+                        f"prefix {number + 1} has {len(prefix)} tokens, but its output may have only "
+                        f"{limits[row]}, EOS included; shorten the prefix or increase decode.max_extra_length"
                     )
             forced = pad_rows(prefixes, length, len(source))
         return self._search(self._params, source, limits, length, forced, sentence_ids)
 
     def output_limits(self, source: Int[np.ndarray, "b s"]) -> tuple[Int[np.ndarray, "b"], int]:
-        """Returns the largest number of output tokens of each row, and a bound that depends on shapes only.
+        """Returns the largest number of output tokens of each row, and an upper bound of these numbers.
 
-        The paper's limit is the input length plus 50 (section 6.1); padding rows have limit 0.
+        The bound depends only on the shape of `source`. The paper's limit is the input length plus 50
+        (section 6.1). Padding rows have limit 0.
         """
         config, lengths = self._config, (source != PAD).sum(axis=1)
         bounds = [config.max_output_length, self._model.max_lengths.target]
@@ -183,10 +186,11 @@ class Translator:
         Args:
           texts: sentences.
           targets: a translation of each sentence.
-          first: number of the first text, if the texts are part of a longer sequence; for messages.
+          first: index of `texts[0]`, if the texts are part of a longer sequence; used in error messages.
 
         Raises:
-          UserError: a side is longer than the model's positions, or than `decode.max_source_length`.
+          UserError: a text or a target has more tokens than the model has positions, or more than
+            `decode.max_source_length`.
         """
         sides = [self._tokenizer.encode_arrays(side) for side in (texts, targets)]
         lengths = np.array([[len(tokens) for tokens in side] for side in sides], int).reshape(2, -1)
@@ -214,7 +218,8 @@ class Translator:
             if side_lengths.max(initial=0) > limit:
                 raise UserError(
                     f"{side} {first + int(side_lengths.argmax()) + 1} has {side_lengths.max():,} tokens; it "
-                    f"must have at most {limit:,}: see decode.max_source_length and model.overflow"
+                    f"must have at most {limit:,}; shorten the {side}, or change decode.max_source_length "
+                    "or model.overflow"
                 )
 
     def _requests(self, texts, prefixes, first, on_split) -> list[_Request]:
@@ -222,7 +227,7 @@ class Translator:
         prefix_tokens = None if prefixes is None else self._tokenizer.encode_arrays(prefixes)
         requests: list[_Request] = []
         for index, tokens in enumerate(self._tokenizer.encode_all(texts)):
-            # The text is empty, or white space, for which the vocabulary may have tokens.
+            # The text is empty (only EOS) or white space. Some vocabularies have tokens for white space.
             if len(tokens) == 1 or texts[index].isspace():
                 continue
             parts = list(
@@ -231,7 +236,7 @@ class Translator:
             if len(parts) > 1:
                 on_split(index, len(tokens), len(parts))
             for number, part in enumerate(parts):
-                # The parts of a text have different numbers; otherwise equal parts would have equal samples.
+                # The parts of a text have different ids; otherwise equal parts would have equal samples.
                 sentence_id = (first + index + PART_STRIDE * number) % 2**31
                 prefix = None if prefix_tokens is None else prefix_tokens[index][: -1 if number == 0 else 0]
                 requests.append(_Request(index, part.tokens, part.separator, sentence_id, prefix))
@@ -239,7 +244,7 @@ class Translator:
 
     def _search_batch(self, requests: Sequence[_Request], batch: LengthBatch) -> SearchResult:
         members = [requests[member] for member in batch.members]
-        # No sentence is longer than the model's positions, so the padded length need not be either.
+        # The padded length of a batch may exceed the model's positions; no sentence does.
         length = min(batch.length, self._model.max_lengths.source or batch.length)
         source = pad_rows([request.tokens for request in members], length, batch.num_rows)
         sentence_ids = np.zeros(batch.num_rows, np.int32)
@@ -250,8 +255,8 @@ class Translator:
     def _read(self, result: SearchResult) -> list[Hypothesis]:
         """Returns the hypotheses for one sentence of a search result.
 
-        Different tokens may have the same text. An n-best list has each text once, with its best score. If
-        the model produced NaN, returns one empty hypothesis.
+        Different tokens may decode to the same text. Without sampling, each text is returned once, with its
+        best score. If the model produced NaN, returns one empty hypothesis.
         """
         outputs = [
             Hypothesis(self._tokenizer.decode(tokens).translate(LINE_ENDS), float(score), bool(ended))
@@ -269,7 +274,7 @@ class Translator:
 def _join_parts(
     requests: Sequence[_Request], results: Sequence[Sequence[Hypothesis]], num_texts: int
 ) -> list[list[Hypothesis]]:
-    """Returns the translations of each text. If a text was split, joins translations of equal rank."""
+    """Returns the translations of each text. The parts' translations of equal rank are joined."""
     translations = [[Hypothesis("", 0.0, True)] for _ in range(num_texts)]
     pairs = zip(requests, results, strict=True)
     for index, group in itertools.groupby(pairs, key=lambda pair: pair[0].text_index):
