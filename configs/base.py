@@ -33,7 +33,7 @@ def _config_dict(section) -> ConfigDict:
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             value = _config_dict(value)
-        elif value is None:  # a placeholder stores the type of the field, which a config may set
+        elif value is None:  # a placeholder stores the type of a field that a config may set later
             kind, *_ = (kind for kind in typing.get_args(field.type) if kind is not types.NoneType)
             value = config_dict.placeholder(kind)
         config[field.name] = value
@@ -51,8 +51,8 @@ def with_arguments(
     Args:
       config: the config, which is changed in place and returned.
       argument: comma-separated words, such as `cpu,smoke` in `configs/multi30k.py:cpu,smoke`.
-      variants: for each word, a function that changes the config. Every config also accepts the word `smoke`,
-        which is applied last unless `variants` contains `smoke`.
+      variants: for each word, a function that changes the config. Every config also accepts the word `smoke`.
+        If `variants` does not contain it, it is applied last.
       alternatives: groups of words; at most one word of each group may be given.
 
     Raises:

@@ -28,7 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _cpu(config: ConfigDict) -> None:
-    config.model.dropout_rate = 0.2  # for 40 epochs; the full recipe has up to 148
+    config.model.dropout_rate = 0.2  # this recipe has 40 epochs; the full recipe has up to 148
     config.optimizer.update(warmup_steps=1_000, learning_rate=4e-3)
     config.train.update(steps=8_680, batch_tokens=2_048, validate_every=217)
 

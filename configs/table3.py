@@ -14,8 +14,8 @@ heads), with d_ff set to 256 and dropout to 0.1. Except for `base`, each row's s
 they change both configs. At the small scale, `big` changes only the model size; unlike the paper's `big`, it
 does not change the dropout rate or the number of steps.
 
-`smoke` shrinks the config before the row is applied. So every row still changes the config, except A-h4 and
-C-N2, whose small values equal the values of `smoke`.
+`smoke` shrinks the config before the row is applied. So a row still changes the config, except A-h4 and C-N2,
+whose small values equal the values of `smoke`.
 """
 
 import functools

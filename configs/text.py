@@ -21,7 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "held_out": 2_000,
         "min_characters": 1,
         "max_characters": 1_000,
-        # The value of Moses' clean-corpus-n. Loose enough for Chinese, which needs a third of the characters.
+        # The value of Moses' clean-corpus-n. It does not drop Chinese, which has a third of the characters.
         "max_ratio": 9.0,
         "deduplicate": True,
     }

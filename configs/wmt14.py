@@ -8,8 +8,8 @@ Arguments: `big` for the big model (28.4 BLEU), `en-fr` for English to French (b
 
 We have not trained these models; the figures are the paper's. The paper computes BLEU on tokenized text with
 split German compounds; of our scores, only `bleu_legacy` does so. The averaged checkpoints are 1,500 steps
-apart for base and 600 steps for big, which took 10 minutes on the paper's machine. TFDS has newstest2013 as
-the validation split and newstest2014 as the test split.
+apart for base and 600 steps for big: 10 minutes on the paper's machine. TFDS has newstest2013 as the
+validation split and newstest2014 as the test split.
 
 Differs from the paper: for French, the vocabulary is BPE instead of WordPiece.
 """

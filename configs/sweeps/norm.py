@@ -8,9 +8,9 @@ post-norm cannot. The paper uses post-norm with 4,000 steps of warm-up (section 
     python -m experiments.launch --sweep=configs/sweeps/norm.py --root=runs/norm_cosine --seeds=5 \\
         --set=train.diagnostics=true --set=optimizer.schedule=cosine
 
-With the paper's schedule, fewer steps of warm-up also give a lower learning rate afterwards (equation 3, with
-the same peak). With `cosine`, the decay hardly depends on the warm-up. `train.diagnostics` records the norm
-of the gradient of each layer.
+All runs have the same peak learning rate. With the paper's schedule (equation 3), a shorter warm-up also
+lowers the learning rate after the warm-up. With `cosine`, the decay hardly depends on the warm-up.
+`train.diagnostics` records the norm of the gradient of each layer.
 """
 
 CONFIG = "configs/number_words.py"

@@ -1,4 +1,4 @@
-"""Do the schemes of positions differ, on lengths seen in training and on longer ones?
+"""Do the position schemes differ, on lengths seen in training and on longer sentences?
 
 The paper reports "nearly identical results" for learned and sinusoidal positions (Table 3, row E). It also
 says that sinusoids "may allow the model to extrapolate to sequence lengths longer than the ones encountered
@@ -6,9 +6,9 @@ during training" (section 3.5). Later schemes were proposed to extrapolate bette
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=5
 
-The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10, up to 2.5 times
-as many. A learned table has no trained vector beyond the longest training list. With `model.overflow` set to
-`clamp`, the last trained vector is repeated there.
+The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10 numbers. A learned
+table has no trained vector beyond the longest training list. With `model.overflow` set to `clamp`, the last
+trained vector is repeated there.
 """
 
 CONFIG = "configs/number_words.py"

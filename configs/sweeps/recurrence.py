@@ -1,14 +1,14 @@
 """Recurrence against attention.
 
-Bahdanau et al. 2015 (figure 2) claim that a context vector of fixed size loses long inputs, and that
-attention recovers long inputs. This study tests both claims.
+Bahdanau et al. 2015 (figure 2) claim that a model with a context vector of fixed size translates long
+sentences badly, and that attention removes this weakness. This study tests both claims.
 
     python -m experiments.launch --sweep=configs/sweeps/recurrence.py --root=runs/recurrence --seeds=5
 
-Three models of 0.98M to 1.01M parameters train on the same data with the same vocabulary. Each model has the
-best of three learning rates (1e-3, 2e-3, 4e-3), which is the one with the lowest validation loss after 600
-steps. The training lists of number_words have 1 to 4 numbers; the lists of test_long have 5 to 10. The
-results are in docs/studies/recurrence.md.
+Three models of 0.98M to 1.01M parameters train on the same data with the same vocabulary. Each model uses the
+learning rate (1e-3, 2e-3 or 4e-3) with the lowest validation loss after 600 steps. The training lists of
+number_words have 1 to 4 numbers; the lists of test_long have 5 to 10 numbers. The results are in
+docs/studies/recurrence.md.
 """
 
 CONFIG = "configs/number_words.py"

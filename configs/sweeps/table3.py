@@ -4,8 +4,8 @@
 
 The study has 20 variants, which are the rows of the table. A variant changes the same fields as the row in
 the paper, to the values that configs/table3.py has for the small scale. The training lists of number_words
-have 1 to 4 numbers; the lists of test_long have 5 to 10. Beyond the longest training list, learned positions
-repeat the last trained vector.
+have 1 to 4 numbers; the lists of test_long have 5 to 10 numbers. Beyond the longest training list, learned
+positions repeat the last trained vector.
 """
 
 from configs.table3 import ROWS

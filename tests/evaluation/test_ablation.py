@@ -1,4 +1,4 @@
-"""Masked parts of a model: against the equations in NumPy, against zeroed weights, and in a search."""
+"""Masked parts of a model, compared with the equations in NumPy and with zeroed weights, and in a search."""
 
 import functools
 
@@ -14,7 +14,7 @@ from transformer.evaluation.ablation import ablate, effects, parts
 from transformer.model import build_model
 
 SOURCE, TARGET = [4, 5, 6, 7, 2], [10, 11, 2]
-# The calls of attention by the oracle, in their order.
+# The attentions in the order in which the oracle computes them.
 ATTENTIONS = ["encoder.1.self", "encoder.2.self", "decoder.1.self", "decoder.1.cross", "decoder.2.self", "decoder.2.cross"]  # fmt: skip
 
 
@@ -39,8 +39,8 @@ def _logits(model, params, source, target):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("head", [1, 3])
-def test_a_masked_head_has_no_values_in_the_equations(plain, monkeypatch, attention, head):
-    """In float64, the head's columns of W^V are zero, so that its weighted sum is zero."""
+def test_a_masked_head_equals_a_head_without_values_in_the_equations(plain, monkeypatch, attention, head):
+    """The oracle sets the head's columns of W^V to zero, so the head's weighted sum is zero."""
     model, params = plain
     multi_head, calls = oracle.multi_head, iter(ATTENTIONS)
 
@@ -59,7 +59,7 @@ def test_a_masked_head_has_no_values_in_the_equations(plain, monkeypatch, attent
     assert np.abs(masked - logits(model, params)).max() > 1e-3
 
 
-def test_a_masked_head_equals_a_head_with_zero_rows(plain):
+def test_a_masked_head_equals_a_head_with_zero_rows_of_the_output_matrix(plain):
     model, params = plain
     zeroed = jax.tree.map(np.array, params)
     zeroed["decoder"]["layers_1"]["cross_attention"]["output"]["kernel"][7:14] = 0  # d_v is 7
@@ -107,7 +107,7 @@ def test_a_search_sees_the_masked_model(plain):
     np.testing.assert_allclose(cached[:3, 0, 0], forced[:3], atol=1e-5)
 
 
-def test_parts_that_do_not_exist_are_refused_with_those_that_do(plain):
+def test_an_unknown_part_is_refused_and_the_error_lists_the_parts(plain):
     for part in (
         "decoder.3.cross.head.1",
         "decoder.1.cross.head.4",
@@ -116,11 +116,11 @@ def test_parts_that_do_not_exist_are_refused_with_those_that_do(plain):
         "x",
     ):
         with pytest.raises(
-            UserError, match=r"not a part of this model; it has encoder.1.self, .* heads 1 to 3 of"
+            UserError, match=r"not a part of this model; choose one of: encoder.1.self, .* heads 1 to 3 of"
         ):
             ablate(*plain, part)
     recurrent = build_model(tiny_config(kind="recurrent"), VOCAB)
-    with pytest.raises(UserError, match="a recurrent model has no heads to mask"):
+    with pytest.raises(UserError, match="model.kind is 'recurrent', but only parts of a transformer can be"):
         ablate(recurrent, {}, "encoder.1.self")
 
 
@@ -128,8 +128,9 @@ def test_every_part_has_an_effect_with_an_interval(plain):
     model, params = plain
 
     def nats(model, params):
-        number = float(sum(jnp.sum(x == 0) for x in jax.tree.leaves(params)))  # zeros, the size of the part
-        return np.array([1.0, 2.0, 3.0]) * number
+        # Only masked parameters are zero, so their number is the size of the part.
+        num_zeros = float(sum(jnp.sum(x == 0) for x in jax.tree.leaves(params)))
+        return np.array([1.0, 2.0, 3.0]) * num_zeros
 
     measured = effects(model, params, nats, np.array([2, 2, 2]))
     assert {effect.part for effect in measured} == set(parts(model.config))

@@ -1,4 +1,4 @@
-"""Attention maps show the attention weights of a model."""
+"""Attention weights of a model, and their entropies."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def test_a_model_without_attention_is_refused():
 
 
 def test_the_entropy_of_uniform_weights_is_the_log_of_the_number_of_keys():
-    """Without weights, every query attends to all keys that it may see equally."""
+    """All parameters are zero, so every query attends equally to all keys that it may see."""
     model = build_model(tiny_config(), VOCAB)
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
     source = TokenBatch.from_tokens(np.array([SOURCE, [4, 2, 0, 0, 0]]))

@@ -67,7 +67,7 @@ def test_perplexity_per_word_divides_by_words_and_may_be_infinite():
 
 
 def test_scores_without_a_meaning_are_none():
-    """Empty references have no words, and unknown characters leave no perplexity per character."""
+    """An empty reference has no words. A reference with unknown characters has no perplexity per character."""
     empty = Outputs([""], [""], [""], summary={"nll": 1.0, "perplexity_per_character": 2.0}, num_tokens=1)
     scores = compute_scores(dataclasses.replace(empty, ended=[True]))
     assert scores["perplexity_per_word"] is None
@@ -276,7 +276,7 @@ def test_scores_are_grouped_by_source_length():
         for name in ("exact_match", "bleu", "chrf"):
             assert part[name] == METRICS[name].compute(outputs.select(members.tolist()))
     assert [part["exact_match"] for part in ranges] == [50, 0, 0, 100, 100, 0]
-    with pytest.raises(ValueError, match="6 lengths for 7 sources"):
+    with pytest.raises(ValueError, match="got 6 source lengths for 7 sources"):
         by_length(outputs, lengths[:6])
 
 

@@ -1,6 +1,7 @@
 """Paired tests for a difference on one test set.
 
-The randomization test counts assignments. An assignment swaps the outputs of the two models for some sentences.
+The randomization test counts assignments. An assignment swaps the outputs of the two models for some of the
+sentences.
 """
 
 import itertools
@@ -105,7 +106,7 @@ def test_a_difference_only_in_case_does_not_count_for_bleu_lc():
 def test_few_differing_sentences_give_a_large_p_value(num_differing):
     """sacreBLEU reports p = 0.0001 for a single differing sentence.
 
-    The right value is p = 1, since every assignment gives a difference of the observed size.
+    The correct value is p = 1, since every assignment gives a difference of the observed size.
     """
     references, model, _ = corpus(seed=11)
     baseline = [line if i >= num_differing else f"{line} tail" for i, line in enumerate(model)]

@@ -307,7 +307,7 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
         (["--ablate=all", "--compare=x"], "--ablate=all and --compare cannot be used together"),
         (
             ["--ablate=decoder.9.self"],
-            "'decoder.9.self' is not a part of this model; it has ",
+            "'decoder.9.self' is not a part of this model; choose one of: ",
         ),
         (["--split=dev"], "number_words has no split 'dev'; choose "),
         (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),

@@ -1,7 +1,7 @@
 """Masks a part of a trained model: an attention head, a sub-layer, or the positions.
 
 A mask acts at inference only; the model is not trained again. So the result says how much this trained model
-relies on the part (Michel et al. 2019), not how well a model without the part could be trained.
+relies on the part (Michel et al. 2019), not how well a model could be trained without the part.
 
 A part is named as
 
@@ -28,7 +28,7 @@ from transformer.model.transformer import Transformer
 PART = re.compile(r"(?P<stack>encoder|decoder)\.(?P<layer>\d+)\.(?P<kind>\w+?)(\.head\.(?P<head>\d+))?")
 SUBLAYERS = {"self": "self_attention", "cross": "cross_attention", "feed_forward": "feed_forward"}
 NUM_SAMPLES = 2_000  # of the bootstrap
-# (model, weights) -> nats of each sentence, summed over its tokens.
+# (model, parameters) -> loss of each sentence in nats, summed over its tokens.
 NatsFn = Callable[[EncoderDecoder, PyTree], Float[np.ndarray, "n"]]
 
 
@@ -36,9 +36,10 @@ class Effect(NamedTuple):
     """The loss of a model with a masked part, minus the loss of the whole model.
 
     Attributes:
-      part: the part.
+      part: the name of the part.
       difference: in nats per target token; positive if the model needs the part.
-      low, high: the 95% interval over sentences, from a paired bootstrap: other sentences, the same model.
+      low, high: bounds of the 95% interval of the difference, from a paired bootstrap over sentences. The
+        interval accounts for the choice of sentences, not for the training of the model.
     """
 
     part: str
@@ -60,28 +61,31 @@ def parts(config: ModelConfig) -> list[str]:
 
 
 def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDecoder, PyTree]:
-    """Returns a model and its weights with one part masked.
+    """Returns a model and its parameters with one part masked.
 
-    A head adds nothing to the sum that W^O forms, because its rows of W^O are zero; a sub-layer computes zero
-    before its residual connection. Without positions, the model has the position scheme `none`: no vectors
+    For a head, its rows of W^O are set to zero. For a sub-layer, its last linear map is set to zero, so only
+    the residual connection is left. For the positions, the position scheme is replaced by `none`: no vectors
     are added to the embeddings, no logits are biased, and queries and keys are not rotated.
 
     Args:
       model: the model.
-      params: its weights, which are not changed.
+      params: its parameters, which are not changed.
       part: the name of the part; see `parts`.
 
     Raises:
       UserError: the model has no such part.
     """
     if not isinstance(model, Transformer):
-        raise UserError(f"a {model.config.kind} model has no heads to mask; only a transformer has")
+        raise UserError(
+            f"model.kind is {model.config.kind!r}, but only parts of a transformer can be masked; "
+            "use a run with model.kind=transformer"
+        )
     if part not in (known := parts(model.config)):
         heads = f"heads 1 to {model.config.num_heads}"
         shown = [name for name in known if ".head." not in name]
         raise UserError(
-            f"{part!r} is not a part of this model; it has {', '.join(shown)}, "
-            f"and {heads} of each attention, such as {known[0]}"
+            f"{part!r} is not a part of this model; choose one of: {', '.join(shown)}, "
+            f"or one of the {heads} of an attention, such as {known[0]}"
         )
     if part == "positions":
         without = dataclasses.replace(model.config, positions="none")
@@ -118,9 +122,9 @@ def effects(
 
     Args:
       model: the model.
-      params: its weights.
-      nats: returns the loss of each sentence of a test set for a model and its weights, in nats.
-      num_tokens: target tokens of each sentence.
+      params: its parameters.
+      nats: returns the loss in nats of each sentence of a test set, given a model and its parameters.
+      num_tokens: number of target tokens of each sentence.
       progress: called with the number of finished parts.
     """
     whole = nats(model, params)

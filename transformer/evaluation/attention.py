@@ -67,18 +67,19 @@ def attention_weights(
 def attention_entropies(
     model: EncoderDecoder, params: PyTree, source: TokenBatch, target: TokenBatch
 ) -> dict[str, Float[Array, ""]]:
-    """Returns the entropy of the weights of each attention, in nats: its mean over heads and queries.
+    """Returns the entropy of the attention weights of each module, in nats, averaged over heads and queries.
 
     A query that attends to n keys equally has an entropy of log n.
 
     Args:
-      model: the model; without attention, there are no entropies.
+      model: the model.
       params: the parameters of the model.
       source: the source sentences.
       target: the target sentences.
 
     Returns:
-      The entropies by the path of the attention, such as `encoder.layers_0.self_attention`.
+      The entropies by the path of the module, such as `encoder.layers_0.self_attention`; an empty dict for a
+      model without attention.
     """
     state = model.apply({"params": params}, source, target, mutable=["intermediates"])[1]
     entropies = {}
@@ -105,6 +106,6 @@ def _intermediates(
 
 
 def _padded(tokens: list[int], limit: int | None) -> Int[np.ndarray, "1 s"]:
-    """Returns one row. Many sentences share its padded length, so that few programs are compiled."""
+    """Returns a batch of one row. Its padded length is one of few, so that few programs are compiled."""
     length = bucket(len(tokens)) if limit is None else min(bucket(len(tokens)), limit)
     return pad_rows([tokens], max(len(tokens), length))

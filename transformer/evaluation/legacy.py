@@ -14,7 +14,8 @@ _RULES = (
     (regex.compile(r"(?<=\P{N}),|,(?=\P{N}|$)"), " , "),  # but 5,300 is one token
     (regex.compile(r"'"), " ' "),
 )
-# Letters, ordinals, words with a period inside, and some of Moses's list for German.
+# Words whose period is not a separate token: letters, ordinals, words with a period inside, and some of the
+# abbreviations in Moses's list for German.
 _ABBREVIATION = regex.compile(
     r"\p{L}|[1-9]\d?|[IVX]+|.*\..*\p{Alphabetic}.*|.*\p{Alphabetic}.*\..*|"
     "Dr|Prof|Mr|Mrs|Ms|St|Nr|Co|Corp|Ltd|Mio|Mrd|bzw|ca|etc|evtl|ggf|jun|sen|sog|usw|vgl|vs"
@@ -29,7 +30,7 @@ def moses_german(text: str) -> str:
     end of a word is a token, except after an abbreviation or before a lower-case letter. A period at the end
     of the text is always a token.
 
-    Differs from Moses: only the most frequent of Moses's abbreviations are known. Punctuation is not escaped,
+    Differs from Moses: the list of abbreviations has only the most frequent ones. Punctuation is not escaped,
     which changes no score.
     """
     for pattern, replacement in _RULES:
@@ -58,14 +59,14 @@ class LegacyBLEU(BLEU):
 
     Hypotheses and references are tokenized (`moses_german`), compounds are split at hyphens
     (`split_compounds`), and the score is that of multi-bleu.perl: case-sensitive, without smoothing, 0 if no
-    n-gram of some length matches. The score compares only with EN-DE in Table 2 of the paper, and is higher
+    n-gram of some length matches. Compare the score only with EN-DE in Table 2 of the paper; it is higher
     than sacreBLEU's BLEU (tensor2tensor issue #317). Other languages are tokenized as German.
 
     Differs from the paper: the script reads tokenized references; this class tokenizes raw references.
     """
 
     def __init__(self, references=None):
-        # sacreBLEU's list of tokenizers is closed, so `tokenize` cannot name this tokenizer.
+        # `tokenize` accepts only sacreBLEU's own tokenizers, so the tokenizer is replaced after construction.
         super().__init__(tokenize="none", force=True, smooth_method="none")
         self.tokenizer = functools.lru_cache(maxsize=2**16)(lambda text: split_compounds(moses_german(text)))
         self.tokenizer_signature = "moses-de+atat"

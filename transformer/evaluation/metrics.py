@@ -31,10 +31,10 @@ class Outputs:
       hypotheses: a translation of each source.
       references: a raw reference translation of each source.
       language: code of the target language, such as "de" or "zh_TW". It decides how BLEU splits a text into
-        tokens, and which metrics apply. An unknown code counts as a language with spaces.
+        tokens, and which metrics apply. An unknown code counts as a language with spaces between words.
       ended: whether the model ended each translation before its limit; None if unknown.
       summary: results of teacher forcing on the references, such as "nll" (nats per token) and "perplexity".
-      num_tokens: tokens of the references, EOS included, to which `summary` refers.
+      num_tokens: number of tokens in the references of `summary`, EOS included.
 
     Raises:
       ValueError: there are different numbers of sources, hypotheses and references, or no sentences.
@@ -72,17 +72,17 @@ class Metric:
       compute: returns the score.
       format: format specification of the score in tables.
       higher_is_better: None if neither direction is better.
-      shown: whether the table of scores shows it.
-      compared: whether the comparison of two models includes it. The outputs of an earlier evaluation are
-        texts only, so a compared metric must not read `ended` or `summary`.
+      shown: whether the table of scores includes the metric.
+      compared: whether the comparison of two models includes the metric. Such a metric must not read `ended`
+        or `summary`, because only the texts of an earlier evaluation are stored.
       by_length: whether the metric is also computed for ranges of source lengths.
-      sentence_scores: returns a score per sentence; `compute` returns the mean of these scores. Without
-        `sentence_scores` and `scorer`, a comparison has no p-value.
-      scorer: returns, for a target language, a function that makes sacreBLEU's metric from the keyword
-        argument `references`. sacreBLEU's paired tests compare two models.
-      signature: returns, for a target language, the settings that the score depends on. Scores with
-        different signatures are not comparable.
-      needs_spaces: whether the metric has a meaning only for languages with spaces between words.
+      sentence_scores: returns a score per sentence, of which `compute` returns the mean. A comparison has no
+        p-value if both `sentence_scores` and `scorer` are None.
+      scorer: for a metric of sacreBLEU, maps a target language to a function that makes sacreBLEU's metric
+        object from the keyword argument `references`. Comparisons use the object in sacreBLEU's paired tests.
+      signature: maps a target language to a text that names the settings of the score. Scores with different
+        signatures are not comparable.
+      needs_spaces: whether the metric is meaningful only for languages with spaces between words.
     """
 
     name: str
@@ -123,21 +123,22 @@ def sacrebleu_metric(
 
 
 def summary_metric(name: str, **options: Any) -> Metric:
-    """Returns a metric that is an entry of `Outputs.summary`; infinite if the summary leaves it out."""
+    """Returns a metric whose score is the entry `name` of `Outputs.summary`, or infinite without an entry."""
     return Metric(name, lambda outputs: outputs.summary.get(name, math.inf), **options)
 
 
 def exact_matches(outputs: Outputs) -> list[float]:
-    """Returns, per sentence, 100 if the hypothesis equals the reference as the tokenizer reads it, else 0."""
+    """Returns, per sentence, 100 if hypothesis and reference are equal once normalized, otherwise 0."""
     pairs = zip(outputs.hypotheses, outputs.references, strict=True)
     return [100.0 * (normalize(hypothesis) == normalize(reference)) for hypothesis, reference in pairs]
 
 
-# Tokenizers of sacreBLEU for target languages that its default, 13a, does not split into words. sacreBLEU's
-# tokenizers for Japanese and Korean need more packages, and a score must not depend on the installation.
+# sacreBLEU's tokenizers for scripts that its default, 13a, does not split into words. Japanese and Korean use
+# `char`: sacreBLEU's own tokenizers for them need extra packages, and a score must not depend on the
+# installation.
 TOKENIZERS = {"Hani": "zh"} | dict.fromkeys(("Jpan", "Kore", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char")
-UNSPACED = TOKENIZERS.keys() - {"Kore"}
-# The scripts of these languages (ISO 639-1 and 639-3), by ISO 15924, if the code names none.
+UNSPACED = TOKENIZERS.keys() - {"Kore"}  # scripts without spaces between words
+# The script (ISO 15924) of a language code (ISO 639-1 or 639-3) that does not name its script.
 SCRIPTS = {
     language: script
     for script, languages in {
@@ -188,10 +189,10 @@ _REPETITION = re.compile(r"(.)\1{19}|(..)\2{9}|(...)\3{6}|(....)\4{4}|(.{5,50}?)
 
 
 def repeats_itself(text: str) -> bool:
-    """Returns whether at most 50 characters occur at least 4 times in a row and fill at least 20 characters.
+    """Returns whether a string of at most 50 characters occurs at least 4 times in a row.
 
-    True for "the dog the dog the dog the dog" and for repeated syllables within a word, false for "10000"
-    and "...".
+    The repetitions together must have at least 20 characters. True for "the dog the dog the dog the dog" and
+    for repeated syllables within a word, false for "10000" and "...".
     """
     return _REPETITION.search(text + " ") is not None  # the space completes the last word
 
@@ -202,15 +203,16 @@ def looping(outputs: Outputs) -> list[float]:
 
 
 def at_limit(outputs: Outputs) -> list[float]:
-    """Returns, per sentence, 100 if the hypothesis reached its limit without an end, otherwise 0."""
+    """Returns, per sentence, 100 if the hypothesis reached its length limit without EOS, otherwise 0."""
     return [100.0 * (not ended) for ended in outputs.ended]
 
 
 def perplexity_per_word(outputs: Outputs) -> float:
     """Returns exp(nats per word of the references). White space separates words.
 
-    Models with different vocabularies can be compared in this metric, as in perplexity per character. NaN if
-    there are no words, or if a vocabulary without some of the characters makes the two meaningless.
+    Like perplexity per character, this metric is comparable between models with different vocabularies. NaN
+    if the references have no words. Also NaN if the summary has no perplexity per character, because the
+    vocabulary lacks characters of the references.
     """
     num_words = sum(len(reference.split()) for reference in outputs.references)
     if not num_words or "perplexity_per_character" not in outputs.summary:
@@ -264,7 +266,7 @@ FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 
 def metrics_for(language: str) -> dict[str, Metric]:
-    """Returns the metrics that have a meaning for a target language, by name."""
+    """Returns the metrics that are meaningful for a target language, by name."""
     unspaced = script(language) in UNSPACED
     return {name: metric for name, metric in METRICS.items() if not (metric.needs_spaces and unspaced)}
 
@@ -295,8 +297,9 @@ def by_length(outputs: Outputs, source_lengths: Int[np.ndarray, "n"]) -> list[di
       ValueError: the numbers of lengths and sentences differ.
     """
     if len(source_lengths) != len(outputs.sources):
-        raise ValueError(f"{len(source_lengths)} lengths for {len(outputs.sources)} sources")
-    bounds = [0, FIRST_BOUND]  # powers of two, and one and a half times each
+        num_lengths, num_sources = len(source_lengths), len(outputs.sources)
+        raise ValueError(f"got {num_lengths} source lengths for {num_sources} sources; give one per source")
+    bounds = [0, FIRST_BOUND]  # 8, 12, 16, 24, ...: powers of two, and 1.5 times each power
     while bounds[-1] < max(source_lengths):
         bounds += [bounds[-1] * 3 // 2, bounds[-1] * 2]
     ranges = []

@@ -1,6 +1,7 @@
-"""Paired tests of two models on one test set: what would the same two models give on other sentences?
+"""Paired tests of two models on one test set.
 
-These tests say nothing about other seeds; see `experiments.study.statistics`.
+The tests ask if the difference between the two models would also occur on other sentences. They say nothing
+about models trained with other seeds; see `experiments.study.statistics`.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from scipy.special import bdtr
 
 from transformer.evaluation.metrics import Metric, Outputs
 
-# Settings of sacreBLEU's randomization test, which other metrics use, too.
+# Settings of sacreBLEU's randomization test, used also for the metrics that are not sacreBLEU's.
 NUM_SAMPLES = 10_000
 SEED = 12_345
 
@@ -24,10 +25,12 @@ class Comparison(NamedTuple):
       score: score of the model.
       other_score: score of the model that the first model is compared with.
       difference: score - other_score.
-      p_bootstrap: two-sided, from paired bootstrap resampling (Koehn 2004); None if the test does not apply.
-      p_randomization: two-sided, from approximate randomization (Riezler and Maxwell 2005); None if the
-        metric has no score per sentence.
-      signatures: sacreBLEU's signatures of its tests, with numbers of samples and seed.
+      p_bootstrap: two-sided p-value of paired bootstrap resampling (Koehn 2004); None if the metric is not
+        sacreBLEU's.
+      p_randomization: two-sided p-value of approximate randomization (Riezler and Maxwell 2005); None if the
+        metric is not sacreBLEU's and has no score per sentence.
+      signatures: sacreBLEU's signatures of its tests, which name the number of samples and the seed; empty if
+        the metric is not sacreBLEU's.
     """
 
     score: float
@@ -39,11 +42,11 @@ class Comparison(NamedTuple):
 
 
 def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Compares two models in one metric. Swapping the models changes only the sign of the difference.
+    """Compares two models in one metric. Swapping the models changes the sign of the difference.
 
     Metrics of sacreBLEU use sacreBLEU's paired tests. Other metrics with a score per sentence use a paired
-    randomization test: it flips the signs of the per-sentence score differences at random. The samples have
-    a fixed seed, so a result can be reproduced.
+    randomization test, which flips the signs of the per-sentence score differences at random. The seed is
+    fixed, so a result can be reproduced.
 
     Raises:
       ValueError: the references of the two models differ.
@@ -61,11 +64,12 @@ def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Compari
 
 
 def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
-    """Returns the two-sided p-value of the mean of paired differences if their signs were random.
+    """Returns the two-sided p-value of the mean of paired differences.
 
-    The p-value is exact (a sign test) if all differences other than 0 have the same size, as in a metric that
-    is right or wrong per sentence. Otherwise it comes from `NUM_SAMPLES` random samples, and the observed
-    signs count as one more sample.
+    The null hypothesis is that the signs of the differences are random. The p-value is exact (a sign test) if
+    all differences other than 0 have the same size, as in a metric that counts a sentence as right or wrong.
+    Otherwise, the p-value comes from `NUM_SAMPLES` random samples, and the observed signs count as one more
+    sample.
     """
     differences = differences[differences != 0]
     if not len(differences):
@@ -84,12 +88,12 @@ def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
 
 
 def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Compares with sacreBLEU's tests, numbers of samples (1,000 and 10,000) and seed.
+    """Compares with sacreBLEU's tests, seed and numbers of samples (1,000 for the bootstrap, else 10,000).
 
     Differs from sacreBLEU: sacreBLEU counts only samples with a larger difference than the observed one, not
     samples with an equal difference. So sacreBLEU reports p = 0.0001 for a model that is compared with
-    itself. Here p is 1 if there is no difference. If k sentences differ, p_randomization is at least
-    2^(1 - k), because this share of all assignments gives the observed difference or its opposite.
+    itself. Here p is 1 if the scores are equal. If the outputs differ for k sentences, p_randomization is at
+    least 2^(1 - k): of the 2^k ways to swap these outputs, two give a difference of the observed size.
     """
     # One metric at a time: sacreBLEU cannot distinguish metrics of the same class, such as two BLEUs.
     scorer = metric.scorer(outputs.language)(references=[list(outputs.references)])
