@@ -28,7 +28,7 @@ def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> l
 
     with counting(len(parts(trained.model.config)), f"{test_set.name}: masking") as progress:
         measured = effects(trained.model, trained.params, nats, num_tokens, progress)
-    _print_effects(measured, f"{test_set.name}: added loss of the model without a part, in nats per token")
+    _print_effects(measured, f"{test_set.name}: loss added by masking a part, in nats per token")
     values = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
@@ -56,7 +56,7 @@ def _print_effects(measured: Sequence[Effect], title: str) -> None:
 
 
 def _cells(measured: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Returns the effects by sub-layer and column, in the order of the parts of the model."""
+    """Returns the effects as cells[sub-layer][head], in the given order; "all" is the whole sub-layer."""
     differences = {effect.part: effect.difference for effect in measured}
     cells: dict[str, dict[str, float]] = {}
     for part in order:

@@ -13,11 +13,11 @@ from transformer.evaluation.attention import AttentionWeights, attention_weights
 class AttentionFile:
     """An .npz file with the attention weights of many lines, written line by line.
 
-    A key begins with the number n of the line, counted from 1. `n/source` and `n/target` hold the tokens as
-    text. `n/encoder` [layers, h, s, s], `n/decoder` [layers, h, t, t] and `n/cross` [layers, h, t, s] hold
-    the fields of `AttentionWeights`; recurrent models have `n/cross` only. The decoder reads the target
-    shifted by one token: query i reads target token i - 1 and predicts target token i. Key j of `n/decoder`
-    stands for target token j - 1.
+    The name of an array begins with the number n of the line, counted from 1. The arrays `n/source` and
+    `n/target` contain the tokens as text. `n/encoder` [layers, h, s, s], `n/decoder` [layers, h, t, t] and
+    `n/cross` [layers, h, t, s] contain the fields of `AttentionWeights`; recurrent models have
+    `n/cross` only. The decoder reads the target shifted by one token: query i reads target token i - 1 and
+    predicts target token i. Key j of `n/decoder` stands for target token j - 1.
     """
 
     def __init__(self, path: str | Path, trained: Trained):

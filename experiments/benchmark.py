@@ -4,13 +4,13 @@
     python -m experiments.benchmark decode --json --peer=ctranslate2,transformers
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
 
-`train` times training on sentences of mixed lengths. Utilisation compares the FLOPs per second of the model's
-matrix products, without padding, with the FLOPs per second that the machine reaches on large matrices.
-`decode` times beam search for 128 sentences, encoder included. Each output has 24 tokens. `lengths` times
-training of the variants of a study at several sentence lengths, with the same number of tokens per batch.
+`train` measures training on sentences of mixed lengths. Utilisation is the FLOPs per second of the model's
+matrix products, without padding, divided by the FLOPs per second that the machine reaches on large matrices.
+`decode` measures beam search for 128 sentences, including the encoder; each output has 24 tokens. `lengths`
+measures training of the variants of a study at several sentence lengths, with equally many tokens per batch.
 
-Peers are other toolkits that do the same work in the same rounds. For `decode`, peers use the same weights,
-and the benchmark compares the outputs of peers with ours.
+Every measurement is repeated in several rounds. A peer is another toolkit that does the same work in every
+round. For `decode`, a peer uses the same weights, and the benchmark compares the peer's outputs with ours.
 """
 
 import json
@@ -36,14 +36,14 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_list(
         "peer",
         "",
-        "Other toolkits to time in the same rounds, separated by commas: torch for train; ctranslate2 and "
-        "transformers for decode.",
+        "Other toolkits to measure too, separated by commas: torch for train; ctranslate2 and transformers "
+        "for decode.",
         flag_values=flags,
     )
     absl_flags.DEFINE_string(
         "sweep",
         "configs/sweeps/recurrence.py",
-        "For lengths: sweep file whose variants are timed.",
+        "For lengths: sweep file whose variants are measured.",
         flag_values=flags,
     )
     absl_flags.DEFINE_list(
@@ -61,7 +61,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_list(
         "shape",
         "tiny,base",
-        "For train and decode: model sizes to time, separated by commas.",
+        "For train and decode: model sizes to measure, separated by commas.",
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
@@ -174,7 +174,7 @@ def _spread(result: Mapping[str, Any]) -> str:
     return "{:,.0f} to {:,.0f}".format(*result["spread"])
 
 
-Rows = dict[str, Callable[[Mapping[str, Any]], str]]  # label of a row -> function from a result to the cell
+Rows = dict[str, Callable[[Mapping[str, Any]], str]]  # row label -> function from a result to a cell
 
 RATIO_LABEL = "  our speed divided by the peer's"
 TRAIN_ROWS: Rows = {

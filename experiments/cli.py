@@ -145,20 +145,20 @@ def define_changes(flags: FlagValues) -> None:
     absl_flags.DEFINE_multi_string(
         "set",
         [],
-        "Changes a field of the run's config for this call only, for example --set=decode.beam_size=8. All "
-        "fields of decode, model.overflow and model.dtype can change. May be given several times.",
+        "Changes a field of the run's config for this call only, for example --set=decode.beam_size=8. Only "
+        "model.overflow, model.dtype and the fields of decode can change. May be given several times.",
         flag_values=flags,
     )
 
 
 def set_up_jax() -> None:
-    """Checks that JAX has a device, and sets its options, whatever the environment says.
+    """Checks that JAX has a device, and sets options of JAX.
 
-    Arrays are float32, also with JAX_ENABLE_X64. Compiled programs are kept on disk for later processes,
-    unless JAX already has a folder for them.
+    Arrays are float32, even if the environment sets JAX_ENABLE_X64. Compiled programs are stored for later
+    processes, in the cache folder that JAX is configured with or, by default, in ~/.cache/transformer/xla.
 
     Raises:
-      UserError: the platform that the environment names is not there.
+      UserError: JAX_PLATFORMS names a platform that is not available.
     """
     import jax
 
@@ -169,9 +169,10 @@ def set_up_jax() -> None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = (str(error).splitlines() or ["no such device"])[0]
         raise UserError(
-            f"JAX cannot use JAX_PLATFORMS={platforms!r}: {reason}; unset it, or install that platform's jax"
+            f"JAX cannot use JAX_PLATFORMS={platforms!r}: {reason}; "
+            "unset JAX_PLATFORMS, or install JAX for that platform"
         ) from None
-    with contextlib.suppress(RuntimeError):  # a user without a home folder
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
         if jax.config.jax_compilation_cache_dir is None:
             # One folder per machine, because a program compiled for one CPU may not run on another CPU.
             folder = Path.home() / ".cache" / "transformer" / "xla" / platform.node()
@@ -181,9 +182,9 @@ def set_up_jax() -> None:
 
 
 def use_utf8() -> None:
-    """Reads and writes UTF-8 whatever the locale: names of files, arguments, files and standard streams.
+    """Makes Python use UTF-8 for file names, arguments, files and standard streams.
 
-    Starts the process again in Python's UTF-8 mode, if the locale has another encoding.
+    If the locale has another encoding, restarts the process in Python's UTF-8 mode.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
@@ -193,7 +194,7 @@ def use_utf8() -> None:
 
 
 def discard_output() -> None:
-    """Discards all that this process writes to standard output, whose reader has ended."""
+    """Discards all further standard output. Called when the process that reads the output has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -240,10 +241,10 @@ def _flag_help(flag: absl_flags.Flag) -> str:
 
 
 def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, list[str]]:
-    """Returns the flags and the remaining words: the subcommand, if the command has subcommands.
+    """Returns the flags and the other words: the subcommand, or none if the command has no subcommands.
 
     Raises:
-      UserError: the command does not accept an argument.
+      UserError: an argument is wrong or missing.
     """
     flags = _define(module)
     try:
@@ -289,8 +290,7 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
     """Replaces each argument --config.FIELD=VALUE with --config_field=FIELD=VALUE.
 
     Raises:
-      UserError: --config.FIELD for a command without `--config`, or --set for a command that has `--config`
-        but no `--set`.
+      UserError: an argument has no value, or the command does not accept --config.FIELD or --set.
     """
     arguments = iter(arguments)
     for argument in arguments:
@@ -318,7 +318,7 @@ def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]
 
 
 def _flag_message(flags: FlagValues, text: str) -> str:
-    """Returns an error message of absl in our words."""
+    """Rewords an error message of absl."""
     if missing := re.fullmatch(r"flag --(\w+)=None: .* must have a value other than None\.", text):
         return f"--{missing[1]} is missing; add --{missing[1]}=VALUE"
     if missing := re.fullmatch(r"Missing value for flag --(\w+).*", text):

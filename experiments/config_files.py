@@ -34,7 +34,7 @@ def load_values(name: str) -> dict[str, Any]:
     if not hasattr(module, "get_config"):
         if hasattr(module, "VARIANTS"):
             raise UserError(
-                f"{path} is a sweep file; run it with python -m experiments.launch --sweep={path}"
+                f"{path} is a sweep file, not a config file; run python -m experiments.launch --sweep={path}"
             )
         raise UserError(f"config file {path} does not define get_config; define it as in configs/base.py")
     try:
@@ -50,10 +50,10 @@ def load_module(path: str, kind: str) -> ModuleType:
 
     Args:
       path: path of the file.
-      kind: "config" or "sweep", the name of such a file in error messages.
+      kind: "config" or "sweep", for error messages.
 
     Raises:
-      UserError: there is no such file, or it raises an exception.
+      UserError: the file is missing, is not a Python file, or raises an exception.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no {kind} file {path!r}{_advice(path)}")
@@ -79,7 +79,7 @@ def _advice(path: str) -> str:
 
 
 def read_changes(texts: list[str], flag: str) -> dict[str, Any]:
-    """Reads the KEY=VALUE texts of a flag that may be repeated. If a key is repeated, its last value is used.
+    """Reads the KEY=VALUE texts of a flag that may be repeated. The last value of a repeated key is used.
 
     Args:
       texts: the values of the flag.

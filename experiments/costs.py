@@ -1,4 +1,4 @@
-"""Computes the costs of a config from shapes alone, and lists its departures from the paper."""
+"""Computes the parameters, FLOPs and memory of a config from shapes; lists departures from the paper."""
 
 import dataclasses
 from collections import Counter
@@ -23,25 +23,25 @@ from transformer.training.trainable import Hyperparameters, LossFn
 VOCABULARY_NOTE = (
     "No single vocabulary size explains all parameter counts in the paper's Table 3. With 37,000 tokens, "
     "base has 63.0M parameters, but the paper reports 65M. About 40,500 tokens match base and the rows "
-    "derived from base, but give big 217.8M parameters. The paper reports 213M for big, which about 36,000 "
-    "tokens match."
+    "derived from base, but give big 217.8M parameters. The paper reports 213M for big, which corresponds to "
+    "about 36,000 tokens."
 )
 
 
 def describe(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the costs of a config, the differences from the base config and the departures, as JSON data.
 
-    The figures are for one training step on full rows: enough rows of `data.row_length` source and target
-    tokens, without padding, to hold `train.batch_tokens`. No data is read: the vocabulary is assumed to have
-    `data.vocab_size` tokens.
+    The figures are for one training step without padding. Each row has `data.row_length` source tokens and as
+    many target tokens; there are enough rows for `train.batch_tokens` target tokens. No data is read: the
+    vocabulary is assumed to have `data.vocab_size` tokens.
 
     Returns:
       parameters: number of parameters.
       parameters_by_module: number of parameters by module path; the sum is `parameters`.
-      resolved: the values used for derived settings, such as layers, head widths and the learning rate, which
-        may be None in the config.
-      step: vocab_size, rows, row_length and parts (`train.accumulation`): groups of rows that are computed
-        one after the other.
+      resolved: the values of settings that may be None in the config: numbers of layers, head widths and the
+        learning rate.
+      step: shape of the training step: vocab_size, rows, row_length, and parts (`train.accumulation`), the
+        number of groups of rows that are computed one after the other.
       flops_per_step: FLOPs of the matrix products of one training step, forward and backward.
       memory_bytes: memory on one device for parameters, gradients, optimizer (the optimizer's state) and
         activations (arrays that the forward pass keeps for the backward pass), and the total. XLA may keep
@@ -85,7 +85,7 @@ class Passes(NamedTuple):
 
     Attributes:
       flops: FLOPs of the matrix products of both passes.
-      kept_bytes: bytes that the forward pass keeps for the backward pass, without the inputs of the loss.
+      kept_bytes: bytes that the forward pass keeps for the backward pass, except for the inputs of the loss.
     """
 
     flops: int
@@ -93,7 +93,7 @@ class Passes(NamedTuple):
 
 
 def trace_passes(loss_fn: LossFn, params: PyTree, *arguments: Any) -> Passes:
-    """Returns the costs of both passes of a loss, from one trace. The arguments may be shapes."""
+    """Returns the costs of both passes of a loss function, which is only traced: arguments may be shapes."""
 
     def both_passes(params, *arguments):
         loss, backward, _ = jax.vjp(lambda params: loss_fn(params, *arguments), params, has_aux=True)
@@ -121,10 +121,9 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _step(config: ExperimentConfig) -> dict[str, int]:
-    """Returns the shape of a training step.
+    """Returns the shape of a training step; see `describe`.
 
-    It consists of vocabulary size, rows, row length, and parts (`train.accumulation`): groups of rows that
-    are computed one after the other. The number of rows is rounded up so that all parts have equally many.
+    The number of rows is rounded up to a multiple of the number of parts.
     """
     parts, length = config.train.accumulation, config.data.row_length
     rows = -(-config.train.batch_tokens // length)
@@ -133,7 +132,7 @@ def _step(config: ExperimentConfig) -> dict[str, int]:
 
 
 def _memory(config: ExperimentConfig, params: PyTree, passes: Passes) -> dict[str, int]:
-    copies = min(config.train.accumulation, 2)  # with several parts: the sum, and one part
+    copies = min(config.train.accumulation, 2)  # with accumulation: the sum, and the gradients of one part
     memory = {
         "parameters": _bytes(params),
         "gradients": _bytes(params) * copies,

@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.costs import describe
 
-# Beginnings of module names, in the order in which the modules compute. All other modules follow.
+# Prefixes of module names, in the order in which the modules run. Modules with other names come last.
 ORDER = ("embedding", "encoder", "decoder", "positions", "layers", "self_", "cross_", "feed_forward")
 PARAMETERS = ""  # key of the module's own parameters in a nested dict; other keys are inner modules
 
@@ -122,7 +122,7 @@ def _rank(name: str) -> tuple:
 
 
 def _modules(tree: dict[str, Any], depth: int = 0, repeats: int = 1) -> Iterator[tuple[int, str, int, int]]:
-    """Yields the lines of the table: depth, label, parameters of a module, and number of such modules.
+    """Yields depth, label, parameters of one module, and number of modules for each line of the table.
 
     Consecutive modules with the same contents share a line.
     """

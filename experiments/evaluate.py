@@ -6,16 +6,16 @@
     python -m experiments.evaluate --workdir=runs/m30k --set=decode.beam_size=1 --compare=runs/m30k
     python -m experiments.evaluate --workdir=runs/m30k --ablate=decoder.3.cross.head.5 --compare=runs/m30k
 
-The command writes four files into the run folder: eval/<split>.json has the scores, eval/<split>.src.txt the
-sources, .hyp.txt the translations and .ref.txt the references. sacreBLEU's command line can read the texts.
-With --set, the changes are part of the file names: eval/<split>,decode.beam_size=1.json.
+The command writes four files into eval/ of the run folder: <split>.json contains the scores, <split>.src.txt
+the sources, <split>.hyp.txt the translations and <split>.ref.txt the references. sacreBLEU's command line can
+read the text files. With --set, the changes are part of the file names: <split>,decode.beam_size=1.json.
 
-With --ablate, a part of the model is masked; --ablate=all masks each part in turn, and writes the added loss
-of each into eval/<split>,ablate=all.json and .png.
+With --ablate, a part of the model is masked. --ablate=all masks each part in turn, and writes the loss that
+each mask adds into <split>,ablate=all.json and .png.
 
-With --compare, the command also writes eval/<split>.compare-<other run>.json, which has the difference in
-each score between the two runs, with p-values. Evaluate the other run first, because --compare only reads
-files. To compare with an evaluation that used --set, add the changes:
+With --compare, the command also writes <split>.compare-<other run>.json, which contains the difference
+between the two runs in each score, with p-values. Evaluate the other run first: --compare reads the files of
+its evaluation. To compare with an evaluation that used --set, add the changes:
 --compare=runs/other,decode.beam_size=1.
 """
 
@@ -49,7 +49,7 @@ from transformer.files import path_component
 from transformer.tasks import open_task
 from transformer.tasks.translation import LINE_ENDS, TestSet, check_lengths, evaluate
 
-SPLITS = ("train", "validation", "test")  # of most data sets
+SPLITS = ("train", "validation", "test")  # --name must be none of these, whatever the data set
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -59,11 +59,11 @@ def define_flags(flags: FlagValues) -> None:
     texts = {
         "source": "File of source sentences, one per line, to score instead of a split; plain or compressed.",
         "target": "File with the reference translation of each line of --source.",
-        "name": "Name of the test set in --source and --target, for the names of the written files.",
+        "name": "Name of the test set in --source and --target; names of written files begin with it.",
         "ablate": "Part of the model to mask: a head, such as decoder.3.cross.head.5, a sub-layer, such as "
         "encoder.1.feed_forward, or positions. With all, masks each part in turn and reports the added loss.",
         "compare": "Run folder to compare with; evaluate that run first. "
-        "RUN,KEY=VALUE names an evaluation of the run with --set=KEY=VALUE.",
+        "RUN,KEY=VALUE names the evaluation of RUN that used --set=KEY=VALUE.",
     }
     for name, text in texts.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
@@ -76,7 +76,7 @@ def main(flags: FlagValues) -> None:
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
     test_sets = _test_sets(flags, run, trained)
-    for test_set in test_sets:  # checks all before scoring the first one
+    for test_set in test_sets:  # checks every test set before scoring the first
         tokens = encode_pairs(test_set.sources, test_set.references, trained.tokenizer)
         check_lengths(trained.model, test_set.name, tokens.side_lengths)
         for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
@@ -116,9 +116,9 @@ def _check_flags(flags: FlagValues) -> None:
     given = [name for name in names if flags[name].value is not None]
     if given and len(given) < len(names):
         missing = next(name for name in names if name not in given)
-        raise UserError(f"--{missing} is missing; --source, --target and --name go together")
+        raise UserError(f"--{missing} is missing; give --source, --target and --name together")
     if flags.ablate == "all" and flags.compare:
-        raise UserError("--ablate=all and --compare cannot be used together; name one part to compare")
+        raise UserError("--ablate=all and --compare cannot be used together; name one part in --ablate")
     if given and flags["split"].present:
         raise UserError("--split and --source cannot be used together; give one of them")
     if not flags.split:
@@ -129,7 +129,7 @@ def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
     """Returns the texts of the files in --source and --target, or of the splits in --split.
 
     Raises:
-      UserError: a file or a split cannot be read, or a name is not allowed.
+      UserError: a file or a split cannot be read, or the value of --name or --split is not a valid name.
     """
     if flags.source is None:
         task = open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
@@ -137,7 +137,7 @@ def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
     name = path_component(flags.name, "--name")
     splits = split_names(trained.config.data, trained.identity["data"])
     if name in (*SPLITS, *splits) or re.search(r"[,=]", name):
-        raise UserError(f"--name is {name!r}; choose a name that is not a split, without ',' and '='")
+        raise UserError(f"--name is {name!r}; it must not be the name of a split, nor contain ',' or '='")
     paths = [existing_file(Path(flags[side].value), f"--{side}") for side in ("source", "target")]
     pairs = list(read_pairs(*paths))
     if not pairs:
@@ -150,7 +150,7 @@ def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[Score
     """Returns the evaluation that `--compare` names.
 
     Raises:
-      UserError: there is no such evaluation, or it cannot be compared with this one.
+      UserError: the evaluation is missing or damaged, or is of another test set.
     """
     folder, *texts = re.split(r",(?=(?:decode|model|ablate)[.=])", compare)
     run, ablated = Run(folder), ""
@@ -159,7 +159,7 @@ def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[Score
         texts.remove(text)
     changes = converted(run.config, read_changes(texts, "compare"))
     compared_files = ScoreFiles(run, files.split, changes, ablated, files.is_split)
-    files.comparison_path(compared_files)  # raises an error if the file name is not allowed
+    files.comparison_path(compared_files)  # raises an error if the file name is not valid
     return compared_files, compared_files.read_comparable(test_set.sources, test_set.references)
 
 
@@ -172,7 +172,7 @@ def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluat
     print(f"{name}: {len(outputs.sources)} sentences in {evaluated.seconds:.1f} s, compilation included")
     if evaluated.num_in_parts:
         limit = min(config.decode.max_source_length, trained.model.max_lengths.source or math.inf)
-        print(f"{name}: translated in parts: {evaluated.num_in_parts} sentences of more than {limit} tokens")
+        print(f"{name}: translated {evaluated.num_in_parts} sentences of more than {limit} tokens in parts")
     made_from = {
         "identity": dict(trained.identity),
         "content": test_set.digest,

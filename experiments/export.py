@@ -4,7 +4,7 @@
     python -m experiments.export --workdir=runs/m30k --format=marian --out=exports/m30k-marian
 
 `ctranslate2` is the format of CTranslate2; `marian` is the MarianMTModel of Hugging Face's transformers. The
-command refuses a model that the format does not support. Both formats need: pip install -e '.[peers]'.
+command refuses a model that the format does not support. Both formats need pip install -e '.[peers]'.
 """
 
 import sys

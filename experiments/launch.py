@@ -6,7 +6,7 @@
 
 Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
 checkpoint. A run that diverged is not started again. The output of a run is in log.txt of the run folder.
-Several launches may share a study: each run is started once.
+Several launch commands may work on one study at the same time: each run is started once.
 
 With --executor=slurm, the runs become the tasks of an array job; the same command shows their states.
 """
@@ -70,7 +70,7 @@ def define_flags(flags: FlagValues) -> None:
             "no GPU. Default: 1; with Slurm, no limit.",
         ),
         "devices_per_run": (None, 1, "GPUs (or cores) per run. Default: an equal share."),
-        "retries": (10, 0, "How often a run that is preempted starts again."),
+        "retries": (10, 0, "Largest number of restarts of a run that is preempted."),
     }
     for name, (default, least, text) in numbers.items():
         absl_flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=flags)
@@ -124,7 +124,7 @@ def main(flags: FlagValues) -> int:
 
 
 class Launch:
-    """A call of the command. All flags and configs are checked before the first run."""
+    """One call of the command. All flags and configs are checked before the first run starts."""
 
     def __init__(self, flags: FlagValues):
         self._flags = flags
@@ -134,7 +134,7 @@ class Launch:
         self._trials = expand_trials(self._sweep, self._changes) if self._sweep.tune else []
         self._selection = Selection(flags.only, flags.exclude)
         self._selection.check([*self._runs, *(run for run, _ in self._trials)])
-        # Untuned runs have other ids than tuned ones, but the same variants and seeds.
+        # Tuning changes the ids of runs, but not their variants and seeds.
         selected = {run.variant for run in self._runs if self._selection.includes(run)}
         self._selected_trials = [
             run for run, _ in self._trials if run.variant in selected or self._selection.includes(run)
@@ -149,7 +149,7 @@ class Launch:
                     "such as --sbatch=--gpus=1"
                 )
         elif flags.sbatch:
-            raise UserError("--sbatch needs --executor=slurm; add that, or leave --sbatch out")
+            raise UserError("--sbatch needs --executor=slurm; add --executor=slurm or remove --sbatch")
         else:
             self._slots = make_slots(flags.jobs or 1, flags.devices_per_run)
 
@@ -160,11 +160,11 @@ class Launch:
         runs = self._selected_trials or [run for run in self._runs if self._selection.includes(run)]
         text = plan_text(self._root, self._sweep, runs, queued)
         if self._trials:
-            text += f"\nthese runs tune the variants; {len(self._runs)} runs with the best values follow"
+            text += f"\nthese trials tune the variants; {len(self._runs)} runs with the best values follow"
         return text
 
     def run(self) -> int:
-        """Runs what is missing on this machine, and returns the exit status."""
+        """Runs missing trials and runs on this machine, writes the report, and returns the exit status."""
         runs = self._runs
         with lock(self._root, wait=True):
             check_root(self._root, self._sweep, [] if self._trials else runs)
@@ -179,7 +179,7 @@ class Launch:
             tuned = self._tuned()
             for variant in dict.fromkeys(run.variant for run in self._selected_trials):
                 if variant not in tuned:
-                    print(f"{variant}: other trials are not done yet")
+                    print(f"{variant}: trials that this command does not select are not done yet")
             runs = self._tuned_runs(tuned)
         self._write_study(runs)
         selected = [run for run in runs if self._selection.includes(run)]
@@ -194,7 +194,7 @@ class Launch:
         return 1 if failed else 0
 
     def submit(self) -> None:
-        """Submits what is missing to Slurm, and prints the states of all runs."""
+        """Submits the missing trials and runs to Slurm, and prints the number of runs in each state."""
         with lock(self._root, wait=True):
             queued, runs, after = self._slurm.states(), self._runs, []
             tuned: dict[str, Tuned] = {}
@@ -215,7 +215,7 @@ class Launch:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(states.values()).items()))
         print(f"{self._sweep.name}: {len(selected)} runs, {counts}")
         if missing:
-            print("launch again with the same flags to see the states and to submit what failed")
+            print("launch again with the same flags to see the states and to submit failed runs again")
         else:
             self._write_report()
 
@@ -234,7 +234,7 @@ class Launch:
         return [run for run in self._selected_trials if not trial_has_ended(Run(self._root / run.id), run)]
 
     def _tuned(self) -> dict[str, Tuned]:
-        """Returns the values with the lowest validation loss of each variant whose trials have all ended.
+        """Returns the values with the lowest validation loss, for each variant whose trials have all ended.
 
         Raises:
           UserError: all trials of a variant diverged.
@@ -251,7 +251,7 @@ class Launch:
             ]
             finite = [trial for trial in tried if trial.criterion is not None]
             if not finite:
-                raise UserError(f"all trials of variant {variant} diverged; give TUNE other values")
+                raise UserError(f"all trials of variant {variant} diverged; change the values in TUNE")
             tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
         return tuned
 

@@ -1,4 +1,4 @@
-"""The processors of this machine: which ones this process may use, and their name."""
+"""Cores and GPUs that this process may use, and the name of the processor."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ def cores() -> list[int]:
     """Returns the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))  # macOS binds no process to cores
+    return list(range(os.cpu_count() or 1))  # macOS does not bind processes to cores
 
 
 def gpus() -> list[str]:

@@ -1,6 +1,7 @@
 """Draws figures. Each function returns a matplotlib figure and neither reads nor writes files.
 
-Text is drawn as it is, without mathematical markup, in the first of several fonts that has a glyph for it.
+Text is drawn literally: $ does not begin a formula. Several fonts are tried for a character, in turn, until
+one has a glyph for it.
 """
 
 import functools
@@ -55,8 +56,8 @@ matplotlib.rcParams.update(
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file.
 
-    Prints a line on standard error if no installed font has a glyph for some characters; a box stands for
-    each of them.
+    A character for which no installed font has a glyph is drawn as a box, and a line on standard error names
+    the missing characters.
     """
     if missing := missing_glyphs("".join(text.get_text() for text in figure.findobj(Text))):
         shown = " ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
@@ -87,14 +88,14 @@ def _glyphs(family: str) -> frozenset[int]:
 
 
 def visible(text: str, allowed: str = "") -> str:
-    """Returns a text with control characters as their codes, except for the allowed ones."""
+    """Returns a text with codes such as <U+0009> for control characters that are not in `allowed`."""
     return "".join(c if c.isprintable() or c in allowed else f"<U+{ord(c):04X}>" for c in text)
 
 
 def label(text: str) -> str:
-    """Returns a text as a label: control characters as their codes, and at most `MAX_LABEL` characters.
+    """Returns a text as a label: see `visible`, and cut to at most `MAX_LABEL` characters.
 
-    matplotlib leaves out the legend of a label that begins with "_"; a word joiner before it prevents this.
+    matplotlib leaves a label that begins with "_" out of the legend; a word joiner before "_" prevents this.
     """
     shown = visible(text)
     shown = shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 1]}…"
@@ -104,7 +105,7 @@ def label(text: str) -> str:
 def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draws perplexity against steps, for training (with dropout) and for validation.
 
-    If a record has no perplexity, draws the loss instead.
+    If no record has a perplexity, draws the loss instead.
     """
     figure, axes = _single_panel()
     has_perplexity = any("perplexity" in record for record in records)
@@ -131,7 +132,7 @@ def attention_map(
 ) -> Figure:
     """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight.
 
-    A figure that would be too large is drawn smaller. It has no labels if they would not be readable.
+    A figure that would be too large is scaled down. Labels that would then be unreadable are left out.
     """
     heads = len(weights)
     columns = min(heads, 4 if len(source) <= 12 else 2)
@@ -217,7 +218,7 @@ def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, 
 
 
 def _start_at_zero(axes: Axes) -> None:
-    """Starts the vertical axis at 0, unless there are values below."""
+    """Starts the vertical axis at 0 if no value is negative."""
     if axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0)
 

@@ -3,8 +3,8 @@
     python -m experiments.prepare --config=configs/wmt14.py
     python -m experiments.prepare --workdir=runs/wmt14
 
-Existing data does not change. Preparing a TFDS data set needs TensorFlow (pip install -e '.[prepare]'); using
-the prepared data does not.
+Data that is already prepared does not change. Preparing a TFDS data set needs TensorFlow
+(pip install -e '.[prepare]'); using the prepared data does not.
 """
 
 import sys
@@ -26,7 +26,8 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> None:
     if (flags.config is None) == (flags.workdir is None):
-        raise UserError("give either --config=FILE or --workdir=RUN")
+        problem = "missing" if flags.config is None else "given"
+        raise UserError(f"--config and --workdir are both {problem}; give one of them")
     with preparing() as progress:
         if flags.workdir is None:
             data = cli.config(flags).data

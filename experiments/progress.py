@@ -22,7 +22,7 @@ VALIDATION_FORMATS = {
 
 
 def console() -> Console:
-    """Returns a console on standard output. Where that is not a terminal, its lines are wide."""
+    """Returns a console on standard output. If that is not a terminal, lines have `PLAIN_WIDTH` columns."""
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
@@ -53,7 +53,7 @@ class TrainingLines:
     """Training observer that prints one line per record."""
 
     def __init__(self, on_closed: Callable[[], None] = lambda: None):
-        """Calls `on_closed` when the process that reads standard output has ended."""
+        """Sets a function that is called when the process that reads standard output has ended."""
         self._on_closed = on_closed
 
     def step(self, step: int) -> None:
@@ -75,7 +75,7 @@ class TrainingLines:
 
 
 class TrainingBar:
-    """Training observer for a terminal. Prints validations; a progress bar shows all other records."""
+    """Training observer for a terminal. Prints validation records; a progress bar shows training records."""
 
     def __init__(self, num_steps: int):
         self._progress = Progress(
@@ -88,7 +88,7 @@ class TrainingBar:
         self._progress.update(self._task, completed=step)
 
     def record(self, record: Record) -> None:
-        """Prints a validation record, or shows another record beside the progress bar."""
+        """Prints a validation record; shows a training record beside the progress bar."""
         if record["kind"] == "validation":
             self._progress.console.print(record_line(record), highlight=False)
         else:
@@ -140,7 +140,7 @@ class PreparationBars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Shows that the work `what` is done for `done` of `total` pairs."""
+        """Shows that `done` of `total` pairs are finished in the work `what`."""
         self._bars.start()  # not before the first call, because TFDS may still show bars
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)

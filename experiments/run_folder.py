@@ -52,12 +52,12 @@ class Trained:
     """A trained model.
 
     Attributes:
-      config: the config of the run, with the changes of this call.
+      config: the config of the run, with the changes given to `Run.load`.
       tokenizer: the vocabulary.
       model: the model without weights.
-      params: the average of the weights saved at `steps`.
-      steps: the steps of the checkpoints.
-      identity: config, data, content and vocabulary that the checkpoints were made from.
+      params: the weights: the mean over the checkpoints at `steps`.
+      steps: the steps of these checkpoints.
+      identity: the identity of the run; see `Run.identity`.
     """
 
     config: ExperimentConfig
@@ -94,16 +94,18 @@ class Run:
             return from_dict(read_json(path))
         if (self.folder / "checkpoints").is_dir():
             raise UserError(
-                f"{path} is missing; restore it by giving the config of the run to train: --config=FILE"
+                f"{path} is missing; to write it again, run experiments.train with the run's --config=FILE"
             )
         if (self.folder / "study.json").is_file():
             raise UserError(
-                f"{self.folder} is a study, not a run; name a run: {self.folder}/VARIANT/SEED-HASH"
+                f"{self.folder} is a study, not a run; name one of its runs: {self.folder}/VARIANT/SEED-HASH"
             )
         if not self.folder.exists() and (ROOT / self.folder / "config.json").is_file():
-            raise UserError(f"{self.folder} is not a run here; run the command in {ROOT}")
+            raise UserError(f"there is no run {self.folder} in the current folder; run the command in {ROOT}")
         if runs := sorted(path.parent for path in self.folder.glob("*/config.json")):
-            raise UserError(f"{self.folder} is not a run, but holds runs; name one, such as {runs[0]}")
+            raise UserError(
+                f"{self.folder} is a folder of runs, not a run; name one of them, such as {runs[0]}"
+            )
         raise UserError(
             f"{self.folder} is not a run: config.json is missing; "
             f"start a run with python -m experiments.train --config=FILE --workdir={self.folder}"
@@ -117,13 +119,16 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json. Before training has started, the dict is empty."""
+        """The content of result.json; an empty dict if training has not started yet."""
         path = self.folder / "result.json"
         return read_sealed(path) if path.exists() else {}
 
     @property
     def identity(self) -> Mapping[str, str] | None:
-        """Config, data, content and vocabulary of the newest checkpoint; None if there is no checkpoint.
+        """Identity of the run, from the newest checkpoint; None if there is no checkpoint.
+
+        The identity consists of the digest of the config, the name and the digest of the prepared data, and
+        the digest of the vocabulary.
 
         Raises:
           UserError: no checkpoint can be read.
@@ -132,17 +137,18 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """True if training is complete and its last checkpoint is whole.
+        """True if training is complete and the last checkpoint is undamaged.
 
         Raises:
-          UserError: config.json is not the config of the training.
+          UserError: config.json is not the config that the run was trained with.
         """
         result = self.result
         if result.get("status") != "done":
             return False
         if result["identity"]["config"] != self.config_hash:
             raise UserError(
-                f"{self.folder / 'config.json'} is not the config that the run was trained with; restore it"
+                f"{self.folder / 'config.json'} is not the config that the run was trained with; "
+                "restore the file"
             )
         with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
             try:
@@ -158,7 +164,8 @@ class Run:
         training has started, the two configs may differ only in fields that do not affect the result.
 
         Raises:
-          UserError: there is no config, or the two configs differ in a field that affects the result.
+          UserError: `config` is None and no config is stored; or training has started, and the two configs
+            differ in a field that affects the result.
         """
         if config is None:
             return self.config
@@ -166,7 +173,7 @@ class Run:
         if identity and identity["config"] != result_hash(config, options_type(config.data.name)):
             is_stored = (self.folder / "config.json").is_file()
             differing = f": {difference(self.config, config)}" if is_stored else ""
-            raise UserError(f"{self.folder} has another config{differing}; name another --workdir")
+            raise UserError(f"{self.folder} has a run with another config{differing}; name another --workdir")
         if (self.folder / "study.json").is_file():
             raise UserError(f"{self.folder} is a study, not a run; name another --workdir")
         try:
@@ -210,7 +217,7 @@ class Run:
                 except DamagedCheckpoint as error:
                     checkpoints.reload()
                     if error.step not in checkpoints.steps:
-                        continue  # training has deleted it in the meantime
+                        continue  # training has deleted this checkpoint in the meantime
                     if self.result.get("status") == "done":
                         raise UserError(f"{error}; {self._retrain}") from None
                     if error.step != steps[-1] or len(steps) == 1:
@@ -220,7 +227,7 @@ class Run:
 
     @property
     def _retrain(self) -> str:
-        return f"train it again with python -m experiments.train --workdir={self.folder}"
+        return f"train the run again with python -m experiments.train --workdir={self.folder}"
 
     def _load(self, config: ExperimentConfig, checkpoints: Checkpoints, steps: list[int]) -> Trained:
         if not steps:
@@ -247,7 +254,7 @@ class Run:
         identity: Mapping[str, str],
         newest: Mapping[str, str] | None = None,
     ) -> None:
-        """Checks that a checkpoint was made by the config of the run, and by what made the newest checkpoint.
+        """Checks the identity of a checkpoint against config.json and the identity of the newest checkpoint.
 
         Raises:
           UserError: the checkpoint is from another run, or config.json was edited.
@@ -255,7 +262,7 @@ class Run:
         if identity["config"] != self.config_hash:
             raise UserError(
                 f"{self.folder / 'config.json'} is not the config that checkpoint {step} was trained with; "
-                "restore it (search settings change with --set)"
+                "restore the file, and change search settings with --set instead"
             )
         if newest is not None and identity != newest:
             raise UserError(
@@ -264,7 +271,7 @@ class Run:
 
 
 def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Returns the config of a trained model with new values for some of the fields that may still change.
+    """Returns the config of a trained model with new values for some fields.
 
     Raises:
       UserError: a field is unknown, may not change after training, or cannot have the new value.
@@ -280,13 +287,13 @@ def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentC
 
 
 def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the changes with each value in the type of the field, such as 1.0 for 1; see `changed`."""
+    """Returns the changes with each value in the type of its field, such as 1.0 for 1; see `changed`."""
     values = flatten(to_dict(changed(config, changes)))
     return {key: values[key] for key in changes}
 
 
 def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
-    """Returns the steps whose weights are averaged.
+    """Returns the steps of the checkpoints whose weights are averaged.
 
     A checkpoint that was saved because of an interruption is used only if the run has no other checkpoint.
     """
@@ -296,7 +303,7 @@ def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
 
 
 def _device() -> str:
-    """Returns the number and the name of JAX's devices; on CPU, those of the processor cores."""
+    """Returns the number and the name of JAX's devices; on a CPU, those of the cores."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
         return processor()

@@ -15,12 +15,12 @@ from transformer.files import atomic_write, lock, path_component, read_sealed, w
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
 TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation`
-# Entries of `scores` that say what made them.
+# Entries of `scores` that identify the evaluated weights and the test set.
 IDENTITY = ("identity", "content", "checkpoints", "params_sha256", "changes", "ablated")
 
 
 class Evaluation(NamedTuple):
-    """The content of the files of an evaluation: the scores, and a sentence of each text per line."""
+    """The content of the files of an evaluation: the scores, and the sentences of the three texts."""
 
     scores: dict[str, Any]
     sources: Sequence[str]
@@ -47,7 +47,7 @@ class ScoreFiles(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """The changes and the ablation as part of a file name: a comma, key and value each, sorted by key."""
+        """The changes and the ablation as part of a file name: ",KEY=VALUE" for each, sorted by key."""
         ablation = {"ablate": self.ablated} if self.ablated else {}
         return "".join(f",{key}={value}" for key, value in sorted({**self.changes, **ablation}.items()))
 
@@ -81,10 +81,10 @@ class ScoreFiles(NamedTuple):
         return self.path(".json").exists()
 
     def write(self, evaluation: Evaluation) -> Evaluation:
-        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which has digests of the three.
+        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which contains the digests of the texts.
 
         Returns:
-          The evaluation; its scores say what test set, changes and ablation they are for.
+          The evaluation, with the test set, the changes and the ablation added to the scores.
         """
         made_from = {"test_set": self.split, "changes": self.changes, "ablated": self.ablated}
         evaluation = evaluation._replace(scores={**evaluation.scores, **made_from})
@@ -103,7 +103,7 @@ class ScoreFiles(NamedTuple):
         """Reads the files.
 
         Raises:
-          UserError: a file is missing or damaged, or is not the evaluation of the run as it is now.
+          UserError: a file is missing or damaged, is of another evaluation, or is of an earlier checkpoint.
         """
         paths = {ending: self.path(ending) for ending in (".json", *TEXT_FILES)}
         for path in paths.values():
@@ -114,7 +114,8 @@ class ScoreFiles(NamedTuple):
         if is_stale(scores, self.run.result):
             raise UserError(
                 f"{self.path('.json')} has the scores of checkpoint {scores['checkpoints'][-1]}, but "
-                f"{self.run.folder} was trained to step {self.run.result['step']} since; run {self.command}"
+                f"{self.run.folder} has since been trained to step {self.run.result['step']}; "
+                f"run {self.command}"
             )
         for ending, path in paths.items():
             if text_digest(path.read_bytes()) != scores["files"][ending]:
@@ -122,17 +123,17 @@ class ScoreFiles(NamedTuple):
         return Evaluation(scores, *map(read_lines, paths.values()))
 
     def read_scores(self) -> dict[str, Any]:
-        """Reads the scores alone, which may be from before the end of the training; see `is_stale`.
+        """Reads only the scores. They may be of an earlier checkpoint; see `is_stale`.
 
         Raises:
-          UserError: the file is damaged, or is not this evaluation of this run.
+          UserError: the file is damaged, or contains another evaluation or that of another run.
         """
         scores = read_sealed(self.path(".json"))
         identity = self.run.result.get("identity", {"config": self.run.config_hash})
         is_of_this_run = scores["identity"].items() >= identity.items()
         made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))
         if not is_of_this_run or made_from != (self.split, self.changes, self.ablated):
-            raise UserError(f"{self.path('.json')} is not this evaluation of this run; run {self.command}")
+            raise UserError(f"{self.path('.json')} contains another evaluation; run {self.command}")
         return scores
 
     def _alternatives(self) -> str:
@@ -147,7 +148,7 @@ class ScoreFiles(NamedTuple):
         """Reads the files, and checks that the evaluation can be compared with one on the given test set.
 
         Raises:
-          UserError: a file is missing or incomplete, or a text or a metric's settings differ.
+          UserError: `read` raises an error, or the test set or the signature of a metric differs.
         """
         evaluation = self.read()
         self._check_lines(".ref.txt", evaluation.references, references)
@@ -155,14 +156,14 @@ class ScoreFiles(NamedTuple):
         stored = evaluation.scores["signatures"]
         for name, signature in signatures(self.run.config.data.target).items():
             if METRICS[name].compared and stored.get(name) != signature:
-                settings = f"{stored.get(name)} in {self.name}, but {signature} in this run"
                 raise UserError(
-                    f"the signature of {name} is {settings}; run {self.command} to compute the score again"
+                    f"{name} of {self.name} was computed with signature {stored.get(name)}, but the current "
+                    f"signature is {signature}; run {self.command} to compute it again"
                 )
         return evaluation
 
     def _check_lines(self, ending: str, stored: Sequence[str], lines: Sequence[str]) -> None:
-        """Checks that the stored lines are those of a test set of this run.
+        """Checks that the stored lines are the lines of the test set.
 
         Raises:
           UserError: a line differs.
@@ -222,7 +223,12 @@ class ScoreFiles(NamedTuple):
 
 
 def is_stale(scores: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Returns whether scores were computed before the training ended whose outcome is `result`."""
+    """Returns whether the run was trained further after the scores were computed.
+
+    Args:
+      scores: the content of eval/<split>.json.
+      result: the content of result.json. If training is not done, no scores are stale.
+    """
     return result.get("status") == "done" and scores["checkpoints"][-1] != result["step"]
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: saves what is worth saving, and ends in time."""
+"""Handles signals that ask a command to stop, so that the command can save its work and end in time."""
 
 import contextlib
 import os
@@ -8,17 +8,18 @@ import threading
 import time
 
 PREEMPTED = 75  # exit status of a command that was stopped and that the same command resumes
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # USR1: before a job's time limit
-REPEAT_SECONDS = 1.0  # a signal that is repeated later than this ends the process
+# Slurm can send SIGUSR1 before a time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+REPEAT_SECONDS = 1.0  # a signal that is repeated after this time ends the process
 SHOW_CURSOR = "\033[?25h"
 
 
 class StopSignal:
     """Context manager: the first SIGTERM, Ctrl-C, hang-up of the terminal or SIGUSR1 only requests a stop.
 
-    Another signal of the same kind ends the process, unless it comes within a second: a scheduler may signal
-    a whole group of processes, of which one passes the signal on to the others. Calling the object returns
-    whether a stop was requested.
+    A repeated signal of the same kind ends the process. Repetitions within a second are ignored, because a
+    scheduler may signal a whole group of processes, and one of them may pass the signal on to the others.
+    Calling the object returns whether a stop was requested.
     """
 
     def __init__(self, message: str, seconds: float | None = None):
@@ -26,9 +27,9 @@ class StopSignal:
 
         Args:
           message: printed on standard error when the first signal arrives.
-          seconds: if the object is not called within this time after a signal, the process ends with status
-            75, whatever it does. Before the first call it ends at once: there is nothing to save yet. None
-            for no limit.
+          seconds: time limit. If the object is not called within this time after a signal, the process ends
+            with status 75. A signal before the first call of the object ends the process at once, because
+            there is nothing to save yet. None disables both.
         """
         self._message, self._seconds = message, seconds
         self._received: dict[int, float] = {}  # time of the first signal of each kind
@@ -36,7 +37,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         previous = {number: signal.getsignal(number) for number in SIGNALS}
-        # `nohup` makes a process ignore SIGHUP, and it must stay ignored.
+        # `nohup` makes a process ignore SIGHUP; the signal must stay ignored.
         self._previous = {number: old for number, old in previous.items() if old != signal.SIG_IGN}
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
         for number in self._previous:
@@ -78,10 +79,10 @@ class StopSignal:
                 print(self._message, file=sys.stderr, flush=True)
 
     def _watch(self, reading: int) -> None:
-        """Ends the process in time, from a thread of its own.
+        """Ends the process when the time limit is over. Runs in a separate thread.
 
-        Python calls `_handle` between two instructions of the main thread, which are minutes apart while XLA
-        compiles. The system writes the number of a signal to the pipe at once.
+        Python calls `_handle` between two instructions of the main thread. While XLA compiles, these are
+        minutes apart. The pipe receives the number of a signal at once.
         """
         while number := os.read(reading, 1):
             if number[0] not in self._previous:
@@ -92,7 +93,11 @@ class StopSignal:
         os.close(reading)
 
     def _end(self) -> None:
-        reason = "nothing to save since the last checkpoint" if not self._was_called else "it takes too long"
+        reason = (
+            "the current step takes too long"
+            if self._was_called
+            else "nothing to save since the last checkpoint"
+        )
         with contextlib.suppress(OSError):
             if sys.stderr.isatty():
                 os.write(2, SHOW_CURSOR.encode())

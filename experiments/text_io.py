@@ -17,12 +17,12 @@ from transformer.data.text import MAX_LINE_BYTES
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Hypothesis, Translator
 
-BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; the last line may exceed the bytes
+BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; its last line may go beyond BLOCK_BYTES
 # A block ends after PAUSE seconds without new data, or MAX_WAIT seconds after its first line arrived.
 PAUSE, MAX_WAIT = 0.05, 0.5
-IDLE = 1.0  # seconds; Python handles a Ctrl-C that comes just before a wait only after that wait
+IDLE = 1.0  # longest wait in seconds; a Ctrl-C just before a wait is handled only after it
 READ_BYTES = 1 << 16
-MAX_UNKNOWN_LINES, MAX_CHARACTERS = 5, 8  # reported per text
+MAX_UNKNOWN_LINES, MAX_CHARACTERS = 5, 8  # reported: lines per call, and characters per line
 
 
 def read_blocks(file: int) -> Iterator[list[bytes]]:
@@ -40,7 +40,7 @@ def read_blocks(file: int) -> Iterator[list[bytes]]:
     """
     first = True
     block: list[bytes] = []
-    partial_line: list[bytes] = []  # a line whose end has not arrived yet, as read so far
+    partial_line: list[bytes] = []  # the parts read so far of a line whose end has not arrived yet
     size, started = 0, 0.0
     while True:
         wait = max(0.0, min(PAUSE, started + MAX_WAIT - time.monotonic())) if block else IDLE
@@ -85,14 +85,14 @@ def decode_line(line: bytes) -> str:
 def report_unknown(
     label: str, texts: Iterable[str], tokenizer: Tokenizer, first: int = 0, max_lines: int = MAX_UNKNOWN_LINES
 ) -> None:
-    """Prints, on standard error, the characters that the vocabulary has no token for, with their lines.
+    """Prints, on standard error, the lines with characters that the vocabulary has no token for.
 
     Args:
       label: the origin of the texts, such as "source".
       texts: the texts.
       tokenizer: the vocabulary.
-      first: number of the first text, from 0.
-      max_lines: largest number of lines to print; the remaining ones are counted.
+      first: index of the first text in the whole input.
+      max_lines: largest number of lines to print; of any further lines, only the number is printed.
     """
     num_unknown = 0
     for number, text in enumerate(texts, start=first + 1):
@@ -113,7 +113,7 @@ def shown_character(character: str) -> str:
 
 
 class Answer(Protocol):
-    """A function from input lines to output lines. `first` is the number of the first input line, from 0."""
+    """A function from input lines to output lines. `first` is the index of `texts[0]` in the whole input."""
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterable[str]: ...
 
@@ -135,11 +135,11 @@ class TranslationAnswer:
     Attributes:
       translator: finds up to `n_best` translations of a text.
       tokenizer: the vocabulary, for messages about characters that it does not have.
-      n_best: if above 1, each translation has an output line with line number, score and translation.
+      n_best: if above 1, an output line has the number of the input line, the score and a translation.
       scores: whether to write the score before the translation.
       prefixes: the beginning of each translation; if None, translations are unconstrained.
-      attention: file for the attention weights of each line; if given, a line too long to translate as
-        a whole is an error.
+      attention: file for the attention weights of each line, or None. If it is given, a line that must be
+        translated in parts is an error.
     """
 
     translator: Translator
@@ -165,7 +165,7 @@ class TranslationAnswer:
     def _line(self, number: int, hypothesis: Hypothesis) -> str:
         columns = [f"{number}"] if self.n_best > 1 else []
         columns += [f"{hypothesis.score:.4f}"] if self.n_best > 1 or self.scores else []
-        # A tab in the text would add a column, if there are columns.
+        # Beside other columns, a tab in the text would add a column.
         text = hypothesis.text.replace("\t", " ") if columns else hypothesis.text
         return "\t".join([*columns, text])
 

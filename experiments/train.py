@@ -4,10 +4,10 @@
     python -m experiments.train --workdir=runs/m30k
     python -m experiments.train --config=configs/text.py --init_from=runs/m30k --workdir=runs/tuned
 
-The first command starts a run. The second one resumes the run with the config that the run folder stores in
-config.json. The third one starts a run from the weights and the vocabulary of another run. After Ctrl-C,
-SIGTERM or SIGUSR1, the command saves the run and exits with status 75; run the same command again to resume.
-Training that diverges ends with status 3.
+The first command starts a run. The second command resumes the run, with the config in config.json of
+the run folder. The third command starts a run from the weights and the vocabulary of another run. After
+Ctrl-C, SIGTERM or SIGUSR1, the command saves the run and exits with status 75; run the same command again to
+resume. Training that diverges ends with status 3.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from transformer.training.divergence import DIVERGED_FILE, Diverged
 from transformer.training.loop import INITIAL_WEIGHTS, Outcome, train
 
 STOPPING = "stopping: saving a checkpoint first"
-STOP_SECONDS = 8.0  # from a signal to the end of the step at work
+STOP_SECONDS = 8.0  # from a signal to the end of the current step
 RESUME = ", then run the same command again to resume from the last checkpoint"
 VOCABULARY_FIELDS = ("data.tokenizer", "data.vocab_size", "data.byte_fallback")
 # Fields of the model that may differ from those of the run that --init_from names. The size of a table of
@@ -133,7 +133,7 @@ def _train(run: Run, config: ExperimentConfig, source: Source | None) -> int:
         outcome = _loop(run, config, source)
     except UserError as error:
         reason = "diverged" if isinstance(error, Diverged) else "refused"
-        with contextlib.suppress(UserError):  # writing this file fails, too, if the disk is full
+        with contextlib.suppress(UserError):  # if the disk is full, this write fails, too
             run.write_result(**before | _failure(started, reason, str(error)))
         raise
     except BaseException as error:

@@ -37,10 +37,10 @@ from transformer.model.ensemble import ensemble
 
 # Pairs of flags that cannot be used together, and the reason.
 EXCLUDED = (
-    ("targets", "n_best", "--targets scores given translations and searches for no others"),
+    ("targets", "n_best", "--targets scores given translations and does not search"),
     ("targets", "scores", "--targets already writes scores"),
-    ("targets", "prefix", "--targets scores given translations and searches for no others"),
-    ("targets", "attention", "--targets only scores translations"),
+    ("targets", "prefix", "--targets scores given translations and does not search"),
+    ("targets", "attention", "--targets writes scores only"),
     ("ensemble", "attention", "each model of an ensemble has different attention weights"),
 )
 
@@ -68,9 +68,9 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "n_best",
         1,
-        "Largest number of translations per input line, at most decode.beam_size. If above 1, each "
-        "translation is an output line with line number, score and translation, separated by tabs; the best "
-        "comes first. With decode.sampling, the number of samples.",
+        "Largest number of translations per input line, at most decode.beam_size. If above 1, an output "
+        "line has the number of the input line, the score and a translation, separated by tabs; the best "
+        "translation comes first. With decode.sampling, the number of samples.",
         lower_bound=1,
         flag_values=flags,
     )
@@ -103,13 +103,13 @@ def main(flags: FlagValues) -> None:
         loaded = _load(flags)
         answer = _make_answer(flags, loaded, sides, files)
         if interactive:
-            loaded.translator(["a"])  # compiles, so that the first line is answered at once
+            loaded.translator(["a"])  # compiles now, so that the first line is answered at once
             _converse(answer, loaded.trained.config.data.source)
             return
         out = sys.stdout.buffer if flags.output is None else files.enter_context(_open(flags, "output", "wb"))
         try:
             write_answers(answer, blocks, out)
-        except BrokenPipeError:  # the reader, such as `head`, has read enough
+        except BrokenPipeError:  # the process that reads the output, such as `head`, has ended
             cli.discard_output()
 
 
@@ -118,7 +118,9 @@ def _check_flags(flags: FlagValues) -> None:
     given = {name for pair in EXCLUDED for name in pair[:2] if flags[name].value != flags[name].default}
     for name, excluded, reason in EXCLUDED:
         if {name, excluded} <= given:
-            raise UserError(f"--{name} and --{excluded} cannot be used together: {reason}")
+            raise UserError(
+                f"--{name} and --{excluded} cannot be used together: {reason}; remove one of them"
+            )
     for written, name in itertools.product(("output", "attention"), ("input", "prefix", "targets", "output")):
         paths = flags[written].value, flags[name].value
         if written != name and None not in paths and Path(paths[0]).resolve() == Path(paths[1]).resolve():

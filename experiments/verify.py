@@ -1,11 +1,11 @@
-"""Checks everything that a run or a study stores, and says what is wrong.
+"""Checks the files of a run or of a study, and reports damage and contradictions.
 
     python -m experiments.verify --workdir=runs/demo
     python -m experiments.verify --root=runs/positions
 
 The command reads the config, the result, all checkpoints, the vocabulary, the metric log, the evaluations and
-the prepared data, and changes nothing. It prints a line for each problem and ends with status 2 if there is
-one.
+the prepared data, and changes nothing. It prints a line for each problem. If there is a problem, the exit
+status is 2.
 """
 
 import contextlib
@@ -37,7 +37,8 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> int:
     if (flags.workdir is None) == (flags.root is None):
-        raise UserError("give either --workdir=RUN or --root=STUDY")
+        problem = "missing" if flags.root is None else "given"
+        raise UserError(f"--workdir and --root are both {problem}; give one of them")
     if flags.workdir is not None:
         folders = [Path(flags.workdir)]
         _ = Run(folders[0]).config  # refuses a folder that is not a run
@@ -47,7 +48,7 @@ def main(flags: FlagValues) -> int:
     with counting(len(folders), "verifying") as progress:
         for number, folder in enumerate(folders, start=1):
             verification = Verification(folder)
-            lines = verification.problems or [f"whole; {', '.join(verification.checked)}"]
+            lines = verification.problems or [f"no problems; {', '.join(verification.checked)}"]
             print("\n".join(f"{folder}: {line}" for line in lines))
             problems += verification.problems
             progress(number)
@@ -60,8 +61,8 @@ class Verification:
     """The result of checking a run.
 
     Attributes:
-      problems: a sentence for each problem.
-      checked: what was checked, for the user.
+      problems: one message per problem.
+      checked: one phrase per kind of file, such as "checkpoints: 2".
     """
 
     def __init__(self, folder: Path):
@@ -79,7 +80,7 @@ class Verification:
         self._verify_evaluations()
 
     def _try(self, read: Callable[[], Any]) -> Any:
-        """Returns what `read` returns; None if it raises an error, which becomes a problem."""
+        """Returns the result of `read`. If `read` raises an error, adds a problem and returns None."""
         try:
             return read()
         except UserError as error:
@@ -87,16 +88,16 @@ class Verification:
             return None
 
     def _verify_checkpoints(self, result: dict[str, Any]) -> dict[str, str] | None:
-        """Checks all checkpoints and returns the identity in the newest; None if there is none."""
+        """Checks all checkpoints. Returns the identity of the newest undamaged one; None if there is none."""
         folder = self._run.folder / "checkpoints"
         if not folder.exists():
-            self.checked.append("no checkpoints")
+            self.checked.append("checkpoints: none")
             return None
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             steps = checkpoints.steps
             verified = [self._try(lambda step=step: checkpoints.verify(step)) for step in steps]
         if result.get("status") == "done" and result["step"] not in steps:
-            self.problems.append(f"checkpoint {result['step']}, the last one of the training, is missing")
+            self.problems.append(f"checkpoint {result['step']}, the last of the training, is missing")
         whole = [metadata for metadata in verified if metadata is not None]
         for metadata in whole:
             if metadata["identity"] != whole[-1]["identity"]:
@@ -111,7 +112,7 @@ class Verification:
     def _verify_data(self, identity: dict[str, str]) -> None:
         config = self._run.config
         if not is_prepared(config.data, identity["data"]):
-            self.checked.append("its data is not prepared on this machine")
+            self.checked.append("data: not prepared on this machine")
             return
         task = self._try(lambda: open_task(config, self._run.folder, stored=identity, may_prepare=False))
         if task is not None:
@@ -123,7 +124,7 @@ class Verification:
     def _verify_evaluations(self) -> None:
         files = list(self._score_files())
         for score_files in files:
-            # A study that was kept without its weights has no texts either.
+            # A study may be stored without its weights and without the texts of its evaluations.
             has_texts = any(score_files.path(ending).exists() for ending in TEXT_FILES)
             self._try(score_files.read if has_texts else score_files.read_scores)
         self.checked.append(f"evaluations: {len(files)}")
@@ -136,7 +137,8 @@ class Verification:
                 if files.path(".json") == path:
                     yield files
                 else:
-                    self.problems.append(f"{path} is the evaluation {files.path('.json').name}; rename it")
+                    name = files.path(".json").name
+                    self.problems.append(f"{path} contains the evaluation {name}; rename the file to {name}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def write_tokenizer(self, trained: Trained, folder: Path) -> None:
-        """Writes the files with which the toolkit reads and writes text."""
+        """Writes the files of the toolkit's tokenizer."""
 
     @abc.abstractmethod
     def score(
@@ -83,7 +83,7 @@ def export(trained: Trained, form: Format, folder: Path) -> None:
 def table_lengths(trained: Trained) -> tuple[int, int]:
     """Returns the lengths of the encoder's and the decoder's position tables.
 
-    The tables are long enough for the longest translation allowed.
+    The tables are long enough for the longest source and the longest translation that are allowed.
     """
     decode, limits = trained.config.decode, trained.model.max_lengths
     source = limits.source or decode.max_source_length

@@ -1,4 +1,4 @@
-"""Exports by filling the arrays of a CTranslate2 model specification (https://opennmt.net/CTranslate2)."""
+"""Exports to CTranslate2 (https://opennmt.net/CTranslate2): fills the arrays of a model specification."""
 
 import json
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ print(text.decode(model.translate_batch([text.encode("...", out_type=str)])[0].h
         if config.value_width != config.key_width:
             raise UserError(
                 f"model.d_v is {config.value_width}; "
-                f"--format=ctranslate2 supports only the value of d_k: {config.key_width}"
+                f"with --format=ctranslate2 it must equal model.d_k ({config.key_width})"
             )
 
     def write(self, trained, folder):
@@ -109,7 +109,7 @@ def read_vocabulary(folder: Path) -> list[str]:
 def position_table(scheme: PositionScheme, params: Mapping[str, Any], length: int) -> np.ndarray:
     """Returns the vector that is added at each position.
 
-    Positions from `scheme.limit` on follow `model.overflow`.
+    From position `scheme.limit` on, `model.overflow` determines the vectors.
     """
     zeros, positions = jnp.zeros((1, length, scheme.config.d_model)), jnp.arange(length)[None]
     return np.array(scheme.apply({"params": params}, zeros, positions, length)[0])

@@ -1,8 +1,8 @@
 """Exports to MarianMTModel of Hugging Face's transformers.
 
-MarianMTModel differs from the paper's model in two ways. Position vectors have all sines before all cosines.
-The order of the channels does not change what a model computes, so we write all weights in Marian's order.
-Attention has biases, which we write as zeros.
+MarianMTModel differs from the paper's model in two ways. In its position vectors, all sines come before all
+cosines. The order of the channels does not change the output of a model, so we write all weights in Marian's
+order. Its attention has biases, which we write as zeros.
 """
 
 import json
@@ -16,7 +16,7 @@ from experiments.run_folder import Trained
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 
-# Output limit that is stored for generate(), in tokens. Without a stored limit, generate() stops at 20.
+# Output limit that is stored for generate(), in tokens. The default is 20.
 MAX_OUTPUT_LENGTH = 256
 SPECIAL_TOKENS = {
     "decoder_start_token_id": BOS,
@@ -145,7 +145,7 @@ def _configuration(trained: Trained):
 
 
 def _weights(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Returns all weights under Marian's names."""
+    """Returns the weights of the whole model by their names in Marian."""
     order = np.arange(config.d_model).reshape(-1, 2).T.flatten()  # even channels first
     names, tables = EMBEDDINGS[config.embeddings], params["embedding"]
     weights = {

@@ -62,7 +62,7 @@ def test_a_path_may_begin_with_the_home_folder(command, capsys, monkeypatch):
     assert capsys.readouterr().out == "/home/ada/runs/a\n"
 
 
-def test_a_platform_that_is_not_there_gives_a_one_line_error(command, refused, monkeypatch):
+def test_an_unavailable_platform_gives_a_one_line_error(command, refused, monkeypatch):
     def devices():
         raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
 
@@ -71,11 +71,11 @@ def test_a_platform_that_is_not_there_gives_a_one_line_error(command, refused, m
     command.main = lambda flags: cli.set_up_jax()
     assert refused(command, "--workdir=a") == (
         "JAX cannot use JAX_PLATFORMS='cuda': Unable to initialize backend 'cuda'; "
-        "unset it, or install that platform's jax"
+        "unset JAX_PLATFORMS, or install JAX for that platform"
     )
 
 
-def test_arrays_are_float32_whatever_the_environment_says(command):
+def test_arrays_are_float32_even_if_jax_enable_x64_is_set(command):
     command.main = lambda flags: cli.set_up_jax()
     jax.config.update("jax_enable_x64", True)
     try:
@@ -91,7 +91,7 @@ def test_two_calls_do_not_share_flags(command, capsys):
     assert capsys.readouterr().out == "3\n1\n"
 
 
-def test_a_python_without_the_packages_is_told_to_use_the_installation():
+def test_a_python_without_the_packages_gives_a_one_line_error():
     command = [sys.executable, "-S", "-m", "experiments.train"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
@@ -224,7 +224,8 @@ def test_a_closed_output_pipe_gives_no_traceback(command, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-FAULTS = """
+# Prints the number of page faults of the last of four allocations.
+PAGE_FAULTS = """
 import ctypes, resource, sys, threading
 from experiments.cli import keep_freed_memory
 
@@ -251,10 +252,10 @@ print(faults[-1])
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_freed_memory_is_reused():
-    """50 MB are 12,207 pages. Separate processes are needed, since the setting holds for a whole process."""
+    """50 MB are 12,207 pages. Each setting needs a process, because it lasts until the process ends."""
 
     def count_faults(setting):
-        command = [sys.executable, "-c", FAULTS, setting]
+        command = [sys.executable, "-c", PAGE_FAULTS, setting]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return int(done.stdout)
 

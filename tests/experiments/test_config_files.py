@@ -32,7 +32,7 @@ def test_a_missing_file_is_refused_and_a_similar_file_is_suggested(checkout, pat
     assert refused(load_values, path) == message
 
 
-def test_a_command_run_outside_the_checkout_is_told_where_the_checkout_is(tmp_path, monkeypatch):
+def test_outside_the_checkout_the_error_names_the_folder_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(load_module, "configs/base.py", "config")
     assert line == f"there is no config file 'configs/base.py' here; run the command in {ROOT}"
@@ -63,8 +63,9 @@ def test_an_unknown_key_is_refused():
     )
 
 
-def test_a_sweep_file_given_as_a_config_is_told_to_launch(tmp_path):
+def test_a_sweep_file_given_as_a_config_is_refused_with_the_right_command(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
     message = refused(load_values, str(path))
-    assert message == f"{path} is a sweep file; run it with python -m experiments.launch --sweep={path}"
+    launch = f"python -m experiments.launch --sweep={path}"
+    assert message == f"{path} is a sweep file, not a config file; run {launch}"

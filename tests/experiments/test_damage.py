@@ -1,4 +1,7 @@
-"""Damage to the files of a run and of its prepared data: refused, harmless, or survived, never another result.
+"""Damage to the files of a run and of its prepared data.
+
+A command on damaged files prints an error, gives the same result as on undamaged files, or warns that it uses
+an earlier checkpoint. It never gives a different result without a warning.
 
 A seeded sample of cases runs by default; CASES=all runs all of them. docs/reliability.md has the figures.
 """
@@ -27,7 +30,7 @@ ALL = [(kind, number) for kind, count in NUM_CASES.items() for number in range(c
 CASES = ALL if os.environ.get("CASES") == "all" else random.Random(SEED).sample(ALL, NUM_SAMPLED)
 
 LINES = b"twelve\nninety-one; three\n"
-# The commands that read a file, by the start of its name; all commands for other files.
+# Commands to run after damage to a file, by the beginning of its name. The key "" is for all other files.
 READERS = {
     "run/metrics.jsonl": ("draw", "resume"),
     "run/eval": ("compare",),
@@ -42,9 +45,9 @@ class Answer(NamedTuple):
     """The answer of a command.
 
     Attributes:
-      status: its exit status.
-      result: its result, or the error if it refused.
-      warning: whether it said that it used an earlier checkpoint.
+      status: the exit status.
+      result: the result, or the error message if the status is not 0.
+      warning: whether the command warned that it uses an earlier checkpoint.
     """
 
     status: int
@@ -53,7 +56,7 @@ class Answer(NamedTuple):
 
 
 class StopAfter:
-    """Stands for `StopSignal`; asks to stop after some steps."""
+    """Replaces `StopSignal`; requests a stop after some steps."""
 
     def __init__(self, steps):
         self.steps_left = steps
@@ -71,7 +74,7 @@ class StopAfter:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A run that was stopped at step 15 of 20, with its data, beside a whole run."""
+    """A folder with a run that was stopped at step 15 of 20, a finished run, and their data."""
     folder = tmp_path_factory.mktemp("base")
     config = SMOKE[0].replace("--config=", f"--config={ROOT}/")
     flags = (config, *SMOKE[1:], "--config.data.data_dir=data", "--config.train.steps=20")
@@ -123,7 +126,7 @@ def answer(reader: str, folder: Path) -> Answer:
 
 
 def damage(folder: Path, kind: str, number: int) -> str:
-    """Damages one file, chosen by the number, and returns its name and the place."""
+    """Damages one file, chosen by `number`. Returns its name and, if it still exists, the offset."""
     files = sorted(
         path
         for part in ("run", "data")
@@ -148,7 +151,9 @@ def damage(folder: Path, kind: str, number: int) -> str:
 # Orbax's threads report a closed event loop after a failed read; `cli.run` hides this.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("kind", "number"), CASES)
-def test_damage_never_gives_another_result(base, expected, tmp_path, kind, number, record_property):
+def test_damage_never_gives_a_different_result_without_a_warning(
+    base, expected, tmp_path, kind, number, record_property
+):
     folder = shutil.copytree(base, tmp_path / "copy")
     place = damage(folder, kind, number)
     readers = next(readers for start, readers in READERS.items() if place.startswith(start))
@@ -156,6 +161,8 @@ def test_damage_never_gives_another_result(base, expected, tmp_path, kind, numbe
     for reader in readers:
         given = answer(reader, folder)
         if given.status == 0 and not given.warning:
-            assert given == expected[reader], f"{kind} at {place}: {reader} gave another result in silence"
+            assert given == expected[reader], (
+                f"{kind} at {place}: {reader} gave a different result without a warning"
+            )
         outcomes[reader] = ("earlier" if given.warning else "same") if given.status == 0 else given.result
     record_property("outcome", json.dumps([kind, place, outcomes]))

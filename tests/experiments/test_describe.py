@@ -20,7 +20,7 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 TABLE_3 = load_module(str(ROOT / "configs/table3.py"), "config")
-MILLIONS = {  # column "params x1e6" of Table 3; rows that are left out equal base
+MILLIONS = {  # column "params x1e6" of Table 3; rows that are missing here equal base
     "base": 65, "B-dk16": 58, "B-dk32": 60, "C-N2": 36, "C-N4": 50, "C-N8": 80, "C-d256": 28, "C-d1024": 168,
     "C-ff1024": 53, "C-ff4096": 90, "big": 213,
 }  # fmt: skip
@@ -34,7 +34,7 @@ def row_config(row, vocab_size=40_500):
 
 @functools.cache
 def count_parameters(row, vocab_size=40_500):
-    """The number of parameters, computed as in `describe` but without the other costs."""
+    """The number of parameters, as in `describe`, but computed without the other costs."""
     shapes = parameter_shapes(build_model(row_config(row).model, vocab_size))
     return sum(parameters_by_module(shapes).values())
 
@@ -84,9 +84,9 @@ def small(accumulation=1, rows=4, length=12, **changes) -> ExperimentConfig:
 
 
 def products(n, m=22, d=15, e=21, f=11, v=13, encoder=2, decoder=2):
-    """Multiplications in the forward pass of one row of n tokens. d and e are d_k and d_v times the heads.
+    """Multiplications in the forward pass of one row of n tokens. d is num_heads * d_k; e is num_heads * d_v.
 
-    The gradient for each of the two factors of a product costs as much as the product.
+    A matrix product has two factors. The gradient of each factor costs as much as the product itself.
     """
     attention = 2 * n * m * (d + e) + n * n * (d + e)
     feed_forward = 2 * n * m * f
@@ -171,12 +171,13 @@ def test_memory_of_a_training_step_follows_from_parameters_and_rows():
     parts = describe(small(num_layers=1, accumulation=2))["memory_bytes"]
     assert parts["gradients"] == 2 * parameters  # their sum, and the gradients of one part
     larger = describe(small(num_layers=1, rows=8))["memory_bytes"]
-    assert larger["activations"] > 1.8 * memory["activations"]  # below 2: one output matrix
+    # The ratios are below 2, because the size of the output matrix stays the same.
+    assert larger["activations"] > 1.8 * memory["activations"]
     assert parts["activations"] < memory["activations"] / 1.8
 
 
 def test_kept_bytes_are_those_that_the_backward_pass_reads():
-    """For sin(x w), the forward pass keeps the 11 * 7 numbers cos(x w). For x w, it keeps nothing."""
+    """For sin(x w), the forward pass keeps the 11 * 7 numbers cos(x w). For x w, it keeps only the inputs."""
     w, x = jax.ShapeDtypeStruct((5, 7), jnp.float32), jax.ShapeDtypeStruct((11, 5), jnp.float32)
     passes = trace_passes(lambda w, x: (jnp.sum(jnp.sin(x @ w)), None), w, x)
     assert passes == (2 * 2 * 11 * 5 * 7, 11 * 7 * 4)

@@ -101,7 +101,7 @@ def test_every_metric_is_written_and_every_shown_metric_is_printed(first):
 
 
 def test_a_new_metric_needs_only_an_entry_in_the_registry(first):
-    """The metric reads the source. Its score is written, and printed in the format of the metric."""
+    """The metric reads the sources. Its score is written, and is printed in the format of the metric."""
     assert 0 < first.scores["same_length"] <= 1
     assert "same_length" in first.printed
     assert f" {first.scores['same_length']:.1f} " in first.printed
@@ -122,7 +122,7 @@ def test_references_are_the_text_of_the_data(first):
 
 
 def test_sacrebleus_command_line_computes_the_same_scores(second):
-    """Uses texts on which no two metrics agree, so that no score can be mistaken for another.
+    """Uses texts on which all metrics differ, so that no score can be mistaken for that of another metric.
 
     sacreBLEU runs as a subprocess.
     """
@@ -214,17 +214,17 @@ def test_a_different_test_set_is_refused(broken, kind):
     assert "it has 60 lines, but 'test' of this run has 59; " in refused(broken, **{kind: lines[:-1]})
 
 
-def test_scores_of_an_unfinished_training_are_refused_once_it_is_done(broken):
+def test_scores_of_an_earlier_checkpoint_are_refused_once_training_is_done(broken):
     path = broken / "eval" / "test.json"
     write_sealed(path, read_sealed(path) | {"checkpoints": [150]})
     assert refused(broken) == (
-        f"{path} has the scores of checkpoint 150, but {broken} was trained to step 300 since; "
+        f"{path} has the scores of checkpoint 150, but {broken} has since been trained to step 300; "
         f"run python -m experiments.evaluate --workdir={broken} --split=test"
     )
 
 
 def test_a_renamed_evaluation_is_refused(broken):
-    """Otherwise the scores of a part of the model, or of another split, would pass as those of the test set."""
+    """Otherwise scores of another split, or with other changes, would be taken for scores of the test set."""
     for ending in ("json", "src.txt", "hyp.txt", "ref.txt"):
         (broken / "eval" / f"test.{ending}").rename(broken / "eval" / f"validation.{ending}")
     path = broken / "eval" / "validation.json"
@@ -234,7 +234,7 @@ def test_a_renamed_evaluation_is_refused(broken):
         path = files.path(".json")
         for ending in (".src.txt", ".hyp.txt", ".ref.txt"):
             files.path(ending).touch()
-        with pytest.raises(UserError, match=r"\.json is not this evaluation of this run; run python -m "):
+        with pytest.raises(UserError, match=r"\.json contains another evaluation; run python -m "):
             files.read()
 
 
@@ -247,9 +247,11 @@ def test_a_different_signature_is_refused_only_if_the_metric_is_compared(broken)
     scores["signatures"]["chrf"] = scores["signatures"]["chrf"].replace("nw:0", "nw:2")
     write_sealed(path, scores)
     line = refused(broken)
-    assert line.startswith("the signature of chrf is nrefs:1|case:mixed|eff:yes|nc:6|nw:2|")
+    assert line.startswith(
+        f"chrf of {broken} was computed with signature nrefs:1|case:mixed|eff:yes|nc:6|nw:2|"
+    )
     assert line.endswith(
-        f"; run python -m experiments.evaluate --workdir={broken} --split=test to compute the score again"
+        f"; run python -m experiments.evaluate --workdir={broken} --split=test to compute it again"
     )
 
 
@@ -293,7 +295,7 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
         (["--split="], "--split is empty; give at least one split, such as test"),
         (
             ["--source=a", "--name=b"],
-            "--target is missing; --source, --target and --name go together",
+            "--target is missing; give --source, --target and --name together",
         ),
         (
             ["--source=a", "--target=a", "--name=b", "--split=test"],
@@ -302,7 +304,7 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
         (["--source=none", "--target=none", "--name=b"], "--source: none (or .gz) is not a file; "),
         (
             ["--source=a", "--target=a", "--name=test_long"],
-            "--name is 'test_long'; choose a name that is not a split",
+            "--name is 'test_long'; it must not be the name of a split",
         ),
         (["--ablate=all", "--compare=x"], "--ablate=all and --compare cannot be used together"),
         (
@@ -363,7 +365,7 @@ def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
     assert scores["loss"] > first.scores["loss"]
     assert f"test: {folder},ablate=decoder.1.cross against {folder}\n" in done.stdout
     part = "ablate=decoder.1.cross"
-    for changes in (f"{part},decode.beam_size=2", f"decode.beam_size=2,{part}"):  # any order
+    for changes in (f"{part},decode.beam_size=2", f"decode.beam_size=2,{part}"):  # in any order
         line = refuse("evaluate", f"--workdir={folder}", f"--compare={folder},{changes}")
         assert line.startswith(f"{folder}/eval/test,{part},decode.beam_size=2.json is missing; ")
     comparison = json.loads(written[f"{name}.compare-first.json"])["metrics"]["chrf"]
@@ -425,7 +427,7 @@ def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
     assert f"{folder}: checkpoint 300{suffix.replace(',', ', ')}\n" in printed
     lengths = Corpus(Run(folder).config.data).split("test").source.lengths
     assert (lengths > 24).any()
-    assert f"test: translated in parts: {(lengths > 24).sum()} sentences of more than 24 tokens\n" in printed
+    assert f"test: translated {(lengths > 24).sum()} sentences of more than 24 tokens in parts\n" in printed
 
 
 def test_files_of_an_evaluation_with_changes_are_named_by_the_changes(second):

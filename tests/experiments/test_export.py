@@ -1,4 +1,4 @@
-"""Exported models compute the same as the original. Most tests are skipped without the `peers` extra."""
+"""Exported models compute the same outputs as the originals. Most tests need the `peers` extra."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
-# Together, these models have every value of a field that the format ctranslate2 can hold.
+# Together, these models have every field value that the format ctranslate2 supports.
 VARIANTS = [
     {},
     {"d_k": 6, "d_v": 6, "embeddings": "two_way"},
@@ -122,16 +122,16 @@ def test_ctranslate2_clamps_positions_where_training_ended(ctranslate2, tmp_path
 def test_ctranslate2_has_the_same_number_of_learned_positions(ctranslate2, tmp_path):
     trained = make_trained(positions="learned")
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
-    fits, too_long = [list(range(4, 34)) + [4] * extra for extra in (10, 11)]  # EOS is the 41st token
-    (exported,) = FORMATS["ctranslate2"].score(tmp_path / "out", [fits], [fits])
-    np.testing.assert_allclose(exported, score(trained, [fits], [fits])[0], rtol=0, atol=1e-4)
+    longest, too_long = [list(range(4, 34)) + [4] * extra for extra in (10, 11)]  # EOS is the 41st token
+    (exported,) = FORMATS["ctranslate2"].score(tmp_path / "out", [longest], [longest])
+    np.testing.assert_allclose(exported, score(trained, [longest], [longest])[0], rtol=0, atol=1e-4)
     with pytest.raises(RuntimeError, match="positions >= 41"):
-        FORMATS["ctranslate2"].score(tmp_path / "out", [too_long], [fits])
+        FORMATS["ctranslate2"].score(tmp_path / "out", [too_long], [longest])
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_ctranslate2_has_the_same_eps(ctranslate2, tmp_path, norm):
-    """The input of the first norm is about as small as eps, so that eps matters."""
+    """The variance of the first norm's input is about as small as eps, so that eps matters."""
     trained = make_trained(norm=norm, positions="none", embeddings="untied")
     tables = trained.params["embedding"]
     for name in ("source_table", "table"):
@@ -145,7 +145,7 @@ def test_ctranslate2_has_the_same_eps(ctranslate2, tmp_path, norm):
 
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_ctranslate2_finds_the_same_outputs(ctranslate2, tmp_path, beam_size):
-    """No hypothesis ends before the limit, since the two searches treat finished hypotheses differently."""
+    """Hypotheses may not end before the limit, because the two searches treat finished ones differently."""
     trained = never_ending(make_trained(embeddings="untied"))
     export(trained, FORMATS["ctranslate2"], tmp_path / "out")
     names = read_vocabulary(tmp_path / "out")
@@ -168,7 +168,7 @@ def never_ending(trained: Trained) -> Trained:
     """Gives special tokens a probability near 0, so that their treatment in a search does not matter."""
     table = trained.params["embedding"]["output_table"]
     norm = trained.params["decoder"]["layers_1"]["feed_forward_residual"]["norm"]
-    # The last norm has a bias of 9 in each channel; rows of -1 then make logits of about -200.
+    # The last norm has a bias of 9 in each channel; rows of -1 in the table then give logits of about -200.
     norm = {"scale": norm["scale"], "bias": jnp.full_like(norm["bias"], 9.0)}
     table = table - table.mean(axis=1, keepdims=True)
     table = table.at[jnp.array([PAD, BOS, EOS])].set(-1.0)
@@ -178,7 +178,7 @@ def never_ending(trained: Trained) -> Trained:
     return dataclasses.replace(trained, params=params)
 
 
-# Models that the format marian can hold.
+# Models that the format marian supports.
 MARIAN = [
     {},
     {"embeddings": "two_way"},
@@ -189,7 +189,7 @@ MARIAN = [
 
 
 def load_marian(transformers, folder):
-    """Loads a model as a user would, and sets eps, which the format cannot hold."""
+    """Loads a model as a user would, and sets eps, which the format does not store."""
     import torch
 
     peer = transformers.MarianMTModel.from_pretrained(folder).eval()
@@ -278,7 +278,7 @@ REFUSED = [
     ("ctranslate2", {"positions": "relative"}, "model.positions is 'relative'; "),
     ("ctranslate2", {"feed_forward": "bilinear"}, "model.feed_forward is 'bilinear'; "),
     ("ctranslate2", {"kind": "recurrent"}, "model.kind is 'recurrent'; --format=ctranslate2 supports only: transformer"),
-    ("ctranslate2", {"d_v": 5}, "model.d_v is 5; --format=ctranslate2 supports only the value of d_k: 8"),
+    ("ctranslate2", {"d_v": 5}, "model.d_v is 5; with --format=ctranslate2 it must equal model.d_k (8)"),
     ("marian", {"positions": "learned"}, "model.positions is 'learned'; --format=marian supports only: sinusoidal"),
     ("marian", {"positions": "sinusoidal_concat"}, "model.positions is 'sinusoidal_concat'; "),
     ("marian", {"residual": "pre_norm"}, "model.residual is 'pre_norm'; --format=marian supports only: post_norm"),
@@ -292,7 +292,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), REFUSED, ids=str)
-def test_a_model_that_a_format_cannot_hold_is_refused_with_the_name_of_the_field(name, changes, message):
+def test_an_unsupported_model_is_refused_with_the_name_of_the_field(name, changes, message):
     with pytest.raises(UserError) as error:
         FORMATS[name].check(dataclasses.replace(CONFIG, **changes))
     assert str(error.value).startswith(message)

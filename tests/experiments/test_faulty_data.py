@@ -131,7 +131,7 @@ def test_a_file_in_place_of_the_data_folder_is_refused(folder):
     assert line.startswith("cannot create good.en/parallel_text/")
 
 
-def test_a_vocabulary_that_the_text_cannot_fill_is_refused(folder):
+def test_a_vocabulary_that_is_too_large_for_the_text_is_refused(folder):
     line = refused(folder, "pairs.tsv", "--config.data.vocab_size=5000")
     start, size = line.split("at most ")
     assert start.startswith("data.vocab_size is 5000, but ")
@@ -195,7 +195,7 @@ def message_of(done) -> str:
     ("file_size", "place"), [(600, "run: "), (3_000, "data/parallel_text/"), (10_000, "data/parallel_text/")]
 )
 def test_a_full_disk_during_preparation_gives_a_one_line_error(folder, file_size, place):
-    """The limits are too low for the config of the run, for the data set, and for the tokens."""
+    """The limits are too low for the config of the run, the data set and the tokens, in this order."""
     line = message_of(train_with_limit(folder, file_size=file_size))
     assert line.removeprefix(f"{folder}/").startswith(place)
     assert "the disk or quota is full; free some space" in line

@@ -1,4 +1,4 @@
-"""Config, text, vocabulary and checkpoints of a result: every command that reads a run checks them."""
+"""Every command that reads a run checks the config, the text, the vocabulary and the checkpoints."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ TEXT = (
 
 @pytest.fixture
 def copy(trained, tmp_path) -> Path:
-    """A copy of the trained run, for a test to edit. To `train`, it is a run that was killed at its end."""
+    """A copy of the trained run, for a test to edit. It has no result.json, as if the run had been killed at its end."""
     folder = shutil.copytree(trained, tmp_path / "copy")
     (folder / "result.json").unlink()
     return folder
@@ -57,17 +57,18 @@ def test_a_trained_run_with_an_edited_config_is_not_trained(trained, tmp_path):
     config["model"]["positions"] = "none"
     (folder / "config.json").write_text(json.dumps(config))
     line = refuse("train", f"--workdir={folder}")
-    assert line == f"{folder}/config.json is not the config that the run was trained with; restore it"
+    assert line == f"{folder}/config.json is not the config that the run was trained with; restore the file"
 
 
 def test_a_second_train_with_another_config_changes_nothing(copy, smoke):
     before = (copy / "config.json").read_bytes()
     line = refuse("train", *smoke, "--config.model.positions=none", f"--workdir={copy}")
-    assert line.startswith(f"{copy} has another config: ")
+    assert line.startswith(f"{copy} has a run with another config: ")
     assert (copy / "config.json").read_bytes() == before
 
 
 def exchange(copy: Path, item: str) -> None:
+    """Replaces a folder of checkpoint 300 with that of checkpoint 150. If `item` is empty, replaces all."""
     shutil.rmtree(copy / "checkpoints/300" / item)
     shutil.copytree(copy / "checkpoints/150" / item, copy / "checkpoints/300" / item)
 
@@ -107,7 +108,7 @@ def test_checkpoints_of_two_runs_are_not_averaged(copy):
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory) -> Path:
-    """A folder with text, data and a run that is trained and evaluated on it."""
+    """A folder with text, its prepared data, and a run that was trained and evaluated on the text."""
     folder = tmp_path_factory.mktemp("text")
     write_pairs(folder / "pairs.tsv")
     call("train", *TEXT, "--workdir=run", cwd=folder)
@@ -117,7 +118,7 @@ def text_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def text(text_run, tmp_path) -> Path:
-    """A copy of the text run, for a test to change. The stored paths are relative."""
+    """A copy of `text_run`, for a test to change. All stored paths are relative to the folder."""
     return shutil.copytree(text_run, tmp_path / "text")
 
 
@@ -126,15 +127,15 @@ def scores(folder: Path) -> dict:
 
 
 def continue_training(folder: Path) -> str:
-    """Deletes the last checkpoint, trains it again, and returns the digest of its weights."""
+    """Deletes the last checkpoint, resumes training, and returns the digest of the final weights."""
     shutil.rmtree(folder / "run/checkpoints/4")
     line = refuse("evaluate", "--workdir=run", cwd=folder)
-    assert line.startswith("checkpoint 4 of run is missing; train it again with ")
+    assert line.startswith("checkpoint 4 of run is missing; train the run again with ")
     call("train", "--workdir=run", cwd=folder)
     return read_sealed(folder / "run/result.json")["params_sha256"]
 
 
-def test_a_run_is_used_when_its_text_has_moved_away(text):
+def test_a_run_can_be_used_after_its_text_file_was_deleted(text):
     before, weights = scores(text), continue_training(text)
     (text / "pairs.tsv").unlink()
     call("evaluate", "--workdir=run", cwd=text)
@@ -155,7 +156,7 @@ def test_a_trained_run_with_a_damaged_checkpoint_is_trained_again(text):
     damage_last(text)
     line = refuse("evaluate", "--workdir=run", cwd=text)
     assert line.startswith(f"checkpoint {text}/run/checkpoints/4 is unreadable: ")
-    assert line.endswith("; train it again with python -m experiments.train --workdir=run")
+    assert line.endswith("; train the run again with python -m experiments.train --workdir=run")
     done = call("train", "--workdir=run", cwd=text)
     assert f"warning: checkpoint {text}/run/checkpoints/4 is unreadable: " in done.stderr
     assert "; resuming from step 2\n" in done.stderr
@@ -174,7 +175,7 @@ def test_an_unfinished_run_is_used_without_its_damaged_checkpoint(text):
     assert scores(text)["checkpoints"] == [2]
 
 
-def test_checkpoints_that_training_deletes_while_they_are_read_are_looked_up_again(text, monkeypatch):
+def test_a_checkpoint_that_training_deletes_while_it_is_read_is_left_out(text, monkeypatch):
     read, result = Checkpoints.params, read_sealed(text / "run/result.json")
     write_sealed(text / "run/result.json", result | {"status": "running"})
 
@@ -191,7 +192,7 @@ def test_checkpoints_that_training_deletes_while_they_are_read_are_looked_up_aga
 
 
 def test_edited_text_is_not_trained_on_and_not_scored(text):
-    """The prepared data still holds the original text, which evaluation uses."""
+    """Evaluation uses the prepared data, which still contains the original text."""
     content = scores(text)["content"]
     write_pairs(text / "pairs.tsv", [*PAIRS[1:], ("another man", "ein anderer Mann")])
     shutil.rmtree(text / "run/checkpoints/4")
@@ -216,7 +217,7 @@ def test_evaluation_prepares_nothing(text):
     assert scores(text) == before
 
 
-def test_prepare_names_text_that_is_missing(text):
+def test_prepare_names_a_missing_text_file(text):
     shutil.rmtree(text / "data")
     (text / "pairs.tsv").unlink()
     line = refuse("prepare", "--workdir=run", cwd=text)
@@ -224,7 +225,7 @@ def test_prepare_names_text_that_is_missing(text):
 
 
 def test_the_vocabulary_of_the_data_folder_may_change_after_training(text):
-    """A run uses its own copy, so a vocabulary that is learned again, or differently, changes no result."""
+    """A run uses its own copy of the vocabulary, so changes in the data folder do not affect its results."""
     before = scores(text)
     (path,) = text.glob("data/parallel_text/*/*/tokens/*/tokenizer.model")
     path.write_bytes((text / "run/tokenizer.model").read_bytes()[:-1])
@@ -256,9 +257,11 @@ def test_a_flipped_bit_in_the_records_is_refused(text):
     assert "data/parallel_text" in line
 
 
-@pytest.mark.parametrize("flags", [(), ("--config=configs/text.py", "--workdir=run")])
-def test_prepare_needs_either_a_config_or_a_run(flags):
-    assert refuse("prepare", *flags) == "give either --config=FILE or --workdir=RUN"
+@pytest.mark.parametrize(
+    ("flags", "problem"), [((), "missing"), (("--config=configs/text.py", "--workdir=run"), "given")]
+)
+def test_prepare_needs_either_a_config_or_a_run(flags, problem):
+    assert refuse("prepare", *flags) == f"--config and --workdir are both {problem}; give one of them"
 
 
 def test_a_run_without_checkpoints_is_prepared(text):

@@ -147,7 +147,7 @@ def test_each_variant_gets_the_best_of_its_trials(study_flags, written_by_hand, 
     plan = call("launch", *study_flags, "--dry_run").stdout
     states = [line.split(" | ")[1] for line in plan.splitlines()[2:8]]
     assert sorted(states) == ["diverged"] * 2 + ["done"] * 2 + ["trained"] * 2
-    assert plan.endswith("these runs tune the variants; 2 runs with the best values follow\n")
+    assert plan.endswith("these trials tune the variants; 2 runs with the best values follow\n")
 
 
 def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, written_by_hand, tmp_path):

@@ -44,7 +44,8 @@ def test_a_new_config_replaces_the_stored_one_until_training_starts(config, tmp_
     assert run.begin(longer) == run.config == longer
     monkeypatch.setattr(Run, "identity", {"config": result_hash(longer)})  # training has started
     assert run.begin(longer) == longer
-    message = f"{tmp_path} has another config: train.steps is 7 there, 100000 here; name another --workdir"
+    difference = "train.steps is 7 there, 100000 here"
+    message = f"{tmp_path} has a run with another config: {difference}; name another --workdir"
     assert refused(run.begin, config) == message
 
 
@@ -61,7 +62,7 @@ def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
     )
     begun(config, tmp_path / "demo")
     assert refused(lambda: Run(tmp_path).config) == (
-        f"{tmp_path} is not a run, but holds runs; name one, such as {tmp_path / 'demo'}"
+        f"{tmp_path} is a folder of runs, not a run; name one of them, such as {tmp_path / 'demo'}"
     )
     (tmp_path / "config.json").write_text("{")
     assert "config.json cannot be read" in refused(lambda: Run(tmp_path).config)
@@ -171,7 +172,7 @@ def test_fields_that_do_not_affect_the_result_may_change_after_training_has_star
     moved = from_dict(with_changes(to_dict(config), changes))
     assert run.begin(moved) == run.config == moved
     other_text = from_dict(with_changes(to_dict(moved), {"data.options.text": "lc.norm.tok"}))
-    assert "has another config: data.options.text is " in refused(run.begin, other_text)
+    assert "has a run with another config: data.options.text is " in refused(run.begin, other_text)
     assert run.config == moved
 
 
@@ -190,5 +191,7 @@ def test_a_command_outside_the_checkout_says_where_to_run(tmp_path, monkeypatch)
     (root / "runs" / "demo" / "config.json").write_text("{}")
     monkeypatch.setattr(run_folder, "ROOT", root)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"runs/demo is not a run here; run the command in {root}"):
+    with pytest.raises(
+        UserError, match=f"there is no run runs/demo in the current folder; run the command in {root}"
+    ):
         _ = Run("runs/demo").config

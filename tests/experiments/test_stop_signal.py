@@ -108,7 +108,7 @@ def test_a_signal_before_the_first_step_ends_the_process_at_once(name):
 def test_a_step_that_takes_too_long_is_not_waited_for():
     done = run_python(STUCK.format(before="assert not should_stop()", name="SIGTERM"))
     assert (done.returncode, done.stdout) == (PREEMPTED, "")
-    assert "ended without saving: it takes too long" in done.stderr
+    assert "ended without saving: the current step takes too long" in done.stderr
 
 
 def test_saving_may_take_its_time():

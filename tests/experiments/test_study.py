@@ -59,7 +59,7 @@ def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
         f"{tmp_path}/base is not a study: study.json is missing"
     )
     assert refused(lambda: Run(tmp_path).config) == (
-        f"{tmp_path} is a study, not a run; name a run: {tmp_path}/VARIANT/SEED-HASH"
+        f"{tmp_path} is a study, not a run; name one of its runs: {tmp_path}/VARIANT/SEED-HASH"
     )
     assert refused(Run(tmp_path).begin, runs[0].config).startswith(f"{tmp_path} is a study, not a run; ")
 
@@ -143,7 +143,7 @@ def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
     write_study(tmp_path, sweep, runs)
     first, second = (write_run(tmp_path, run, BLEU) for run in runs)
     shutil.copy(first.folder / "eval" / "test.json", second.folder / "eval" / "test.json")
-    assert "/test.json is not this evaluation of this run; run python -m " in refused(read_study, tmp_path)
+    assert "/test.json contains another evaluation; run python -m " in refused(read_study, tmp_path)
 
 
 def test_a_run_in_the_folder_of_another_run_is_refused(sweep, tmp_path):
@@ -170,7 +170,7 @@ def test_a_renamed_evaluation_is_refused(sweep, tmp_path, changes):
     write_study(tmp_path, sweep, [run])
     path = write_run(tmp_path, run, BLEU).folder / "eval" / "test.json"
     write_sealed(path, read_sealed(path) | changes)
-    assert refused(read_study, tmp_path).startswith(f"{path} is not this evaluation of this run; ")
+    assert refused(read_study, tmp_path).startswith(f"{path} contains another evaluation; ")
     assert not is_complete(Run(tmp_path / run.id), run, ["test"], ["bleu"])
 
 

@@ -42,7 +42,7 @@ def test_a_finished_run_is_not_trained_again(trained):
 def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, trained):
     line = refuse("train", *smoke, f"--workdir={trained}")
     assert line.startswith(
-        f"{trained} has another config: optimizer.learning_rate is 0.01 there, 0.003 here; "
+        f"{trained} has a run with another config: optimizer.learning_rate is 0.01 there, 0.003 here; "
     )
     assert "train.steps is 300 there, 20 here; " in line
     assert line.endswith("; and 4 more; name another --workdir")

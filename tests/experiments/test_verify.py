@@ -30,7 +30,7 @@ def flip(path: Path) -> None:
 def test_a_whole_run_has_no_problem_and_is_not_changed(text):
     before = {path: path.read_bytes() for path in text.rglob("*") if path.is_file()}
     done = call("verify", "--workdir=run", cwd=text)
-    assert done.stdout.startswith("run: whole; checkpoints: 2, data: parallel_text/")
+    assert done.stdout.startswith("run: no problems; checkpoints: 2, data: parallel_text/")
     assert done.stdout.endswith("(train, validation), evaluations: 1\n")
     assert {path: path.read_bytes() for path in text.rglob("*") if path.is_file()} == before
 
@@ -64,15 +64,16 @@ def test_what_is_missing_or_foreign_is_found(text):
     config["train"]["seed"] = 7
     (text / "run/config.json").write_text(json.dumps(config))
     assert problems(text) == [
-        "run: checkpoint 4, the last one of the training, is missing",
+        "run: checkpoint 4, the last of the training, is missing",
         "run: config.json is not the config that checkpoint 2 was trained with",
-        "run: run/eval/validation.json is the evaluation test.json; rename it",
+        "run: run/eval/validation.json contains the evaluation test.json; rename the file to test.json",
     ]
 
 
 def test_the_flags_are_checked(tmp_path):
-    assert refuse("verify") == "give either --workdir=RUN or --root=STUDY"
-    assert refuse("verify", "--workdir=a", "--root=b") == "give either --workdir=RUN or --root=STUDY"
+    assert refuse("verify") == "--workdir and --root are both missing; give one of them"
+    given = refuse("verify", "--workdir=a", "--root=b")
+    assert given == "--workdir and --root are both given; give one of them"
     assert refuse("verify", f"--workdir={tmp_path}").startswith(f"{tmp_path} is not a run: ")
     (tmp_path / "config.json").write_text("{")
     assert refuse("verify", f"--workdir={tmp_path}").startswith(f"{tmp_path}/config.json cannot be read: ")
@@ -83,12 +84,12 @@ def test_the_flags_are_checked(tmp_path):
 def test_a_kept_study_without_weights_and_texts_is_whole(tmp_path):
     kept = Path("docs/studies/positions/results")
     done = call("verify", f"--root={kept}")
-    assert done.stdout.count(": whole; no checkpoints, evaluations: 2") == 40
+    assert done.stdout.count(": no problems; checkpoints: none, evaluations: 2") == 40
     root = shutil.copytree(kept, tmp_path / "study")
     path = next(root.glob("rope/0-*/eval/test.json"))
     write_sealed(path, read_sealed(path) | {"ablated": "positions"})
     line = call("verify", f"--root={root}", status=2).stdout
-    assert "is the evaluation test,ablate=positions.json; rename it" in line
+    assert "contains the evaluation test,ablate=positions.json; rename the file to " in line
 
 
 def test_runs_that_do_not_belong_together_are_found(tmp_path):
