@@ -1,6 +1,6 @@
 """Runs CTranslate2 in a separate process, in float32.
 
-The sentences and weights are those that our decoder is timed with.
+The sentences and the weights are the same as for our decoder.
 """
 
 import functools
@@ -19,7 +19,7 @@ BATCH_TOKENS = (512, 1_024, 2_048, 8_192)
 def prepare(
     folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
 ) -> Prepared:
-    """Times each division of the cores among workers with each batch size, and keeps the fastest settings."""
+    """Times every number of workers with every batch size, and prepares the fastest combination."""
     lines = [[str(token) for token in source if token != EOS] for source in sources]
     keep_freed_memory()  # as in our process
     num_cores = len(cores())

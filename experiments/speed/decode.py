@@ -1,4 +1,4 @@
-"""Times translation with our `Translator` and with peers (other toolkits), which have the same weights.
+"""Times translation with our `Translator` and with peers (other toolkits) that have the same weights.
 
 In each round, our code and each peer take one turn to translate 128 sentences. The sentences are as long as
 image captions and are given as tokens. Every toolkit uses beam search, and every output has exactly 24
@@ -28,7 +28,7 @@ VOCAB_SIZE, NUM_SENTENCES, NUM_TOKENS = 8_000, 128, 24
 MEAN_LENGTH, MIN_LENGTH, MAX_LENGTH = 15, 5, 48  # tokens of a source sentence, EOS included
 # No output ends early, because the minimum length is above the length limit.
 SEARCH = DecodeConfig(beam_size=4, length_penalty=0.6, min_output_length=NUM_TOKENS + 1)
-# Two outputs are tied if their log-probabilities, in nats, differ by less. Allows for float32 rounding.
+# Two outputs are tied if their log-probabilities, in nats, differ by less than this (float32 rounding).
 TIED = 1e-3
 
 # The exporter for each peer.
@@ -96,12 +96,12 @@ class OurTranslation:
 class DecodingPeer:
     """A peer that translates with the weights of our model in a separate process.
 
-    As a context manager, ends the process.
+    Exiting the context manager ends the process.
 
     Attributes:
       outputs: tokens of the peer's outputs.
       settings: the peer's fastest settings, as text.
-      log_prob_difference: largest difference between the peer's and our log-probability of a given token, in
+      log_prob_difference: largest difference between the peer's and our log-probability of the same token, in
         nats.
     """
 

@@ -20,7 +20,9 @@ class FixedLengthTraining:
     def __init__(self, config: ExperimentConfig, length: int, batch_tokens: int):
         limit = build_model(config.model, config.data.vocab_size).max_lengths.source
         if limit is not None and length > limit:
-            raise UserError(f"--lengths has {length}; the model accepts at most {limit} tokens")
+            raise UserError(
+                f"--lengths has {length}, but the model accepts at most {limit} tokens; leave {length} out"
+            )
         self._trainer = Trainer(config)
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         self._batch = self._trainer.shard(batch)

@@ -44,7 +44,7 @@ def time_calls(work: Callable[[], object], times: int = 1) -> float:
 
 
 class PeerProcess:
-    """A peer in a separate process. As a context manager, ends the process.
+    """A peer in a separate process. Exiting the context manager ends the process.
 
     Attributes:
       answer: the peer's answer to the request.

@@ -1,4 +1,4 @@
-"""Trains torch.nn.Transformer in a separate process, on the sentences that our training is timed with.
+"""Trains torch.nn.Transformer in a separate process, on the same sentences as our training.
 
 The result of a turn has the seconds and the number of target tokens.
 """

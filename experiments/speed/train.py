@@ -1,6 +1,6 @@
 """Times training with our training step and with peers (other toolkits).
 
-Our step is the one of `experiments.train`, and the times include the data pipeline.
+Our training step is that of `experiments.train`. The times include the data pipeline.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def _side(sentences: Sentences) -> Side:
 
 
 class TorchTraining:
-    """Trains torch.nn.Transformer in a separate process. As a context manager, ends the process.
+    """Trains torch.nn.Transformer in a separate process. Exiting the context manager ends the process.
 
     Raises:
       UserError: PyTorch is not installed.
@@ -123,7 +123,7 @@ class TorchTraining:
         self._process.__exit__()
 
 
-# Functions from the name of a shape to a context manager that has the method `turn` of `TorchTraining`.
+# Each function takes the name of a shape and returns a context manager like `TorchTraining`.
 PEERS: dict[str, Callable[[str], AbstractContextManager]] = {"torch": TorchTraining}
 
 

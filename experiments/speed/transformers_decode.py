@@ -1,6 +1,6 @@
 """Runs Hugging Face `generate` in a separate process.
 
-The sentences and weights are those that our decoder is timed with.
+The sentences and the weights are the same as for our decoder.
 """
 
 import functools
@@ -16,7 +16,7 @@ from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import PAD
 from transformer.data.batching import length_batches, pad_rows
 
-# Batch sizes to try, in tokens with padding: our batch size, and one that holds all sentences.
+# Batch sizes to try, in tokens with padding: that of our decoder, and one that is enough for all sentences.
 BATCH_TOKENS = (1_024, 8_192)
 
 

@@ -1,4 +1,4 @@
-"""Studies: train variants of a config with several seeds, and report the scores with error bars."""
+"""Studies train variants of a config with several seeds, and report the scores with error bars."""
 
 from experiments.study.queue import Job, run_jobs
 from experiments.study.report import write_report

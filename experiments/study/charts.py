@@ -1,4 +1,4 @@
-"""Charts of a study as SVG, for its page. Each chart has a label, by which a reader chooses it."""
+"""SVG charts for the page of a study. A reader of the page selects a chart by its label."""
 
 import re
 import statistics
@@ -11,13 +11,13 @@ from experiments.study.statistics import Comparison, summarize
 from transformer.evaluation.metrics import METRICS
 from transformer.training.metric_log import Record
 
-MAX_POINTS = 60  # points of a learning curve
-LAYER_FIGURE = re.compile(r"(gradient_norm|attention_entropy)\.(encoder|decoder)\.layers_(\d+)(?:\.(\w+))?")
+MAX_POINTS = 60  # per learning curve
+LAYER_QUANTITY = re.compile(r"(gradient_norm|attention_entropy)\.(encoder|decoder)\.layers_(\d+)(?:\.(\w+))?")
 Records = Mapping[str, Sequence[Sequence[Record]]]  # the metric log of each run, by variant
 
 
 def forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
-    """Returns a chart of the differences from the baseline; an empty text if nothing is compared."""
+    """Returns a chart of the differences from the baseline, or an empty string if nothing is compared."""
     numbers, (metric, split) = _variant_numbers(study), study.sweep.primary
     bars = [
         svg.Bar(variant, numbers[variant], comparison.difference, *comparison.interval)
@@ -28,7 +28,7 @@ def forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
 
 
 def seed_charts(study: Study) -> Iterator[tuple[str, str]]:
-    """Yields a chart for each metric on each split, with a dot per seed; the primary one first."""
+    """Yields a label and a chart for each metric and split, the primary ones first. Each seed is a dot."""
     for metric, split in _places(study):
         bars = []
         for variant, number in _variant_numbers(study).items():
@@ -42,14 +42,14 @@ def seed_charts(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def curves(study: Study, records: Records) -> Iterator[tuple[str, str]]:
-    """Yields a chart for each figure that the runs log: mean and standard deviation over seeds, by step."""
-    figures = {
+    """Yields a label and a chart by step for each logged quantity: mean and deviation over seeds."""
+    quantities = {
         ("validation", "perplexity"): True,
         ("validation", "loss"): False,
         ("train", "loss"): False,
         ("train", "gradient_norm"): True,
     }
-    for (kind, name), log_y in figures.items():
+    for (kind, name), log_y in quantities.items():
         series = []
         for variant, number in _variant_numbers(study).items():
             by_step: dict[int, list[float]] = defaultdict(list)
@@ -65,7 +65,7 @@ def curves(study: Study, records: Records) -> Iterator[tuple[str, str]]:
 
 
 def length_charts(study: Study) -> Iterator[tuple[str, str]]:
-    """Yields a chart for each metric on each split, the primary one first: scores by length of the source."""
+    """Yields a label and a chart by source length for each metric and split, the primary ones first."""
     for metric, split in _places(study):
         if not METRICS[metric].by_length:
             continue
@@ -82,7 +82,10 @@ def length_charts(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def layer_charts(study: Study, records: Records) -> Iterator[tuple[str, str]]:
-    """Yields charts of the figures of `train.diagnostics` by layer, in the first and in the last record."""
+    """Yields a label and a chart by layer for each quantity of `train.diagnostics`.
+
+    The values are those of the first and of the last training record.
+    """
     for (name, place), by_layer in sorted(_layer_values(records).items()):
         is_norm = name.startswith("gradient")
         series = []
@@ -97,22 +100,22 @@ def layer_charts(study: Study, records: Records) -> Iterator[tuple[str, str]]:
 
 
 def _layer_values(records: Records) -> dict[tuple[str, str], dict[tuple[str, int], list[float]]]:
-    """Returns a value per seed by (figure, record) and (variant, layer); a record is first or last."""
+    """Returns a value per seed as values[quantity, record][variant, layer]; the record is first or last."""
     values: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for variant, logs in records.items():
         for log in logs:
             training = [record for record in log if record["kind"] == "train"]
             for place, record in (("first", training[0]), ("last", training[-1])) if training else ():
                 for key, value in record.items():
-                    if match := LAYER_FIGURE.fullmatch(key):
-                        figure, stack, layer, sublayer = match.groups(default="")
-                        name = f"{figure}, {stack} {sublayer}".replace("_", " ").strip()
+                    if match := LAYER_QUANTITY.fullmatch(key):
+                        quantity, stack, layer, sublayer = match.groups(default="")
+                        name = f"{quantity}, {stack} {sublayer}".replace("_", " ").strip()
                         values[name, place][variant, int(layer) + 1].append(value)
     return values
 
 
 def cost_charts(study: Study) -> Iterator[tuple[str, str]]:
-    """Yields charts of the primary metric by FLOPs and by parameters."""
+    """Yields a label and a chart of the primary metric against FLOPs, and against parameters."""
     metric, split = study.sweep.primary
     for name, label in (("flops", "FLOPs of the training"), ("parameters", "parameters")):
         series = []
@@ -135,15 +138,15 @@ def _mean_point(x: float, values: Sequence[float], log: bool) -> svg.Point:
 
 def _thinned(points: list[svg.Point]) -> list[svg.Point]:
     step = -(-len(points) // MAX_POINTS) if points else 1
-    return points[::-1][::step][::-1]  # with the last point
+    return points[::-1][::step][::-1]  # counted from the end, so the last point stays
 
 
 def _places(study: Study) -> list[tuple[str, str]]:
-    """Returns all pairs of a metric and a split, the primary one first."""
+    """Returns all pairs of a metric and a split, the primary pair first."""
     places = [(metric, split) for split in study.sweep.splits for metric in study.sweep.metrics]
     return sorted(places, key=lambda place: place != tuple(study.sweep.primary))
 
 
 def _variant_numbers(study: Study) -> dict[str, int]:
-    """Returns the number of each variant, which gives its color and its line style."""
+    """Returns the index of each variant, which selects its color and its line style."""
     return {variant: number for number, variant in enumerate(study.launched)}

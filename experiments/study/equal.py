@@ -1,4 +1,4 @@
-"""Gives every variant of a study the same amount of a resource as the baseline, such as steps or FLOPs."""
+"""Gives all variants of a study as many training steps, tokens, FLOPs or parameters as the baseline."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,23 +7,23 @@ from experiments.costs import describe
 from transformer.config import ExperimentConfig, UserError
 from transformer.fidelity import is_read
 
-# Cost of a training step. The number of steps makes the costs of the whole training equal.
+# Cost of one training step. `equalize` chooses the number of steps that makes the total costs equal.
 STEP_COSTS: dict[str, Callable[[ExperimentConfig], float]] = {
     "steps": lambda config: 1,
     "target_tokens": lambda config: config.train.batch_tokens,
     "flops": lambda config: describe(config)["flops_per_step"],
 }
-# Field that `equalize` sets.
+# The field that `equalize` sets, by resource.
 ADJUSTED_FIELD = dict.fromkeys(STEP_COSTS, "train.steps") | {"parameters": "model.d_ff"}
 
 
 def equalize(
     resource: str, configs: Mapping[str, ExperimentConfig], baseline: str
 ) -> dict[str, ExperimentConfig]:
-    """Returns the configs of all variants, adjusted to the baseline, which stays as it is.
+    """Returns the configs of all variants, adjusted to the baseline. The baseline does not change.
 
     Args:
-      resource: a key of `ADJUSTED_FIELD`. The FLOPs are those of the matrix products of training.
+      resource: a key of `ADJUSTED_FIELD`. FLOPs are those of the matrix products in training.
       configs: the config of each variant.
       baseline: the name of the baseline.
 
@@ -46,21 +46,22 @@ def equalize(
 
 
 def _with_parameters(name: str, config: ExperimentConfig, num_parameters: int) -> ExperimentConfig:
-    """Returns the config with the width `model.d_ff` with which its number of parameters is closest."""
+    """Returns the config with the `model.d_ff` that gives it about `num_parameters` parameters."""
     if not is_read("model.d_ff", config):
         raise UserError(
-            f"EQUAL = 'parameters' sets model.d_ff, which variant {name} does not read; leave EQUAL out"
+            f"EQUAL = 'parameters' adjusts model.d_ff, which variant {name} does not use; leave EQUAL out"
         )
-    # The number is linear in the width. Gated networks round the width, so the slope is measured over a large
-    # range.
+    # The number of parameters is linear in the width. Gated networks round the width, so the slope is
+    # measured over a large range.
     narrow, wide = 1_000, 4_000
     counts = [describe(_with("model", config, d_ff=width))["parameters"] for width in (narrow, wide)]
     slope = (counts[1] - counts[0]) / (wide - narrow)
     width = round(narrow + (num_parameters - counts[0]) / slope)
     if width < 1:
         raise UserError(
-            f"EQUAL = 'parameters': variant {name} has {counts[0] - narrow * slope:,.0f} parameters without "
-            f"feed-forward networks, but the baseline has {num_parameters:,}; change its other sizes"
+            f"EQUAL = 'parameters' is impossible: without feed-forward networks, variant {name} already has "
+            f"{counts[0] - narrow * slope:,.0f} parameters, but the baseline has {num_parameters:,}; "
+            f"make {name} smaller"
         )
     return _with("model", config, d_ff=width)
 

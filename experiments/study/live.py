@@ -1,4 +1,4 @@
-"""Shows the runs of a launch: a line per finished run, and on a terminal a table of those at work."""
+"""Shows the jobs of a launch: a line per finished job and, on a terminal, a table of the jobs at work."""
 
 import itertools
 import signal
@@ -30,7 +30,7 @@ class RunProgress(NamedTuple):
       stage: "starting", "training" or "evaluating".
       step: the step of the last record; 0 if there is none.
       loss: the training loss of that record; None if there is none.
-      seconds_left: time that the training still takes; None if it cannot be estimated yet.
+      seconds_left: estimated time until the end of training; None if it cannot be estimated yet.
     """
 
     stage: str
@@ -40,9 +40,9 @@ class RunProgress(NamedTuple):
 
 
 def run_progress(records: Sequence[Record]) -> RunProgress:
-    """Returns the progress of a run, from the training records that it has written since it was started.
+    """Returns the progress of a run, from the training records that this launch has added.
 
-    The first of them gives no estimate of the time left, because its time includes compilation.
+    The first record gives no estimate of the time left, because its time includes compilation.
     """
     if not records:
         return RunProgress("starting", 0, None, None)
@@ -65,7 +65,7 @@ class StatusBoard:
         """
         self._num_jobs, self._num_slots, self._num_ended = len(jobs), num_slots, 0
         self._durations = {variant: list(seconds) for variant, seconds in durations.items()}
-        self._first_steps: dict[str, int] = {}  # by job: the last step that an earlier launch has recorded
+        self._first_steps: dict[str, int] = {}  # by job: the last step recorded by earlier launches
         self._waiting: Sequence[Job] = jobs
         self._running: dict[str, tuple[RunningJob, RunProgress]] = {}
         self._refreshed = 0.0
@@ -113,10 +113,7 @@ class StatusBoard:
             print(line, flush=True)
 
     def _seconds_left(self) -> float | None:
-        """Returns the time left for all jobs; None if no run has a duration yet.
-
-        A job takes as long as the jobs of its variant did, or as all jobs did on average.
-        """
+        """Returns the estimated time left for all jobs; None if it cannot be estimated yet."""
         working = [self._left_of(work, progress) for work, progress in self._running.values()]
         expected = [*working, *(self._expected(_variant(job)) for job in self._waiting)]
         known = [seconds for seconds in expected if seconds is not None]
@@ -125,15 +122,15 @@ class StatusBoard:
         return max(sum(known) / self._num_slots, *working) if working else sum(known) / self._num_slots
 
     def _left_of(self, work: RunningJob, progress: RunProgress) -> float | None:
-        if progress.seconds_left:  # 0 once the training has ended, but not the evaluation
+        if progress.seconds_left:  # 0 during the evaluation after training
             return progress.seconds_left
         expected = self._expected(_variant(work.job))
         return None if expected is None else max(expected - (time.time() - work.started), 0.0)
 
     def _expected(self, variant: str) -> float | None:
-        """Returns the duration of a job of a variant."""
+        """Returns the expected duration of a job: the mean of the jobs of its variant, or of all jobs."""
         known = self._durations.get(variant) or [*itertools.chain(*self._durations.values())]
-        if not known:  # then from the jobs at work
+        if not known:  # no job has ended: uses the estimates of the jobs at work
             known = [
                 time.time() - work.started + progress.seconds_left
                 for work, progress in self._running.values()
@@ -162,7 +159,7 @@ class StatusBoard:
 
 
 def outcome(ended: Ended) -> str:
-    """Returns how a job ended, as text."""
+    """Returns a description of the end of a job."""
     if ended.elsewhere:
         return "done by another launcher"
     if ended.status == 0:
@@ -170,7 +167,7 @@ def outcome(ended: Ended) -> str:
     if ended.status == Diverged.exit_status:
         reason = "diverged"
     elif ended.status == -signal.SIGKILL:
-        reason = "killed (SIGKILL), perhaps because memory was full; lower --jobs or the batch size"
+        reason = "killed (SIGKILL), perhaps because memory ran out; lower --jobs or the batch size"
     elif ended.status < 0:
         reason = f"killed ({signal.Signals(-ended.status).name})"
     else:

@@ -1,4 +1,4 @@
-"""Writes the report of a study as one HTML page, which needs no other file and no network."""
+"""Renders the report of a study as one HTML page, which needs no other file and no network."""
 
 import contextlib
 import itertools
@@ -19,8 +19,8 @@ from transformer.config import UserError, flatten, to_dict
 from transformer.evaluation.metrics import METRICS
 from transformer.training.metric_log import Record, read_metrics
 
-MAX_CHARACTERS = 150_000  # of all translations on the page
-SAME_FOR_ALL = ("train.seed", "data.data_dir")  # fields that are not among the differences of variants
+MAX_CHARACTERS = 150_000  # total length of the translations on the page
+SAME_FOR_ALL = ("train.seed", "data.data_dir")  # fields that the table of differing settings leaves out
 
 
 def page(study: Study) -> str:
@@ -65,7 +65,7 @@ def page(study: Study) -> str:
 
 
 def _columns(study: Study) -> list[str]:
-    """Returns the heads of the table of scores, without the name of the variant."""
+    """Returns the column headers of the table of scores, except the first."""
     sweep = study.sweep
     scores = [f"{split} {metric}" for split in sweep.splits for metric in sweep.metrics]
     return [
@@ -81,7 +81,7 @@ def _published_labels(study: Study) -> list[str]:
 
 
 def _rows(study: Study) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
-    """Returns, for each variant, the text, the value for sorting and the hint of each cell."""
+    """Returns the cells of each variant: text, value for sorting, and tooltip."""
     sweep, rows = study.sweep, []
     labels = _published_labels(study)
     columns = list(itertools.product(sweep.splits, sweep.metrics))
@@ -89,7 +89,7 @@ def _rows(study: Study) -> list[tuple[str, list[tuple[str, float | None, str]]]]
         cells = [(f"{study.num_seeds(variant)}", float(study.num_seeds(variant)), "")]
         for (split, metric), text in zip(columns, score_cells(study, variant), strict=True):
             by_seed = study.by_seed(variant, split, metric)
-            cells.append((text, *_mean_and_hint(by_seed, METRICS[metric].format)))
+            cells.append((text, *_mean_and_tooltip(by_seed, METRICS[metric].format)))
         for label in labels:
             figure = sweep.published.get(variant, {}).get(label)
             cells.append(("-", None, "") if figure is None else (f"{figure:g}", figure, ""))
@@ -102,7 +102,7 @@ def _rows(study: Study) -> list[tuple[str, list[tuple[str, float | None, str]]]]
     return rows
 
 
-def _mean_and_hint(by_seed: Mapping[int, float], form: str) -> tuple[float | None, str]:
+def _mean_and_tooltip(by_seed: Mapping[int, float], form: str) -> tuple[float | None, str]:
     if not by_seed:
         return None, ""
     mean, _, interval = summarize(list(by_seed.values()))
@@ -115,7 +115,7 @@ def _mean_and_hint(by_seed: Mapping[int, float], form: str) -> tuple[float | Non
 def _records(run: Run) -> list[Record]:
     try:
         return read_metrics(run.folder)
-    except UserError:  # the damaged file of a run that is done does not spoil the report of the study
+    except UserError:  # a damaged log only removes its curves from the page
         return []
 
 
@@ -135,7 +135,7 @@ def _differences(study: Study) -> list[tuple[str, list[str]]]:
 
 
 def _tuning(study: Study) -> Iterator[tuple[str, str, str, str]]:
-    """Yields variant, values, validation loss and "chosen" for each trial."""
+    """Yields variant, values and validation loss of each trial, and "chosen" or an empty string."""
     for variant, (chosen, trials) in study.tuned.items():
         for values, criterion in trials:
             text = ", ".join(f"{key}={value}" for key, value in values.items())
@@ -144,7 +144,7 @@ def _tuning(study: Study) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _provenance(study: Study) -> list[tuple[str, list[str]]]:
-    """Returns data, versions and devices of the runs. Different values have their numbers of runs."""
+    """Returns data, versions and devices of the runs: each distinct value with its number of runs."""
     numbers_of_runs: dict[str, Counter[str]] = defaultdict(Counter)
     for runs in study.runs.values():
         for run in runs.values():
@@ -169,7 +169,7 @@ def _provenance(study: Study) -> list[tuple[str, list[str]]]:
 
 
 def _incomplete(study: Study) -> Iterator[tuple[str, str, str]]:
-    """Yields variant, seeds and reason of the runs without scores, or with some scores missing."""
+    """Yields variant, seeds and reason of the runs that lack scores."""
     for variant in study.launched:
         by_reason: dict[str, list[int]] = defaultdict(list)
         for seed in study.unfinished(variant):
@@ -183,9 +183,9 @@ def _incomplete(study: Study) -> Iterator[tuple[str, str, str]]:
 
 
 def _translations(study: Study) -> dict[str, Any]:
-    """Returns sources, references and translations of those sentences in which the variants differ most.
+    """Returns the sentences of the primary split that the variants translate most differently.
 
-    The translations are those of the seed that most variants have, on the primary split.
+    The translations come from one seed: the one that has scores for the most variants.
     """
     split = study.sweep.primary[1]
     counts = Counter(seed for seeds in study.scores.values() for seed in sorted(seeds))
@@ -193,7 +193,7 @@ def _translations(study: Study) -> dict[str, Any]:
     seed = min(counts, key=lambda seed: (-counts[seed], seed), default=None)
     for variant, scores in study.scores.items():
         if seed in scores:
-            with contextlib.suppress(UserError):  # results may be kept without the translations
+            with contextlib.suppress(UserError):  # a study may be stored without its translations
                 evaluations[variant] = ScoreFiles(study.runs[variant][seed], split, {}).read()
     if len(evaluations) < 2:
         return {}
@@ -214,6 +214,6 @@ def _translations(study: Study) -> dict[str, Any]:
 
 
 def _spread(hypotheses: Iterable[str]) -> int:
-    """Returns the number of words in which translations of a sentence differ from the first one."""
+    """Returns the number of words in which the other translations of a sentence differ from the first."""
     first, *rest = (set(hypothesis.split()) for hypothesis in hypotheses)
     return sum(len(first ^ words) for words in rest)

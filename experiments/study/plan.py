@@ -1,4 +1,4 @@
-"""The plan of a launch: which runs it selects, and a table of their states and costs."""
+"""Plan of a launch: the selected runs, and a table of their states and costs."""
 
 import dataclasses
 import fnmatch
@@ -19,7 +19,7 @@ TRAINED_STATES = ("trained", "done")
 
 
 class Selection(NamedTuple):
-    """Patterns of the runs to launch, as in `--only` and `--exclude`.
+    """Patterns that select the runs to launch, as in `--only` and `--exclude`.
 
     A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text.
     """
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
         """Checks that every pattern matches a run.
 
         Raises:
-          UserError: a pattern matches none.
+          UserError: a pattern matches no run.
         """
         runs = list(runs)
         for name, patterns in self._asdict().items():
@@ -55,13 +55,16 @@ def _matches(run: PlannedRun, patterns: Sequence[str]) -> bool:
 def run_states(
     root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns the state of each run, by id; see `results.state`. A run at work is "at work".
+    """Returns the state of each run, by id.
+
+    The state is that in `queued`, "at work" if a local launcher is at work on the run, or that of
+    `results.state`.
 
     Args:
       root: the folder of the study.
       sweep: the study.
       runs: the runs.
-      queued: the states of the runs that wait or are at work in another queue, by id or by VARIANT/SEED.
+      queued: the states of the runs in Slurm's queue, by id or by VARIANT/SEED.
     """
     states = {}
     for run in runs:
@@ -74,7 +77,7 @@ def run_states(
 def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]) -> str:
     """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
 
-    The time is estimated from the runs that are trained: their FLOPs per second.
+    The time left is estimated from the FLOPs per second of the trained runs.
     """
     by_config: dict[str, dict[str, Any]] = {}
     costs = {}

@@ -1,7 +1,7 @@
-"""Local queue of jobs. Each job has processes, processor cores and GPUs of its own.
+"""Local queue of jobs. Each job has separate processes, processor cores and GPUs.
 
-A job holds the lock of its run folder. Its processes inherit the lock, so that the lock outlives a launcher
-that was killed, and no other launcher starts the same run beside them.
+A job locks its run folder, and its processes inherit the lock. If the launcher is killed, the folder stays
+locked until these processes end, so no other launcher starts the same run beside them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ LOCK_FILE = ".job"
 
 
 class Slot(NamedTuple):
-    """Devices of a job: numbers of processor cores, and GPUs. Without GPUs, JAX chooses its devices."""
+    """Devices of a job: indices of processor cores, and names of GPUs. Without GPUs, JAX chooses devices."""
 
     cores: list[int]
     gpus: list[str]
@@ -40,7 +40,7 @@ def make_slots(jobs: int, devices_per_run: int | None) -> list[Slot]:
       devices_per_run: number of devices of a job; None for an equal share of all devices.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: the jobs need more devices than this machine has.
     """
     all_cores, all_gpus = cores(), gpus()
     devices, kind = (all_gpus, "GPUs") if all_gpus else (all_cores, "processor cores")
@@ -74,7 +74,7 @@ class Job:
       folder: the run folder, which is locked while the job is at work.
       commands: the arguments of each command.
       begin: called before the first command.
-      is_done: called before `begin`; true if another launcher has done the job in the meantime.
+      is_done: called before `begin`; returns true if another launcher has finished the job in the meantime.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file that gets the output."""
+        """The file to which the output is appended."""
         return self.folder / "log.txt"
 
 
@@ -141,7 +141,11 @@ class RunningJob:
                 os.sched_setaffinity(self._process.pid, self.slot.cores)
 
     def poll(self) -> int | None:
-        """Starts the next command if one has succeeded. Returns the exit status once the job has ended."""
+        """Starts the next command if the current one has succeeded.
+
+        Returns:
+          The exit status of the job; None if it has not ended.
+        """
         status = self._process.poll()
         if status == 0 and self._remaining:
             self._start_next()
@@ -172,16 +176,16 @@ def run_jobs(
 ) -> Iterator[Ended]:
     """Runs all jobs, and yields an `Ended` whenever a job ends. A failed job does not stop the other jobs.
 
-    A job that another launcher runs is left to that launcher, and runs here only if it was not done there.
-    If the iterator is closed, the running jobs get SIGTERM, and closing waits for their end.
+    A job waits while another launcher runs it, and runs here only if that launcher does not finish it.
+    Closing the iterator sends SIGTERM to the running jobs and waits for their end.
 
     Args:
       jobs: the jobs, in the order in which they start.
       slots: the devices of each job; their number limits the jobs at the same time.
-      should_stop: called several times per second. A signal handler that raises an exception cannot replace
-        `should_stop`: an exception inside Popen.poll can leave a lock held, and waiting for the process would
-        then never end.
-      retries: how often a job that was preempted starts again.
+      should_stop: called several times per second; returns true to stop all jobs. Signal handlers must not
+        raise exceptions instead: an exception inside Popen.poll can leave Popen's lock acquired, and waiting
+        for the process would then never end.
+      retries: how many times a preempted job starts again.
       observe: called several times per second with the jobs at work and the jobs that wait.
 
     Raises:
@@ -227,7 +231,7 @@ def run_jobs(
 
 
 def is_at_work(folder: Path) -> bool:
-    """Returns whether a launcher, or a process that a launcher started, works in a run folder."""
+    """Returns whether a launcher, or a process that it started, is at work in a run folder."""
     if not (folder / LOCK_FILE).exists():
         return False
     if (lock := try_lock(folder / LOCK_FILE)) is None:

@@ -64,7 +64,7 @@ def _write_plots(folder: Path, study: Study) -> None:
 def report_text(study: Study, folder: Path) -> str:
     """Returns a text with the table of scores and the names of the files in the report."""
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    # The study may be a stranger's, and control characters would command the terminal.
+    # The study may come from a stranger, and the terminal would execute control characters in it.
     return plots.visible(f"{report_markdown(study)}\n{folder}: {names}", allowed="\n")
 
 

@@ -21,7 +21,7 @@ MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not repo
 
 
 class Trial(NamedTuple):
-    """A run that tried values for a variant.
+    """A run that tried values of hyperparameters for a variant.
 
     Attributes:
       values: the values, by config key.
@@ -33,7 +33,7 @@ class Trial(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The tuning of a variant: the values that it got, and all trials."""
+    """The tuning of a variant: the chosen values, and all trials."""
 
     chosen: dict[str, Any]
     trials: list[Trial]
@@ -45,14 +45,14 @@ class Study:
 
     Attributes:
       sweep: the plan of the study.
-      planned: the seeds of each variant.
+      planned: the planned seeds of each variant.
       scores: scores[variant][seed][split] is the content of eval/<split>.json, if that file exists.
       diverged: the seeds of each variant whose training diverged.
       failed: the seeds of each variant whose training failed for another reason.
-      tuned: the trials of each variant and the values that it got; empty if the study tunes nothing.
-      changes: new values by config key that the user gave for all variants.
-      costs: "parameters" and "flops" (of the training) of each variant, as far as known.
-      runs: the run folder of each seed of each variant, if it exists.
+      tuned: the tuning of each variant; empty if the study tunes nothing.
+      changes: the values that `--set` gives to all variants, by config key.
+      costs: costs[variant] has "parameters" and "flops" (of the training), if they are known.
+      runs: runs[variant][seed] is the run folder, if it exists.
     """
 
     sweep: Sweep
@@ -67,7 +67,7 @@ class Study:
 
     @property
     def launched(self) -> list[str]:
-        """The variants of which a run was started, in the order of the sweep file."""
+        """The variants with at least one run folder, in the order of the sweep file."""
         return [variant for variant in self.sweep.variants if self.runs[variant]]
 
     def values(self, variant: str, split: str, metric: str) -> list[float]:
@@ -91,7 +91,7 @@ class Study:
         return len(self.by_seed(variant, split, metric))
 
     def unfinished(self, variant: str) -> list[int]:
-        """Returns the planned seeds that have not all scores of the study, whatever the reason."""
+        """Returns the planned seeds that lack a score of the study, for any reason."""
         metrics = set(self.sweep.metrics)
         return [
             seed
@@ -139,8 +139,8 @@ class Study:
 def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: Sequence[str]) -> bool:
     """Returns whether a run is finished, and has scores for all metrics on all splits.
 
-    Scores count only if they are undamaged, and were made by the last checkpoint of this run, from the
-    planned config and the present content of the data. A finished run needs no checkpoints here.
+    Scores count only if they are undamaged and come from the last checkpoint of this run, with the planned
+    config and the current content of the data. The checkpoint itself may be missing.
     """
     try:
         result, evaluations = run.result, read_evaluations(run, splits)
@@ -160,7 +160,7 @@ def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: S
 def state(run: Run, planned: PlannedRun, sweep: Sweep) -> str:
     """Returns the state of a run: done, diverged, trained, failed, stopped or new.
 
-    A run that is trained has no scores yet, or not all. A run that was stopped resumes.
+    A "trained" run lacks scores. A "stopped" run resumes when it is launched again.
     """
     if is_complete(run, planned, sweep.splits, sweep.metrics):
         return "done"
@@ -174,7 +174,7 @@ def state(run: Run, planned: PlannedRun, sweep: Sweep) -> str:
 
 
 def read_criterion(run: Run, planned: PlannedRun) -> float | None:
-    """Returns the loss of the last validation; None if the run is not trained with the planned config."""
+    """Returns the loss of the last validation; None if no training with the planned config has finished."""
     try:
         result = run.result
     except UserError:
@@ -185,12 +185,12 @@ def read_criterion(run: Run, planned: PlannedRun) -> float | None:
 
 
 def trial_has_ended(run: Run, planned: PlannedRun) -> bool:
-    """Returns true if a trial is trained, or has diverged."""
+    """Returns whether a trial is trained or has diverged."""
     return read_criterion(run, planned) is not None or has_diverged(run, planned)
 
 
 def has_diverged(run: Run, planned: PlannedRun) -> bool:
-    """Returns whether the training of a run diverged with the planned config, and would diverge again."""
+    """Returns whether a run diverged with the planned config; if so, it would diverge again."""
     try:
         return run.result.get("reason") == "diverged" and run.config_hash == planned.config_hash
     except UserError:
@@ -198,7 +198,7 @@ def has_diverged(run: Run, planned: PlannedRun) -> bool:
 
 
 def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns the scores of a run on those splits that have been evaluated, by split.
+    """Returns the scores of a run by split, for the splits that have been evaluated.
 
     Raises:
       UserError: a file is damaged, or does not belong to the run.
@@ -208,10 +208,10 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
-    """Checks that a study can use a folder: the folder is new or holds the same study.
+    """Checks that a study can use a folder: the folder is new, or contains the same study.
 
     Raises:
-      UserError: the folder holds a run, another study, or this study with other settings.
+      UserError: the folder contains a run, another study, or this study with different settings.
     """
     advice = "; name another --root"
     refuse_links(root)
@@ -221,12 +221,12 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
         return
     stored = read_sealed(root / STUDY_FILE)
     if stored["name"] != sweep.name:
-        raise UserError(f"{root} holds the study {stored['name']!r}, not {sweep.name!r}{advice}")
+        raise UserError(f"{root} contains the study {stored['name']!r}, not {sweep.name!r}{advice}")
     stored_ids = {run_id.rpartition("-")[0]: run_id for run_id in stored["runs"]}
     for run in runs:
         stored_id = stored_ids.get(run.id.rpartition("-")[0], run.id)
         if stored_id != run.id:
-            message = f"{root} holds this study with other settings"
+            message = f"{root} contains this study with different settings"
             if (root / stored_id / "config.json").exists():
                 message += f": {difference(Run(root / stored_id).config, run.config)}"
             raise UserError(message + advice)
@@ -240,14 +240,14 @@ def write_study(
     changes: Mapping[str, Any] | None = None,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Writes study.json, in which `read_study` finds the run folders. Earlier runs and variants are kept.
+    """Writes study.json, which lists the run folders for `read_study`. Earlier runs and variants stay in it.
 
     Args:
       root: the folder of the study.
       sweep: the plan.
       runs: the runs of the plan.
       tuned: the tuning of each variant.
-      changes: new values by config key that the user gave for all variants.
+      changes: the values that `--set` gives to all variants, by config key.
       costs: "parameters" and "flops" of variants; see `Study`.
     """
     values: dict[str, Any] = dataclasses.asdict(sweep) | {
@@ -268,7 +268,7 @@ def write_study(
 
 
 def stored_costs(root: Path) -> dict[str, dict[str, float]]:
-    """Returns the costs that study.json has, by variant; see `Study`."""
+    """Returns the costs in study.json, by variant; see `Study`."""
     return read_sealed(root / STUDY_FILE).get("costs", {}) if (root / STUDY_FILE).exists() else {}
 
 
@@ -276,7 +276,7 @@ def read_study(root: Path) -> Study:
     """Reads a study from its folder.
 
     Raises:
-      UserError: the folder is not a study.
+      UserError: the folder is not a study, or its files are damaged or do not belong together.
     """
     stored = _read_plan(root)
     sweep = _read_sweep(root, stored)
@@ -294,7 +294,10 @@ def read_study(root: Path) -> Study:
         if run.folder.is_dir():
             runs[variant][seed] = run
         if result and not run.config_hash.startswith(short_hash):
-            raise UserError(f"{run.folder} holds another run; delete it and launch the study again")
+            raise UserError(
+                f"{run.folder} contains a run with a different config; delete the folder and launch the "
+                "study again"
+            )
         evaluations = read_evaluations(run, sweep.splits)
         if result.get("status") == "done":
             # Scores from before the end of the training do not count.
@@ -346,14 +349,14 @@ def _read_plan(root: Path) -> dict[str, Any]:
 
 
 def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
-    """Returns the plan in study.json, after checks of all names.
+    """Returns the plan in study.json, after a check of all names.
 
     Raises:
-      UserError: a field is missing, or a name is wrong.
+      UserError: a field is missing, or a variant, split or metric has an invalid name.
     """
     fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned", "changes", "costs"]
     if missing := [name for name in fields if name not in stored]:
-        raise UserError(f"{root / STUDY_FILE} has no {missing[0]!r}; launch the study again")
+        raise UserError(f"{root / STUDY_FILE} has no field {missing[0]!r}; launch the study again")
     for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
         for name in names:
             path_component(name, f"the name of a {kind} in {root / STUDY_FILE}")

@@ -1,7 +1,8 @@
-"""Runs a study with Slurm: one array job, each of whose tasks launches one run of the study.
+"""Runs a study with Slurm: submits an array job in which each task launches one run of the study.
 
-A task calls `launch` with the same flags and `--only=RUN`, so tuning, evaluation and locks are those of the
-local queue. A task that is preempted ends with status 75, and its script asks Slurm to start it again.
+A task calls `launch` with the same flags and `--only=RUN`, so tuning, evaluation and locks work as in the
+local queue. If a task is preempted, `launch` ends with status 75, and the script asks Slurm to start the task
+again.
 """
 
 import os
@@ -28,12 +29,12 @@ SCRIPT = """\
 {options}
 runs=({runs})
 cd {cwd}
-trap : TERM  # this script continues after the run has saved a checkpoint
+trap : TERM  # SIGTERM does not end this script, which continues after the run has saved a checkpoint
 srun {command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 status=$?
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] &&
-    [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then  # not cancelled
+    [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then  # the task was not cancelled
     scontrol requeue "$task"
 fi
 exit $status
@@ -41,7 +42,7 @@ exit $status
 
 
 class Slurm:
-    """The array jobs of a study. The folder slurm/ of the study has their scripts, their output and ids."""
+    """The array jobs of a study. The folder slurm/ of the study has their scripts, outputs and ids."""
 
     def __init__(self, root: Path):
         self.folder = root / "slurm"
@@ -49,14 +50,14 @@ class Slurm:
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
-        """The array jobs: the id of each, and the runs of its tasks in order."""
+        """The submitted array jobs. Each has an "id" and "runs", the run of each task in order."""
         return read_sealed(self._path)["jobs"] if self._path.exists() else []
 
     def states(self) -> dict[str, str]:
         """Returns Slurm's state of each run that is waiting or at work, such as "pending" or "running".
 
         Raises:
-          UserError: Slurm does not answer.
+          UserError: a command of Slurm is missing or failed.
         """
         if not self.jobs:
             return {}
@@ -82,15 +83,15 @@ class Slurm:
 
         Args:
           name: the name of the job.
-          runs: for each task, the run as in `--only`.
+          runs: the run of each task, in the form that `--only` accepts.
           arguments: the flags of `launch` for every task.
           options: options of sbatch, such as "--partition=gpu".
-          limit: number of tasks at the same time; None for no limit.
-          retries: how often a preempted task is started again.
+          limit: maximum number of tasks at the same time; None for no limit.
+          retries: how many times a preempted task starts again.
           after: ids of array jobs that must end before this one starts.
 
         Raises:
-          UserError: Slurm refused the job, or does not answer.
+          UserError: Slurm refused the job, or a command of Slurm is missing.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         options = [*options, *([f"--dependency=afterany:{':'.join(after)}"] if after else [])]
@@ -123,7 +124,9 @@ def _call(*arguments: str) -> str:
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise UserError(f"{arguments[0]} is not installed; --executor=slurm needs Slurm") from None
+        raise UserError(
+            f"{arguments[0]}, a command of Slurm, is not installed; install Slurm or leave --executor out"
+        ) from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         reason = lines[-1] if lines else f"status {done.returncode}"

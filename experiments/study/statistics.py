@@ -19,10 +19,10 @@ from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower
 
-ALPHA = 0.05  # largest adjusted p-value of a difference
-POWER = 0.8  # of the smallest difference that a study detects
+ALPHA = 0.05  # largest adjusted p-value of a significant difference
+POWER = 0.8  # probability of finding a difference of the detectable size
 MIN_SEEDS = 5
-FEW_SEEDS = f"With fewer than {MIN_SEEDS}, only differences of several standard deviations are found."
+FEW_SEEDS = f"Fewer than {MIN_SEEDS} seeds find only differences of several standard deviations."
 
 
 class Interval(NamedTuple):
@@ -43,8 +43,8 @@ class Summary(NamedTuple):
 class Paired(NamedTuple):
     """Differences between runs with the same seed, which share the order of the data.
 
-    Where the shapes of two variants differ, their initial weights are unrelated. So pairs are not more alike
-    than other runs in general, and no test uses them.
+    If the shapes of two variants differ, their initial weights are unrelated. So in general, the runs of a
+    pair are no more alike than other runs, and no test uses the pairs.
     """
 
     seeds: tuple[int, ...]
@@ -58,14 +58,14 @@ class Comparison:
 
     Attributes:
       difference: mean of the variant minus mean of the baseline.
-      interval: Welch's interval of the difference, for this comparison alone.
+      interval: 95% interval of the difference by Welch's method, not adjusted for multiple comparisons.
       p: two-sided p-value of Welch's t-test; None if there is no test.
       p_adjusted: `p` after Holm's adjustment for all tests of the study.
       probability_higher: estimate of the probability that a run of the variant scores higher than a run of
         the baseline; equal scores count half (Mann and Whitney 1947).
       paired: the differences by seed; None if fewer than two seeds have both scores.
-      detectable: the difference that a study with these numbers of seeds, these deviations and this number of
-        tests finds with a probability of 80%; None if there is no test.
+      detectable: the difference that the study would find with a probability of 80%, given its numbers of
+        seeds and tests and its standard deviations; None if there is no test.
       reason: the reason why there is no test; empty if there is one.
     """
 
@@ -85,12 +85,12 @@ class Comparison:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Returns the summary of one score per seed; with a single score, only its value is known."""
+    """Returns the summary of scores, one per seed. With a single score, only the mean is known."""
     if len(values) < 2:
         mean = values[0] if values else math.nan
         return Summary(mean, math.nan, Interval(math.nan, math.nan))
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    if np.ptp(values) == 0:  # one mean is known, but not how far it scatters
+    if np.ptp(values) == 0:  # the spread of equal scores is unknown
         return Summary(values[0], 0.0, Interval(math.nan, math.nan))
     bounds = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
     return Summary(mean, deviation, Interval(*map(float, bounds)))
@@ -100,11 +100,11 @@ def compare(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
     """Compares every other variant with the baseline.
 
     Args:
-      scores: scores[variant][seed]. Each variant has at least one.
+      scores: scores[variant][seed]. Each variant has at least one score.
       baseline: the variant that the others are compared with.
 
     Returns:
-      The comparison of each variant, in the order of `scores`.
+      The comparison of each variant except the baseline, in the order of `scores`.
     """
     base = scores[baseline]
     others = {name: runs for name, runs in scores.items() if name != baseline}
@@ -131,7 +131,7 @@ def compare(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
 
 def welch(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Any:
     """Returns SciPy's result of Welch's t-test along the last axis; the p-value is two-sided."""
-    with warnings.catch_warnings():  # SciPy warns if one of the two has no spread, where the test is valid
+    with warnings.catch_warnings():  # SciPy warns if one sample has no spread, but the test is valid
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         return stats.ttest_ind(values, baseline, axis=-1, equal_var=False)
 
@@ -144,19 +144,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable_effect(seeds: int, baseline_seeds: int, num_tests: int) -> float:
     """Returns the smallest difference that a study finds with 80% power, in standard deviations.
 
-    Power is that of the pooled t-test at the first and hardest step of Holm's method, ALPHA / num_tests, in
-    the direction of the difference. The two-sided power of statsmodels is NaN for some large effects.
+    The power is that of the pooled t-test at level ALPHA / num_tests, the first and strictest step of Holm's
+    method. Only the tail in the direction of the difference counts, because the two-sided power of
+    statsmodels is NaN for some large effects.
     """
     power = TTestIndPower().power
 
-    def missing_power(effect: float) -> float:
+    def excess_power(effect: float) -> float:
         level = ALPHA / num_tests / 2
         return power(effect, seeds, level, baseline_seeds / seeds, alternative="larger") - POWER
 
     high = 0.1
-    while missing_power(high) < 0:
+    while excess_power(high) < 0:
         high *= 1.5
-    return float(brentq(missing_power, high / 1.5, high)) if high > 0.1 else high
+    return float(brentq(excess_power, high / 1.5, high)) if high > 0.1 else high
 
 
 def _no_test(values: Sequence[float], baseline: Sequence[float]) -> str:

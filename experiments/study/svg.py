@@ -1,6 +1,7 @@
-"""Draws charts as SVG for the page of a study. Elements of a variant have the class v<number>.
+"""Draws charts as SVG for the page of a study.
 
-The page sets the color of each class and hides classes on demand.
+The elements of variant n have the class `v<n>`. The page sets the color of each class, and hides the classes
+of variants that the reader deselects.
 """
 
 import math
@@ -12,12 +13,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, TOP, RIGHT, BOTTOM = 720, 12, 16, 46  # user units, which are pixels on a wide screen
 DASHES = ("none", "7 3", "2 3")
-MARGIN = 0.04  # share of an axis beyond the values at each end
-PALETTE_SIZE = 8  # variants beyond this number repeat the colors with other dashes
+MARGIN = 0.04  # empty share of an axis at each end
+PALETTE_SIZE = 8  # number of colors; further variants repeat the colors with other dashes
 
 
 class Point(NamedTuple):
-    """A value with its interval; `low` and `high` are NaN if there is none."""
+    """A value with its interval; `low` and `high` are NaN if there is no interval."""
 
     x: float
     y: float
@@ -30,7 +31,7 @@ class Series(NamedTuple):
 
     Attributes:
       name: the name of the variant.
-      number: the number of the variant, which decides color and dashes.
+      number: index of the variant, which selects color and dashes.
       points: the points, by increasing x.
     """
 
@@ -40,14 +41,14 @@ class Series(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A variant in a chart with one line per variant.
+    """A variant in a chart with one row per variant.
 
     Attributes:
       name: the name of the variant.
-      number: the number of the variant.
-      mean: the mark.
-      low: lower end of the interval; NaN if there is none.
-      high: upper end.
+      number: index of the variant.
+      mean: the mean, which is marked.
+      low: lower end of the interval; NaN if there is no interval.
+      high: upper end of the interval.
       dots: single values with their labels, such as the scores of the seeds.
     """
 
@@ -60,7 +61,7 @@ class Bar(NamedTuple):
 
 
 class Axis:
-    """A scale from values to user units, with marks."""
+    """Scale from values to SVG user units, with tick marks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, log: bool = False):
         """Makes an axis that covers the finite values, from `start` to `end` in user units."""
@@ -71,7 +72,7 @@ class Axis:
         self._map = math.log if log else float
         self._start, self._end = start, end
         if log:
-            # A short range has too few round values of a logarithmic scale.
+            # In a short range, the logarithmic locator finds too few ticks.
             for locator in (LogLocator(subs=(1, 2, 5)), MaxNLocator(6)):
                 self.ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
                 if len(self.ticks) > 2:
@@ -84,13 +85,13 @@ class Axis:
             self.ticks = [float(tick) for tick in ticks if self._low <= tick <= self._high]
 
     def __call__(self, value: float) -> float:
-        """Returns the place of a value."""
+        """Returns the coordinate of a value in user units."""
         share = (self._map(value) - self._low) / (self._high - self._low)
         return self._start + share * (self._end - self._start)
 
 
 def number_text(value: float) -> str:
-    """Returns a number as the label of a mark."""
+    """Returns a number as text for a label."""
     if value and not 1e-3 <= abs(value) < 1e4:
         return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return f"{value:g}"
@@ -105,7 +106,7 @@ def xy_chart(
     log_y: bool = False,
     x_ticks: Sequence[float] | None = None,
 ) -> Markup:
-    """Draws lines, or single points, with a band or a bar for each interval.
+    """Draws each series as a line with a band for the intervals, or as a single point with a bar.
 
     Args:
       series: the variants.
@@ -149,7 +150,7 @@ def _line(line: Series, x: Axis, y: Axis) -> Markup:
 
 
 def bar_chart(bars: Sequence[Bar], label: str, line_at: float | None = None) -> Markup:
-    """Draws one line per variant: a mark with its interval, and dots for single values.
+    """Draws one row per variant: the mean with its interval, and dots for single values.
 
     Args:
       bars: the variants, from top to bottom.

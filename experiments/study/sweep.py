@@ -18,22 +18,22 @@ Changes = Mapping[str, Any]  # new values by dotted config key
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A study, as declared by a sweep file, such as the files in configs/sweeps.
+    """A study, as declared by a sweep file; configs/sweeps has examples.
 
     Attributes:
       name: the name of the sweep file, without .py.
       question: the docstring of the sweep file.
       config: the config file; a colon and arguments may follow.
-      variants: the changes of each variant, those of VARIANTS and then those of GRID.
+      variants: the new values of each variant by config key; variants from VARIANTS precede those from GRID.
       baseline: the variant that the others are compared with.
       splits: the splits on which every run is evaluated.
       metrics: the metrics in the table.
       primary: the metric and the split whose differences are tested; everything else is descriptive.
-      tune: the values to try, by config key. Every variant is trained with every combination and the first
-        seed, and gets the one with the lowest validation loss.
-      equal: the resource that every variant gets in the same amount as the baseline, a key of
+      tune: the values to try, by config key. Each variant is trained with every combination of values and the
+        first seed, and uses the combination with the lowest validation loss.
+      equal: the resource of which every variant gets as much as the baseline, a key of
         `equal.ADJUSTED_FIELD`; None for no adjustment.
-      published: figures of the same variants elsewhere, as published[variant][label], for the report.
+      published: published[variant][label] is a published score, which the report shows beside ours.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Sweep:
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """The combinations of `tune`; a single empty one if nothing is tuned."""
+        """The combinations of the values in `tune`; a single empty combination if nothing is tuned."""
         return [
             dict(zip(self.tune, values, strict=True)) for values in itertools.product(*self.tune.values())
         ]
@@ -68,7 +68,8 @@ class PlannedRun:
     def id(self) -> str:
         """Folder of the run in the study folder: `variant/seed-hash`.
 
-        The hash covers all fields that affect the result, so a run with another config has another folder.
+        The hash covers all fields that affect the result, so runs that differ in such a field have different
+        folders.
         """
         return f"{self.variant}/{self.seed}-{self.config_hash[:8]}"
 
@@ -83,7 +84,7 @@ def expand(
 ) -> list[PlannedRun]:
     """Returns a run for every variant with every seed.
 
-    All variants with seed 0 come first, so that a first comparison of the variants is early.
+    The runs are in order of seed, so that the variants can be compared early.
 
     Args:
       sweep: the study.
@@ -92,7 +93,7 @@ def expand(
       chosen: the tuned values of each variant; None if the study tunes nothing.
 
     Raises:
-      UserError: a change in a variant or in `overrides` is not possible.
+      UserError: a change in a variant or in `overrides` is invalid.
     """
     configs = _configs(sweep, overrides, chosen or {})
     return [
@@ -105,7 +106,7 @@ def expand(
 
 
 def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Changes]]:
-    """Returns the runs that tune each variant, with the values that each tries; see `Sweep.tune`.
+    """Returns the runs that tune each variant, with the values that each run tries; see `Sweep.tune`.
 
     Raises:
       UserError: see `expand`.
@@ -130,8 +131,8 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
         for metric in sweep.metrics:
             if metric not in metrics_for(config.data.target):
                 raise UserError(
-                    f"METRICS has {metric}, which has no meaning for {config.data.target} "
-                    f"(variant {variant}); leave it out"
+                    f"METRICS has {metric}, which is undefined for the target language {config.data.target} "
+                    f"(variant {variant}); leave {metric} out"
                 )
         for split in sweep.splits:
             check_split_name(config.data, split)
@@ -146,7 +147,7 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
             values = flatten(to_dict(config))
             shared = ", ".join(f"{key}={values.get(key)}" for key in keys)
             raise UserError(
-                f"variants {first} and {variant} are the same config: both have {shared}; leave one out"
+                f"variants {first} and {variant} have the same config, with {shared}; leave out one of them"
             )
     return configs
 
@@ -162,5 +163,5 @@ def _changed(variant: str, values: Changes, common: Changes, changes: Changes) -
     config = resolve(from_dict(with_changes(values, {**common, **changes})))
     for key in changes:
         if not is_read(key, config):
-            raise UserError(f"variant {variant} sets {key}, which has no effect there; leave it out")
+            raise UserError(f"variant {variant} sets {key}, which has no effect in its config; leave it out")
     return config

@@ -42,7 +42,8 @@ def load_sweep(name: str) -> Sweep:
     module = load_module(path, "sweep")
     if hasattr(module, "get_config"):
         raise UserError(
-            f"{path} is a config file; name it as CONFIG in a sweep file, or use experiments.train"
+            f"{path} is a config file, not a sweep file; name it as CONFIG in a sweep file, or use "
+            "experiments.train"
         )
     _check_names(module, path)
     read = _Reader(module, path)
@@ -66,16 +67,18 @@ def load_sweep(name: str) -> Sweep:
     tune = read.values("TUNE")
     if varied := [key for key in tune if any(key in changes for changes in variants.values())]:
         raise UserError(
-            f"TUNE in {path} tries {varied[0]}, which a variant sets; leave it out of one of them"
+            f"TUNE in {path} tries {varied[0]}, which a variant also sets; remove it from TUNE or from "
+            "the variant"
         )
     equal = read.text("EQUAL", "") or None
     if equal:
         choose(ADJUSTED_FIELD, equal, f"EQUAL in {path}")
+        field = ADJUSTED_FIELD[equal]
         for name, changes in variants.items():
-            if ADJUSTED_FIELD[equal] in {**changes, **tune}:
+            if field in {**changes, **tune}:
                 raise UserError(
-                    f"EQUAL in {path} works out {ADJUSTED_FIELD[equal]}, which variant {name} or TUNE sets; "
-                    "leave it out"
+                    f"EQUAL in {path} computes {field}, which variant {name} or TUNE also sets; "
+                    f"leave {field} out"
                 )
     return Sweep(
         name=Path(path).stem,
@@ -122,7 +125,7 @@ class _Reader:
     def text(self, name: str, default: str | None = None) -> str:
         value = getattr(self._module, name, default)
         if not isinstance(value, str):
-            raise self._error(name, "it must be text")
+            raise self._error(name, "it must be a string")
         return value
 
     def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -130,13 +133,13 @@ class _Reader:
         if isinstance(value, str):
             raise self._error(name, f"it must be a tuple: ({value!r},)")
         if not isinstance(value, tuple | list) or not value or not all(isinstance(x, str) for x in value):
-            raise self._error(name, "it must be a tuple of text with at least one entry")
+            raise self._error(name, "it must be a tuple of strings with at least one entry")
         if len(set(value)) < len(value):
             raise self._error(name, "an entry is repeated; name each once")
         return tuple(value)
 
     def values(self, name: str) -> dict[str, list[Any]]:
-        """Reads a mapping from config keys to the values that each takes."""
+        """Reads a mapping from each config key to the values to try."""
         values_by_key = getattr(self._module, name, {})
         if not isinstance(values_by_key, Mapping):
             raise self._error(name, "it must map config keys to the values to try")
@@ -155,27 +158,27 @@ class _Reader:
         for values in itertools.product(*grid.values()) if grid else ():
             name = ",".join(map(_value_name, grid, values))
             if name in variants:
-                raise self._error("GRID", f"{name} is also the name of another variant; rename that one")
+                raise self._error("GRID", f"a variant named {name} exists already; rename one of the two")
             variants[name] = dict(zip(grid, values, strict=True))
         if not variants:
             raise self._error("VARIANTS", "it must have at least one variant")
         for name, changes in variants.items():
             if not isinstance(name, str):
-                raise self._error("VARIANTS", f"the name of a variant must be text, not {name!r}")
+                raise self._error("VARIANTS", f"the name of a variant must be a string, not {name!r}")
             path_component(name, f"the name of a variant in {self._path}")
             for key in changes:
                 self._check_key(f"variant {name}", key)
         return variants
 
     def published(self, variants: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """Reads the mapping from variants to published figures by label."""
+        """Reads the published scores, as published[variant][label]."""
         published = getattr(self._module, "PUBLISHED", {})
         if not isinstance(published, Mapping) or not all(
             isinstance(figures, Mapping)
             and all(isinstance(label, str) and isinstance(x, int | float) for label, x in figures.items())
             for figures in published.values()
         ):
-            raise self._error("PUBLISHED", "it must map variants to figures by label, which are numbers")
+            raise self._error("PUBLISHED", "it must map each variant to a mapping from labels to numbers")
         for variant in published:
             choose(variants, variant, f"variant in PUBLISHED of {self._path}")
         return {variant: dict(figures) for variant, figures in published.items()}
@@ -183,14 +186,14 @@ class _Reader:
     def _check_key(self, place: str, key: Any) -> None:
         if not isinstance(key, str):
             raise UserError(
-                f"{place} in {self._path} has the key {key!r}; a key must be text, as in train.steps"
+                f"{place} in {self._path} has the key {key!r}; a key must be a string, such as 'train.steps'"
             )
         if key == "train.seed":
             raise UserError(
-                f"{place} in {self._path} sets train.seed; give the number of seeds to launch: --seeds"
+                f"{place} in {self._path} sets train.seed, which a sweep file must not do; use --seeds"
             )
 
 
 def _value_name(key: str, value: Any) -> str:
-    """Returns the name of a value of a grid; text names itself."""
+    """Returns the name of a value in a grid: the value if it is a string, otherwise field=value."""
     return value if isinstance(value, str) else f"{key.rpartition('.')[2]}={value}"

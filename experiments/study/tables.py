@@ -19,7 +19,7 @@ def report_markdown(study: Study) -> str:
         verdicts = _list(verdict_lines(study, comparisons))
         if comparisons:
             metric, split = study.sweep.primary
-            title = f"Differences from {study.sweep.baseline} in {metric} on {split}, which decide:\n"
+            title = f"Differences from {study.sweep.baseline} in {metric} on {split}, the primary metric:\n"
             texts[1:1] = [title, comparison_table(study, comparisons)]
         texts.insert(-1, verdicts)
     if study.tuned:
@@ -75,7 +75,7 @@ def _with_interval(mean: float, interval: Interval, form: str) -> str:
 
 
 def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
-    """Returns a sentence per variant: what the study shows about its difference from the baseline."""
+    """Returns a sentence per variant with the conclusion on its difference from the baseline."""
     baseline = study.sweep.baseline
     if reason := study.no_test(baseline):
         return [f"No variant is compared with the baseline, because {reason}."]
@@ -94,8 +94,8 @@ def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
         return f"{variant}: no test, because {comparison.reason}."
     if not comparison.is_significant:
         return (
-            f"{variant}: the difference is within the noise of the seeds. This study finds a difference of "
-            f"{comparison.detectable:{METRICS[metric].format}} with a probability of 80%."
+            f"{variant}: the difference is within the noise of the seeds. This study would find a difference "
+            f"of {comparison.detectable:{METRICS[metric].format}} with a probability of 80%."
         )
     is_higher = comparison.difference > 0
     match METRICS[metric].higher_is_better:
@@ -114,11 +114,11 @@ def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
 
 
 def note_lines(study: Study) -> list[str]:
-    """Returns what a reader must know about the tables: changes, missing and failed runs, and few seeds."""
+    """Returns the notes on the tables: changed fields, missing and failed runs, and too few seeds."""
     lines = []
     if "smoke" in study.sweep.config.partition(":")[2].split(","):
         lines.append(
-            "The argument smoke shrinks the training to a trial of the commands: the scores mean nothing."
+            "The argument smoke shrinks training to a test of the commands: the scores mean nothing."
         )
     if study.changes:
         changes = ", ".join(f"{key}={value}" for key, value in study.changes.items())
@@ -134,7 +134,7 @@ def note_lines(study: Study) -> list[str]:
             if seeds := study.not_finite(variant, split, metric):
                 lines.append(
                     f"{variant}: {split} {metric} is not finite for {len(seeds)} of "
-                    f"{len(study.scores[variant])} runs, which its mean leaves out."
+                    f"{len(study.scores[variant])} runs; the mean leaves these runs out."
                 )
     fewest = min(map(study.num_seeds, study.launched), default=0)
     if fewest < MIN_SEEDS:
@@ -144,7 +144,7 @@ def note_lines(study: Study) -> list[str]:
 
 
 def tuning_table(study: Study) -> str:
-    """Returns a Markdown table of the values that each variant got, and of the number of trials."""
+    """Returns a Markdown table of the chosen values and the number of trials of each variant."""
     rows = [["variant", "trials", "diverged", "chosen"], ["---", "---:", "---:", "---"]]
     for variant, (chosen, trials) in study.tuned.items():
         diverged = sum(trial.criterion is None for trial in trials)
@@ -154,7 +154,7 @@ def tuning_table(study: Study) -> str:
 
 
 def latex(study: Study) -> str:
-    """Returns the table of scores for LaTeX; it needs the package booktabs."""
+    """Returns the table of scores in LaTeX, which needs the package booktabs."""
     sweep = study.sweep
     columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
     heads = " & ".join(_escape_latex(f"{split} {metric}") for split, metric in columns)
@@ -200,8 +200,8 @@ def _interval_text(bounds: Interval, form: str) -> str:
 def score_table(study: Study) -> str:
     """Returns a Markdown table of mean ± standard deviation over seeds.
 
-    The table has a row per launched variant and a column per split and metric. "n" is the number of scores in
-    a cell, where it is not the number of seeds with a score of the primary metric.
+    The table has a row per launched variant and a column per split and metric. The column "seeds" counts the
+    seeds with a score of the primary metric. A cell with a different number of scores shows it as n.
     """
     sweep = study.sweep
     columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]

@@ -54,7 +54,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
 
 
-def test_a_study_runs_only_what_is_missing(study_flags, in_this_process, tmp_path):
+def test_a_study_runs_only_missing_runs(study_flags, in_this_process, tmp_path):
     root = tmp_path / "study"
     first = call("launch", *study_flags)
     assert "rates: 2 runs, 0 done, 2 to do" in first.stdout
@@ -74,7 +74,7 @@ def test_a_study_runs_only_what_is_missing(study_flags, in_this_process, tmp_pat
 
     line = refuse("launch", *study_flags, "--set=train.steps=11")
     assert line == (
-        f"{root} holds this study with other settings: train.steps is 20 there, 11 here; name another --root"
+        f"{root} contains this study with different settings: train.steps is 20 there, 11 here; name another --root"
     )
 
 
@@ -101,9 +101,9 @@ METRICS = ("chrf",)
 
 @pytest.fixture
 def written_by_hand(monkeypatch, tmp_path):
-    """Writes the files of every run instead of training it. Training diverges at the highest rate.
+    """Writes the files of each run instead of training it. A run with the highest rate diverges.
 
-    Returns the list of the names of all jobs.
+    Returns a list to which each job adds its name.
     """
     names = []
 
@@ -170,7 +170,7 @@ def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, writt
     assert read_study(tmp_path / "study").planned == {"one": [0, 1, 2], "two": [0, 1, 2]}
 
 
-def test_a_study_stops_at_the_first_failure_if_asked_to(study_flags, tmp_path, monkeypatch):
+def test_a_study_with_fail_fast_stops_at_the_first_failure(study_flags, tmp_path, monkeypatch):
     closed = []
 
     def run_jobs(jobs, *_):
@@ -216,7 +216,7 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == PREEMPTED
-    assert errors.endswith("deviations are found.\nstopping: current runs save a checkpoint first\n")
+    assert errors.endswith("standard deviations.\nstopping: current runs save a checkpoint first\n")
     assert output.endswith("interrupted; run the same command again to resume the study\n")
     (result,) = tmp_path.glob("study/*/*/result.json")
     assert json.loads(result.read_text())["status"] == "preempted"
@@ -224,7 +224,7 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
 
 @pytest.mark.slow
 def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, tmp_path):
-    """One launcher is killed, and of two others at the same time, one loses its terminal."""
+    """The first launcher is killed. Then two launchers run at the same time, and one loses its terminal."""
     root = tmp_path / "study"
     sweep = SWEEP.replace('"slow":', '"a": {"model.d_ff": 8}, "b": {"model.d_ff": 24}, "slow":')
     (tmp_path / "rates.py").write_text(sweep)

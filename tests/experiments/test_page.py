@@ -1,4 +1,4 @@
-"""The page of a study: its content, size and escaping and, in headless Chromium, its behaviour."""
+"""The page of a study: content, size, escaping, and behaviour in headless Chromium."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def study(sweep, tmp_path):
     return write_whole_study(tmp_path, sweep, seeds=3)
 
 
-def test_the_page_has_everything_and_needs_nothing(study, tmp_path):
+def test_the_page_has_the_whole_report_and_loads_nothing(study, tmp_path):
     html = page(study)
     for text in (
         *(

@@ -1,4 +1,4 @@
-"""Figures show texts as they are and values as they are, whatever the texts and values."""
+"""Figures show any text and any value unchanged."""
 
 import io
 
@@ -61,13 +61,13 @@ def test_a_character_without_a_font_is_named_once(capsys):
         pytest.param(8, 1_000, 1_000, marks=pytest.mark.slow),
     ],
 )
-def test_figures_of_any_shape_have_bounded_pixels(heads, source, target):
+def test_figures_of_any_shape_have_a_bounded_size(heads, source, target):
     drawn = pixels(attention(["a"] * source, ["b"] * target, heads))
     assert max(drawn.shape) <= plots.MAX_INCHES * 120
     assert drawn.std() > 0
 
 
-def test_every_variant_is_in_the_legend_and_a_missing_one_has_no_bar():
+def test_every_variant_is_in_the_legend_but_has_no_bar_without_a_score():
     table = {"test": {"_x": [1.0, 2.0], "$a$": [], "b": [5.0]}, "long": {"_x": [1.0], "$a$": [3.0], "b": []}}
     (axes,) = plots.comparison(table, "bleu_lc", "_x $y$").axes
     labels = [text.get_text().removeprefix("\N{WORD JOINER}") for text in axes.get_legend().get_texts()]

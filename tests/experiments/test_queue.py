@@ -41,7 +41,7 @@ time.sleep(0.4); mine.unlink()
     assert max(counts) == 2
 
 
-def test_the_commands_of_a_job_run_in_order_after_its_beginning(tmp_path):
+def test_the_commands_of_a_job_run_in_order_after_begin_is_called(tmp_path):
     begun = tmp_path / "begun"
     job = make_job(
         tmp_path,
@@ -106,7 +106,7 @@ def test_a_job_that_runs_again_appends_to_its_log(tmp_path):
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_a_job_of_another_launcher_is_awaited_and_runs_only_if_it_was_not_done(tmp_path, done):
+def test_a_job_waits_for_another_launcher_and_runs_only_if_that_one_fails(tmp_path, done):
     first = make_job(tmp_path, "a", "print('output')", is_done=lambda: done)
     second = make_job(tmp_path, "b", "print('output')")
     first.folder.mkdir()
@@ -181,8 +181,8 @@ def test_more_jobs_than_devices_are_refused(monkeypatch, num_gpus, jobs, devices
     assert refused(make_slots, jobs, devices_per_run) == message
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
-def test_a_job_sees_its_devices_only(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to cores")
+def test_a_job_sees_only_its_devices(tmp_path):
     code = "import os; print(os.sched_getaffinity(0), os.environ['CUDA_VISIBLE_DEVICES'])"
     job = make_job(tmp_path, "a", f"import time; time.sleep(0.3); {code}")
     list(run_jobs([job], [Slot(SLOT.cores[:1], ["2", "5"])]))
@@ -195,11 +195,11 @@ def test_a_job_sees_its_devices_only(tmp_path):
         (0, "done after 1:05"),
         (1, "failed with status 1; see {log} (after 1:05)"),
         (3, "diverged; see {log} (after 1:05)"),
-        (-signal.SIGKILL, "killed (SIGKILL), perhaps because memory was full; lower --jobs or the batch size; see {log} (after 1:05)"),
+        (-signal.SIGKILL, "killed (SIGKILL), perhaps because memory ran out; lower --jobs or the batch size; see {log} (after 1:05)"),
         (-signal.SIGSEGV, "killed (SIGSEGV); see {log} (after 1:05)"),
     ],
 )  # fmt: skip
-def test_the_reason_of_an_end_is_shown(tmp_path, status, text):
+def test_the_outcome_says_why_a_job_ended(tmp_path, status, text):
     job = make_job(tmp_path, "a")
     assert outcome(Ended(job, status, 65.0)) == text.format(log=job.log)
 
@@ -225,7 +225,7 @@ def test_the_time_left_counts_the_jobs_that_wait(tmp_path, capsys):
         )  # (2 * 90 + 3 * 150) / 2
 
 
-def test_a_run_that_is_evaluated_is_not_at_its_end(tmp_path, monkeypatch, capsys):
+def test_the_time_left_includes_the_evaluation(tmp_path, monkeypatch, capsys):
     jobs = [make_job(tmp_path, f"base/{seed}") for seed in range(2)]
     progress = run_progress([record(10, 900.0), record(100, 0)])
     monkeypatch.setattr(StatusBoard, "_progress", lambda board, job: progress)

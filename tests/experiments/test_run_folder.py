@@ -101,7 +101,7 @@ def test_only_one_process_at_a_time_may_train_a_run(config, tmp_path):
         pass
 
 
-def test_fields_of_the_search_and_changeable_fields_may_change_after_training(config):
+def test_search_settings_dtype_and_overflow_may_change_after_training(config):
     changes = {
         "decode.beam_size": 2,
         "decode.length_penalty": 1,

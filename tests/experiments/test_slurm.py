@@ -1,4 +1,4 @@
-"""Studies with Slurm: with stand-ins for its commands and, where Slurm is installed, with its daemons."""
+"""Studies with Slurm, tested with stand-ins for its commands and, if Slurm is installed, with its daemons."""
 
 import os
 import re
@@ -26,7 +26,7 @@ SPLITS = ("test",)
 METRICS = ("chrf",)
 """
 TUNE = 'TUNE = {"model.positions": ("none", "rope")}\n'
-# Answers of the stand-ins: sbatch numbers its jobs from 11 on, and squeue prints the file `queue`.
+# Stand-ins for the commands of Slurm: sbatch numbers its jobs from 11, and squeue prints the file `queue`.
 COMMANDS = {
     "sbatch": 'cp "$2" "$FAKE/script"; echo "$@" >> "$FAKE/calls"; n=$(wc -l < "$FAKE/calls"); echo $((10 + n))',
     "squeue": 'cat "$FAKE/queue"',
@@ -57,7 +57,7 @@ def study_flags(tmp_path) -> tuple[str, ...]:
 
 
 def finish(root: Path, pattern: str = "*/*-*", **result) -> None:
-    """Writes results into run folders that were begun."""
+    """Writes results into all run folders that match the pattern."""
     for folder in root.glob(pattern):
         run = launch.Run(folder)
         planned = PlannedRun(folder.parent.name, run.config.train.seed, run.config)
@@ -114,11 +114,13 @@ def test_a_task_launches_one_run_and_is_requeued_only_if_it_was_preempted(fake, 
     assert task.endswith(f"-m experiments.launch {flags}")
     assert run_task(fake, 1, status=75, restarts=1)[1:] == ["scontrol requeue 11_1"]
     assert run_task(fake, 1, status=75, restarts=2)[1:] == []
-    assert run_task(fake, 1, status=75, state="COMPLETING")[1:] == []  # by scancel
+    assert run_task(fake, 1, status=75, state="COMPLETING")[1:] == []  # cancelled with scancel
     assert run_task(fake, 1, status=1)[1:] == []
 
 
-def test_tuned_studies_take_two_arrays_of_which_the_second_waits(fake, study_flags, tmp_path, monkeypatch):
+def test_a_tuned_study_submits_trials_and_a_second_array_that_waits_for_them(
+    fake, study_flags, tmp_path, monkeypatch
+):
     root = tmp_path / "study"
     (tmp_path / "rates.py").write_text(SWEEP + TUNE)
     done = call("launch", *study_flags)
@@ -157,7 +159,7 @@ def test_tuned_studies_take_two_arrays_of_which_the_second_waits(fake, study_fla
     assert (root / "report" / "table.md").exists()
 
 
-def test_problems_of_slurm_are_one_line(fake, study_flags, tmp_path, monkeypatch):
+def test_an_error_of_slurm_is_reported_in_one_line(fake, study_flags, tmp_path, monkeypatch):
     (fake / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n"
     )
@@ -165,7 +167,9 @@ def test_problems_of_slurm_are_one_line(fake, study_flags, tmp_path, monkeypatch
         "sbatch failed: sbatch: error: invalid partition specified: gpu; check --sbatch and the state of Slurm"
     )
     monkeypatch.setenv("PATH", "/nowhere")
-    assert refuse("launch", *study_flags) == "sbatch is not installed; --executor=slurm needs Slurm"
+    assert refuse("launch", *study_flags) == (
+        "sbatch, a command of Slurm, is not installed; install Slurm or leave --executor out"
+    )
     assert not (tmp_path / "study" / "slurm" / "jobs.json").exists()
 
 
@@ -246,7 +250,7 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     def is_training(name: str) -> bool:
         return any("step 50 " in path.read_text() for path in root.glob(f"{name}-*/log.txt"))
 
-    # A task takes a node, so that two tasks run at a time.
+    # Each task takes a whole node, so two tasks run at the same time.
     assert "submitted array job 1: 4 runs" in launched()
     wait_for(lambda: is_training("slow/0") and is_training("fast/0"))
     (preempted,) = shell("squeue --array --noheader --nodelist=n1 --states=running --format=%K").split()
@@ -254,13 +258,13 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     shell("sbatch --partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap='sleep 5'")
     shell(f"pkill -KILL -f -- '--only={('slow/0', 'fast/0')[int(killed)]}$'")
     wait_for(lambda: " high " not in shell("squeue --array"))
-    shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # else it waits for two minutes
+    shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # otherwise Slurm waits for two minutes
     wait_for(lambda: not shell("squeue --noheader").strip())
     outputs = {path.name: path.read_text() for path in sorted(root.glob("slurm/*.txt"))}
     assert "stopping: current runs save a checkpoint first" in outputs[f"1_{preempted}.txt"]
     again = launched()
     assert re.search(r"submitted array job \d+: 1 runs", again)
-    # The training of the killed launcher may have ended by itself.
+    # The training process of the killed launcher may have finished.
     assert re.search(r"rates: 4 runs, 3 done, 1 (stopped|trained)", again)
     wait_for(lambda: not shell("squeue --noheader").strip())
     assert "rates: 4 runs, 4 done" in launched()

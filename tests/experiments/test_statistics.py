@@ -68,7 +68,7 @@ def test_a_comparison_worked_by_hand():
     assert comparison.p_adjusted == comparison.p  # there is no other test
     half_width = special.stdtrit(freedom, 0.975) * math.sqrt(5 / 3)
     np.testing.assert_allclose(comparison.interval, (3 - half_width, 3 + half_width), rtol=1e-9)
-    assert comparison.probability_higher == pytest.approx((8 + 0.5) / 9)  # 8 pairs higher, 4 against 4 equal
+    assert comparison.probability_higher == pytest.approx((8 + 0.5) / 9)  # of 9 pairs, 8 higher, 1 equal
     assert comparison.paired.seeds == (0, 1, 2)
     assert comparison.paired.mean == 3
     half_width = special.stdtrit(2, 0.975) / math.sqrt(3)  # the differences are 2, 3 and 4
@@ -77,7 +77,7 @@ def test_a_comparison_worked_by_hand():
     assert not comparison.is_significant
 
 
-def test_every_figure_equals_that_of_scipy_and_statsmodels():
+def test_every_statistic_equals_that_of_scipy_and_statsmodels():
     scores = random_scores(4)
     base = list(scores["v0"].values())
     comparisons = compare(scores, "v0")
@@ -97,7 +97,7 @@ def test_every_figure_equals_that_of_scipy_and_statsmodels():
     np.testing.assert_allclose(adjusted, multipletests(p_values, method="holm")[1], rtol=1e-12)
 
 
-def test_without_spread_there_is_no_test_and_no_correction_for_it():
+def test_scores_without_spread_are_neither_tested_nor_counted_by_holm():
     scores = {"base": by_seed([100.0] * 3), "same": by_seed([100.0] * 3), "new": by_seed([90.0, 92.0, 95.0])}
     comparisons = compare(scores, "base")
     assert comparisons["same"].p is None
@@ -128,21 +128,21 @@ def test_the_detectable_effect(seeds, num_tests, effect):
 
 
 def simulated_p_values(num_tests, shift=0.0, seed=0):
-    """P-values [studies, tests] of variants whose means are `shift` standard deviations from the baseline's."""
+    """Returns p-values [studies, tests] of variants `shift` standard deviations above the baseline."""
     rng = np.random.default_rng(seed)
     baseline = rng.normal(size=(NUM_STUDIES, 1, 5))
     return welch(rng.normal(shift, size=(NUM_STUDIES, num_tests, 5)), baseline).pvalue
 
 
 def independent_false_positives(num_tests):
-    """True for each of `NUM_STUDIES` null studies that has a false positive, by formulas written out here."""
+    """Returns, for each of `NUM_STUDIES` null studies, whether it has a false positive, by other formulas."""
     rng = np.random.default_rng(99)
     scores = rng.normal(size=(NUM_STUDIES, num_tests + 1, 5))
     errors = scores.var(axis=-1, ddof=1) / 5
     error = errors[:, 1:] + errors[:, :1]
     t = (scores[:, 1:].mean(axis=-1) - scores[:, :1].mean(axis=-1)) / np.sqrt(error)
     freedom = error**2 / ((errors[:, 1:] ** 2 + errors[:, :1] ** 2) / 4)
-    # Holm rejects something exactly if Bonferroni does.
+    # Holm's method rejects at least one hypothesis exactly if Bonferroni's does.
     return (2 * special.stdtr(freedom, -np.abs(t))).min(axis=1) <= ALPHA / num_tests
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: what is saved, the exit status, and the time that it takes."""
+"""Signals that ask a command to stop: saved state, exit status, and time until the end."""
 
 import os
 import pty
@@ -79,7 +79,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     )
 
 
-# The main thread is in a C function, as while XLA compiles, and so calls no signal handler.
+# The main thread is in a C function, as during a compilation by XLA, so Python calls no signal handler.
 STUCK = """
 import ctypes, os, signal, threading, time
 from experiments.stop_signal import StopSignal
@@ -105,13 +105,13 @@ def test_a_signal_before_the_first_step_ends_the_process_at_once(name):
     assert "ended without saving: nothing to save since the last checkpoint" in done.stderr
 
 
-def test_a_step_that_takes_too_long_is_not_waited_for():
+def test_a_stop_does_not_wait_for_a_step_that_takes_too_long():
     done = run_python(STUCK.format(before="assert not should_stop()", name="SIGTERM"))
     assert (done.returncode, done.stdout) == (PREEMPTED, "")
     assert "ended without saving: the current step takes too long" in done.stderr
 
 
-def test_saving_may_take_its_time():
+def test_saving_may_take_longer_than_the_time_limit():
     code = """
 import signal, time
 from experiments.stop_signal import StopSignal
@@ -128,7 +128,7 @@ print("saved")
 
 @pytest.fixture(scope="module")
 def endless(smoke) -> tuple[str, ...]:
-    """Flags of a run that ends only by a signal."""
+    """Flags of a run that only a signal ends."""
     return (*smoke, "--config.train.steps=100000", "--config.train.validate_every=50000")
 
 
@@ -149,7 +149,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(endless, tm
     with start("train", *flags, text=True, stderr=subprocess.STDOUT) as process:
         wait_for_line(process, "step 10 ")
         workers = children(process.pid)
-        assert len(workers) == 3  # and the process that tracks shared memory
+        assert len(workers) == 3  # two workers, and the process that tracks shared memory
         process.kill()
     end = time.monotonic() + 30
     while any(Path(f"/proc/{worker}").exists() for worker in workers) or set(os.listdir("/dev/shm")) - memory:
@@ -158,7 +158,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(endless, tm
 
 
 def test_an_interrupt_of_the_whole_group_saves_and_prints_no_traceback(endless, tmp_path):
-    """Ctrl-C reaches the workers, too, whose batches the parent still needs."""
+    """Ctrl-C also reaches the workers, but the parent process still needs their batches."""
     flags = (*endless, "--config.data.workers=1", f"--workdir={tmp_path}/run")
     with start("train", *flags, text=True, stderr=subprocess.STDOUT, start_new_session=True) as process:
         wait_for_line(process, "step 10 ")
@@ -169,7 +169,7 @@ def test_an_interrupt_of_the_whole_group_saves_and_prints_no_traceback(endless, 
     assert Run(tmp_path / "run").result["status"] == "preempted"
 
 
-def test_a_closed_output_saves_and_can_be_resumed(endless, tmp_path):
+def test_a_closed_output_saves_the_run(endless, tmp_path):
     with start("train", *endless, f"--workdir={tmp_path}/run") as process:
         process.stdout.readline()
         process.stdout.close()
@@ -179,7 +179,7 @@ def test_a_closed_output_saves_and_can_be_resumed(endless, tmp_path):
     assert result["step"] > 0
 
 
-def test_the_end_of_a_reader_is_a_normal_end_of_translate(trained):
+def test_translate_ends_normally_if_its_output_is_closed(trained):
     with start("translate", f"--workdir={trained}") as process:
         process.stdout.close()
         process.stdin.write(b"one\n" * 2_000)

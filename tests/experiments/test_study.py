@@ -37,13 +37,13 @@ def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp
     check_root(tmp_path, more, expand(more, {}, seeds=2))
     shorter = expand(sweep, {"train.steps": 7}, seeds=1)
     message = refused(check_root, tmp_path, sweep, shorter)
-    assert message == f"{tmp_path} holds this study with other settings; name another --root"
+    assert message == f"{tmp_path} contains this study with different settings; name another --root"
     Run(tmp_path / expand(sweep, {}, seeds=1)[0].id).begin(expand(sweep, {}, seeds=1)[0].config)
     message = refused(check_root, tmp_path, sweep, shorter)
-    assert "with other settings: train.steps is 1200 there, 7 here; name another --root" in message
+    assert "with different settings: train.steps is 1200 there, 7 here; name another --root" in message
     renamed = dataclasses.replace(sweep, name="another")
     message = refused(check_root, tmp_path, renamed, expand(renamed, {}, seeds=1))
-    assert message == f"{tmp_path} holds the study 'demo', not 'another'; name another --root"
+    assert message == f"{tmp_path} contains the study 'demo', not 'another'; name another --root"
 
 
 def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
@@ -147,7 +147,7 @@ def test_an_evaluation_copied_from_another_run_is_refused(sweep, tmp_path):
 
 
 def test_a_run_in_the_folder_of_another_run_is_refused(sweep, tmp_path):
-    """Exchanged folders would exchange the variants, and a copy would count a seed twice."""
+    """Swapped folders would swap the scores of two variants, and a copy would count a seed twice."""
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)
     for run in runs:
@@ -156,7 +156,7 @@ def test_a_run_in_the_folder_of_another_run_is_refused(sweep, tmp_path):
         shutil.rmtree(tmp_path / second.id)
         shutil.copytree(tmp_path / first.id, tmp_path / second.id)
         assert refused(read_study, tmp_path) == (
-            f"{tmp_path / second.id} holds another run; delete it and launch the study again"
+            f"{tmp_path / second.id} contains a run with a different config; delete the folder and launch the study again"
         )
         shutil.rmtree(tmp_path / second.id)
         write_run(tmp_path, second, BLEU)
@@ -175,10 +175,10 @@ def test_a_renamed_evaluation_is_refused(sweep, tmp_path, changes):
 
 
 def test_scores_from_before_the_end_of_the_training_do_not_count(sweep, tmp_path):
-    (run, other) = expand(sweep, {}, seeds=1)
-    write_study(tmp_path, sweep, [run, other])
+    (run, second) = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, [run, second])
     write_run(tmp_path, run, BLEU, status="preempted")
-    path = write_run(tmp_path, other, BLEU).folder / "eval" / "test.json"
+    path = write_run(tmp_path, second, BLEU).folder / "eval" / "test.json"
     write_sealed(path, read_sealed(path) | {"checkpoints": [10]})
     study = read_study(tmp_path)
     assert study.scores == {"base": {}, "deep": {}}
@@ -199,7 +199,7 @@ def test_fewer_seeds_or_variants_do_not_remove_results(sweep, tmp_path):
     }
 
 
-def test_a_study_folder_from_a_stranger_names_no_run_elsewhere(sweep, tmp_path):
+def test_a_study_that_names_a_run_outside_its_folder_is_refused(sweep, tmp_path):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     stored = read_sealed(tmp_path / "study.json")
     for run_id in ("../x", "base/../../x", "/etc/0-x", "base/0-x/y"):
@@ -234,7 +234,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
     assert "| deep | -12.00 | - | - | - | 0.00 | - | - |" in table
     assert "- deep: no test, because a test needs at least two seeds of both variants.\n" in table
     assert "- deep: of 2 runs, 1 not finished.\n" in table
-    assert "- Some variants have 1 seed. With fewer than 5, " in table
+    assert "- Some variants have 1 seed. Fewer than 5 seeds find " in table
     tex = (folder / "table.tex").read_text()
     assert r"base & 2 & 92.00 $\pm$ 2.83 & 46.00" in tex
     assert r"test\_long exact\_match" in tex
@@ -256,7 +256,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
 
 @pytest.fixture
 def noisy(tmp_path, sweep):
-    """A study of three variants with five seeds: far is far better, near is like the baseline."""
+    """A study of three variants with five seeds: `far` is far better than `base`, and `near` is similar."""
     variants = {"base": {}, "far": {"model.num_layers": 3}, "near": {"model.num_layers": 4}}
     sweep = dataclasses.replace(sweep, variants=variants, splits=("test",))
     runs = expand(sweep, {}, seeds=5)
@@ -267,11 +267,12 @@ def noisy(tmp_path, sweep):
     return read_study(tmp_path)
 
 
-def test_words_follow_the_adjusted_test(noisy):
+def test_conclusions_follow_the_adjusted_p_values(noisy):
     text = report_markdown(noisy)
     assert "- far is better than base in exact_match on test (p < 0.0001 after Holm's adjustment).\n" in text
     assert (
-        "- near: the difference is within the noise of the seeds. This study finds a difference of " in text
+        "- near: the difference is within the noise of the seeds. This study would find a difference of "
+        in text
     )
     scores = [list(map(float, range(low, low + 5))) for low in (50, 70)]
     p = scipy.stats.ttest_ind(*scores, equal_var=False).pvalue
@@ -286,12 +287,12 @@ def test_lower_is_better_for_some_metrics(noisy, monkeypatch):
 
 
 def rescored(study: Study, variant: str, scores: list[float | None]) -> Study:
-    """The study `noisy` with other scores of a variant."""
+    """Returns a study with new scores of a variant."""
     by_seed = {seed: {"test": {"exact_match": score, "bleu": 1.0}} for seed, score in enumerate(scores)}
     return dataclasses.replace(study, scores=study.scores | {variant: by_seed})
 
 
-def test_a_metric_that_is_neither_good_nor_bad_is_higher_or_lower(noisy, monkeypatch):
+def test_a_metric_without_a_better_direction_is_called_higher_or_lower(noisy, monkeypatch):
     metric = dataclasses.replace(METRICS["exact_match"], higher_is_better=None)
     monkeypatch.setitem(METRICS, "exact_match", metric)
     assert "- far has a higher exact_match than base on test (p " in report_markdown(noisy)
@@ -301,13 +302,13 @@ def test_a_metric_that_is_neither_good_nor_bad_is_higher_or_lower(noisy, monkeyp
 
 
 def test_a_variant_with_an_infinite_score_is_not_compared(noisy):
-    """The best runs alone would make a failing variant look good."""
+    """The finite scores alone would make a failing variant look good."""
     text = report_markdown(rescored(noisy, "far", [70.0, None, 71.0, None, 72.0]))
     assert "| far | 3 | 71.00 ± 1.00 | 1.00 ± 0.00 (n=5) |\n" in text
     assert "- far: no test, because exact_match on test is not finite for 2 of 5 runs of far.\n" in text
-    assert "- far: test exact_match is not finite for 2 of 5 runs, which its mean leaves out.\n" in text
+    assert "- far: test exact_match is not finite for 2 of 5 runs; the mean leaves these runs out.\n" in text
     assert "| far | +" not in text
-    # Holm's adjustment counts the tests that are made.
+    # Holm's adjustment counts only the tests that are made.
     comparison = rescored(noisy, "far", [70.0, None]).comparisons()["near"]
     assert comparison.p_adjusted == comparison.p
 
@@ -329,7 +330,7 @@ def test_runs_without_a_score_on_the_primary_split_are_not_counted_as_seeds(nois
     assert "- far: of 5 runs, 3 not finished.\n" in text
     assert "- near: of 5 runs, 5 not finished.\n" in text
     assert "- near: no test, because near has no score of exact_match on test_long.\n" in text
-    assert "- Some variants have 0 seeds. With fewer than 5, " in text
+    assert "- Some variants have 0 seeds. Fewer than 5 seeds find " in text
 
 
 def test_nothing_is_compared_with_a_baseline_without_scores(noisy):
@@ -357,11 +358,11 @@ def test_latex_escapes_names(noisy):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"question": None}, "has no 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep"),
+    [({"question": None}, "has no field 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep"),
      ({"variants": {"base": {}, "\x1b]0;x\x07": {}}}, "it must be a plain file name"), ({"metrics": ["\x1b"]}, "it must be one of: acc"),
      ({"splits": ["../test"]}, "it must be a plain file name")],
 )  # fmt: skip
-def test_a_study_file_of_another_shape_is_refused(tmp_path, sweep, changes, message):
+def test_a_study_file_with_a_missing_or_invalid_field_is_refused(tmp_path, sweep, changes, message):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     stored = read_sealed(tmp_path / "study.json") | changes
     write_sealed(
@@ -408,11 +409,11 @@ def test_a_report_of_an_unfinished_study_marks_missing_scores(tmp_path, sweep):
     assert "- Not launched: deep.\n" in table
 
 
-def test_the_report_of_a_trial_says_that_its_scores_mean_nothing(noisy):
+def test_the_report_of_a_smoke_test_says_that_its_scores_mean_nothing(noisy):
     assert "smoke" not in report_markdown(noisy)
-    trial = dataclasses.replace(noisy.sweep, config="configs/number_words.py:en-fr,smoke")
-    assert "- The argument smoke shrinks the training to a trial of the commands: " in report_markdown(
-        dataclasses.replace(noisy, sweep=trial)
+    smoke = dataclasses.replace(noisy.sweep, config="configs/number_words.py:en-fr,smoke")
+    assert "- The argument smoke shrinks training to a test of the commands: " in report_markdown(
+        dataclasses.replace(noisy, sweep=smoke)
     )
 
 
@@ -422,7 +423,7 @@ def test_a_study_without_any_run_has_a_report(tmp_path, sweep):
     assert "- Not launched: base, deep.\n" in table
 
 
-def test_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
+def test_a_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
     stored = read_sealed(study / "study.json")
     write_sealed(study / "study.json", stored | {"metrics": ["chrf", "exact_match"]})
     folder = write_report(study, read_study(study))
@@ -430,14 +431,14 @@ def test_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
     assert "base,1,test,missing,94.0" in (folder / "runs.csv").read_text()
 
 
-def test_figure_by_length_shows_values_above_100():
+def test_the_figure_by_length_shows_values_above_100():
     curves = {("base", "test"): {8: [250.0], 16: [400.0]}}
     (axes,) = plots.scores_by_length(curves, "perplexity", "title").axes
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > 400
 
 
-def test_full_disk_leaves_the_old_report(study, monkeypatch):
+def test_a_full_disk_leaves_the_old_report(study, monkeypatch):
     folder = write_report(study, read_study(study))
     files = {path: path.read_bytes() for path in folder.iterdir()}
 

@@ -48,11 +48,12 @@ def test_an_impossible_plan_is_refused(sweep, variant, overrides, message):
     assert refused(expand, wrong, overrides, seeds=1) == message
 
 
-def test_a_metric_without_meaning_for_the_language_is_refused(sweep):
+def test_a_metric_that_is_undefined_for_the_language_is_refused(sweep):
     wrong = dataclasses.replace(sweep, metrics=("chrf", "perplexity_per_word"))
     overrides = {"data.target": "ja"}
     assert refused(expand, wrong, overrides, seeds=1) == (
-        "METRICS has perplexity_per_word, which has no meaning for ja (variant base); leave it out"
+        "METRICS has perplexity_per_word, which is undefined for the target language ja (variant base); "
+        "leave perplexity_per_word out"
     )
 
 
@@ -84,32 +85,32 @@ METRICS = ("exact_match", "chrf")
         ("VARIANTS = {'a': ['b']}", "VARIANTS in FILE is {'a': ['b']}; it must map the name of each variant to its changes"),
         ("VARIANTS = {'a/b': {}}", "the name of a variant in FILE is 'a/b'; "),
         ("VARIANTS = {'..': {}}", "the name of a variant in FILE is '..'; "),
-        ("VARIANTS = {3: {}}", "VARIANTS in FILE is {3: {}}; the name of a variant must be text, not 3"),
-        ("VARIANTS = {'a': {'train.seed': 3}}", "variant a in FILE sets train.seed; give the number of seeds to launch: --seeds"),
-        ("VARIANTS = {'a': {3: 3}}", "variant a in FILE has the key 3; a key must be text, as in train.steps"),
+        ("VARIANTS = {3: {}}", "VARIANTS in FILE is {3: {}}; the name of a variant must be a string, not 3"),
+        ("VARIANTS = {'a': {'train.seed': 3}}", "variant a in FILE sets train.seed, which a sweep file must not do; use --seeds"),
+        ("VARIANTS = {'a': {3: 3}}", "variant a in FILE has the key 3; a key must be a string, such as 'train.steps'"),
         ("SPLITS = 'test'", "SPLITS in FILE is 'test'; it must be a tuple: ('test',)"),
         ("METRICS = 'bleu'", "METRICS in FILE is 'bleu'; it must be a tuple: ('bleu',)"),
-        ("METRICS = ()", "METRICS in FILE is (); it must be a tuple of text with at least one entry"),
-        ("SPLITS = (1,)", "SPLITS in FILE is (1,); it must be a tuple of text with at least one entry"),
+        ("METRICS = ()", "METRICS in FILE is (); it must be a tuple of strings with at least one entry"),
+        ("SPLITS = (1,)", "SPLITS in FILE is (1,); it must be a tuple of strings with at least one entry"),
         ("SPLITS = ('test', 'test')", "SPLITS in FILE is ('test', 'test'); an entry is repeated; name each once"),
         ("SPLITS = ('a/b',)", "an entry of SPLITS in FILE is 'a/b'; "),
         ("METRICS = ('bluu',)", "an entry of METRICS in FILE is 'bluu'; it must be one of: "),
-        ("CONFIG = 3", "CONFIG in FILE is 3; it must be text"),
+        ("CONFIG = 3", "CONFIG in FILE is 3; it must be a string"),
         ("BASELINE = 'bass'", "BASELINE in FILE is 'bass'; it must be one of: base, deep"),
         ("BASLINE = 'base'", "sweep file FILE defines BASLINE; did you mean BASELINE?"),
         ("PRIMARY = 'chrf'", "PRIMARY in FILE is 'chrf'; it must be a tuple: ('chrf',)"),
         ("PRIMARY = ('bleu', 'test')", "PRIMARY in FILE is ('bleu', 'test'); it must be an entry of METRICS and an entry of SPLITS, "),
         ("PRIMARY = ('chrf',)", "PRIMARY in FILE is ('chrf',); it must be an entry of METRICS and an entry of SPLITS, "),
         ("GRID = {'model.d_ff': 3}", "GRID in FILE is {'model.d_ff': 3}; the values of model.d_ff must be a tuple"),
-        ("GRID = {'train.seed': (1, 2)}", "GRID in FILE sets train.seed; give "),
-        ("GRID = {'model.positions': ('base',)}", "GRID in FILE is {'model.positions': ('base',)}; base is also the name of another variant"),
-        ("TUNE = {'model.num_layers': (1, 2)}", "TUNE in FILE tries model.num_layers, which a variant sets; "),
+        ("GRID = {'train.seed': (1, 2)}", "GRID in FILE sets train.seed, which "),
+        ("GRID = {'model.positions': ('base',)}", "GRID in FILE is {'model.positions': ('base',)}; a variant named base exists already; "),
+        ("TUNE = {'model.num_layers': (1, 2)}", "TUNE in FILE tries model.num_layers, which a variant also sets; "),
         ("TUNE = ('a',)", "TUNE in FILE is ('a',); it must map config keys to the values to try"),
         ("PUBLISHED = {'wide': {'paper': 1.0}}", "variant in PUBLISHED of FILE is 'wide'; it must be one of: base, deep"),
-        ("PUBLISHED = {'base': 25.8}", "PUBLISHED in FILE is {'base': 25.8}; it must map variants to figures by label, which are numbers"),
-        ("PUBLISHED = {'base': {'paper': '25.8'}}", "PUBLISHED in FILE is {'base': {'paper': '25.8'}}; it must map variants to figures by label, which are numbers"),
+        ("PUBLISHED = {'base': 25.8}", "PUBLISHED in FILE is {'base': 25.8}; it must map each variant to a mapping from labels to numbers"),
+        ("PUBLISHED = {'base': {'paper': '25.8'}}", "PUBLISHED in FILE is {'base': {'paper': '25.8'}}; it must map each variant to a mapping from labels to numbers"),
         ("EQUAL = 'step'", "EQUAL in FILE is 'step'; it must be one of: flops, parameters, steps, target_tokens"),
-        ("EQUAL = 'steps'; TUNE = {'train.steps': (1, 2)}", "EQUAL in FILE works out train.steps, which variant base or TUNE sets; leave it out"),
+        ("EQUAL = 'steps'; TUNE = {'train.steps': (1, 2)}", "EQUAL in FILE computes train.steps, which variant base or TUNE also sets; leave train.steps out"),
     ],
 )  # fmt: skip
 def test_a_wrong_definition_is_refused(tmp_path, line, message):
@@ -121,13 +122,13 @@ def test_a_wrong_definition_is_refused(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b are the same config: both have model.d_ff=512; leave one out"),
-        ({"variants": {"a": {"model.cell": "gru"}}}, "variant a sets model.cell, which has no effect there; leave it out"),
+        ({"variants": {"a": {}, "b": {"model.d_ff": 512}}}, "variants a and b have the same config, with model.d_ff=512; leave out one of them"),
+        ({"variants": {"a": {"model.cell": "gru"}}}, "variant a sets model.cell, which has no effect in its config; leave it out"),
         ({"splits": ("dev",)}, "number_words has no split 'dev'; choose train, test, validation, test_long"),
         ({"variants": {"a": {}, "b": {"model.kind": "recurrent"}}, "baseline": "a", "equal": "parameters"},
-         "EQUAL = 'parameters' sets model.d_ff, which variant b does not read; leave EQUAL out"),
+         "EQUAL = 'parameters' adjusts model.d_ff, which variant b does not use; leave EQUAL out"),
         ({"variants": {"a": {}, "b": {"model.num_layers": 9}}, "baseline": "a", "equal": "parameters"},
-         "EQUAL = 'parameters': variant b has "),
+         "EQUAL = 'parameters' is impossible: without feed-forward networks, variant b already has "),
     ],
 )  # fmt: skip
 def test_a_plan_with_a_wrong_variant_is_refused(sweep, changes, message):
@@ -167,7 +168,7 @@ def test_variants_get_as_many_parameters_as_the_baseline(sweep):
     assert gated == pytest.approx(base, rel=1e-3)
 
 
-def test_costs_are_worked_out_once_for_all_seeds(sweep, monkeypatch):
+def test_costs_are_computed_once_for_all_seeds(sweep, monkeypatch):
     described = []
     monkeypatch.setattr(equal, "describe", lambda config: described.append(config) or {"flops_per_step": 1})
     expand(dataclasses.replace(sweep, equal="flops"), {}, seeds=5)
@@ -192,6 +193,6 @@ def test_arguments_after_the_name_of_a_sweep_are_added_to_its_config(sweep):
     assert load_sweep("configs/sweeps/table3.py:smoke").config == "configs/table3.py:number_words,smoke"
 
 
-def test_a_config_file_given_as_a_sweep_is_told_to_train():
+def test_a_config_file_is_refused_as_a_sweep_file():
     message = refused(load_sweep, "configs/number_words.py")
-    assert message.startswith("configs/number_words.py is a config file; name it as CONFIG in a sweep file")
+    assert message.startswith("configs/number_words.py is a config file, not a sweep file; name it as CONFIG")

@@ -1,4 +1,4 @@
-"""Input lines, which are read as they arrive, and the output lines of `translate`."""
+"""Reading input lines as they arrive, and the output lines of `translate`."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from transformer.decoding.translator import Hypothesis
 
 @pytest.fixture
 def pipe():
-    """The two ends of a pipe: a descriptor to read, a file to write."""
+    """The two ends of a pipe: a descriptor to read from, and a file to write to."""
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
         yield read, end
@@ -69,7 +69,7 @@ def test_a_block_has_a_limited_number_of_lines_and_bytes(tmp_path, monkeypatch):
 
 
 def test_a_line_does_not_wait_for_the_next(pipe):
-    """Two complete lines do not wait for the end of a third line either."""
+    """Nor do two complete lines wait for the rest of a third line."""
     read, write = pipe
     blocks = read_blocks(read)
     write.write(b"one\n")
@@ -175,7 +175,7 @@ def test_a_line_without_an_end_is_refused(tmp_path):
         blocks_of(tmp_path, b"a" * (1 << 21))
 
 
-def test_no_lines_give_no_lines():
+def test_empty_input_gives_empty_output():
     assert shouted([]) == b""
 
 
@@ -230,8 +230,8 @@ def test_attention_is_recorded_per_line_and_refused_for_a_line_that_is_split():
         shouted([[b"a", b"b"], [b"c" * 70]], attention=AttentionList())
 
 
-def test_an_idle_reader_never_waits_without_end(monkeypatch):
-    """Python would not handle a Ctrl-C that arrives just before a wait without end."""
+def test_an_idle_reader_always_waits_with_a_timeout(monkeypatch):
+    """Python would not handle a Ctrl-C that arrives just before a wait without a timeout."""
     waits = []
 
     def idle(files, _, __, seconds):

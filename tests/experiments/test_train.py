@@ -75,7 +75,7 @@ def test_a_refused_start_leaves_no_folder(smoke, tmp_path, arguments, message):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_that_could_not_start_starts_after_its_config_is_corrected(smoke, tmp_path):
+def test_a_run_that_failed_to_start_can_start_with_a_corrected_config(smoke, tmp_path):
     missing = ("--config=configs/text.py:smoke", "--config.data.options.train=no.tsv")
     assert "no.tsv" in refuse("train", *missing, f"--workdir={tmp_path}/a")
     call("train", *smoke, "--config.train.steps=1", f"--workdir={tmp_path}/a")
@@ -142,7 +142,7 @@ def get_config(argument=""):
 """
 
 
-def test_task_with_a_loss_only_is_trained_and_drawn(tmp_path, monkeypatch):
+def test_a_task_with_only_a_loss_is_trained_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "regression", Regression)
     (tmp_path / "regression.py").write_text(REGRESSION)
     run = tmp_path / "run"
@@ -153,14 +153,14 @@ def test_task_with_a_loss_only_is_trained_and_drawn(tmp_path, monkeypatch):
     assert (run / "figures" / "learning_curve.png").is_file()
 
 
-def test_bar_shows_the_loss_of_a_task_without_perplexity(capsys):
+def test_the_bar_shows_the_loss_of_a_task_without_perplexity(capsys):
     record = {"kind": "train", "step": 10, "loss": 2.5, "tokens_per_second": 8.0, "seconds_left": 61}
     with TrainingBar(20) as bar:
         bar.record(record)
     assert "loss 2.50, 8 tokens/s, 1:01 left" in capsys.readouterr().out
 
 
-def test_a_refused_second_training_leaves_the_config_of_the_first(tmp_path):
+def test_a_refused_second_process_leaves_the_config_of_the_first(tmp_path):
     workdir = tmp_path / "run"
     config = ("--config=configs/number_words.py:smoke", f"--workdir={workdir}")
     with lock(workdir, wait=False):

@@ -167,7 +167,7 @@ def test_the_attention_of_each_line_is_saved(trained, files, best):
 
 
 def test_search_settings_change_for_one_call(trained):
-    """The scores change with the length penalty, even where the translations stay."""
+    """The scores change with the length penalty, even if the translations stay the same."""
     settings = ("beam_size=1", "max_output_length=2", "length_penalty=3.0")
     changes = (*(f"--set=decode.{setting}" for setting in settings), "--set=model.dtype=bfloat16")
     plain, changed = (
@@ -290,14 +290,14 @@ def test_a_line_is_answered_before_the_next_and_ctrl_c_ends_quietly(trained, bes
 
 
 @pytest.mark.slow
-def test_a_megabyte_in_one_line_is_translated_whole(trained):
+def test_a_line_of_a_megabyte_is_translated(trained):
     done = call("translate", f"--workdir={trained}", stdin=b"one\n" + b"twenty; " * 131_072 + b"\ntwo\n")
     assert done.stdout.count("\n") == 3
     assert done.stderr.startswith("line 2 has ")
 
 
 def test_everything_is_utf8_whatever_the_locale(trained, tmp_path):
-    """The names of the files, the prefix, the input, the output and the messages have no ASCII or Latin-1 form."""
+    """File names, prefix, input, output and messages have characters that Latin-1 lacks."""
     (tmp_path / "人の.txt").write_text("one\nté 人\n", encoding="utf-8")
     (tmp_path / "préfixe").write_text("zwölf fünf\nfünf\n", encoding="utf-8")
     locale = {

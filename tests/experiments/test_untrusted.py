@@ -1,4 +1,4 @@
-"""Run and study folders from a stranger: nothing of theirs is executed, and nothing outside is read or written.
+"""Run and study folders from a stranger: commands execute none of their code, and touch no file outside.
 
 An audit hook records the files that Python opens and the modules and processes that it starts.
 """
@@ -28,7 +28,7 @@ sys.addaudithook(_record)
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A folder outside, which holds a Python module and a private file and must stay as it is.
+    """A folder outside, with a Python module and a private file, that no command may read or change.
 
     Yields a function that checks this.
     """
@@ -63,7 +63,7 @@ def folder(trained, canary, tmp_path) -> Path:
 
 
 def forge(folder: Path, **data) -> None:
-    """Changes the data section of a run's config, and makes the checkpoints agree, as an attacker could."""
+    """Changes the data section of a run's config, and makes the checkpoints match, as an attacker could."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["data"] |= data
@@ -76,7 +76,7 @@ def forge(folder: Path, **data) -> None:
 
 
 def hostile_data_set(folder: Path) -> None:
-    """A prepared data set whose features are a class of the stranger's module."""
+    """Writes a prepared data set whose features are a class in the stranger's module."""
     place = folder / "data" / "stranger_set" / "1.0.0"
     place.mkdir(parents=True)
     features = {"pythonClassName": "stranger_module.Features", "featuresDict": {"features": {}}}
@@ -94,7 +94,7 @@ USES = {
 
 
 def use(folder: Path, refused: str | None, command: str = "evaluate", *flags: str) -> None:
-    """Runs a command on the run; without a message that refuses it, it may succeed."""
+    """Runs a command on the run. If `refused` is given, the command must fail with this message."""
     done = call(
         command,
         f"--workdir={folder}",
@@ -141,7 +141,7 @@ def test_raw_files_that_a_config_names_are_not_read(folder, canary, tmp_path, pl
 
 
 @pytest.mark.parametrize("language", ["../../outside", "/etc", "", "a\0b", "a" * 99])
-def test_a_language_is_no_path(folder, canary, language):
+def test_a_language_that_is_a_path_is_refused(folder, canary, language):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["data"]["source"] = language
@@ -178,7 +178,7 @@ def test_a_run_folder_that_is_reached_by_a_link_works(folder, canary):
 
 
 @pytest.mark.parametrize("name", ["../outside/x", "a/b", ".", "..", "", "-x", "x\ny", "test", "a,b=c"])
-def test_the_name_of_a_test_set_is_no_path(folder, canary, name):
+def test_an_invalid_name_of_a_test_set_is_refused(folder, canary, name):
     (folder.parent / "lines").write_text("twelve\n")
     use(folder, "--name is ", "evaluate", "--source=lines", "--target=lines", f"--name={name}")
     canary()
@@ -197,7 +197,7 @@ SWEEP = {
         {"splits": ["../../../outside/private"], "runs": ["a/0-1"]}, {"splits": ["/etc/x"], "runs": ["a/0-1"]},
     ],
 )  # fmt: skip
-def test_a_study_names_nothing_outside(canary, tmp_path, changes):
+def test_a_study_that_names_a_path_outside_is_refused(canary, tmp_path, changes):
     root = tmp_path / "work" / "study"
     (root / "a" / "0-1").mkdir(parents=True)
     write_sealed(root / "study.json", SWEEP | changes)

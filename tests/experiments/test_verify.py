@@ -1,4 +1,4 @@
-"""`verify` finds every kind of damage, and nothing in whole runs and studies."""
+"""`verify` finds every kind of damage, and no problem in undamaged runs and studies."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_whole_run_has_no_problem_and_is_not_changed(text):
+def test_an_undamaged_run_has_no_problem_and_is_not_changed(text):
     before = {path: path.read_bytes() for path in text.rglob("*") if path.is_file()}
     done = call("verify", "--workdir=run", cwd=text)
     assert done.stdout.startswith("run: no problems; checkpoints: 2, data: parallel_text/")
@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_found(text, pattern, message):
     assert all(line.startswith("run: ") for line in lines)
 
 
-def test_what_is_missing_or_foreign_is_found(text):
+def test_missing_and_foreign_files_are_found(text):
     shutil.rmtree(text / "run/checkpoints/4")
     (text / "run/eval/test.json").rename(text / "run/eval/validation.json")
     config = read_json(text / "run/config.json")
@@ -81,20 +81,20 @@ def test_the_flags_are_checked(tmp_path):
     assert refuse("verify", f"--root={tmp_path}").startswith(f"{tmp_path} is not a study: ")
 
 
-def test_a_kept_study_without_weights_and_texts_is_whole(tmp_path):
-    kept = Path("docs/studies/positions/results")
-    done = call("verify", f"--root={kept}")
+def test_a_study_stored_without_weights_and_texts_has_no_problem(tmp_path):
+    stored = Path("docs/studies/positions/results")
+    done = call("verify", f"--root={stored}")
     assert done.stdout.count(": no problems; checkpoints: none, evaluations: 2") == 40
-    root = shutil.copytree(kept, tmp_path / "study")
+    root = shutil.copytree(stored, tmp_path / "study")
     path = next(root.glob("rope/0-*/eval/test.json"))
     write_sealed(path, read_sealed(path) | {"ablated": "positions"})
     line = call("verify", f"--root={root}", status=2).stdout
     assert "contains the evaluation test,ablate=positions.json; rename the file to " in line
 
 
-def test_runs_that_do_not_belong_together_are_found(tmp_path):
+def test_a_run_in_the_folder_of_another_run_is_found(tmp_path):
     root = shutil.copytree("docs/studies/positions/results", tmp_path / "study")
     first, second = sorted(root.glob("rope/*"))[:2]
     shutil.rmtree(first)
     shutil.copytree(second, first)
-    assert refuse("verify", f"--root={root}").startswith(f"{first} holds another run; ")
+    assert refuse("verify", f"--root={root}").startswith(f"{first} contains a run with a different config; ")

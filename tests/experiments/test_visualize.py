@@ -61,7 +61,7 @@ def test_the_learning_curve_has_a_line_per_kind_of_record():
     assert [list(line.get_ydata()) for line in axes.lines] == [[10, 5], [10, 5]]
 
 
-def test_translation_that_fills_the_last_position_is_drawn_without_its_eos(run, monkeypatch):
+def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(run, monkeypatch):
     model = build_model(tiny_config(positions="learned"), VOCAB)
     trained = Trained(ExperimentConfig(), NumberTokenizer(VOCAB), model, random_params(model), [0])
     longest = " ".join(["5"] * model.max_lengths.target)

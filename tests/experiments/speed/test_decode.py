@@ -11,7 +11,7 @@ from experiments.speed.peer import PeerProcess
 from tests.support.tiny import tiny_config
 from transformer.config import EOS, UserError
 
-SMALL = tiny_config(d_model=24, d_k=None, d_v=None)  # both peers allow it
+SMALL = tiny_config(d_model=24, d_k=None, d_v=None)  # both peers support this shape
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_random_sources_have_the_described_lengths():
 
 
 class Clockwork(contextlib.AbstractContextManager):
-    """A peer that translates all sentences in 0.03 seconds."""
+    """Fake peer that claims to translate all sentences in 0.03 seconds."""
 
     settings, log_prob_difference = "clockwork", 0.0
 

@@ -34,7 +34,7 @@ def test_each_config_is_timed_at_each_length():
 
 def test_a_length_beyond_the_positions_of_a_model_is_refused():
     learned = ExperimentConfig(model=tiny_config(positions="learned"), data=DataConfig(vocab_size=13))
-    with pytest.raises(UserError, match="--lengths has 18; the model accepts at most 17 tokens"):
+    with pytest.raises(UserError, match="--lengths has 18, but the model accepts at most 17 tokens"):
         FixedLengthTraining(learned, 18, 36)
 
 
@@ -55,6 +55,6 @@ def test_wrong_flags_give_a_one_line_error(flags, message):
     assert refuse("benchmark", *flags).startswith(message)
 
 
-def test_figure_in_a_missing_folder_is_refused_before_timing():
+def test_a_figure_in_a_missing_folder_is_refused_before_timing():
     line = refuse("benchmark", "lengths", "--figure=/nowhere/speed.png")
     assert line == "--figure=/nowhere/speed.png: there is no folder /nowhere; create it first"

@@ -11,7 +11,7 @@ from tests.support.commands import ROOT
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_batches_hold_each_sentence_once_and_the_requested_tokens(name):
+def test_no_sentence_repeats_and_batches_have_the_requested_tokens(name):
     shape = SHAPES[name]
     source, target = sentence_pairs(shape, 2_000)
     pairs = {(s.tobytes(), t.tobytes()) for s, t in zip(source, target, strict=True)}
