@@ -142,10 +142,13 @@ class Launch:
         self._slots: list[Slot] = []
         self._slurm = Slurm(self._root)
         if flags.executor == "slurm":
-            if flags.devices_per_run is not None or flags.fail_fast:
-                name = "fail_fast" if flags.fail_fast else "devices_per_run"
+            if flags.fail_fast:
                 raise UserError(
-                    f"--{name} cannot be used with Slurm; give an option of sbatch instead, "
+                    "--fail_fast cannot be used with Slurm; remove it, and stop runs with scancel"
+                )
+            if flags.devices_per_run is not None:
+                raise UserError(
+                    "--devices_per_run cannot be used with Slurm; give an option of sbatch instead, "
                     "such as --sbatch=--gpus=1"
                 )
         elif flags.sbatch:

@@ -41,9 +41,8 @@ def prepare(
                 suppress_sequences=[[str(PAD)], [str(BOS)]],
             )
             translate()  # warms up
-            settings = (
-                f"inter_threads={workers}, intra_threads={cores // workers}, max_batch_size={batch_tokens}"
-            )
+            threads = f"inter_threads={workers}, intra_threads={num_cores // workers}"
+            settings = f"{threads}, max_batch_size={batch_tokens}"
             trials.append((time_calls(translate), settings, translate))
     _, settings, translate = min(trials, key=lambda trial: trial[0])
     outputs = [[int(token) for token in result.hypotheses[0]] for result in translate()]
