@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import platform
@@ -33,6 +34,7 @@ from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_address, is_full
 
+CANNOT_WRITE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP_WIDTH = 100
 # Flags whose values are paths, in any command.
@@ -86,12 +88,13 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
             return module.main(flags, *words) or 0
         except UserError as error:
             return _refuse(error, error.exit_status)
-        except PermissionError as error:
-            return _refuse(f"{error.filename}: {error.strerror}; change the permissions or name another file")
         except BrokenPipeError:  # the process that reads our output has ended
             discard_output()
             return INTERRUPTED
         except OSError as error:
+            if error.errno in CANNOT_WRITE_ERRORS:
+                advice = "change the permissions or name another file"
+                return _refuse(f"{error.filename or 'writing'}: {error.strerror}; {advice}")
             if not is_full(error):
                 raise
             return _refuse(f"{error.filename or 'writing'}: the disk or quota is full; free some space")

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -19,8 +20,11 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 MAX_NAME_BYTES = 200  # most systems allow 255, but names get endings
+NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries written in C++ repeat the system's message, NumPy reports how much it wrote, and TFDS checks the
 # free space beforehand.
@@ -116,11 +120,13 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if is_full(error):
+            raise
         raise UserError(f"cannot create {folder}: {error.strerror}; name another folder") from None
     with open_lock(folder / ".lock") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file, wait)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
         yield
@@ -133,25 +139,52 @@ def try_lock(path: Path) -> BinaryIO | None:
     """
     file = open_lock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, wait=False)
     except BlockingIOError:
         file.close()
         return None
     return file
 
 
+def _flock(file: BinaryIO, wait: bool) -> None:
+    """Takes a lock; on a file system without locks, prints a warning instead.
+
+    Raises:
+      BlockingIOError: another process holds the lock, and `wait` is false.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS_ERRORS:
+            raise
+        log.warning(
+            "warning: the file system of %s has no locks (%s); use this folder in one process at a time",
+            file.name,
+            error.strerror,
+        )
+
+
 def open_lock(path: Path) -> BinaryIO:
     """Opens the file of a lock, which is created if it is missing, and never a symbolic link.
 
     Raises:
-      UserError: the file is a symbolic link.
+      UserError: the file is a symbolic link, or cannot be written.
     """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     try:
-        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
+        return open(path, "r+b", opener=lambda name, _: os.open(name, flags, 0o666))
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if is_full(error):
             raise
-        raise UserError(f"{path} is a symbolic link; delete it") from None
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a symbolic link; delete it") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; use another folder") from None
+
+
+def is_writable(folder: Path) -> bool:
+    """Returns whether this process may write into a folder, or may create it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
 
 
 @contextlib.contextmanager

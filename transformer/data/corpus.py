@@ -24,7 +24,14 @@ from transformer.data.progress import LogLines, Progress
 from transformer.data.records import ContentDigest, Pair, read_chunks
 from transformer.data.splits import Split, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import atomic_folder, atomic_write, read_manifest, seal, write_manifest
+from transformer.files import (
+    atomic_folder,
+    atomic_write,
+    is_writable,
+    read_manifest,
+    seal,
+    write_manifest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,7 @@ class Corpus:
         tokenizer: Tokenizer | None = None,
         progress: Progress | None = None,
         prepared: str | None = None,
+        run_folder: Path | None = None,
     ):
         """Opens a data set, and prepares it unless this was done before.
 
@@ -53,6 +61,9 @@ class Corpus:
           tokenizer: the vocabulary of an earlier run; if None, the vocabulary that `data` describes.
           progress: receives progress reports; if None, they are logged.
           prepared: `name` of data that was prepared earlier. The raw text is then not read.
+
+          run_folder: a run folder, which holds the vocabulary and the tokens if the folder of the data cannot
+            be written; None without a run.
 
         Raises:
           UserError: data that cannot be used; see `builders.prepare` and `builders.open_prepared`.
@@ -72,7 +83,9 @@ class Corpus:
             else tfds_sets.split_parts(data, info)
         )
         self.folder = Path(self._builder.data_dir)
-        self._token_folder = self.folder / "tokens"
+        self._token_folders = [
+            folder / "tokens" for folder in (self.folder, run_folder) if folder is not None
+        ]
         self._opened: dict[str, Split] = {}
 
     @functools.cached_property
@@ -124,7 +137,7 @@ class Corpus:
         self.check_split(name)
         folder = self._split_folder(name)
         if not folder.exists():
-            with preparation_lock(self._token_folder):
+            with preparation_lock(self._new_token_folder):
                 if not folder.exists():
                     log.info("tokenizing split %s", name)
                     content = ContentDigest()
@@ -157,7 +170,17 @@ class Corpus:
 
     def _split_folder(self, name: str) -> Path:
         languages = f"{self._data.source}-{self._data.target}"
-        return self._token_folder / self.tokenizer.sha256[:16] / languages / self._parts[name]
+        return self._find(Path(self.tokenizer.sha256[:16], languages, self._parts[name]))
+
+    @functools.cached_property
+    def _new_token_folder(self) -> Path:
+        """The folder for new tokens: that of the data if it can be written, otherwise that of the run."""
+        return next(filter(is_writable, self._token_folders), self._token_folders[0])
+
+    def _find(self, path: Path) -> Path:
+        """Returns where a vocabulary or a split is, or where it will be written."""
+        places = [folder / path for folder in self._token_folders]
+        return next((place for place in places if place.exists()), self._new_token_folder / path)
 
     def _split_origin(self, name: str) -> dict[str, str]:
         """Returns what the tokens of a split are made from, besides its text."""
@@ -217,10 +240,10 @@ class Corpus:
         kind, size, part = self._data.tokenizer, self._data.vocab_size, self._parts.get("train", "train")
         suffix = "-bytes" if self._data.byte_fallback else ""
         suffix += "" if part == "train" else f".{part}"
-        folder = self._token_folder / f"{kind}-{size}{suffix}"
+        folder = self._find(Path(f"{kind}-{size}{suffix}"))
         origin = {"text": self._stored_content("train"), "settings": folder.name}
         if not folder.exists():
-            with preparation_lock(self._token_folder):
+            with preparation_lock(self._new_token_folder):
                 if not folder.exists():
                     tokenizer = Tokenizer.train(
                         self._vocabulary_texts(), kind, size, self._data.byte_fallback

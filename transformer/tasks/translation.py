@@ -113,7 +113,7 @@ class Translation(Task):
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         path = folder / VOCABULARY_FILE
         if stored is None:
-            corpus = Corpus(config.data, tokenizer, progress)
+            corpus = Corpus(config.data, tokenizer, progress, run_folder=folder)
             atomic_write(path, corpus.tokenizer.model)
             return cls(config, corpus)
         if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
@@ -128,7 +128,7 @@ class Translation(Task):
                 )
             if not is_prepared(config.data, prepared):
                 prepared = None
-        corpus = Corpus(config.data, tokenizer, progress, prepared)
+        corpus = Corpus(config.data, tokenizer, progress, prepared, folder)
         if corpus.content != stored["content"]:
             raise UserError(
                 f"{corpus.folder} holds another text than {folder} was trained on; "
