@@ -1,4 +1,4 @@
-"""Measures how long it takes to prepare a text, and to start training until the first batches.
+"""Measures the time to prepare a text, and the time from the start of training to the first batches.
 
     python -m tests.data.synthesise /tmp/large 4500000
     python -m tests.data.measure /tmp/large
@@ -61,7 +61,7 @@ class Stopwatch:
 
 
 def start(folder: str, workers: str) -> None:
-    """Does what training does before its first step, without the model."""
+    """Prepares and assembles batches as training does, but without a model."""
     stopwatch = Stopwatch()
     from absl import flags
 

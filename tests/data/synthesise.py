@@ -1,4 +1,4 @@
-"""Writes synthetic parallel text of any size, for measurements. Words are as frequent as in real text.
+"""Writes synthetic parallel text of any size, for measurements. Word frequencies resemble real text.
 
     python -m tests.data.synthesise FOLDER PAIRS [VALIDATION_PAIRS]
 

@@ -24,7 +24,7 @@ def test_assemble_packs_the_pairs_of_a_row_one_after_another():
     np.testing.assert_array_equal(batch.characters, [12, 3, 0])
 
 
-def test_evaluation_batches_hold_every_pair_once_and_alone_in_a_row():
+def test_evaluation_batches_have_every_pair_once_in_a_row_of_its_own():
     batches = list(evaluation_batches(SPLIT, 32))
     assert len(batches) == 2
     for batch in batches:
@@ -37,7 +37,7 @@ def test_evaluation_batches_hold_every_pair_once_and_alone_in_a_row():
 
 
 @given(st.lists(st.integers(1, 700), max_size=200), st.sampled_from([1, 16, 100, 1_024]))
-def test_length_batches_hold_every_sentence_and_have_few_shapes(lengths, max_tokens):
+def test_length_batches_contain_every_sentence_and_have_few_shapes(lengths, max_tokens):
     num_rows, members = {}, []
     for batch in length_batches(np.array(lengths, int), max_tokens):
         batch_lengths = [lengths[member] for member in batch.members]

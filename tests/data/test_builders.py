@@ -48,7 +48,7 @@ def test_text_is_converted_to_the_type_of_the_option(name, text, options):
     [
         ("number_words", {"manual_dir": "x"}, "data.options.manual_dir is not an option of number_words; its options: lists$"),
         ("multi30k", {"lists": 3}, "data.options.lists is not an option of multi30k; its options: text, manual_dir$"),
-        ("number_word", {"lists": 3}, "data.options.lists is not an option of number_word, which is read as the name of a TFDS set; its options: train, validation, test$"),
+        ("number_word", {"lists": 3}, "data.options.lists is not an option of number_word \\(read as the name of a TFDS set\\); its options: train, validation, test$"),
         ("number_words", {"lists": "2.5"}, "data.options.lists is '2.5'; it must be a whole number"),
         ("number_words", {"lists": 2.5}, "data.options.lists is 2.5; it must be a whole number"),
         ("number_words", {"lists": 0}, "data.options.lists is 0; it must be at least 1"),
@@ -141,7 +141,7 @@ def number_words_of(lists, **changes):
 
 
 def test_a_language_without_number_names_is_refused():
-    with pytest.raises(UserError, match="number_words: language 'xx' is unknown to num2words; choose: .*de"):
+    with pytest.raises(UserError, match="number_words: num2words has no language 'xx'; choose one of: .*de"):
         number_words_of(10, target="xx").pairs(None)
 
 
@@ -198,7 +198,7 @@ def test_multi30k_is_downloaded(tmp_path, monkeypatch, text):
         monkeypatch.setitem(CHECKSUMS, file, "0" * 64)
         elsewhere = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
         with pytest.raises(
-            UserError, match=f"is not {file} of multi30k's revision 2cc0f2d; delete it and try"
+            UserError, match=f"differs from {file} in revision 2cc0f2d of multi30k; delete the file and run"
         ):
             Corpus(elsewhere)
     finally:

@@ -66,17 +66,18 @@ def prepared_twice(tmp_path) -> tuple[Corpus, Corpus]:
     return corpora
 
 
-def test_a_vocabulary_with_other_settings_is_refused(tmp_path):
+def test_a_vocabulary_with_different_settings_is_refused(tmp_path):
     folder = prepared_twice(tmp_path)[0].folder / "tokens"
     shutil.rmtree(folder / "bpe-50")
     shutil.copytree(folder / "bpe-60", folder / "bpe-50")
     with pytest.raises(
-        UserError, match=r"bpe-50 was made from other data \(mismatch: settings\); delete it and run the same"
+        UserError,
+        match=r"bpe-50 does not match the current data and config \(mismatch: settings\); delete the folder",
     ):
         _ = Corpus(dataclasses.replace(text_config(tmp_path), vocab_size=50)).tokenizer
 
 
-def test_tokens_of_another_vocabulary_or_split_are_refused(tmp_path):
+def test_tokens_of_a_different_vocabulary_or_split_are_refused(tmp_path):
     large, small = prepared_twice(tmp_path)
     first, second = (
         corpus.folder / "tokens" / corpus.tokenizer.sha256[:16] / "en-de" for corpus in (large, small)
@@ -91,18 +92,18 @@ def test_tokens_of_another_vocabulary_or_split_are_refused(tmp_path):
             Corpus(data).split(target.name)
         return str(error.value)
 
-    assert "was made from other data (mismatch: vocabulary); " in refusal_after_copying(
+    assert "does not match the current data and config (mismatch: vocabulary); " in refusal_after_copying(
         first / "train", second / "train"
     )
     shutil.rmtree(second / "train")
     Corpus(data).split("train")
-    assert "was made from other data (mismatch: split); " in refusal_after_copying(
+    assert "does not match the current data and config (mismatch: split); " in refusal_after_copying(
         second / "train", second / "validation"
     )
 
 
 def test_two_threads_prepare_the_same_text_only_once(text):
-    """One thread waits for the other thread, and then finds everything prepared."""
+    """One thread waits for the other thread, and then uses the data that the other thread has prepared."""
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(Corpus, [text, text])
     assert first.texts("train") == second.texts("train") == (ENGLISH, GERMAN)
@@ -163,7 +164,7 @@ def test_the_vocabulary_of_a_large_set_is_learned_from_a_sample(text, monkeypatc
     assert corpus.tokenizer.sha256 == Tokenizer.train(texts, "bpe", 60).sha256
 
 
-def test_failed_tokenization_is_done_again(text, monkeypatch):
+def test_tokenization_that_failed_is_repeated(text, monkeypatch):
     encode = Tokenizer.encode_arrays
 
     def fail_late(self, texts):
@@ -226,5 +227,5 @@ def test_preparing_five_times_the_text_takes_no_more_memory(tmp_path, monkeypatc
             prepared, peak = pool.apply(prepare_and_measure, (str(folder),))
         assert prepared == num_pairs
         peaks.append(peak)
-    # In MB. The additional text has 60 MB. Held as Python strings and lists, it took 250 MB.
+    # In MB. The additional text has 60 MB; as Python strings and lists in memory it took 250 MB.
     assert peaks[1] - peaks[0] < 30, peaks

@@ -55,7 +55,7 @@ def test_the_first_of_equal_pairs_is_kept():
 
 
 @pytest.mark.parametrize(("held_out", "size"), [(2_000, 5), (3, 3)])
-def test_a_given_number_of_pairs_but_at_most_a_twentieth_is_held_out(held_out, size):
+def test_the_given_number_of_pairs_is_held_out_but_at_most_a_twentieth(held_out, size):
     splits = divide(PAIRS, held_out=held_out)
     assert len(splits[Fate.VALIDATION]) == len(splits[Fate.TEST]) == size
     assert len(splits[Fate.TRAIN]) == len(PAIRS) - 2 * size
@@ -79,8 +79,8 @@ def test_no_sentence_of_either_language_is_in_two_splits(deduplicate):
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("change", ["{} ", " {}", "{}  "])
-def test_a_sentence_with_other_spaces_is_the_same_sentence(side, change):
-    """The tokenizer reads both alike, so one must not be trained on if the other is held out."""
+def test_sentences_that_differ_only_in_spaces_are_the_same_sentence(side, change):
+    """The tokenizer reads both variants alike. If one is held out, the other must not be trained on."""
     copies = [
         tuple(change.format(text) if side == i else text + "!" for i, text in enumerate(pair))
         for pair in PAIRS
@@ -94,25 +94,25 @@ def test_a_sentence_with_other_spaces_is_the_same_sentence(side, change):
 
 
 def test_a_frequent_sentence_is_not_held_out():
-    """Half of the pairs share a source and the others a target, except for twenty pairs."""
+    """200 pairs share a source, 200 pairs share a target, and 20 pairs share neither."""
     frequent = [("yes", f"ja {n}") for n in range(200)] + [(f"no {n}", "nein") for n in range(200)]
     splits = divide([*frequent, *PAIRS[:20]], held_out=10)
     assert {*splits[Fate.VALIDATION], *splits[Fate.TEST]} == {*PAIRS[:20]}
     assert len(splits[Fate.TRAIN]) == 400
 
 
-def test_at_most_a_twentieth_is_dropped_for_held_out_pairs():
+def test_at_most_a_twentieth_is_dropped_because_of_held_out_pairs():
     pairs = [(f"s{n // 10}", f"t{n}") for n in range(1_000)]
     splits = divide(pairs, held_out=50)
     assert 0 < len(splits[Fate.SHARED]) <= 50
     assert len(splits[Fate.VALIDATION]) == len(splits[Fate.TEST]) < 50
     fates = decide_fates(pairs, ParallelTextOptions(held_out=50), HELD_OUT)
-    assert f"held out {len(splits[Fate.TEST])} of 50 asked for validation" in summarize(
+    assert f"held out {len(splits[Fate.TEST])} of 50 requested for validation" in summarize(
         fates, ParallelTextOptions(held_out=50)
     )
 
 
-def test_pairs_of_given_splits_that_are_also_trained_on_are_counted():
+def test_pairs_of_given_splits_that_are_also_training_pairs_are_counted():
     others = {"test": [("a ", "b"), ("c", "d"), ("a", "x")], "validation": [("e", "f")]}
     assert count_repeated([("a", "b"), ("a", "b"), ("c", "D")], others) == {"test": 1}
 
@@ -164,7 +164,7 @@ def test_a_corpus_of_one_file_has_three_splits(tmp_path, caplog):
     first, second = (line for line in caplog.messages if "pairs read" in line)
     assert first == second
     assert first.startswith(
-        f"{tmp_path}/pairs.tsv: 100 pairs read; dropped 0 duplicates; held out 5 of 2,000 asked for validation"
+        f"{tmp_path}/pairs.tsv: 100 pairs read; dropped 0 duplicates; held out 5 of 2,000 requested for validation"
     )
 
 
@@ -213,8 +213,8 @@ def test_the_name_of_a_text_does_not_change_between_versions(tmp_path):
         (PAIRS, {"max_characters": 4}, "data.options.train: no pair is left for train: 100 pairs read; dropped 100 longer than 4 char"),
         (PAIRS[:1], {}, "data.options.train: no pair is left for validation: 1 pairs read; .*; 1 to train on"),
         (PAIRS, {"validation": "empty.tsv"}, "data.options.validation: empty.tsv has no pairs"),
-        (PAIRS, {"held_out": 0}, r"data.options.validation is not set; give it a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\), or set data.options.held_out to take pairs from the training text"),
-        (PAIRS, {"train": None}, r"data.options.train is not set; give it a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\)"),
+        (PAIRS, {"held_out": 0}, r"data.options.validation is not set; set it to a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\), or set data.options.held_out to take pairs from the training text"),
+        (PAIRS, {"train": None}, r"data.options.train is not set; set it to a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\)"),
         (PAIRS, {"train": "a,b,c"}, r"data.options.train is 'a,b,c'; it must be a file of pairs \(such as pairs.tsv\) or two files \(such as source.txt,target.txt\)"),
         (PAIRS, {"test": "/dev/null"}, "data.options.test: /dev/null .* is not a file"),
     ],

@@ -45,7 +45,7 @@ def test_a_batch_has_the_shape_and_the_pairs_of_the_plan(training, plan):
 
 @EACH_PLAN
 @pytest.mark.parametrize("first", [0, 3])
-def test_serving_from_a_step_skips_the_steps_before(training, plan, first):
+def test_serving_from_a_step_skips_the_earlier_steps(training, plan, first):
     batches = batches_of(training, plan)
     served = list(serve(batches, first, workers=0))
     assert len(served) == len(batches) - first

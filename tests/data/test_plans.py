@@ -50,7 +50,7 @@ def share_of_tokens(plan, lengths):
 def test_an_epoch_shows_every_pair_that_fits_exactly_once(plan_type, lengths, seed):
     fitting = [number for number, pair in enumerate(lengths) if max(pair) <= 30]
     if not fitting:
-        with pytest.raises(ValueError, match="no pair fits into rows of 30 tokens"):
+        with pytest.raises(ValueError, match="no pair fits into a row"):
             make_plan(plan_type, lengths)
         return
     plan = make_plan(plan_type, lengths, seed=seed)
@@ -89,7 +89,7 @@ def realistic_lengths(count, sigma=0.4):
     return np.stack([source, np.clip(source + rng.integers(-3, 4, count), 2, 60)], axis=1)
 
 
-def test_packed_rows_are_nearly_full_and_batches_hold_the_given_number_of_tokens():
+def test_packed_rows_are_nearly_full_and_batches_have_the_given_number_of_tokens():
     lengths = realistic_lengths(5_000)
     plan = make_plan(PackedPlan, lengths, row_length=64, batch_tokens=2_048)
     assert min(share_of_tokens(plan, lengths)) > 0.93
@@ -99,7 +99,7 @@ def test_packed_rows_are_nearly_full_and_batches_hold_the_given_number_of_tokens
 
 @pytest.mark.parametrize("scale", [[1, 1], [2, 1], [1, 2]])
 @pytest.mark.parametrize("sigma", [0.4, 0.5])
-def test_buckets_have_little_padding_and_every_step_holds_the_given_number_of_tokens(scale, sigma):
+def test_buckets_have_little_padding_and_every_step_has_the_given_number_of_tokens(scale, sigma):
     lengths = realistic_lengths(10_000, sigma) * scale
     plan = make_plan(BucketedPlan, lengths, row_length=128, batch_tokens=2_048)
     assert len({plan.shape(step) for step in steps_of(plan)}) == MAX_SHAPES
@@ -160,7 +160,7 @@ def test_the_summary_gives_the_shapes():
     assert bucketed.summary == "10 to 20 rows of 2 to 8 tokens per step (shapes: 2)"
 
 
-# The pairs in each row of each step, in the second epoch of eight pairs.
+# The pairs in each row of each step, in the second epoch of a plan for eight pairs.
 FROZEN = {
     PackedPlan: [[[4]], [[2, 5], [1]], [[6, 0], [7, 3]]],
     BucketedPlan: [[[7], [0], [3], [2], [5]], [[6], [4], [1]]],
@@ -176,7 +176,7 @@ def test_plans_do_not_change_between_versions(plan_type):
 
 
 def test_a_pair_goes_where_it_leaves_the_least_space():
-    """Compared with a search over all rows: least relative space left, then least space on the source side."""
+    """The reference searches all rows: least relative space first, then least space on the source side."""
     rng, capacity = np.random.default_rng(0), (12, 9)
     for _ in range(50):
         open_rows, spaces = OpenRows(capacity), []

@@ -42,7 +42,7 @@ SPACES = Tokenizer.train(["a b \t \u3000 \u00a0"] * 3, "char", 10)
 
 @given(st.text(" a b\u2581\t\u3000\u00a0", max_size=8), st.text(" a b\u2581\t\u3000\u00a0", max_size=8))
 @settings(max_examples=300, deadline=None)
-def test_texts_have_equal_tokens_exactly_if_they_are_normalized_to_the_same(first, second):
+def test_texts_have_equal_tokens_exactly_if_their_normalized_forms_are_equal(first, second):
     assert (normalize(first) == normalize(second)) == (SPACES.encode(first) == SPACES.encode(second))
 
 
@@ -73,12 +73,12 @@ def test_bytes_stand_for_characters_without_a_token():
         Tokenizer.train(TEXTS, "bpe", 200, byte_fallback=True)
 
 
-def test_the_characters_without_a_token_are_named_once(tokenizer):
+def test_each_character_without_a_token_is_named_once(tokenizer):
     assert tokenizer.unknown("zwei \u4eba, \u5b57\u4eba") == "\u4eba,\u5b57"
     assert tokenizer.unknown(TEXTS[0]) == ""
 
 
-def test_an_error_of_the_text_is_not_reported_as_one_of_the_vocabulary():
+def test_an_error_while_the_text_is_read_is_raised_unchanged():
     def broken():
         yield "a b"
         raise UserError("the text is damaged")
@@ -99,7 +99,7 @@ def test_equal_texts_give_equal_vocabularies(tokenizer):
     [
         (
             5_000,
-            r"data.vocab_size is 5000, but the training text fills at most (\d+) tokens; set it to \1 or less",
+            r"data.vocab_size is 5000, but the training text yields at most (\d+) tokens; set it to \1 or less",
         ),
         (
             9,

@@ -1,7 +1,7 @@
 """Data: from the name of a data set to batches of tokens.
 
 `corpus.Corpus` prepares a data set (`builders.BUILDERS`) and its vocabulary, and stores the tokens of each
-split on disk. `corpus` and `builders` import TFDS, so this package does not import these modules. A plan
+split on disk. This file does not import `corpus` and `builders`, because they import TFDS. A plan
 (`PackedPlan`, `BucketedPlan`) assigns the training pairs to batches, which `pipeline` assembles ahead of the
 training step. Evaluation and search sort sentences by length (`length_batches`).
 """

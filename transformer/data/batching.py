@@ -17,9 +17,9 @@ class LengthBatch(NamedTuple):
     """Sentences of similar length.
 
     Attributes:
-      members: the number of each sentence in the data.
+      members: index of each sentence in the data.
       length: tokens per row, padding included.
-      num_rows: rows of the batch. Rows after those of the sentences are padding.
+      num_rows: rows of the batch. The sentences fill the first rows; the others are padding.
     """
 
     members: Int[np.ndarray, "b"]
@@ -30,8 +30,9 @@ class LengthBatch(NamedTuple):
 def length_batches(lengths: Int[np.ndarray, "sentences"], max_tokens: int) -> Iterator[LengthBatch]:
     """Yields batches of sentences of similar length. The longest sentences come first.
 
-    Every shape is compiled, so few shapes occur. The padded length determines the number of rows of a full
-    batch. The last batch may not be full; its number of rows is a power of two or a multiple of eight.
+    Each shape is compiled, so the batches have few shapes. Full batches with the same padded length have the
+    same number of rows. The last batch may not be full; its number of rows is then a power of two or a
+    multiple of eight.
 
     Args:
       lengths: number of tokens of each sentence.
@@ -48,12 +49,12 @@ def length_batches(lengths: Int[np.ndarray, "sentences"], max_tokens: int) -> It
 
 
 def bucket(length: int) -> int:
-    """Returns the next power of two, at least `MIN_BUCKET_LENGTH`."""
+    """Rounds a length up to a power of two, at least `MIN_BUCKET_LENGTH`."""
     return max(MIN_BUCKET_LENGTH, 1 << (length - 1).bit_length())
 
 
 def _padded_length(length: int) -> int:
-    """Returns the next power of two or three quarters of one."""
+    """Rounds a length up to a power of two or to three quarters of a power of two."""
     power = bucket(length)
     return power * 3 // 4 if length <= power * 3 // 4 and power > MIN_BUCKET_LENGTH else power
 
@@ -91,14 +92,14 @@ def evaluation_batches(split: Split, max_tokens: int) -> Iterator[Batch]:
 def assemble(
     split: Split, rows: Sequence[np.ndarray], num_rows: int, source_length: int, target_length: int
 ) -> Batch:
-    """Makes a batch whose rows hold pairs one after another. Rows that are missing are padding.
+    """Makes a batch whose rows hold pairs one after another.
 
-    The segment id of a pair is the number of the pair plus one, so the id identifies the pair in any batch.
+    The segment id of a pair is its index plus one, so the pair has the same id in every batch.
 
     Args:
       split: the pairs.
-      rows: numbers of the pairs in each row.
-      num_rows: rows of the batch.
+      rows: indices of the pairs in each row.
+      num_rows: rows of the batch. Rows beyond those in `rows` are padding.
       source_length: tokens per source row, padding included.
       target_length: tokens per target row, padding included.
     """

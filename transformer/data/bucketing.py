@@ -9,16 +9,16 @@ from jaxtyping import Int
 
 from transformer.data.plan import select_fitting
 
-MAX_SHAPES = 8  # shapes of batches per plan, since each shape is compiled
-MAX_CHUNKS = 64  # groups of batches that are then merged into buckets
+MAX_SHAPES = 8  # batch shapes per plan; each shape is compiled
+MAX_CHUNKS = 64  # largest number of groups of batches to start from when merging batches into buckets
 
 
 class Bucket(NamedTuple):
     """Pairs of similar length.
 
     Attributes:
-      pairs: numbers of the pairs.
-      batches: numbers of the batches that the pairs fill. Batch 0 has the shortest pairs.
+      pairs: indices of the pairs.
+      batches: indices of the batches that the pairs fill. Batch 0 has the shortest pairs.
       shape: rows, tokens per source row and tokens per target row of each batch.
     """
 
@@ -30,10 +30,10 @@ class Bucket(NamedTuple):
 class BucketedPlan:
     """A `Plan` whose rows hold one pair each, for models that do not support packing.
 
-    The pairs are sorted by length and cut into batches with the same number of target tokens. The length of
-    each side counts relative to the mean length in that language, and the longer side of a pair decides. A
-    bucket is a run of whole batches, so the longest pairs fill a batch, too. Each epoch assigns the pairs of
-    a bucket to the batches of the bucket at random.
+    The pairs are sorted by length and cut into batches with about the same number of target tokens. The
+    length of a side is measured relative to the mean length in its language; the length of a pair is that of
+    its longer side. A bucket consists of consecutive whole batches, so even the batch of the longest pairs is
+    full. Each epoch assigns the pairs of a bucket to its batches at random.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BucketedPlan:
         pairs, lengths = pairs[order], lengths[:, order]
         tokens = np.cumsum(lengths[1])
         num_batches = max(1, round(tokens[-1] / batch_tokens))
-        # If a pair has more tokens than a batch should hold, there are fewer batches, so that none is empty.
+        # A pair with more than `batch_tokens` tokens can leave batches empty; `np.unique` drops these.
         _, starts = np.unique((tokens - 1) * num_batches // tokens[-1], return_index=True)
         self.steps_per_epoch = len(starts)
         bounds = [*starts.tolist(), len(pairs)]
@@ -80,7 +80,7 @@ class BucketedPlan:
         return list(batches[number][:, None])
 
     def _find(self, step: int) -> tuple[Bucket, int, np.random.Generator]:
-        """Returns the bucket of a step, the batch's number in the bucket, and the generator for the pairs."""
+        """Returns the bucket of a step, the batch's index in it, and the generator to shuffle its pairs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng((self._seed, epoch))
         batch = int(rng.permutation(self.steps_per_epoch)[number])
@@ -89,14 +89,14 @@ class BucketedPlan:
 
 
 def merge_batches(lengths: Int[np.ndarray, "2 pairs"], bounds: list[int]) -> list[int]:
-    """Merges neighboring batches into at most `MAX_SHAPES` runs, those that need the least padding first.
+    """Merges neighboring batches into at most `MAX_SHAPES` runs, starting with those that pad least.
 
     Args:
       lengths: source and target length of each pair, sorted.
       bounds: batch i holds the pairs bounds[i]:bounds[i + 1].
 
     Returns:
-      The number of the first batch of each run, and at the end the number of batches.
+      The index of the first batch of each run, followed by the total number of batches.
     """
 
     @functools.cache

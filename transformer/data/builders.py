@@ -50,7 +50,7 @@ def resolve_options(data: DataConfig) -> DataConfig:
 
 
 def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set. Prepares the data as array_record, unless this was done before.
+    """Prepares a data set as array_record, unless it is prepared already, and returns its builder.
 
     Args:
       data: the config of the data set.
@@ -67,7 +67,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
             if not sys.stderr.isatty():
                 tfds.disable_progress_bar()
             if isinstance(builder, PairBuilder):
-                # A killed process left these; no other process prepares here while this one has the lock.
+                # Leftovers of killed processes: this process has the lock, so no other process is writing.
                 for partial in folder.glob("incomplete.*"):
                     shutil.rmtree(partial)
                 builder.download_and_prepare()
@@ -106,10 +106,10 @@ def is_prepared(data: DataConfig, stored_name: str) -> bool:
 
 
 def check_split_name(data: DataConfig, split: str) -> None:
-    """Checks the name of a split before the data is prepared, if the names are known by then.
+    """Checks the name of a split before the data is prepared. Does nothing if the names are unknown by then.
 
     Raises:
-      UserError: the data set never has such a split.
+      UserError: the data set has no such split.
     """
     names = BUILDERS[data.name].SPLITS if data.name in BUILDERS else ()
     if names and split not in names:
@@ -117,7 +117,7 @@ def check_split_name(data: DataConfig, split: str) -> None:
 
 
 def split_names(data: DataConfig, stored_name: str) -> Sequence[str]:
-    """Returns the names of the splits of prepared data, as far as they are known on this machine."""
+    """Returns the names of the splits; empty if they are unknown because the data is not prepared here."""
     if data.name in BUILDERS and BUILDERS[data.name].SPLITS:
         return BUILDERS[data.name].SPLITS
     builder = _find_prepared(data, stored_name)
@@ -125,7 +125,7 @@ def split_names(data: DataConfig, stored_name: str) -> Sequence[str]:
 
 
 def data_name(data: DataConfig) -> str:
-    """Returns the name of a data set's present content. Other raw text has another name.
+    """Returns the name of a data set's current content, which changes with the raw text.
 
     Raises:
       UserError: an unknown data set, or an option or file that cannot be used.
@@ -134,7 +134,7 @@ def data_name(data: DataConfig) -> str:
 
 
 def present_name(data: DataConfig) -> str | None:
-    """Returns the result of `data_name`, or None if the raw text has moved away or cannot be read."""
+    """Returns the result of `data_name`, or None if the raw text is missing or cannot be read."""
     try:
         return data_name(data)
     except UserError:
@@ -154,7 +154,7 @@ def preparation_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_damage(folder: Path) -> Iterator[None]:
-    """Raises a `UserError` that names the folder for an exception caused by damaged prepared data.
+    """Converts exceptions caused by damaged prepared data into a `UserError` that names the folder.
 
     Raises:
       UserError: TFDS or array_record raised an exception.
@@ -163,12 +163,13 @@ def reporting_damage(folder: Path) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # the readers of TFDS, protobuf and array_record raise many kinds
+    except Exception as error:  # the readers of TFDS, protobuf and array_record raise many types
         if is_full(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"the prepared data in {folder} is damaged: {reason}; delete it and run the same command again"
+            f"the prepared data in {folder} is damaged: {reason}; "
+            "delete the folder and run the same command again"
         ) from error
 
 
@@ -191,5 +192,5 @@ def _make_builder(
         return tfds_sets.find(data, other_names=list(BUILDERS))
     with reporting_damage(Path(data.data_dir or tfds.core.constants.DATA_DIR).expanduser() / data.name):
         builder = BUILDERS[data.name](data, progress, variant)
-        _ = builder.info.metadata  # which TFDS reads late
+        _ = builder.info.metadata  # read here, because TFDS reads it lazily
         return builder

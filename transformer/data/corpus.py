@@ -60,7 +60,7 @@ class Corpus:
           data: the config of the data set, its languages and its vocabulary.
           tokenizer: the vocabulary of an earlier run; if None, the vocabulary that `data` describes.
           progress: receives progress reports; if None, they are logged.
-          prepared: `name` of data that was prepared earlier. The raw text is then not read.
+          prepared: `name` of the data, if it was prepared earlier. The raw text is then not read.
 
           run_folder: a run folder, which holds the vocabulary and the tokens if the folder of the data cannot
             be written; None without a run.
@@ -76,7 +76,7 @@ class Corpus:
         else:
             self._builder = open_prepared(data, prepared)
         info = self._builder.info
-        # The part of the data set that each split is read from.
+        # Maps each split to the part of the data set from which it is read.
         self._parts = (
             {name: name for name in info.splits}
             if data.name in BUILDERS
@@ -100,7 +100,7 @@ class Corpus:
 
     @functools.cached_property
     def content(self) -> str:
-        """Digest of the texts of the splits that decide the result of training."""
+        """Digest of the texts of the training and validation splits."""
         digests = {split: self._content(split) for split in ("train", "validation") if split in self._parts}
         return seal(digests)
 
@@ -122,7 +122,7 @@ class Corpus:
         """Returns the raw source and target sentences of a split, in memory.
 
         Raises:
-          UserError: no such split, an empty one, or damaged data.
+          UserError: the split does not exist or is empty, or the data is damaged.
         """
         pairs = itertools.chain.from_iterable(self._chunks(split, f"reading {split}"))
         sources, targets = zip(*pairs, strict=True)
@@ -132,7 +132,7 @@ class Corpus:
         """Returns the tokens of a split, and writes them to disk at the first use.
 
         Raises:
-          UserError: no such split, an empty one, damaged data, or a full disk.
+          UserError: the split does not exist or is empty, the data is damaged, or the disk is full.
         """
         self.check_split(name)
         folder = self._split_folder(name)
@@ -183,7 +183,7 @@ class Corpus:
         return next((place for place in places if place.exists()), self._new_token_folder / path)
 
     def _split_origin(self, name: str) -> dict[str, str]:
-        """Returns what the tokens of a split are made from, besides its text."""
+        """Returns the manifest entries that identify the origin of a split's tokens, except for the text."""
         return {
             "vocabulary": self.tokenizer.sha256,
             "languages": f"{self._data.source}-{self._data.target}",
@@ -195,7 +195,7 @@ class Corpus:
         return self._builder.info.metadata.get("content", {}).get(split) if self._is_ours else None
 
     def _content(self, split: str) -> str:
-        """Returns the content digest of a split. A set of TFDS is read for it, unless it has tokens here."""
+        """Returns the content digest of a split. Reads the split if no digest is stored."""
         if stored := self._stored_content(split):
             return stored
         if (folder := self._split_folder(split)).exists():
@@ -215,7 +215,7 @@ class Corpus:
         content: ContentDigest | None = None,
         sample: Int[np.ndarray, "_"] | None = None,
     ) -> Iterator[list[Pair]]:
-        """Yields the pairs of a split, and checks a split that is read as a whole.
+        """Yields the pairs of a split. If all pairs are read, checks their digest.
 
         Raises:
           UserError: the records are damaged.
@@ -271,16 +271,16 @@ class Corpus:
 
 
 def _read_origin(folder: Path, **origin: str | None) -> dict[str, Any]:
-    """Returns the values of a manifest, and checks those that say what the folder was made from.
+    """Returns the values of a manifest, and checks the entries that identify the origin of the folder.
 
     Raises:
-      UserError: the folder was made from something else, or is damaged.
+      UserError: the folder has a different origin, or is damaged.
     """
     values = read_manifest(folder)
     for name, expected in origin.items():
         if values.get(name) != expected:
             raise UserError(
-                f"{folder} was made from other data (mismatch: {name}); "
-                "delete it and run the same command again"
+                f"{folder} does not match the current data and config (mismatch: {name}); "
+                "delete the folder and run the same command again"
             )
     return values

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import ClassVar
 
-from transformer.config import UserError, choose, option
+from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
 from transformer.data.pair_builder import PairBuilder
 from transformer.data.text import existing_file, fingerprint, read_pairs
@@ -56,11 +56,11 @@ class Multi30kOptions(Options):
 
 
 class Multi30k(PairBuilder):
-    """Image captions of about 13 words per side: 29,000 pairs to train on.
+    """Image captions of about 13 words per side: 29,000 training pairs.
 
     Reads `<split>[.lc.norm.tok].<language>[.gz]` from `data.options.manual_dir`, or downloads the files from
-    the repository of the data set, at a fixed revision and with checksums. Files in a folder may be another
-    version; their fingerprint is part of the name of the prepared data.
+    the repository of the data set, at a fixed revision and with checksums. The name of data prepared from
+    `manual_dir` contains a fingerprint of the files, which may differ from that revision.
     """
 
     options_type: ClassVar = Multi30kOptions
@@ -80,12 +80,15 @@ class Multi30k(PairBuilder):
             return {split: read_pairs(*self._manual_paths(split)) for split in self.FILES}
         names = {split: [self._name(split, language) for language in self._languages] for split in self.FILES}
         for name in itertools.chain.from_iterable(names.values()):
-            choose(CHECKSUMS, name, "a file of multi30k")
+            if name not in CHECKSUMS:
+                raise UserError(
+                    f"multi30k has no file {name}; set data.source and data.target to cs, de, en or fr"
+                )
         try:
             downloaded = dl_manager.download(
                 {split: [f"{self.REPOSITORY}/{name}" for name in files] for split, files in names.items()}
             )
-        except Exception as error:  # the network and its libraries raise many kinds
+        except Exception as error:  # the network and its libraries raise many types
             if is_full(error):
                 raise
             raise UserError(
@@ -96,7 +99,8 @@ class Multi30k(PairBuilder):
             for name, path in zip(names[split], map(Path, paths), strict=True):
                 if hashlib.sha256(path.read_bytes()).hexdigest() != CHECKSUMS[name]:
                     raise UserError(
-                        f"{path} is not {name} of multi30k's revision {REVISION[:7]}; delete it and try again"
+                        f"{path} differs from {name} in revision {REVISION[:7]} of multi30k; delete the file "
+                        "and run the same command again"
                     )
         return {split: read_pairs(*map(Path, paths)) for split, paths in downloaded.items()}
 

@@ -25,13 +25,13 @@ class NumberWords(PairBuilder):
     """Lists of numbers that num2words writes as words: "twelve; ninety-one" and "zwölf; einundneunzig".
 
     A list has 1 to 4 numbers; in the split `test_long` a list has 5 to 10. Each number is drawn uniformly
-    below a bound of 10, 100, ... or 100,000. The bounds and the lengths of the lists are drawn uniformly,
-    too. No list is in two splits. A small model learns the task in minutes. The model must learn every
-    number, the order of words in a number (German puts ones before tens) and the order of the list.
+    below a bound of 10, 100, ... or 100,000. The bounds and the list lengths are drawn uniformly, too. No
+    list is in two splits. A small model learns the task in minutes. The model must learn every number, the
+    order of words in a number (German puts ones before tens) and the order of the list.
     """
 
     options_type: ClassVar = NumberWordsOptions
-    # (fewest, most) numbers per list. Each split has 1,000 lists, or fewer if the training split has fewer.
+    # (fewest, most) numbers per list. Each split has 1,000 lists, but no more than the training split.
     HELD_OUT: ClassVar = {"test": (1, 4), "validation": (1, 4), "test_long": (5, 10)}
     SPLITS: ClassVar = ("train", *HELD_OUT)
 
@@ -41,8 +41,8 @@ class NumberWords(PairBuilder):
     def pairs(self, dl_manager):
         to_source, to_target = _number_names(self.data.source), _number_names(self.data.target)
         sampler = _ListSampler()
-        # Held-out lists are drawn first, so that they do not depend on the number of training lists (from
-        # 1,000 on).
+        # Held-out lists are drawn first, so they do not depend on the number of training lists if that is at
+        # least 1,000.
         size = min(1_000, self.options.lists)
         lists = {split: list(sampler.draw(size, *bounds)) for split, bounds in self.HELD_OUT.items()}
         lists["train"] = sampler.draw(self.options.lists, 1, 4)
@@ -53,7 +53,7 @@ class NumberWords(PairBuilder):
 
 
 class _ListSampler:
-    """Source of random lists of numbers, none of which repeats."""
+    """Draws random lists of numbers. No list is drawn twice."""
 
     def __init__(self):
         self._rng = random.Random(2017)
@@ -76,5 +76,5 @@ def _number_names(language: str) -> Callable[[int], str]:
 
     if language not in num2words.CONVERTER_CLASSES:
         known = ", ".join(sorted(num2words.CONVERTER_CLASSES))
-        raise UserError(f"number_words: language {language!r} is unknown to num2words; choose: {known}")
+        raise UserError(f"number_words: num2words has no language {language!r}; choose one of: {known}")
     return functools.cache(functools.partial(num2words.num2words, lang=language))

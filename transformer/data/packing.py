@@ -12,9 +12,9 @@ class PackedPlan:
     """A `Plan` whose rows hold several pairs each.
 
     The packing depends only on the lengths of the pairs. It is computed once, from the histogram of lengths
-    (after Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). Every place in a row
-    is for a pair with certain lengths. Each epoch assigns the pairs with these lengths to such places at
-    random, and shuffles the rows.
+    (after Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). The packing assigns a
+    source length and a target length to every place in a row. Each epoch fills the places with pairs of these
+    lengths at random, and shuffles the rows.
 
     Attributes, besides those of `Plan`:
       source_length: tokens per source row.
@@ -45,7 +45,8 @@ class PackedPlan:
         """
         self._pairs, lengths = select_fitting(source_lengths, target_lengths, row_length)
         self.dropped = len(source_lengths) - len(self._pairs)
-        # Pairs with equal lengths are of one kind. A code for both lengths sorts faster than two numbers.
+        # Pairs with equal source lengths and equal target lengths are of one kind. One code per kind sorts
+        # faster than two lengths.
         codes = lengths[0] * (row_length + 1) + lengths[1]
         codes, kind_of_pair, counts = np.unique(codes, return_inverse=True, return_counts=True)
         self._kind_of_pair = kind_of_pair.astype(np.int32)
@@ -55,7 +56,7 @@ class PackedPlan:
         scaled_lengths = np.ceil(row_length * totals / totals.max()).astype(int)
         self.source_length, self.target_length = map(int, np.maximum(scaled_lengths, longest))
         rows = pack_histogram(kinds[0], kinds[1], counts, (self.source_length, self.target_length))
-        # Place i of an epoch is for a pair of kind places[i]; row r has the places starts[r]:starts[r + 1].
+        # Place i of an epoch takes a pair of kind places[i]. Row r has the places starts[r]:starts[r + 1].
         places = np.concatenate([np.tile(row.kinds, row.count) for row in rows])
         sizes = np.concatenate([np.full(row.count, len(row.kinds)) for row in rows])
         self._places_by_kind = np.argsort(places, kind="stable")
@@ -91,11 +92,11 @@ class PackedPlan:
 
 
 class PackedRow(NamedTuple):
-    """Rows that hold pairs of the same kinds; pairs with equal lengths are of one kind.
+    """A group of equal rows: each has pairs of the same kinds; see `pack_histogram`.
 
     Attributes:
       kinds: the kind of each pair in a row.
-      count: number of rows.
+      count: number of rows in the group.
     """
 
     kinds: list[int]
@@ -103,20 +104,20 @@ class PackedRow(NamedTuple):
 
 
 class OpenRows:
-    """Rows during packing, grouped by space: the numbers of free tokens on the source and target sides."""
+    """Rows during packing, grouped by space: the number of tokens that are free on each side of a row."""
 
     def __init__(self, capacity: tuple[int, int]):
         """Starts without rows; `capacity` is the number of tokens per source row and per target row."""
         self._capacity = capacity
         self._groups: dict[tuple[int, int], list[PackedRow]] = {}
-        self._numbers: dict[tuple[int, int], int] = {}  # the place of each group in the arrays
+        self._numbers: dict[tuple[int, int], int] = {}  # the index of each group in the arrays
         self._spaces = np.zeros((2, 64), np.int64)
         self._counts = np.zeros(64, np.int64)  # rows in each group
-        # Space left, relative to the capacity, summed over both sides.
+        # Space of each group as a fraction of the capacity, summed over both sides.
         self._leftover = np.zeros(64)
 
     def add(self, rows: PackedRow, source_space: int, target_space: int) -> None:
-        """Adds equal rows with the given space on each side."""
+        """Adds rows with pairs of the same kinds and the given space on each side."""
         space = (source_space, target_space)
         if space not in self._numbers:
             self._add_group(space)
@@ -134,16 +135,16 @@ class OpenRows:
         self._leftover[number] = space[0] / self._capacity[0] + space[1] / self._capacity[1]
 
     def pop_best(self, source: int, target: int) -> tuple[PackedRow, int, int] | None:
-        """Removes equal rows into which a pair fits best, so that the pair leaves the least space.
+        """Removes rows in which a pair would leave the least space.
 
-        Of several such groups, the one with the least space on the source side is taken.
+        Among rows with equally little space, those with the least space on the source side are removed.
 
         Args:
           source: source length of the pair.
           target: target length of the pair.
 
         Returns:
-          The rows and the space that the pair will leave on each side, or None if the pair fits nowhere.
+          The removed rows and the space that the pair will leave on each side; None if the pair fits nowhere.
         """
         fits = (self._counts > 0) & (self._spaces[0] >= source) & (self._spaces[1] >= target)
         candidates = np.flatnonzero(fits)
@@ -168,11 +169,12 @@ def pack_histogram(
     counts: Int[np.ndarray, "kinds"],
     capacity: tuple[int, int],
 ) -> list[PackedRow]:
-    """Packs pairs with the best-fit-decreasing heuristic in two dimensions, a group of equal rows at a time.
+    """Packs pairs with the best-fit-decreasing heuristic in two dimensions, many equal rows at a time.
 
     Args:
-      source: source length of each kind of pair; pairs with equal lengths are of one kind.
-      target: target length of each kind of pair. A pair of any kind fits into an empty row.
+      source: source length of each kind of pair. Pairs of one kind have equal source lengths and equal target
+        lengths.
+      target: target length of each kind of pair. Every pair must fit into an empty row.
       counts: number of pairs of each kind.
       capacity: tokens per source row and per target row.
     """

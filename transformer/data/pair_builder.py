@@ -19,8 +19,8 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
     """TFDS builder of sentence pairs, stored as array_record in the order in which `pairs` yields them.
 
     A subclass implements `variant` and `pairs`, and is registered in `builders.BUILDERS`. The subclass sets
-    `options_type` to the dataclass of its options, a subclass of `Options`. It may set `SPLITS` to the names
-    of its splits, so that a wrong name is refused before the data is prepared.
+    `options_type` to the dataclass of its options, a subclass of `Options`. If it sets `SPLITS` to the names
+    of its splits, a wrong name is refused before the data is prepared.
 
     Attributes:
       data: the config of the data set.
@@ -37,7 +37,7 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
         Args:
           data: the config of the data set.
           progress: receives progress reports; if None, they are logged.
-          variant: the variant of data that is prepared already; if None, the variant of the raw text.
+          variant: the variant, if the data is prepared already; if None, it is computed from the raw text.
 
         Raises:
           UserError: an option that cannot be used.

@@ -1,6 +1,6 @@
 """parallel_text: the user's text files, cleaned by rules, with held-out validation and test pairs.
 
-No sentence is kept in memory, only hashes and a code per pair, so a large text needs little memory.
+Memory holds only two hashes and a code per pair, no sentences, so a large text needs little memory.
 """
 
 import dataclasses
@@ -24,7 +24,9 @@ from transformer.data.text import existing_file, fingerprint, read_pairs
 from transformer.data.tokenizer import normalize
 
 FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"
-MAX_HELD_OUT = 0.05  # share of the text that is held out for a split, and that is dropped for held-out pairs
+# Largest share of the text that is held out per split, and largest share that is dropped because it shares
+# sentences with held-out pairs.
+MAX_HELD_OUT = 0.05
 RULES = ("min_characters", "max_characters", "max_ratio", "deduplicate", "held_out")
 
 
@@ -33,19 +35,19 @@ class ParallelTextOptions(Options):
     """Options of `parallel_text`.
 
     A text is one file of tab-separated pairs, "pairs.tsv", or two files with one sentence per line,
-    "source.txt,target.txt". Each may be compressed (.gz).
+    "source.txt,target.txt". Each file may be compressed (.gz).
     """
 
     train: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
     validation: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # if None, held out of train
     test: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)  # if None, held out of train
-    # Pairs held out of train for validation if that is None, and as many for test if that is None.
+    # Number of pairs that are held out of train for each of validation and test that is None.
     held_out: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
-    # Training pairs with a shorter side are dropped.
+    # Training pairs with fewer characters on a side are dropped.
     min_characters: int = option(0, not_in_paper=ONLY_A_DEPARTURE)
-    # Training pairs with a longer side are dropped.
+    # Training pairs with more characters on a side are dropped.
     max_characters: int | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
-    # Training pairs are dropped if one side has more than this many times the characters of the other side.
+    # Training pairs with a larger ratio of the longer to the shorter side, in characters, are dropped.
     max_ratio: float | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
     # Whether a training pair that repeats an earlier one is dropped.
     deduplicate: bool = option(False, not_in_paper=ONLY_A_DEPARTURE)
@@ -63,7 +65,7 @@ class Fate(enum.IntEnum):
     LONG = 2
     UNEVEN = 3
     DUPLICATE = 4
-    SHARED = 5  # has a sentence of a held-out pair
+    SHARED = 5  # shares a sentence with a held-out pair
     VALIDATION = 6
     TEST = 7
 
@@ -104,7 +106,7 @@ class ParallelText(PairBuilder):
         trained_on = itertools.compress(read_pairs(*train), fates == Fate.TRAIN)
         repeated = count_repeated(trained_on, {split: read_pairs(*paths) for split, paths in files.items()})
         summary += "".join(
-            f"; {count:,} pairs of {split} are also trained on" for split, count in repeated.items()
+            f"; {count:,} pairs of {split} are also training pairs" for split, count in repeated.items()
         )
         self.info.metadata["report"] = f"{','.join(map(str, train))}: {summary}"
         splits = {split: read_pairs(*paths) for split, paths in files.items()}
@@ -116,11 +118,11 @@ class ParallelText(PairBuilder):
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split for which the options give files."""
         if self.options.train is None:
-            raise UserError(f"data.options.train is not set; give it {FORMS}")
+            raise UserError(f"data.options.train is not set; set it to {FORMS}")
         if self.options.validation is None and not self.options.held_out:
             raise UserError(
-                f"data.options.validation is not set; give it {FORMS}, or set data.options.held_out to take "
-                "pairs from the training text"
+                f"data.options.validation is not set; set it to {FORMS}, or set data.options.held_out to "
+                "take pairs from the training text"
             )
         files = {}
         for split in self.SPLITS:
@@ -140,11 +142,11 @@ def decide_fates(
     """Decides the fate of each pair of a training text.
 
     Each held-out split gets `options.held_out` pairs, or a twentieth of the text if that is less. No sentence
-    of either language is in two splits, as the tokenizer reads it: a pair that shares a sentence with an
-    earlier pair is not held out, and a pair that shares a sentence with a held-out pair is dropped. Pairs
-    whose sentences are rare are held out first, and fewer pairs are held out if a twentieth of the text would
-    be dropped otherwise. Among equally rare pairs, those with the smallest hashes are held out; a pair has
-    the same hash in both directions of translation.
+    of either language is in two splits: a pair that shares a sentence with an earlier pair is not held out,
+    and a pair that shares a sentence with a held-out pair is dropped. Sentences are the same if the tokenizer
+    reads them as equal. Pairs with rare sentences are held out first. Fewer pairs are held out if otherwise
+    more than a twentieth of the text would be dropped. Among equally rare pairs, those with the smallest
+    hashes are held out; a pair has the same hash in both directions of translation.
 
     Args:
       pairs: all pairs of the text.
@@ -176,11 +178,11 @@ def _choose_held_out(
     size: int,
     num_splits: int,
 ) -> tuple[Int[np.ndarray, "chosen"], int]:
-    """Returns the numbers of the pairs to hold out, and the number of pairs for each split."""
+    """Returns the indices of the pairs to hold out, and the number of pairs per split."""
     remaining = np.flatnonzero(fates == Fate.TRAIN)
-    limit = max(1, int(MAX_HELD_OUT * len(remaining)))  # of held-out pairs per split, and of dropped pairs
+    limit = max(1, int(MAX_HELD_OUT * len(remaining)))  # held-out pairs per split; dropped pairs
     candidates = remaining[~(_is_repeated(source, fates) | _is_repeated(target, fates))[remaining]]
-    # At most this many other pairs are dropped with each candidate.
+    # Upper bound on the number of pairs that are dropped if a candidate is held out.
     losses = (
         _counts(source[remaining], source[candidates]) + _counts(target[remaining], target[candidates]) - 2
     )
@@ -197,7 +199,7 @@ def _counts(values: UInt[np.ndarray, "n"], wanted: UInt[np.ndarray, "m"]) -> Int
 
 
 def count_repeated(training: Iterable[Pair], others: Mapping[str, Iterable[Pair]]) -> dict[str, int]:
-    """Returns, for each other split that repeats pairs of the training split, the number of these pairs."""
+    """Counts the pairs of each other split that are also training pairs; omits splits without such pairs."""
     hashes = {split: [tuple(map(text_hash, pair)) for pair in pairs] for split, pairs in others.items()}
     wanted = set(itertools.chain.from_iterable(hashes.values()))
     seen = {key for pair in training if (key := tuple(map(text_hash, pair))) in wanted} if wanted else set()
@@ -214,14 +216,14 @@ def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) ->
         (options.max_characters, Fate.LONG, "longer than {:,} characters"),
         (options.max_ratio, Fate.UNEVEN, "with a ratio above {:g}"),
         (options.deduplicate, Fate.DUPLICATE, "duplicates"),
-        (count[Fate.SHARED], Fate.SHARED, "with a sentence of a held-out pair"),
+        (count[Fate.SHARED], Fate.SHARED, "sharing a sentence with a held-out pair"),
     ]
     parts = [f"{len(fates):,} pairs read"]
     if dropped := [f"{count[fate]:,} {text.format(rule)}" for rule, fate, text in reasons if rule]:
         parts.append("dropped " + ", ".join(dropped))
     held_out = [fate for fate in (Fate.VALIDATION, Fate.TEST) if count[fate]]
     if held_out:
-        fewer = "" if count[held_out[0]] == options.held_out else f" of {options.held_out:,} asked"
+        fewer = "" if count[held_out[0]] == options.held_out else f" of {options.held_out:,} requested"
         parts.append(
             "held out " + ", ".join(f"{count[fate]:,}{fewer} for {fate.name.lower()}" for fate in held_out)
         )
@@ -229,7 +231,7 @@ def summarize(fates: UInt[np.ndarray, "pairs"], options: ParallelTextOptions) ->
 
 
 def _apply_length_rules(source: str, target: str, options: ParallelTextOptions) -> Fate:
-    """Counts characters, since some languages have no spaces. Space around a sentence does not count."""
+    """Counts characters, since some languages put no spaces between words. Ignores space at both ends."""
     shorter, longer = sorted((len(source.strip()), len(target.strip())))
     if shorter < options.min_characters:
         return Fate.SHORT
@@ -243,7 +245,7 @@ def _apply_length_rules(source: str, target: str, options: ParallelTextOptions) 
 def _is_repeated(
     keys: UInt[np.ndarray, "pairs"], fates: UInt[np.ndarray, "pairs"]
 ) -> Bool[np.ndarray, "pairs"]:
-    """Marks the pairs that have the key of an earlier pair. Considers only pairs with fate TRAIN."""
+    """Marks the pairs whose key equals that of an earlier pair. Considers only pairs with fate TRAIN."""
     remaining = np.flatnonzero(fates == Fate.TRAIN)
     _, first = np.unique(keys[remaining], return_index=True)
     repeated = np.zeros(len(keys), bool)

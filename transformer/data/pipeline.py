@@ -13,7 +13,7 @@ from transformer.data.batching import assemble
 from transformer.data.plan import Plan
 from transformer.data.splits import Split
 
-PARENT_SECONDS = 1.0  # between two looks whether the parent of a worker is alive
+PARENT_SECONDS = 1.0  # between two checks that the parent of a worker is alive
 
 
 class TrainingBatches:
@@ -28,7 +28,7 @@ class TrainingBatches:
           split: the pairs.
           plan: assigns the pairs to batches.
           num_steps: number of batches.
-          process_index: number of this process.
+          process_index: index of this process.
           process_count: number of processes that train together.
         """
         self._split, self._plan, self._num_steps = split, plan, num_steps
@@ -48,7 +48,7 @@ def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[B
 
     Args:
       batches: the batches of all steps.
-      first_step: number of the first batch.
+      first_step: step of the first batch.
       workers: processes that assemble batches; if 0, a thread of this process assembles them.
     """
     dataset = grain.MapDataset.source(batches)[first_step:]
@@ -59,9 +59,9 @@ def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[B
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker end with its parent, however the parent ends, and only then.
+    """Makes a worker process exit once its parent has ended, for whatever reason, and not earlier.
 
-    A signal that stops a whole group of processes is left to the parent, which still needs its batches.
+    The worker ignores signals to the whole process group: the parent handles them and may still need batches.
     """
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):

@@ -1,7 +1,8 @@
 """Interface of the plans, which assign training pairs to the rows of batches.
 
-A plan depends only on the lengths of the pairs and a seed. A plan gives the batch of any step without the
-batches before it, so training resumes from a step number alone. All epochs have the same number of steps.
+A plan depends only on the lengths of the pairs and a seed. It computes the batch of any step without the
+batches before that step, so training resumes from a step number alone. All epochs have the same number of
+steps.
 """
 
 from typing import Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from jaxtyping import Int
 
 @runtime_checkable
 class Plan(Protocol):
-    """Training batches of all steps, counted from 0 over all epochs.
+    """The training batches of all steps. Steps are counted from 0 over all epochs.
 
     Attributes:
       steps_per_epoch: number of batches that together hold every pair once.
@@ -29,21 +30,21 @@ class Plan(Protocol):
         """Shapes of the batches, for the log."""
 
     def shape(self, step: int) -> tuple[int, int, int]:
-        """Returns the rows, tokens per source row and tokens per target row, padding included."""
+        """Returns the number of rows, the tokens per source row and per target row, padding included."""
 
     def rows(self, step: int) -> list[np.ndarray]:
-        """Returns the numbers of the pairs in each non-empty row."""
+        """Returns the indices of the pairs in each non-empty row."""
 
 
 def select_fitting(
     source_lengths: Int[np.ndarray, "pairs"], target_lengths: Int[np.ndarray, "pairs"], row_length: int
 ) -> tuple[Int[np.ndarray, "fitting"], Int[np.ndarray, "2 fitting"]]:
-    """Returns the numbers of the pairs that fit into a row, and their source and target lengths.
+    """Returns the indices of the pairs that fit into a row, and their source and target lengths.
 
     Raises:
       ValueError: no pair fits.
     """
     fits = np.maximum(source_lengths, target_lengths) <= row_length
     if not fits.any():
-        raise ValueError(f"no pair fits into rows of {row_length} tokens")
+        raise ValueError("no pair fits into a row")
     return np.flatnonzero(fits), np.stack([source_lengths[fits], target_lengths[fits]])

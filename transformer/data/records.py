@@ -20,7 +20,7 @@ SHARD = 1_000_000  # pairs per file
 
 
 class ContentDigest:
-    """SHA-256 over sentence pairs in their order, which names the content of a split."""
+    """SHA-256 digest of a sequence of sentence pairs, which identifies the content of a split."""
 
     def __init__(self):
         self._digest = hashlib.sha256()
@@ -83,11 +83,11 @@ def read_chunks(
 
     Args:
       builder: a prepared data set.
-      split: a split or a part of one, such as `train[:99%]`.
+      split: a split, or a part of a split, such as `train[:99%]`.
       languages: source and target language.
       progress: receives progress reports.
       activity: the purpose of reading, for the progress reports.
-      sample: numbers of the pairs to read; if None, all pairs are read.
+      sample: indices of the pairs to read; if None, all pairs are read.
     """
     raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES  # the parser of TFDS is much slower than `_to_pair`
     records = builder.as_data_source(split=split, deserialize_method=raw_bytes)

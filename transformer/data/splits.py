@@ -53,7 +53,7 @@ class Split:
     folder: Path | None = None
 
     def __reduce__(self):
-        """Pickles the folder instead of its content, for the processes that assemble batches."""
+        """Pickles the path of the folder, so that processes that assemble batches map the same files."""
         if self.folder is None:
             return Split, (self.source, self.target, self.characters)
         return load_split, (self.folder,)
@@ -82,7 +82,7 @@ def encode_pairs(sources: Sequence[str], targets: Sequence[str], tokenizer: Toke
 
 
 def load_split(folder: Path) -> Split:
-    """Maps the files that `write_split` wrote into memory. A pair is read when it is used."""
+    """Memory-maps the files that `write_split` wrote. A pair is read when it is used."""
     arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
     source, target = (Side(arrays[side], arrays[f"{side}_offsets"]) for side in SIDES)
     return Split(source, target, arrays["characters"], folder)

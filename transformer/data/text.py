@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformer.config import UserError
 
-MAX_LINE_BYTES = 1 << 20  # a longer line is no sentence, and may have no end
+MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may not even end
 
 
 def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:

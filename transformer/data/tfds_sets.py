@@ -1,4 +1,4 @@
-"""Translation sets of TFDS, by name: `wmt14_translate/de-en`, `opus/medical:0.1.0`."""
+"""Translation data sets of TFDS, selected by name: `wmt14_translate/de-en`, `opus/medical:0.1.0`."""
 
 import contextlib
 import dataclasses
@@ -34,8 +34,8 @@ class TfdsOptions(Options):
 
 
 def describe(name: str) -> str:
-    """Returns the name of a data set as messages about options show it."""
-    return f"{name}, which is read as the name of a TFDS set"
+    """Describes a TFDS set in messages about its options."""
+    return f"{name} (read as the name of a TFDS set)"
 
 
 def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
@@ -132,8 +132,10 @@ def _files(data: DataConfig, info: tfds.core.DatasetInfo, name: str, part: str) 
     try:
         return info.splits[part].file_instructions
     except Exception as error:  # raised by the parser of TFDS
-        allowed = f"a split of {data.name} ({', '.join(info.splits)}) or a part of one: train[99%:]"
-        raise UserError(f"data.options.{name} is {part!r}; it must be {allowed}") from error
+        allowed = f"a split of {data.name} ({', '.join(info.splits)}) or a part of a split"
+        raise UserError(
+            f"data.options.{name} is {part!r}; it must be {allowed}, such as train[99%:]"
+        ) from error
 
 
 def _overlap(first: FileInstruction, second: FileInstruction) -> bool:
@@ -150,7 +152,9 @@ def _check_languages(data: DataConfig, features: tfds.features.FeatureConnector)
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
     for field, side in (("data.source", data.source), ("data.target", data.target)):
         if side not in texts:
-            raise UserError(f"{field} is {side!r}; {data.name} has {', '.join(texts) or 'no text'}")
+            if not texts:
+                raise UserError(f"data.name is {data.name!r}, which has no text; choose a translation set")
+            raise UserError(f"{field} is {side!r}; it must be a language of {data.name}: {', '.join(texts)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Integer
 from transformer.config import BOS, EOS, PAD, UNK, UserError
 
 WORD_START = "\u2581"  # stands for the space before a word in the name of a token
-# SentencePiece's trainer ignores a sentence with U+2585 or with more bytes than MAX_BYTES, its largest limit.
+# SentencePiece's trainer ignores sentences that contain U+2585 or have more than MAX_BYTES bytes, the largest
+# limit that can be set.
 RESERVED = "\u2585"
 MAX_BYTES = 2**30
 SPACES = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}
@@ -26,8 +27,8 @@ _NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name="identity", escape
 def normalize(text: str) -> str:
     """Returns the text as the tokenizer reads it, with U+2581 for spaces.
 
-    Two texts have the same tokens in every vocabulary without unknown characters exactly if their normalized
-    forms are equal. Spaces at both ends and repeated spaces are removed; nothing else changes.
+    Spaces at both ends and repeated spaces are removed; nothing else changes. If a vocabulary has tokens for
+    all characters of two texts, the texts have the same tokens exactly if their normalized forms are equal.
     """
     return _NORMALIZER.normalize(_encodable(text))
 
@@ -73,7 +74,7 @@ class Tokenizer:
           texts: sentences of both languages.
           kind: the model type of SentencePiece: bpe, unigram or char.
           vocab_size: number of tokens, special ones included.
-          byte_fallback: whether the vocabulary has 256 tokens for the bytes of characters that have no token.
+          byte_fallback: whether the vocabulary has 256 byte tokens, which encode characters without a token.
 
         Raises:
           UserError: a vocabulary of this size cannot be learned from the texts.
@@ -84,7 +85,7 @@ class Tokenizer:
             try:
                 for text in texts:
                     yield text.replace(RESERVED, " ")
-            except Exception as error:  # SentencePiece would report it as an error of its own
+            except Exception as error:  # SentencePiece would replace it with its own error
                 errors.append(error)
                 raise
 
@@ -128,7 +129,7 @@ class Tokenizer:
         return self._processor.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
 
     def unknown(self, text: str) -> str:
-        """Returns the characters of a text for which the vocabulary has no token, each once."""
+        """Returns the characters of a text for which the vocabulary has no token, without repetitions."""
         text = _encodable(text)
         if UNK not in self._processor.encode(text):
             return ""
@@ -155,10 +156,10 @@ def _explain(message: str, vocab_size: int) -> str:
     """Rewrites the error message of SentencePiece's trainer as one line that says what to set."""
     field = f"data.vocab_size is {vocab_size}"
     if most := re.search(r"too high.*<= (\d+)", message):
-        return f"{field}, but the training text fills at most {most[1]} tokens; set it to {most[1]} or less"
+        return f"{field}, but the training text yields at most {most[1]} tokens; set it to {most[1]} or less"
     if least := re.search(r"required_chars. \d+ vs (\d+)", message):
         needed = f"the characters of the training text need {least[1]} tokens"
         return f"{field}, but {needed}; set it to {least[1]} or more"
     if "sentences_.empty" in message or "all_chars_count" in message:
-        return f"{field}, but the training text is empty; give text to learn a vocabulary from"
-    return f"{field}; SentencePiece says: {message.rsplit('] ', 1)[-1]}"
+        return f"{field}, but the training text is empty; give a text to learn the vocabulary from"
+    return f"{field}, but no vocabulary was learned; SentencePiece says: {message.rsplit('] ', 1)[-1]}"
