@@ -391,7 +391,7 @@ def test_sentences_longer_than_any_in_training_need_an_overflow_policy(first):
     flags = (f"--workdir={first.folder}", "--set=model.overflow=error")
     line = refuse("evaluate", *flags, "--split=test_long")
     assert " of split 'test_long' has a source of " in line
-    assert "tokens, but model.positions='sinusoidal' was trained up to" in line
+    assert "tokens, but model.positions='sinusoidal' was trained on at most" in line
     assert "--set=model.overflow=extrapolate or clamp or zero" in line
 
 

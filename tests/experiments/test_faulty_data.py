@@ -142,7 +142,9 @@ def test_a_sentence_longer_than_the_position_table_is_refused(folder):
     longer = ("--config.model.positions=learned", "--config.model.max_positions=3")
     line = refused(folder, "pairs.tsv", *longer)
     assert " of split 'train' has a source of " in line
-    assert line.endswith(" tokens, but model.positions='learned' ends at 3; raise model.max_positions")
+    assert line.endswith(
+        " tokens, but model.positions='learned' has only 3 positions; increase model.max_positions"
+    )
 
 
 @pytest.mark.parametrize("side", ["source", "target"])

@@ -198,7 +198,7 @@ def test_a_run_folder_that_is_deleted_is_noticed(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(MetricsWriter, "flush", delete)
     flags = ("--config.train.steps=6", "--config.train.validate_every=2")
     line = refuse("train", *smoke, *flags, f"--workdir={tmp_path}/run")
-    assert line == f"{tmp_path}/run was deleted during the training; start it again"
+    assert line == f"{tmp_path}/run was deleted during the training; start the training again"
 
 
 def test_a_new_attempt_removes_the_traceback_of_an_earlier_one(smoke, tmp_path, monkeypatch):

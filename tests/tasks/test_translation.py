@@ -61,9 +61,9 @@ def with_sizes(config, preset):
 
 @pytest.mark.parametrize("preset", [base, t2t], ids=["base", "t2t"])
 def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_path, preset):
-    """Rewrite golden.json only for an intended change, and say why.
+    """Rewrite golden.json only for an intended change, and explain the change in the commit.
 
-    The base run is stopped and resumed. This must not change its losses.
+    The base run is stopped and resumed, which must not change its losses.
     """
     if preset is base:
         run(with_sizes(config, preset), tmp_path, stop_after=13)
@@ -127,14 +127,14 @@ def stopped_run(number_words, tmp_path_factory):
     return config, folder
 
 
-def test_a_position_table_need_not_reach_the_end_of_a_row(stopped_run):
-    """Rows of 64 tokens hold several lists, each shorter than the table of 60."""
+def test_a_row_may_be_longer_than_the_position_table(stopped_run):
+    """Rows of 64 tokens hold several lists. Each list is shorter than the table, which has 60 positions."""
     config, folder = stopped_run
     assert open_task(config, folder).plan.source_length == 64
 
 
 def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
-    """The other vocabulary has the same size, so that only its digest differs."""
+    """The vocabulary has the same size as the original, so only its digest differs."""
     config, folder = stopped_run
     path = folder / "tokenizer.model"
     original = path.read_bytes()
@@ -147,17 +147,20 @@ def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
         path.write_bytes(original)
 
 
-def test_other_data_is_refused(stopped_run):
+def test_different_data_is_refused(stopped_run):
     config, folder = stopped_run
     data = dataclasses.replace(config.data, options={"lists": 200})
-    with pytest.raises(UserError, match="was trained with another config; restore config.json"):
+    with pytest.raises(UserError, match="config.json was changed after the training; restore config.json"):
         run(dataclasses.replace(config, data=data), folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_positions": 20}, r"split 'train' has a source of \d+ tokens, but .*'learned' ends at 20"),
+        (
+            {"max_positions": 20},
+            r"split 'train' has a source of \d+ tokens, but .*'learned' has only 20 positions; increase",
+        ),
         ({"positions": "x"}, "model.positions is 'x'"),
     ],
 )
@@ -171,7 +174,9 @@ def test_an_unusable_model_is_refused_before_training(config, tmp_path, changes,
 def test_a_validation_sentence_beyond_the_position_table_is_refused(config, tmp_path):
     model = dataclasses.replace(config.model, positions="learned", max_positions=20)
     data = dataclasses.replace(config.data, row_length=20)
-    with pytest.raises(UserError, match=r"split 'validation' has a source of \d+ tokens, but .* ends at 20"):
+    with pytest.raises(
+        UserError, match=r"split 'validation' has a source of \d+ tokens, but .* has only 20 positions"
+    ):
         run(dataclasses.replace(config, model=model, data=data), tmp_path)
 
 
@@ -232,5 +237,5 @@ def test_summary_by_hand():
             "padding": 0.2,
         }
     )
-    # Several unknown characters may be one token, so that the mean per character has no meaning.
+    # One unknown token may stand for several characters, so the mean per character has no meaning.
     assert "perplexity_per_character" not in Translation.summary(None, totals | {"unknown": 1.0})

@@ -69,7 +69,7 @@ def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
 
 
 def test_interruptions_do_not_displace_scored_checkpoints(tmp_path):
-    """Two interruptions between two validations leave the same scored checkpoints as none."""
+    """Interruptions between two validations do not change which scored checkpoints are kept."""
     writer = Checkpoints(tmp_path, keep_last=3)
     for step, criterion in ((5, 4.0), (10, 3.0), (15, 2.0), (16, None), (17, None), (18, None), (20, 1.0)):
         writer.save(state_at(step), {}, criterion)
@@ -90,7 +90,7 @@ def test_the_next_validation_removes_a_checkpoint_saved_on_interruption(tmp_path
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
 def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path, item):
-    """Orbax restores most flipped bits of a large array without an error. The digest reveals flipped bits."""
+    """Orbax restores most flipped bits of a large array without an error. The digests reveal them."""
     rng = np.random.default_rng(0)
     weights = {"kernel": rng.normal(size=(200, 100)).astype(np.float32)}
     large = TrainState(np.int32(10), weights, weights)
@@ -129,7 +129,7 @@ def lose_metadata(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, lose_metadata])
-def test_a_damaged_checkpoint_costs_only_itself(tmp_path, caplog, damage):
+def test_only_the_damaged_checkpoints_are_lost(tmp_path, caplog, damage):
     save(tmp_path, [3.0, 2.0, 1.0])
     for step in (20, 30):
         damage(tmp_path / str(step))
@@ -160,11 +160,13 @@ def test_a_file_with_the_name_of_a_step_is_replaced(tmp_path):
     assert Checkpoints(tmp_path).verify(20)["step"] == 20
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused_and_keeps_its_files(tmp_path):
+def test_a_run_without_an_intact_checkpoint_is_refused_and_keeps_its_files(tmp_path):
     save(tmp_path, [3.0, 2.0])
     for step in (10, 20):
         truncate(tmp_path / str(step))
-    with pytest.raises(DamagedCheckpoint, match=r"/20 is unreadable: .*; so is every other; restore one"):
+    with pytest.raises(
+        DamagedCheckpoint, match=r"/20 is unreadable: .*; no other checkpoint is intact; restore one"
+    ):
         Checkpoints(tmp_path, keep_last=10).restore(state_at(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
 
@@ -183,13 +185,15 @@ def test_verification_reads_every_array(tmp_path):
 def test_weights_of_a_different_shape_are_refused(tmp_path):
     save(tmp_path, [1.0])
     template = {"a": {"kernel": np.zeros((3, 4), np.float32)}, "b": np.zeros(7, np.float32)}
-    with pytest.raises(UserError, match="checkpoint .*10 has other shapes: params"):
+    with pytest.raises(
+        UserError, match="checkpoint .*10 does not fit the model of config.json: the shapes of params differ"
+    ):
         Checkpoints(tmp_path).params(10, template)
 
 
 def test_a_different_optimizer_cannot_read_the_state(tmp_path):
     save(tmp_path, [1.0])
-    with pytest.raises(UserError, match=r"checkpoint .*10 (is unreadable|has other shapes)"):
+    with pytest.raises(UserError, match=r"checkpoint .*10 (is unreadable|does not fit the model)"):
         Checkpoints(tmp_path).restore(state_at(0, "sgd"))
 
 

@@ -19,7 +19,7 @@ LEARNED_NOTHING = 12.0  # the variance of y
 
 
 class Poisoned(Regression):
-    """The toy task with a training example, number 11, that is not a number."""
+    """The toy task, but the target of training example 11 is NaN."""
 
     def batch(self, numbers):
         batch = super().batch(numbers)
@@ -29,7 +29,7 @@ class Poisoned(Regression):
 
 
 class Hopeless(Regression):
-    """The toy task without a single finite training example."""
+    """The toy task, but the targets of all training examples are NaN."""
 
     def batch(self, numbers):
         batch = super().batch(numbers)
@@ -59,9 +59,9 @@ def diverges(*arguments, **options) -> str:
 def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_its_examples(tmp_path, log_every):
     line = diverges(config_of({"log_every": log_every}), tmp_path, Poisoned)
     assert line == (
-        "training diverged: the loss of step 2 is nan, and the norm of its gradient nan (its examples are in "
-        f"{tmp_path}/diverged.json); delete {tmp_path} or name another --workdir, and start with a lower "
-        "--config.optimizer.learning_rate or more than 5 --config.optimizer.warmup_steps"
+        "training diverged: the loss of step 2 is nan, and its gradient norm is nan "
+        f"({tmp_path}/diverged.json lists its examples); delete {tmp_path} or name another --workdir, and start "
+        "with a lower --config.optimizer.learning_rate or a --config.optimizer.warmup_steps above 5"
     )
     stored = read_json(tmp_path / "diverged.json")
     assert stored == {"step": 2, "loss": None, "gradient_norm": None, "examples": list(range(8, 16))}
@@ -82,18 +82,18 @@ def test_a_large_finite_loss_is_divergence(tmp_path, name):
     config = config_of({"steps": 10, "validate_every": 10}, **optimizer)
     line = diverges(config, tmp_path, uniform_loss=LEARNED_NOTHING)
     assert line.startswith("training diverged: the validation loss of step 10 is ")
-    assert ", and 12.0000 for a model that has learned nothing; delete " in line
+    assert ", compared with 12.0000 for a model that has learned nothing; delete " in line
 
 
-def test_a_large_finite_loss_is_only_a_warning_if_the_config_says_so(tmp_path, caplog):
+def test_a_large_finite_loss_is_only_a_warning_if_on_divergence_is_warn(tmp_path, caplog):
     config = config_of({"on_divergence": "warn"}, learning_rate=1e3, warmup_steps=1)
     with caplog.at_level("WARNING", "transformer"):
         assert run(config, tmp_path, uniform_loss=LEARNED_NOTHING).finished
     assert "warning: training diverged: the validation loss of step 8 is " in caplog.text
 
 
-def test_a_loss_is_not_compared_before_the_end_of_the_warm_up(tmp_path):
-    """The loss of step 8 is above the given limit; the loss of step 40, the last, is not."""
+def test_losses_before_the_end_of_the_warm_up_are_not_compared(tmp_path):
+    """The loss of step 8 is above the limit, but the loss of the last step, 40, is below it."""
     config = config_of({"steps": 40, "validate_every": 8}, learning_rate=0.3, warmup_steps=30)
     assert run(config, tmp_path / "free").finished
     by_step = {

@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimiz
     assert run(config, tmp_path / "parts") == (third, [])
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path):
+def test_a_damaged_checkpoint_loses_only_the_steps_since_the_previous_checkpoint(tmp_path):
     whole, _ = run(toy_config(validate_every=5), tmp_path / "whole")
     run(toy_config(validate_every=5), tmp_path / "parts", stop_after=13)
     newest = tmp_path / "parts" / "checkpoints" / "13"
@@ -131,7 +131,7 @@ def test_a_record_covers_the_steps_since_the_last_one(tmp_path):
 
 
 def test_losses_do_not_depend_on_the_number_of_devices(tmp_path):
-    """pmap uses eight virtual devices. Even with dropout, the losses differ only because float32 sums have another order."""
+    """pmap uses eight virtual devices. Dropout is on. Only the order of float32 sums changes the losses."""
     run(toy_config(), tmp_path / "single")
     run(toy_config(parallelism="pmap"), tmp_path / "pmap")
     assert losses(tmp_path / "pmap") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
@@ -163,17 +163,20 @@ def test_a_different_config_is_refused(tmp_path, change, name):
         config, **{section: dataclasses.replace(getattr(config, section), **values)}
     )
     with pytest.raises(
-        UserError, match=rf"was trained with another {name} \(.*, now .*\); restore the original {name}"
+        UserError,
+        match=rf"the {name} has changed since .* was trained \(from .* to .*\); restore the original",
     ):
         run(changed, tmp_path)
 
 
-def test_other_data_is_refused(tmp_path):
+def test_different_data_is_refused(tmp_path):
     config = toy_config()
     run(config, tmp_path, stop_after=8)
     task = Regression(config)
     task.identity = task.identity | {"data": "slope 3"}
-    with pytest.raises(UserError, match=r"was trained with another data \(slope 2.0, now slope 3\)"):
+    with pytest.raises(
+        UserError, match=r"the data has changed since .* was trained \(from slope 2.0 to slope 3\)"
+    ):
         train(config, task, tmp_path, Recorder())
 
 
@@ -187,7 +190,7 @@ def test_a_different_optimizer_is_refused_as_a_different_config(tmp_path):
     """The identity is compared before the state is read, so that no intact checkpoint is called damaged."""
     run(toy_config(), tmp_path, stop_after=8)
     options = OptimizerConfig(name="sgd", warmup_steps=5, learning_rate=0.1)
-    with pytest.raises(UserError, match="was trained with another config"):
+    with pytest.raises(UserError, match="the config has changed since .* was trained"):
         run(dataclasses.replace(toy_config(), optimizer=options), tmp_path)
 
 

@@ -58,7 +58,7 @@ def test_wsd_schedule_is_stable_and_then_falls_linearly():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_first_update_has_a_rate_and_the_peak_is_the_largest(name):
+def test_the_rate_is_positive_from_the_first_update_on_and_largest_at_the_peak(name):
     actual = rates(range(1, 101), 0.3, schedule=name, warmup_steps=10)
     assert actual[0] == pytest.approx(0.03)
     assert max(actual) == pytest.approx(0.3)
@@ -153,7 +153,7 @@ def task():
 
 
 def train_toy(task, config, num_steps=60, learning_rates=(0.1,)):
-    """Losses of some updates on the toy task, and how often the step was traced."""
+    """The losses of some updates on the toy task, and the number of times that the step was traced."""
     parallelism, traces = Single(), []
 
     def counting_loss(*arguments):
@@ -189,7 +189,7 @@ def test_every_optimizer_learns_and_rates_change_without_recompilation(task, nam
     ],
     ids=["adamw", "lion", "rmsprop"],
 )
-def test_any_optax_transformation_works_as_it_is(task, monkeypatch, make):
+def test_any_optax_transformation_works_unchanged(task, monkeypatch, make):
     """The test adds an optimizer and a schedule, each as one registry entry."""
     monkeypatch.setitem(OPTIMIZERS, "mine", make)
     monkeypatch.setitem(

@@ -78,7 +78,7 @@ def update(parallelism, batch, accumulation=1, steps=2, **model):
 def without_padded_size(results):
     """Returns the results without the total `slots`.
 
-    It counts tokens and padding and so depends on how the batch is split.
+    `slots` counts tokens and padding, so it depends on how the batch is split.
     """
     state, totals, info = results
     return state, {name: value for name, value in totals.items() if name != "slots"}, info
@@ -87,7 +87,7 @@ def without_padded_size(results):
 def assert_close(results, reference):
     """Allows for float32 rounding errors.
 
-    Two Adam steps with learning rate 0.1 amplify them where gradients are near 0.
+    Two Adam steps with learning rate 0.1 amplify these errors where gradients are near 0.
     """
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_weights_and_totals_in_float32(packed):
     assert {x.dtype for x in jax.tree.leaves((state.params, totals))} == {jnp.dtype("float32")}
 
 
-def test_the_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
+def test_the_reported_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
     loss_fn = make_loss_fn(model)
     hyperparameters = HYPERPARAMETERS._replace(dropout_rate=0.0)
     options, batch = config(), Single().shard(packed)
@@ -204,7 +204,7 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
     assert info.layer_norms == {}
 
 
-def test_the_squares_of_the_layers_gradient_norms_add_up(packed, model, params):
+def test_the_squared_gradient_norms_of_the_layers_add_up(packed, model, params):
     options = config()
     options = dataclasses.replace(options, train=dataclasses.replace(options.train, diagnostics=True))
     step = make_train_step(make_loss_fn(model), options, Single())

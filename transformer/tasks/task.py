@@ -25,9 +25,9 @@ class LoadedModel(NamedTuple):
 
 
 class Task(Trainable):
-    """Data, model, loss and scores of a kind of problem; `config.task` names it.
+    """Data, model, loss and scores of one kind of problem, which `config.task` names.
 
-    The trainer sees a task as a `Trainable`. A subclass also defines how it is opened, loaded and scored.
+    The training loop uses a task as a `Trainable`. A subclass also defines how to open, load and score it.
     """
 
     @classmethod
@@ -56,13 +56,13 @@ class Task(Trainable):
           config: the resolved config.
           folder: the run folder. The vocabulary of a new run is stored there.
           progress: receives progress reports; if None, they are logged.
-          stored: the identity in the checkpoints of the run; None for a new run.
-          may_prepare: whether missing data is prepared. Otherwise nothing is written, and only prepared data
-            is read.
+          stored: the identity (see `Trainable`) in the checkpoints of the run; None for a new run.
+          may_prepare: whether to prepare missing data. If false, only prepared data is read, and nothing is
+            written.
           tokenizer: the vocabulary of a new run; if None, the config describes it.
 
         Raises:
-          UserError: data that cannot be used, or that is not the data of `stored`.
+          UserError: the data cannot be used, or differs from the data that `stored` identifies.
         """
 
     @classmethod
@@ -71,7 +71,7 @@ class Task(Trainable):
         """Makes the model of a run folder from the metadata of one of its checkpoints; reads no data.
 
         Raises:
-          UserError: a file of the folder is missing, or differs from the file of the training.
+          UserError: a file is missing from the folder, or was changed after the training.
         """
 
     @abc.abstractmethod

@@ -53,7 +53,7 @@ class TestSet(NamedTuple):
     """Sentences to translate, and a reference translation of each.
 
     Attributes:
-      name: the split, or another name, for messages.
+      name: name of the split or of the files, for messages.
       sources: raw source sentences.
       references: raw reference translations, without line ends.
     """
@@ -74,9 +74,9 @@ class Evaluated(NamedTuple):
     """The scores of a model on a test set.
 
     Attributes:
-      scores: JSON data: one figure per metric, signatures, number of sentences, scores by source length.
-      outputs: the texts.
-      num_in_parts: number of sources that were too long to be translated in one go.
+      scores: JSON data: one score per metric, signatures, number of sentences, scores by source length.
+      outputs: the sources, the translations and the references.
+      num_in_parts: number of sources that were split because they were too long.
       seconds: duration of the search, compilation included.
     """
 
@@ -117,13 +117,13 @@ class Translation(Task):
             atomic_write(path, corpus.tokenizer.model)
             return cls(config, corpus)
         if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
-            raise UserError(f"{folder} was trained with another config; restore config.json")
+            raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
         tokenizer = _load_tokenizer(path, stored)
         prepared = stored["data"]
         if may_prepare:
             if (present := present_name(config.data)) not in (None, prepared):
                 raise UserError(
-                    f"{folder} was trained on {prepared}, but the text is {present} now; restore the text, "
+                    f"{folder} was trained on {prepared}, but the text is now {present}; restore the text, "
                     "or train in another folder"
                 )
             if not is_prepared(config.data, prepared):
@@ -131,8 +131,8 @@ class Translation(Task):
         corpus = Corpus(config.data, tokenizer, progress, prepared, folder)
         if corpus.content != stored["content"]:
             raise UserError(
-                f"{corpus.folder} holds another text than {folder} was trained on; "
-                f"delete {corpus.folder} and prepare the original text"
+                f"{corpus.folder} does not contain the text that {folder} was trained on; "
+                f"delete {corpus.folder} and prepare the original text again"
             )
         return cls(config, corpus)
 
@@ -181,7 +181,8 @@ class Translation(Task):
                 self.config.train.seed,
             )
         except ValueError as error:
-            raise UserError(f"data.row_length is {row_length}: {error}; raise it") from None
+            problem = f"data.row_length is {row_length}, which is too small: {error}"
+            raise UserError(f"{problem}; increase it") from None
         is_used = training.lengths <= row_length
         check_lengths(self.model, "train", tuple(lengths * is_used for lengths in training.side_lengths))
         check_lengths(
@@ -214,7 +215,7 @@ class Translation(Task):
         return np.concatenate(self.plan.rows(step)).tolist()
 
     def validation_batches(self) -> Iterator[Batch]:
-        """Yields the whole split in every process, so that the processes need not agree on a division."""
+        """Yields the whole validation split in every process, so the split need not be divided among them."""
         return evaluation_batches(self.corpus.split("validation"), self.config.decode.batch_tokens)
 
     def summary(self, totals):
@@ -292,7 +293,7 @@ def evaluate(
 def _score_references(
     config: ExperimentConfig, model: EncoderDecoder, params: PyTree, tokens: Split
 ) -> dict[str, float]:
-    """Returns the totals of a test set. A target token is predicted from the reference tokens before it."""
+    """Returns the totals of a test set with teacher forcing."""
     parallelism = Single()
     eval_step = make_eval_step(make_loss_fn(model), parallelism)
     hyperparameters = Hyperparameters.from_config(config)
@@ -321,7 +322,7 @@ def translation_loss(
     totals = {
         "loss": loss,
         "nll": nll,
-        "correct": correct,  # tokens whose most probable prediction is right
+        "correct": correct,  # target tokens that are the most probable prediction
         "count": jnp.sum(counts, dtype=jnp.float32),  # target tokens
         "source_count": jnp.sum(source.segment_ids != 0, dtype=jnp.float32),
         "characters": jnp.sum(batch.characters, dtype=jnp.float32),
@@ -334,8 +335,8 @@ def translation_loss(
 def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     """Returns mean losses per target token (in nats), perplexities, accuracy and the share of padding.
 
-    A perplexity too large for a floating-point number is left out. So is the perplexity per character if the
-    vocabulary cannot write some characters: several of them may be one token.
+    A perplexity too large for a floating-point number is omitted. The perplexity per character is omitted if
+    the targets have unknown tokens, since one unknown token may stand for several characters.
     """
     count, nll = totals["count"], totals["nll"]
     summary = {
@@ -388,9 +389,10 @@ def check_lengths(
             policies = [
                 name for name in POSITIONS[model.config.positions].overflow_policies if name != "error"
             ]
-            advice = f"{scheme} was trained up to {limit}; give --set=model.overflow={' or '.join(policies)}"
+            values = " or ".join(policies)
+            advice = f"{scheme} was trained on at most {limit}; set --set=model.overflow={values}"
         else:
-            advice = f"{scheme} ends at {limit}; raise model.max_positions"
+            advice = f"{scheme} has only {limit} positions; increase model.max_positions"
         raise UserError(f"{longest}, but {advice}")
 
 
@@ -398,7 +400,7 @@ def _load_tokenizer(path: Path, identity: Mapping[str, str]) -> Tokenizer:
     """Reads the vocabulary of a run.
 
     Raises:
-      UserError: the file is missing, or is not the vocabulary of the training.
+      UserError: the file is missing, or is not the vocabulary that the run was trained with.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; restore it or train the run again")

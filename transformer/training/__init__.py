@@ -1,6 +1,6 @@
 """Training: optimizers, the train step, parallelism, the loop and checkpoints.
 
-This package knows no task: `train` takes the task as an argument, an object with the interface `Trainable`.
+This package depends on no task: `train` takes the task, a `Trainable`, as an argument.
 """
 
 from transformer.training.checkpoints import Checkpoints, average, digest

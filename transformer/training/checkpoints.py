@@ -1,7 +1,8 @@
 """Checkpoints, which Orbax writes in the background. Each checkpoint has digests of its contents.
 
-Orbax does not notice a flipped bit in a weight. The digests are part of the metadata, which also has the step
-and what made the checkpoint. The metadata is sealed: a digest of its own reveals damage and edits.
+Orbax does not notice a flipped bit in a weight. The digests are part of the metadata, with the step, the
+validation criterion and the identity of the task (config, data and vocabulary). The metadata has a digest of
+its own, which reveals damage and edits. A checkpoint is intact if it can be read and all its digests match.
 """
 
 import contextlib
@@ -27,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that cannot be read, or whose contents are not those that were written.
+    """A checkpoint that cannot be read, or was changed after it was written.
 
     Attributes:
-      step: its step.
+      step: step of the checkpoint.
     """
 
     def __init__(self, message: str, step: int):
@@ -40,14 +41,15 @@ class DamagedCheckpoint(UserError):
 
 @dataclasses.dataclass
 class LastAndBest(PreservationPolicy):
-    """Keeps the newest checkpoint, the last ones with a criterion, and the one with the lowest criterion.
+    """Keeps the newest checkpoint, the latest scored checkpoints, and the best scored checkpoint.
 
-    A checkpoint that was saved because of an interruption has no criterion. It is deleted once there is a
-    newer one, so that it does not displace others.
+    A scored checkpoint has a validation criterion; lower is better. A checkpoint that was saved because of an
+    interruption has no criterion. It is deleted once there is a newer checkpoint, so it displaces no scored
+    checkpoint.
 
     Attributes:
-      keep_last: number of checkpoints with a criterion that are kept besides the best.
-      criteria: the criterion of each step; `Checkpoints` keeps it up to date.
+      keep_last: number of latest scored checkpoints to keep.
+      criteria: the criterion of each step, which `Checkpoints` updates.
     """
 
     keep_last: int
@@ -63,7 +65,7 @@ class LastAndBest(PreservationPolicy):
 
 
 def best_step(criteria: Mapping[int, float | None]) -> int | None:
-    """Returns the step with the lowest criterion, the first of several; None if no step has a criterion."""
+    """Returns the first step with the lowest criterion; None if no step has a criterion."""
     scored = {step: criterion for step, criterion in criteria.items() if criterion is not None}
     return min(scored, key=scored.get) if scored else None
 
@@ -72,14 +74,21 @@ class Checkpoints:
     """The checkpoints of a run: the last few, and the best according to the validation criterion."""
 
     def __init__(self, folder: Path, keep_last: int | None = None):
-        """Opens a folder: with `keep_last` to train, otherwise to read, even while the run trains.
+        """Opens a folder.
+
+        Args:
+          folder: the folder of the checkpoints.
+          keep_last: number of latest scored checkpoints to keep. If None, the folder is only read, which is
+            possible while the run trains.
 
         Raises:
           UserError: the folder is a file.
         """
         self._folder = folder.absolute()
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file, but checkpoints belong there; delete it")
+            raise UserError(
+                f"{folder} is a file, but checkpoints need a folder of this name; delete the file"
+            )
         is_training = keep_last is not None
         self._criteria: dict[int, float | None] = {}
         self._manager = ocp.CheckpointManager(
@@ -102,17 +111,17 @@ class Checkpoints:
 
     @property
     def identity(self) -> dict[str, str] | None:
-        """Identity of the task in the newest checkpoint whose metadata is whole; None without checkpoints.
+        """Identity of the task in the newest checkpoint with intact metadata; None without checkpoints.
 
         Raises:
-          DamagedCheckpoint: no checkpoint has metadata that is whole.
+          DamagedCheckpoint: no checkpoint has intact metadata.
         """
         metadata, _ = self._newest(self.metadata)
         return metadata["identity"] if metadata else None
 
     @property
     def best(self) -> int | None:
-        """The step with the lowest criterion, while training; None if no step has one."""
+        """The step with the lowest criterion, known only while training; None if no step has a criterion."""
         return best_step(self._criteria)
 
     def save(self, state: TrainState, metadata: dict[str, Any], criterion: float | None) -> None:
@@ -138,14 +147,16 @@ class Checkpoints:
         )
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """Returns the newest state that is whole, in the shape of `template`, and its metadata.
+        """Returns the state and the metadata of the newest intact checkpoint; None without checkpoints.
 
-        Newer checkpoints are damaged. They are renamed to `<step>.damaged`, so that training can write their
-        steps again. Without checkpoints, returns None.
+        Renames newer, damaged checkpoints to `<step>.damaged`, so that training can write their steps again.
+
+        Args:
+          template: a state with the expected structure and shapes.
 
         Raises:
-          DamagedCheckpoint: no checkpoint is whole.
-          UserError: the checkpoint has other shapes.
+          DamagedCheckpoint: no checkpoint is intact.
+          UserError: the shapes in the checkpoint differ from those of `template`.
         """
         templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
         restored, errors = self._newest(lambda step: (step, *self._read(step, templates)))
@@ -162,14 +173,14 @@ class Checkpoints:
         return TrainState(np.int32(step), items["params"], opt_state), metadata
 
     def reload(self) -> None:
-        """Looks again which checkpoints there are."""
+        """Reads the list of checkpoints from disk again."""
         self._manager.reload()
 
     def verify(self, step: int) -> dict[str, Any]:
-        """Reads all that a checkpoint holds, and returns its metadata.
+        """Reads and checks a whole checkpoint, and returns its metadata.
 
         Raises:
-          DamagedCheckpoint: the checkpoint is not whole.
+          DamagedCheckpoint: the checkpoint is not intact.
         """
         handler = ocp.StandardCheckpointHandler()
         try:
@@ -185,11 +196,15 @@ class Checkpoints:
         return self._read(step, templates)[1]
 
     def params(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """Returns the weights of a step, in the shape of `template`, and its metadata.
+        """Returns the weights and the metadata of a step.
+
+        Args:
+          step: step of the checkpoint.
+          template: weights with the expected structure and shapes.
 
         Raises:
-          DamagedCheckpoint: the checkpoint is not whole.
-          UserError: the checkpoint has other shapes.
+          DamagedCheckpoint: the weights or the metadata are not intact.
+          UserError: the shapes in the checkpoint differ from those of `template`.
         """
         items, metadata = self._read(step, {"params": template})
         return items["params"], metadata
@@ -198,7 +213,7 @@ class Checkpoints:
         """Returns the metadata of a step.
 
         Raises:
-          DamagedCheckpoint: the metadata is not whole.
+          DamagedCheckpoint: the metadata is not intact.
         """
         return self._read(step, {})[1]
 
@@ -214,10 +229,10 @@ class Checkpoints:
             return None
 
     def _newest(self, read: Callable[[int], Any]) -> tuple[Any, list[DamagedCheckpoint]]:
-        """Returns what `read` returns for the newest step that is whole, and the errors of newer steps.
+        """Returns the result of `read` for the newest intact step, and the errors of newer steps.
 
         Raises:
-          DamagedCheckpoint: no step is whole.
+          DamagedCheckpoint: `read` fails for every step.
         """
         steps, errors = self.steps, []
         for step in reversed(steps):
@@ -226,7 +241,8 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 errors.append(error)
         if errors:
-            raise DamagedCheckpoint(f"{errors[0]}; so is every other; restore one", errors[0].step)
+            message = f"{errors[0]}; no other checkpoint is intact; restore one"
+            raise DamagedCheckpoint(message, errors[0].step)
         return None, []
 
     def _read(self, step, templates):
@@ -241,14 +257,17 @@ class Checkpoints:
             if metadata["sha256"] != seal(metadata):
                 raise UserError("its metadata was damaged or edited")
             if metadata["step"] != step:
-                raise UserError(f"it is the checkpoint of step {metadata['step']}")
+                raise UserError(f"its metadata is that of step {metadata['step']}")
             misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
             damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
         except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
             raise _unreadable(place, error) from error
         if misshapen:
             names = ", ".join(misshapen)
-            raise UserError(f"checkpoint {place} has other shapes: {names}; restore the run's config.json")
+            raise UserError(
+                f"checkpoint {place} does not fit the model of config.json: the shapes of {names} differ; "
+                "restore the run's config.json"
+            )
         if damaged:
             names = ", ".join(damaged)
             raise DamagedCheckpoint(f"checkpoint {place} is damaged: {names}", step)
@@ -256,10 +275,10 @@ class Checkpoints:
 
 
 def read_identity(folder: Path) -> dict[str, str] | None:
-    """Returns `Checkpoints.identity`; None if there is no such folder.
+    """Returns the identity of the task in a folder of checkpoints; None if the folder does not exist.
 
     Raises:
-      UserError: see `Checkpoints.identity`, or the folder is a file.
+      UserError: no checkpoint has intact metadata, or the folder is a file.
     """
     if not folder.exists():
         return None
@@ -273,14 +292,14 @@ def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
 
 
 def _set_aside(path: Path) -> None:
-    """Renames a damaged checkpoint, which Orbax then does not take for one. Replaces an earlier one."""
+    """Renames a damaged checkpoint, so that Orbax ignores it. Replaces an earlier one of the same step."""
     aside = path.with_name(f"{path.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
 
 
 def _by_path(opt_state: PyTree) -> dict[str, Any]:
-    """Returns an optimizer's state as a flat dict, since Orbax knows no NamedTuples, masks or empty states.
+    """Returns an optimizer's state as a flat dict, since Orbax stores no NamedTuples, masks or empty states.
 
     The leading number keeps the order of the leaves when Orbax sorts the names.
     """
@@ -292,7 +311,7 @@ def _by_path(opt_state: PyTree) -> dict[str, Any]:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each path. Orbax restores any stored shape, so the caller compares the shapes."""
+    """Returns the shape of each leaf. Orbax does not compare shapes with the template; the caller must."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
@@ -311,7 +330,7 @@ def average(trees: Iterable[PyTree]) -> PyTree:
     """Returns the mean of trees of weights (paper, section 6.1), computed in float64.
 
     Args:
-      trees: one or more trees. Memory holds one of them at a time, besides the sum.
+      trees: one or more trees. Besides the sum, only one tree is in memory at a time.
     """
     total, dtypes, count = None, None, 0
     for tree in trees:

@@ -1,4 +1,4 @@
-"""Recognizes training that has diverged, and says which step and which examples to look at."""
+"""Detection of diverged training. The report names the step and its examples."""
 
 import math
 from pathlib import Path
@@ -21,20 +21,20 @@ class BadStep(ArithmeticError):
     """An update whose loss or gradient is not finite.
 
     Attributes:
-      step: the update, counted from 1.
-      loss: its mean loss.
-      gradient_norm: the norm of its gradient.
+      step: number of the update, counted from 1.
+      loss: mean loss of the update.
+      gradient_norm: norm of the gradient of the update.
     """
 
     def __init__(self, step: int, loss: float, gradient_norm: float):
-        super().__init__(f"the loss of step {step} is {loss}, and the norm of its gradient {gradient_norm}")
+        super().__init__(f"the loss of step {step} is {loss}, and its gradient norm is {gradient_norm}")
         self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
 
 
 def record_divergence(
     bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig
 ) -> Diverged:
-    """Stores the step and the numbers of its examples in `diverged.json`, and returns the error."""
+    """Stores the step and the indices of its examples in `diverged.json`, and returns the error."""
     path = folder / DIVERGED_FILE
     values: dict[str, Any] = {
         "step": bad_step.step,
@@ -43,7 +43,7 @@ def record_divergence(
         "examples": examples,
     }
     write_json(path, values)
-    return Diverged(f"training diverged: {bad_step} (its examples are in {path}); {_advice(folder, config)}")
+    return Diverged(f"training diverged: {bad_step} ({path} lists its examples); {_advice(folder, config)}")
 
 
 def check_validation(
@@ -51,8 +51,9 @@ def check_validation(
 ) -> Diverged | None:
     """Returns an error if a validation shows that training has diverged.
 
-    After the warm-up, a model has diverged if it is worse, by more than `MARGIN`, than one that predicts all
-    tokens with equal probability. A new model may be worse by less. The last validation always counts.
+    Training has diverged if the criterion is not finite. After the warm-up, or at the last step, it has also
+    diverged if the criterion exceeds `uniform` by more than `MARGIN`. The margin allows for a model that is
+    hardly trained.
 
     Args:
       step: number of updates.
@@ -65,7 +66,7 @@ def check_validation(
     is_warm = step >= min(config.optimizer.warmup_steps, config.train.steps)
     if math.isfinite(criterion) and (uniform is None or criterion <= uniform + MARGIN or not is_warm):
         return None
-    limit = "" if uniform is None else f", and {uniform:.4f} for a model that has learned nothing"
+    limit = "" if uniform is None else f", compared with {uniform:.4f} for a model that has learned nothing"
     return Diverged(
         f"training diverged: the validation loss of step {step} is {criterion:.4f}{limit}; "
         f"{_advice(folder, config)}"
@@ -75,5 +76,5 @@ def check_validation(
 def _advice(folder: Path, config: ExperimentConfig) -> str:
     return (
         f"delete {folder} or name another --workdir, and start with a lower --config.optimizer.learning_rate "
-        f"or more than {config.optimizer.warmup_steps} --config.optimizer.warmup_steps"
+        f"or a --config.optimizer.warmup_steps above {config.optimizer.warmup_steps}"
     )

@@ -29,10 +29,10 @@ class Observer(Protocol):
     """Shows the progress of a run."""
 
     def step(self, step: int) -> None:
-        """Is called after an update was handed to the devices."""
+        """Called after an update was dispatched to the devices."""
 
     def record(self, record: Record) -> None:
-        """Is called after a record was written."""
+        """Called after a record was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Patience:
     """Ends a run whose validation criterion has stopped falling.
 
     Attributes:
-      limit: number of validations in a row without a lower value that end the run; None if there is no limit.
+      limit: the run ends after this many consecutive validations without a lower value; if None, it does not.
       best: the lowest value; None before the first validation.
       stale: number of validations since the lowest value.
     """
@@ -79,7 +79,7 @@ class Patience:
 
     @property
     def exhausted(self) -> bool:
-        """True once `limit` validations in a row brought no lower value."""
+        """True once `limit` consecutive validations brought no lower value."""
         return self.limit is not None and self.stale >= self.limit
 
 
@@ -91,7 +91,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     initial_weights: PyTree | None = None,
 ) -> Outcome:
-    """Trains a run to its end, from the latest checkpoint on if there is a checkpoint.
+    """Trains a run to its end. Resumes from the latest checkpoint if there is one.
 
     Writes checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU, a run that was stopped and
     resumed has the same weights as an uninterrupted run, bit for bit.
@@ -112,7 +112,7 @@ def train(
     log.info("%d steps per epoch", task.steps_per_epoch)
     parallelism = make_parallelism(config.train.parallelism)
     hyperparameters = Hyperparameters.from_config(config)
-    # `task.init` draws the weights with the key of the seed itself, so the steps use another key.
+    # `task.init` draws the weights with the key of the seed itself, so the steps use a different key.
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     train_step = make_train_step(task.loss, config, parallelism)
     eval_step = make_eval_step(task.loss, parallelism)
@@ -168,7 +168,7 @@ def train(
             if validate or stop:
                 stop = stop or should_stop()  # a validation may take long
                 if not (folder / "metrics.jsonl").exists():
-                    raise UserError(f"{folder} was deleted during the training; start it again")
+                    raise UserError(f"{folder} was deleted during the training; start the training again")
                 writer.flush()
                 metadata = {
                     "identity": identity,
@@ -214,7 +214,7 @@ def _resume(
     for name, current in identity.items():
         if (stored := stored_identity.get(name)) != current:
             raise UserError(
-                f"{folder} was trained with another {name} ({stored}, now {current}); "
+                f"the {name} has changed since {folder} was trained (from {stored} to {current}); "
                 f"restore the original {name}, or train in another folder"
             )
     state, metadata = checkpoints.restore(state)

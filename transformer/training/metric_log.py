@@ -1,4 +1,4 @@
-"""Records of a run. metrics.jsonl is the original; tensorboard/ shows the same records."""
+"""Records of a run's metrics. metrics.jsonl has the records; tensorboard/ is a view of them."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def add_totals(totals: Iterable[Totals]) -> dict[str, float]:
 class Meter:
     """Adds up the steps since the last record.
 
-    Totals stay on the device until a record is requested, so the host does not wait between two records.
+    Totals stay on the device until a record is requested, so between records the host does not wait for it.
     """
 
     def __init__(self, task: Trainable, num_steps: int, tokens_seen: int):
@@ -44,13 +44,13 @@ class Meter:
         self._started = time.perf_counter()
 
     def add(self, totals: Totals, info: StepInfo) -> None:
-        """Counts a step."""
+        """Adds a step."""
         self._steps.append((totals, info))
 
     def record(self, step: int) -> Record:
         """Returns the record of the interval that ends at `step`, and starts a new one.
 
-        The figures are those of the applied updates. If none was applied, there are no losses.
+        The record covers only updates that were applied. If all were skipped, it has no losses.
 
         Raises:
           BadStep: the loss or the gradient of a step is not finite, and the update was applied.
@@ -103,7 +103,7 @@ class MetricsWriter:
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def flush(self) -> None:
-        """Writes all records to the disk, so that a process that is killed later loses none."""
+        """Writes all buffered records to disk, so that none is lost if the process is killed."""
         self._board.flush()
 
     def close(self) -> None:

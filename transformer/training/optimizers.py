@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules (paper, section 5.3), as optax transformations.
 
-An entry of `OPTIMIZERS` is called inside the traced step. The schedule depends on the traced peak, so the
-learning rate can change without a recompilation, and any optax transformation can be used unchanged.
+An entry of `OPTIMIZERS` is called inside the traced step. The peak learning rate is a traced argument of the
+schedule, so it can change without a recompilation. Any optax transformation can be an entry.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def cosine(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedul
 
 
 def wsd(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
-    """Warm-up, stable, decay: the last `decay_steps` fall linearly, to 0 after the last (Hu et al. 2024).
+    """Warm-up, stable peak, linear decay over `decay_steps` to 0 after the last step (Hu et al. 2024).
 
     Differs from the paper: the decay.
     """
@@ -75,7 +75,7 @@ def _require_steps(needed: int, num_steps: int, fields: str) -> None:
         raise UserError(f"{fields} is {needed}; it must be at most train.steps ({num_steps})")
 
 
-# (config, peak learning rate, train.steps) -> the learning rate, given the number of updates done.
+# (config, peak learning rate, train.steps) -> function from the number of updates done to the learning rate.
 SCHEDULES: dict[str, Callable[[OptimizerConfig, Peak, int], optax.Schedule]] = {
     "paper": paper,
     "constant": constant,
@@ -107,8 +107,8 @@ def adamw(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Gradi
 def muon(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the kernels of dense layers; all other weights take Adam.
 
-    The momentum of a kernel is orthogonalized before it is applied. Muon and Adam have Nesterov momentum.
-    Only kernels decay.
+    The momentum of a kernel is orthogonalized before it is applied. Both Muon and Adam use Nesterov momentum.
+    Weight decay applies only to kernels.
 
     Differs from the paper: the optimizer.
     """

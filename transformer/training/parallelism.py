@@ -1,4 +1,4 @@
-"""Parallelism over devices. A step is written for one device; a parallelism sums over several devices.
+"""Parallelism over devices. Steps are written for one device; a `Parallelism` runs them on several.
 
 Each device gets some rows of a batch. States are replicated and stay plain trees, so a checkpoint does not
 depend on the devices.
@@ -22,7 +22,7 @@ class Parallelism(Protocol):
         """Compiles a function of four arguments. Only the second argument, the batch, is split."""
 
     def put(self, tree: Any) -> Any:
-        """Moves a state to its devices, in the form in which the compiled functions return it."""
+        """Moves a state to its devices, with the sharding that compiled functions return."""
 
     def reduce(self, tree: Any) -> Any:
         """Sums over the devices, inside a compiled function."""

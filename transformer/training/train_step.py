@@ -29,12 +29,12 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Figures of an update that are not in its totals.
+    """Measurements of an update besides its totals.
 
     Attributes:
       gradient_norm: norm of the gradient of the mean loss, before clipping.
       learning_rate: the learning rate.
-      skipped: whether the update was left out because its gradient is not finite.
+      skipped: whether the update was skipped because its gradient is not finite.
       layer_norms: the norm of each part of the gradient, if `train.diagnostics`; see `layer_norms`.
     """
 
@@ -65,8 +65,8 @@ def init_state(params: PyTree, config: ExperimentConfig) -> TrainState:
 def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Parallelism) -> TrainStep:
     """Compiles one update.
 
-    Losses and gradients are summed over the parts of a batch and over the devices, and divided once, by the
-    count of the whole batch. So the update does not depend on how the batch was split.
+    Losses and gradients are summed over the parts of a batch and over the devices, then divided once by the
+    count of the whole batch, so the update does not depend on how the batch was split.
     """
 
     def train_step(state, batch, key, hyperparameters):
@@ -93,7 +93,7 @@ def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Para
 
 
 def layer_norms(gradients: PyTree) -> dict[str, Float[Array, ""]]:
-    """Returns the norm of the gradient of each layer, by the first two names of the path of its weights."""
+    """Returns the gradient norm of each layer, named by the first two keys in the paths of its weights."""
     parts: dict[str, list[Array]] = {}
     for path, gradient in jax.tree_util.tree_flatten_with_path(gradients)[0]:
         parts.setdefault(jax.tree_util.keystr(path[:2], simple=True, separator="."), []).append(gradient)

@@ -30,7 +30,7 @@ class Hyperparameters(NamedTuple):
 # which is minimized, and "count" (of target tokens or examples), which divides the gradient of the loss.
 Totals = dict[str, Float[Array, ""]]
 
-# (params, batch, key, hyperparameters) -> (summed loss, totals); without a key, no dropout.
+# (params, batch, key, hyperparameters) -> (summed loss, totals); if the key is None, no dropout.
 LossFn = Callable[[PyTree, PyTree, Key[Array, ""] | None, Hyperparameters], tuple[Float[Array, ""], Totals]]
 
 
@@ -40,8 +40,8 @@ class Trainable(abc.ABC):
     `transformer.tasks` has the tasks that a config can name.
 
     Attributes:
-      identity: names of the config, the data and the vocabulary. A checkpoint can be resumed only if all are
-        equal.
+      identity: names or digests of the config, the data and the vocabulary. A checkpoint can be resumed only
+        by a task with an equal identity.
       metadata: JSON data stored in each checkpoint; `Task.load_model` reads it.
       steps_per_epoch: number of updates that use every example once.
       criterion: the entry of `summary` that ranks checkpoints and ends training early; lower is better.
@@ -63,7 +63,7 @@ class Trainable(abc.ABC):
     def loss(
         self, params: PyTree, batch: PyTree, key: Key[Array, ""] | None, hyperparameters: Hyperparameters
     ) -> tuple[Float[Array, ""], Totals]:
-        """Returns the summed loss of a batch and its totals; traced, see `LossFn`."""
+        """Returns the summed loss of a batch and its totals; see `LossFn`. This method is traced."""
 
     @abc.abstractmethod
     def batches(self, first_step: int) -> Iterator[PyTree]:
@@ -71,7 +71,7 @@ class Trainable(abc.ABC):
 
     @abc.abstractmethod
     def example_ids(self, step: int) -> list[int]:
-        """Returns the numbers of the training examples in the batch of a step, from 0."""
+        """Returns the indices of the training examples in the batch of a step. The first step is 0."""
 
     @abc.abstractmethod
     def validation_batches(self) -> Iterator[PyTree]:
@@ -79,8 +79,8 @@ class Trainable(abc.ABC):
 
     @abc.abstractmethod
     def summary(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Returns figures that follow from totals: at least the mean "loss", and the criterion."""
+        """Computes metrics from totals: at least the mean "loss" and the criterion."""
 
     def diagnostics(self, params: PyTree) -> dict[str, float]:
-        """Returns figures that explain how the model works, for the records if `train.diagnostics`."""
+        """Returns metrics of how the model works, which are recorded if `train.diagnostics` is true."""
         return {}
