@@ -28,8 +28,8 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
 # A background job of a shell script ignores Ctrl-C. Without this line, processes that tests start from such a
 # job would ignore Ctrl-C too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Likewise, processes that tests start under nohup would ignore that their terminal is closed. A handler, unlike
-# an ignored signal, is not inherited.
+# Likewise, processes that tests start under nohup would ignore SIGHUP: processes inherit ignored signals, but
+# not handlers.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 

@@ -93,7 +93,7 @@ def test_key_and_value_width_are_d_k_and_d_v_if_set():
         ({"optimizer": {"weight_decay": -1.0}}, "optimizer.weight_decay is -1.0; it must be at least 0"),
         (
             {"optimizer": {"weight_decay": 0.1}},
-            "optimizer.weight_decay is 0.1; it must be 0 with optimizer.name=adam; adamw and muon decay weights",
+            "optimizer.weight_decay is 0.1; it must be 0 with optimizer.name=adam; only adamw and muon decay weights",
         ),
         ({"train": {"steps": 0}}, "train.steps is 0; it must be at least 1"),
         ({"train": {"patience": 0}}, "train.patience is 0; it must be at least 1"),
@@ -125,8 +125,11 @@ def test_a_bad_value_gives_a_one_line_error(values, message):
     [
         ("num_layers", "unknown config key num_layers; did you mean model.num_layers?"),
         ("model.positon", "unknown config key model.positon; did you mean model.positions?"),
-        ("model", "model is a group of fields; write one of them, such as model.kind"),
-        ("data.options", "data.options is a group of fields; write one of them, such as data.options.NAME"),
+        ("model", "model is a group of fields; name one of its fields, such as model.kind"),
+        (
+            "data.options",
+            "data.options is a group of fields; name one of its fields, such as data.options.NAME",
+        ),
         ("zzz", "unknown config key zzz; docs/family.md"),
     ],
 )
@@ -181,7 +184,7 @@ def test_every_section_is_frozen():
                 section.section_field = 1
 
 
-def test_a_field_declares_either_values_of_the_paper_or_why_the_paper_has_none():
+def test_a_field_declares_either_the_values_of_the_paper_or_a_reason_why_it_has_none():
     for declaration in declarations(ExperimentConfig).values():
         assert bool(declaration.paper) != bool(declaration.not_in_paper)
         assert all(values for values in declaration.paper.values())

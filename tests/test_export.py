@@ -1,6 +1,6 @@
 """The training step and the search of every config can be lowered for CPU, CUDA and TPU.
 
-No such hardware is needed.
+Lowering needs no such hardware.
 """
 
 import functools
@@ -23,7 +23,7 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Fields that do not change a compiled program, which takes them as arguments or does not use them.
+# Fields that do not change compiled programs: the programs take them as arguments or do not use them.
 NOT_COMPILED = {"learning_rate", "label_smoothing", "dropout_rate", "seed", "steps"}
 
 
@@ -33,9 +33,9 @@ def batch_shapes(num_rows, length) -> Batch:
 
 
 def compiled_fields(config: ExperimentConfig, sizes: bool) -> str:
-    """The fields that determine a config's compiled programs.
+    """The fields that determine the compiled programs of a config, as JSON.
 
-    Without `sizes`, integers are left out and only the programs' structure counts.
+    If not `sizes`, integers are omitted, so that programs with the same structure have the same fields.
     """
     sections = [to_dict(config)[name] for name in ("model", "optimizer", "train", "decode")]
     fields = {key: value for section in sections for key, value in section.items() if key not in NOT_COMPILED}
@@ -44,9 +44,9 @@ def compiled_fields(config: ExperimentConfig, sizes: bool) -> str:
 
 
 def cases(smoke: bool) -> list[str]:
-    """The full-size configs, one per distinct program.
+    """Configs with distinct programs.
 
-    With `smoke`, the small configs, one per program structure.
+    If `smoke`, the small configs, one per program structure; otherwise, the full-size configs, one per program.
     """
     distinct = {}
     for path in FILES:

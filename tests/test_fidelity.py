@@ -1,4 +1,4 @@
-"""Departures of a config from the paper: all departures are listed, and nothing else is."""
+"""Departures of a config from the paper: the list is complete and has nothing else."""
 
 import importlib
 from pathlib import Path

@@ -58,7 +58,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_held_lock_is_refused_until_it_is_released(tmp_path):
+def test_a_lock_cannot_be_taken_while_another_holder_has_it(tmp_path):
     folder = tmp_path / "above" / "folder"
     with (
         lock(folder, wait=True),
@@ -143,9 +143,9 @@ def test_json_is_strict(tmp_path, value):
 
 
 @pytest.mark.parametrize("content", ["[]", "1", '"text"', "null"])
-def test_json_of_another_shape_is_refused(tmp_path, content):
+def test_json_that_is_not_an_object_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(UserError, match="x.json has no JSON object, but .*; restore it or delete it"):
+    with pytest.raises(UserError, match="x.json has .* instead of a JSON object; restore it or delete it"):
         read_json(tmp_path / "x.json")
 
 
@@ -195,7 +195,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 def test_a_pipe_in_a_run_folder_is_refused(tmp_path):
-    """Reading it would wait forever."""
+    """Reading a pipe would wait forever."""
     (tmp_path / "run" / "eval").mkdir(parents=True)
     os.mkfifo(tmp_path / "run" / "eval" / "test.json")
     with pytest.raises(UserError, match=r"test\.json is neither a file nor a folder; delete it"):
@@ -205,7 +205,7 @@ def test_a_pipe_in_a_run_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a\0", "a\n", "a\\b", "x" * 201]
 )
-def test_a_name_that_is_no_plain_file_name_is_refused(name):
+def test_a_name_that_is_not_a_plain_file_name_is_refused(name):
     with pytest.raises(UserError, match="--name is .*; it must be a plain file name"):
         path_component(name, "--name")
 

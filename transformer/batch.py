@@ -1,4 +1,4 @@
-"""Batches of tokens: what the data pipeline makes and the models read."""
+"""Batches of tokens, which the data pipeline makes and the models read."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,9 @@
 """Experiment configuration. Defaults are the paper's base model.
 
-Each field is declared once, with `option`: its default, the values that the paper reports for the field,
-whether the field affects the result, and when the field is read. `fidelity`, the hash of a run and the
-commands read these declarations. This module refuses values that are never valid. A field that holds a name
-(of a data set or a position scheme) is checked against the dict that defines the names.
+`option` declares each field: its default, the values that the paper reports for it, whether it affects the
+result, and when it is read. `fidelity`, `result_hash` and the commands use these declarations. This module
+rejects values that are invalid in every config. Names, such as that of a position scheme, are checked
+elsewhere, against the dict that defines them.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ class ModelConfig(Section):
         paper={"section 3.1": [6], "Table 3, row C": [2, 4, 8]},
         read_if=lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
     )
-    # If None, num_layers; the same holds for decoder_layers.
+    # Depths of the encoder and of the decoder; if None, num_layers.
     encoder_layers: int | None = option(
         None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
     )
@@ -143,7 +143,8 @@ class ModelConfig(Section):
         paper={"section 3.5": ["sinusoidal"], "Table 3, row E": ["learned"]},
         read_if=_has_attention_layers,
     )
-    # Rows of a learned position table. `overflow` applies from this position on at the latest.
+    # Rows of a learned position table. `overflow` applies from this position on, or from the length of the
+    # longest training sequence on if that is smaller.
     max_positions: int = option(
         1_024,
         not_in_paper="the paper does not say how many positions it learns; sinusoids have no end",
@@ -156,7 +157,7 @@ class ModelConfig(Section):
         paper={"section 3.5": [Rule("sinusoids continue"), "extrapolate"]},
         changeable=True,
         read_if=_has_attention_layers,
-        departs_if=lambda config: config.model.overflow != "error",  # a refusal changes no result
+        departs_if=lambda config: config.model.overflow != "error",  # an error changes no result
     )
     # Largest distance that `relative` and `t5_bias` distinguish; if None, the default of the position scheme.
     max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
@@ -166,13 +167,13 @@ class ModelConfig(Section):
     residual: str = option("post_norm", paper={"section 3.1": ["post_norm"]}, read_if=_has_attention_layers)
     # A name in model.layers.FEED_FORWARDS.
     feed_forward: str = option("relu", paper={"section 3.3": ["relu"]}, read_if=_has_attention_layers)
-    # Whether a gated feed-forward layer has width 2/3 d_ff, and so as many parameters as one without a gate.
+    # Whether a gated feed-forward layer has width 2/3 d_ff and thus as many parameters as an ungated layer.
     equal_parameters: bool = option(
         False,
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
     )
-    # A name in model.embedding.EMBEDDINGS, which selects the matrices that are shared.
+    # A name in model.embedding.EMBEDDINGS; selects which embedding matrices are shared.
     embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
     # A name in model.recurrent.CELLS, for recurrent kinds.
     cell: str = option(
@@ -193,7 +194,7 @@ class ModelConfig(Section):
             self.kind.startswith("recurrent")
             or self.d_model % self.num_heads == 0
             or None not in (self.d_k, self.d_v),
-            f"a multiple of model.num_heads ({self.num_heads}) unless d_k and d_v are given",
+            f"a multiple of model.num_heads ({self.num_heads}) unless model.d_k and model.d_v are set",
         )
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
 
@@ -239,9 +240,9 @@ class DataConfig(Section):
     )
     # SentencePiece model type: bpe, unigram or char.
     tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
-    # Number of tokens in the vocabulary that both languages share, special tokens included.
+    # Size of the vocabulary, which both languages share; special tokens included.
     vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
-    # Whether the vocabulary has 256 tokens for the bytes of characters that have no token.
+    # Whether the vocabulary has 256 byte tokens, which encode characters without a token of their own.
     byte_fallback: bool = option(False, paper={"section 5.1": [False]})
     # Tokens per packed row. Training pairs with a longer side are dropped, and the log says how many.
     row_length: int = option(256, not_in_paper="the paper does not say which pairs are too long to train on")
@@ -279,7 +280,7 @@ class OptimizerConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: config.optimizer.schedule not in ("paper", "constant", "cosine"),
     )
-    beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # momentum of sgd
+    beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # with sgd, the momentum
     beta2: float = option(
         0.98, paper={"section 5.3": [0.98]}, read_if=lambda config: config.optimizer.name != "sgd"
     )
@@ -294,8 +295,8 @@ class OptimizerConfig(Section):
     )
     # Largest global norm of the gradient of the mean loss; if None, no clipping.
     clip_norm: float | None = option(None, paper={"section 5.3": [Rule("no clipping")]})
-    # Largest number of updates in a row that are left out because their gradient is not finite.
-    skip_nonfinite: int = option(0, not_in_paper="has no effect unless training would fail")
+    # Largest number of consecutive updates that may be skipped because their gradient is not finite.
+    skip_nonfinite: int = option(0, not_in_paper="has an effect only if training would fail otherwise")
 
     def __post_init__(self):
         self._at_least(1, "warmup_steps", "decay_steps")
@@ -308,28 +309,28 @@ class OptimizerConfig(Section):
         self._require(
             "weight_decay",
             self.weight_decay == 0 or self.name not in ("adam", "sgd"),
-            f"0 with optimizer.name={self.name}; adamw and muon decay weights",
+            f"0 with optimizer.name={self.name}; only adamw and muon decay weights",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
-    """Length of training, batches and records (paper, sections 5.1, 5.2 and 5.4)."""
+    """Training length, batches, logging and checkpoints (paper, sections 5.1, 5.2 and 5.4)."""
 
     section: ClassVar[str] = "train"
 
-    seed: int = option(0, not_in_paper="the paper does not say")
+    seed: int = option(0, not_in_paper="the paper reports no seed")
     steps: int = option(100_000, paper={"section 5.2": [100_000, 300_000]})
     # Target tokens per step, on average, padding not counted.
     batch_tokens: int = option(25_000, paper={"section 5.1": [25_000]})
-    # Number of parts into which the rows of a step are cut, to save memory.
+    # Number of parts into which a batch is split to save memory (gradient accumulation).
     accumulation: int = option(1, not_in_paper=_CHANGES_ROUNDING)
     # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_NOTHING, affects_result=False)
     log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # in steps
-    # Whether records have the gradient norm of each layer, and the entropy of its attention weights.
+    # Whether to log the gradient norm of each layer and the entropy of its attention weights.
     diagnostics: bool = option(False, not_in_paper=_CHANGES_NOTHING, affects_result=False)
     # Steps between validations; each writes a checkpoint.
     validate_every: int = option(
@@ -337,12 +338,12 @@ class TrainConfig(Section):
         paper={"sections 5.2 and 6.1: every 10 minutes": [1_500, 600]},
         departs_if=lambda config: config.decode.average_last > 1,
     )
-    # Training ends after this many validations in a row without a lower loss (without label smoothing); if
-    # None, training never ends early.
+    # Training ends once the validation loss, without label smoothing, has not fallen in this many consecutive
+    # validations; if None, training never ends early.
     patience: int | None = option(None, paper={"section 5.2": [Rule("no early end")]})
-    # stop or warn: what happens when training has diverged but its numbers are finite.
+    # Reaction if training has diverged although its losses are finite: stop or warn.
     on_divergence: str = option("stop", not_in_paper=_CHANGES_NOTHING, affects_result=False)
-    # Checkpoints kept besides the best.
+    # Number of latest checkpoints to keep. The best checkpoint is kept, too.
     keep_last: int = option(
         10, not_in_paper="decode.average_last selects the checkpoints that are used", affects_result=False
     )
@@ -355,7 +356,7 @@ class TrainConfig(Section):
         self._require("on_divergence", self.on_divergence in ("stop", "warn"), "stop or warn")
 
 
-# These fields may be changed after training.
+# Declares a field that may be changed after training.
 search_option = functools.partial(option, changeable=True)
 
 
@@ -391,7 +392,7 @@ class DecodeConfig(Section):
     average_last: int = search_option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]})
     # Source tokens per batch of a search or a validation, padding included; two batches are searched at once.
     batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_ROUNDING)
-    # Tokens of the longest source that is translated in one go, EOS included. A longer source is split.
+    # Longest source that is translated whole, in tokens, EOS included. A longer source is split.
     max_source_length: int = search_option(
         1_024, not_in_paper="the paper does not say what it does with long sources"
     )
@@ -419,7 +420,7 @@ class DecodeConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides the result of a run."""
+    """The complete config of a run."""
 
     # A name in tasks.TASKS.
     task: str = option("translation", paper={"section 6.1": ["translation"]})
@@ -463,7 +464,7 @@ def check_key(key: str) -> None:
     """Checks that a dotted key names a config field. Keys of `data.options` are checked elsewhere.
 
     Raises:
-      UserError: no config has the key.
+      UserError: there is no such field, or the key names a group of fields.
     """
     if key.startswith("data.options."):
         return
@@ -472,12 +473,14 @@ def check_key(key: str) -> None:
     if key in known:
         return
     if members := [name for name in known if name.startswith(f"{key}.")]:
-        raise UserError(f"{key} is a group of fields; write one of them, such as {members[0]}")
+        raise UserError(f"{key} is a group of fields; name one of its fields, such as {members[0]}")
     raise unknown_key(key, known)
 
 
 def result_hash(config: ExperimentConfig, options_type: type | None = None) -> str:
-    """Returns the SHA-256 digest of all fields that affect the result. Folder names have its first 8 digits.
+    """Returns the SHA-256 digest of all fields that affect the result.
+
+    The names of run folders contain its first 8 digits.
 
     Args:
       config: a config with complete `data.options`, as `tasks.resolve` returns it.

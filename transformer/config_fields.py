@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class UserError(ValueError):
-    """An error that a user can cause and mend. The message is one line that says how.
+    """An error that the user can correct. The message is one line: what is wrong, and what to do.
 
     Attributes:
-      exit_status: the status with which a command ends.
+      exit_status: exit status of a command that raises the error.
     """
 
     exit_status = 2
@@ -51,10 +51,10 @@ class Declaration(NamedTuple):
 
     Attributes:
       paper: maps each place in the paper, such as a section, to the values reported there.
-      not_in_paper: if the paper reports no value, the reason why no value is a departure from the paper.
+      not_in_paper: if the paper reports no value, the reason why every value agrees with the paper.
       affects_result: whether a different value changes the trained model or its scores.
       changeable: whether a trained run may be used with a different value.
-      read_if: conditions under which the field has an effect; all must hold.
+      read_if: conditions under which the field has an effect; all must be true.
       departs_if: condition under which an unreported value is a departure from the paper.
     """
 
@@ -77,7 +77,7 @@ def option(
     departs_if: Condition = lambda config: True,
     default_factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """Declares a config field; see `Declaration`. Exactly one of `paper` and `not_in_paper` is given."""
+    """Declares a config field; see `Declaration`. Takes either `paper` or `not_in_paper`."""
     if bool(paper) == bool(not_in_paper):
         raise TypeError("`paper` and `not_in_paper` are both given or both missing; give one of them")
     conditions = read_if if isinstance(read_if, tuple) else (read_if,)
@@ -92,7 +92,7 @@ def option(
 
 
 class Section:
-    """Checks that all groups of fields share. `section` is the prefix of the fields in dotted keys."""
+    """Base class of a group of fields, with checks. `section` is the prefix of the fields in dotted keys."""
 
     section: ClassVar[str]
 
@@ -106,7 +106,7 @@ class Section:
             self._require(field, value is None or value >= least, f"at least {least}")
 
     def _seed(self) -> None:
-        # JAX drops the higher bits of a seed, so a larger seed would repeat a smaller one.
+        # JAX drops the higher bits of a seed, so larger seeds would repeat the runs of smaller ones.
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
 
     def _fraction(self, *fields: str) -> None:
@@ -126,7 +126,7 @@ def declarations(cls: type, prefix: str = "") -> dict[str, Declaration]:
 
 
 def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Builds a dataclass of options from values, whose types are checked.
+    """Checks the types of values, and builds a dataclass from them.
 
     Args:
       cls: the dataclass.
@@ -148,7 +148,7 @@ def unknown_key(key: str, known: Sequence[str]) -> UserError:
     """Returns the error for a key that does not exist. The message names a similar key, if there is one."""
     section, _, name = key.rpartition(".")
     siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
-    for candidates in (siblings, known):  # a similar key in the same section is more likely meant
+    for candidates in (siblings, known):  # prefers similar keys in the same section
         names = {candidate.rpartition(".")[2]: candidate for candidate in candidates}
         if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
             return UserError(f"unknown config key {key}; did you mean {names[near[0]]}?")
@@ -159,10 +159,10 @@ _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
 
 
 def from_text(kind: Any, text: str, field: str) -> Any:
-    """Reads a value of a field's type from the text of a flag.
+    """Converts the text of a flag to the type of a field.
 
     Raises:
-      UserError: the text is no value of this type.
+      UserError: the text cannot be converted.
     """
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if text in ("None", "null") and types.NoneType in allowed:

@@ -17,7 +17,7 @@ from transformer.config import (
     to_dict,
 )
 
-# Values that belong together: the vocabulary of each pair of languages.
+# The target language and the vocabulary that the paper reports for each data set.
 PAIRS: dict[str, dict[str, Any]] = {
     "wmt14_translate/de-en": {"data.target": "de", "data.tokenizer": "bpe", "data.vocab_size": 37_000},
     "wmt14_translate/fr-en": {
@@ -48,11 +48,11 @@ def is_read(field: str, config: ExperimentConfig) -> bool:
 
 
 def departures(config: ExperimentConfig, options_type: type | None = None) -> list[str]:
-    """Returns one line per departure. Each line begins with a field. The paper's configs give no lines.
+    """Returns one line per departure. Each line begins with the name of a field.
 
     Args:
       config: a config with complete `data.options`, as `tasks.resolve` returns it.
-      options_type: the dataclass that declares the options of the data set; if None, they are not compared.
+      options_type: the dataclass that declares `data.options`; if None, the options are not compared.
     """
     declared = declarations(ExperimentConfig)
     if options_type is not None:

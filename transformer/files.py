@@ -23,7 +23,7 @@ from transformer.config import UserError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-MAX_NAME_BYTES = 200  # most systems allow 255, but names get endings
+MAX_NAME_BYTES = 200  # most systems allow 255, but suffixes are appended
 NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries written in C++ repeat the system's message, NumPy reports how much it wrote, and TFDS checks the
@@ -34,7 +34,9 @@ DISK_FULL_MESSAGES = re.compile(
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Writes a file completely or not at all; text is written as UTF-8. Replaces a symbolic link.
+    """Writes a file completely or not at all; text is written as UTF-8.
+
+    If `path` is a symbolic link, the file replaces the link.
 
     Raises:
       UserError: the disk is full.
@@ -50,16 +52,16 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 def refuse_links(folder: Path) -> None:
     """Checks that a run or study folder has only files and folders.
 
-    A symbolic link could lead out of the folder, and reading a pipe could wait forever. The folder itself may
-    be reached by a link.
+    A symbolic link could lead out of the folder, and reading a pipe could wait forever. The path of
+    the folder itself may contain links.
 
     Raises:
-      UserError: there is something else.
+      UserError: the folder has anything else, such as a symbolic link.
     """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = os.path.join(place, name)
-            with contextlib.suppress(FileNotFoundError):  # a process at work has deleted it
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
                 mode = os.lstat(path).st_mode
                 if stat.S_ISLNK(mode):
                     raise UserError(
@@ -75,7 +77,7 @@ def is_address(text: str) -> bool:
 
 
 def path_component(name: str, field: str) -> str:
-    """Returns a name that becomes part of a path, if it is one plain component of a path.
+    """Returns a name unchanged if it is safe as one component of a path.
 
     Args:
       name: the name.
@@ -109,7 +111,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(folder: Path, wait: bool) -> Iterator[None]:
-    """Holds the lock of a folder, which only one process can hold. Creates the folder if it is missing.
+    """Holds the lock of a folder inside the context. Creates the folder if it is missing.
+
+    Only one process can hold the lock.
 
     Args:
       folder: the folder; its lock is the file `.lock` in it.
@@ -133,9 +137,9 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Takes the lock of a file, and returns the open file; None if another process holds the lock.
+    """Locks a file and returns it open; returns None if another process holds the lock.
 
-    The lock is free again once the file is closed in this process and in all processes that inherited it.
+    The lock is released once this process and all processes that inherited the open file have closed it.
     """
     file = open_lock(path)
     try:
@@ -165,7 +169,7 @@ def _flock(file: BinaryIO, wait: bool) -> None:
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Opens the file of a lock, which is created if it is missing, and never a symbolic link.
+    """Opens a lock file. Creates the file if it is missing, and follows no symbolic link.
 
     Raises:
       UserError: the file is a symbolic link, or cannot be written.
@@ -189,7 +193,7 @@ def is_writable(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def full_disk(place: Path, advice: str = "") -> Iterator[None]:
-    """Raises a `UserError` of one line for a full disk, whichever library reports it.
+    """Raises a one-line `UserError` if the disk is full, whichever library reports it.
 
     Args:
       place: the file or folder that is written, for the message.
@@ -221,14 +225,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
-      UserError: the file cannot be read, or holds anything but an object. NaN and Infinity are not JSON.
+      UserError: the file cannot be read, or is not a JSON object. NaN and Infinity are not JSON.
     """
     try:
         values = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}; restore it or delete it") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} has no JSON object, but {str(values)[:40]!r}; restore it or delete it")
+        raise UserError(f"{path} has {str(values)[:40]!r} instead of a JSON object; restore it or delete it")
     return values
 
 
@@ -251,7 +255,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Reads a JSON file that `write_sealed` wrote, and returns the values.
 
     Raises:
-      UserError: the file cannot be read, or its values are not those that were written.
+      UserError: the file cannot be read, or was changed after it was written.
     """
     values = read_json(path)
     if values.get("sha256") != seal(values):
@@ -285,7 +289,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Checks the files of a folder against its manifest, and returns the values of the manifest.
 
     Raises:
-      UserError: a file is missing, damaged or new.
+      UserError: a file is missing, was changed, or was added after the manifest was written.
     """
     advice = f"delete {folder} and run the same command again"
     if not (folder / MANIFEST).is_file():

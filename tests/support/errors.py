@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that the user can correct."""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,7 +2,7 @@
 
 
 class Recorder:
-    """Keeps the records, and asks to stop after a step; without `stop_after`, never."""
+    """Stores the records, and asks to stop after step `stop_after`; if None, never asks."""
 
     def __init__(self, stop_after=None):
         self.stop_after, self.last_step, self.records = stop_after, 0, []

@@ -23,7 +23,7 @@ NUM_ROWS, LENGTH = 6, 10  # for every search, unless a test compares lengths
 
 
 def run(search, step, model_state, constraints, length, resize_cache=lambda model_state, length: model_state):
-    """Searches until every sentence is finished; `resize_cache` enlarges the caches of a model's state."""
+    """Searches until every sentence is finished; `resize_cache` enlarges the caches in a model's state."""
     state = search.init(model_state, constraints, length)
     for size in cache_sizes(length):
         state = state._replace(model_state=resize_cache(state.model_state, size))

@@ -1,4 +1,4 @@
-"""Finished runs of a study, without training."""
+"""Run folders of a study, written without training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_run(
       scores: the scores by split.
       status: the status in result.json.
       result: further entries of result.json.
-      **identity: entries of the run's identity, instead of the planned ones.
+      **identity: entries that replace those of the planned run's identity.
     """
     run = Run(root / planned.id)
     run.begin(planned.config)

@@ -61,7 +61,7 @@ def random_params(model: EncoderDecoder, seed: int = 0) -> PyTree:
 
 
 def random_tree(shapes: PyTree, seed: int = 0) -> PyTree:
-    """Random parameters of the given shapes. With their initial values, norms and biases would hide mistakes.
+    """Random parameters of the given shapes. Initial values of norms and biases would hide errors.
 
     NumPy draws the values, since compiling `init_params` takes longer than most tests.
     """

@@ -1,4 +1,4 @@
-"""A regression task without tokens, small enough that a whole run takes a second."""
+"""A regression task without tokens, so small that a whole run takes a second."""
 
 import dataclasses
 
@@ -88,7 +88,7 @@ class Regression(Task):
         yield self.batch(np.arange(NUM_EXAMPLES))
 
     def batch(self, numbers):
-        """The examples with these indices. The batch numbers examples from 1; 0 marks padding."""
+        """The examples with these indices. In the batch, "number" is the index plus one; 0 marks padding."""
         numbers = numbers % NUM_EXAMPLES
         return {"x": self.x[numbers], "y": self.y[numbers], "number": (numbers + 1).astype(np.int32)}
 
