@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 
 import pytest
@@ -17,6 +18,7 @@ from transformer.files import (
     read_manifest,
     read_sealed,
     refuse_links,
+    try_lock,
     write_json,
     write_manifest,
     write_sealed,
@@ -68,6 +70,21 @@ def test_a_lock_cannot_be_taken_while_another_holder_has_it(tmp_path):
         pass
     with lock(folder, wait=False):
         assert folder.is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with lock(tmp_path, wait=False):
+        pass
+    try_lock(tmp_path / "other").close()
+    message = f"has no locks ({os.strerror(number)}); use this folder in one process at a time"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"warning: the file system of {path} {message}" for path in (tmp_path / ".lock", tmp_path / "other")
+    ]
 
 
 def test_a_path_that_is_a_file_cannot_be_locked(tmp_path):

@@ -192,6 +192,11 @@ def test_config_flags_need_a_config_file(command, refused):
             "error: a/b: Permission denied; change the permissions or name another file\n",
         ),
         (
+            OSError(errno.EROFS, "Read-only file system", "a/b"),
+            cli.USAGE,
+            "error: a/b: Read-only file system; change the permissions or name another file\n",
+        ),
+        (
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
             cli.USAGE,
             "error: a/b: the disk or quota is full; free some space\n",
