@@ -28,7 +28,15 @@ from transformer.config import (
 )
 from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import lock, read_json, read_sealed, refuse_links, write_json, write_sealed
+from transformer.files import (
+    check_types,
+    lock,
+    read_json,
+    read_sealed,
+    refuse_links,
+    write_json,
+    write_sealed,
+)
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
 from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, digest, read_identity
@@ -45,6 +53,26 @@ PACKAGES = (
     "sentencepiece",
     "sacrebleu",
 )
+
+
+# The types of the values in result.json, and of those in the result of a run that is done.
+RESULT_TYPES = {
+    "status": str,
+    "reason": str | None,
+    "message": str | None,
+    "seconds": float | None,
+    "init_from": str | None,
+    "versions": dict[str, str],
+    "device": str,
+    "git_revision": str | None,
+}
+FINISHED_TYPES = {
+    "identity": dict[str, str],
+    "step": int,
+    "seconds": float,
+    "validation": dict[str, Any] | None,
+    "params_sha256": str | None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +147,19 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json; an empty dict if training has not started yet."""
+        """The content of result.json; an empty dict if training has not started yet.
+
+        Raises:
+          UserError: the file is damaged, or is not the result of a run.
+        """
         path = self.folder / "result.json"
-        return read_sealed(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        result = read_sealed(path, RESULT_TYPES)
+        if result["status"] == "done":
+            check_types(path, result, FINISHED_TYPES)
+            check_types(path, result["identity"], {"config": str, "data": str})
+        return result
 
     @property
     def identity(self) -> Mapping[str, str] | None:

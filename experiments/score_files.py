@@ -19,6 +19,23 @@ TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation
 IDENTITY = ("identity", "content", "checkpoints", "params_sha256", "changes", "ablated")
 
 
+# The types of the values in eval/<split>.json. A study may be stored without the texts of its evaluations.
+SCORE_TYPES = {
+    "identity": dict[str, str],
+    "test_set": str,
+    "changes": dict[str, Any],
+    "ablated": str,
+    "checkpoints": list[int],
+    "params_sha256": str | None,
+    "content": str | None,
+    "files": dict[str, str] | None,
+    "signatures": dict[str, str] | None,
+    "by_length": list[dict[str, float | None]] | None,
+    "sentences": int | None,
+    **dict.fromkeys(METRICS, float | None),
+}
+
+
 class Evaluation(NamedTuple):
     """The content of the files of an evaluation: the scores, and the sentences of the three texts."""
 
@@ -128,7 +145,7 @@ class ScoreFiles(NamedTuple):
         Raises:
           UserError: the file is damaged, or contains another evaluation or that of another run.
         """
-        scores = read_sealed(self.path(".json"))
+        scores = read_sealed(self.path(".json"), SCORE_TYPES)
         identity = self.run.result.get("identity", {"config": self.run.config_hash})
         is_of_this_run = scores["identity"].items() >= identity.items()
         made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))
@@ -229,7 +246,7 @@ def is_stale(scores: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
       scores: the content of eval/<split>.json.
       result: the content of result.json. If training is not done, no scores are stale.
     """
-    return result.get("status") == "done" and scores["checkpoints"][-1] != result["step"]
+    return result.get("status") == "done" and scores["checkpoints"][-1:] != [result["step"]]
 
 
 def read_lines(path: Path) -> list[str]:

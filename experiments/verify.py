@@ -20,7 +20,7 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.progress import counting
 from experiments.run_folder import Run
-from experiments.score_files import TEXT_FILES, ScoreFiles
+from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
 from experiments.study.results import read_study, run_folders
 from transformer.config import UserError
 from transformer.data.builders import is_prepared
@@ -131,8 +131,11 @@ class Verification:
 
     def _score_files(self) -> Iterator[ScoreFiles]:
         for path in sorted((self._run.folder / "eval").glob("*.json")):
-            scores = self._try(lambda path=path: read_sealed(path))
-            if scores is not None and "test_set" in scores:
+            values = self._try(lambda path=path: read_sealed(path))
+            if values is None or "test_set" not in values:  # the file is damaged, or is a comparison
+                continue
+            scores = self._try(lambda path=path: read_sealed(path, SCORE_TYPES))
+            if scores is not None:
                 files = ScoreFiles(self._run, scores["test_set"], scores["changes"], scores["ablated"])
                 if files.path(".json") == path:
                     yield files

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,41 @@ def test_a_sealed_file_is_read_as_it_was_written_and_refused_otherwise(tmp_path)
         with pytest.raises(UserError, match="x.json was damaged or edited after it was written"):
             read_sealed(path)
         write_sealed(path, {"score": 97.3, "name": "zwölf"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fits"),
+    [
+        (str, "a", True),
+        (str, None, False),
+        (int, True, False),
+        (int, 1.0, False),
+        (float, 1, True),
+        (float | None, None, True),
+        (dict[str, int], {"a": 1}, True),
+        (dict[str, int], {"a": "1"}, False),
+        (dict[str, Any], [], False),
+        (list[dict[str, float | None]], [{"a": 1.5, "b": None}], True),
+        (list[str], ["a", 1], False),
+        (tuple[str, ...], [], True),
+        (tuple[str, str], ["a", "b"], True),
+        (tuple[str, str], ["a"], False),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path, kind, value, fits):
+    write_sealed(tmp_path / "a.json", {"key": value})
+    if fits:
+        assert read_sealed(tmp_path / "a.json", {"key": kind}) == {"key": value}
+    else:
+        with pytest.raises(UserError, match="'key' has an unexpected value; restore it or delete it"):
+            read_sealed(tmp_path / "a.json", {"key": kind})
+
+
+def test_a_missing_value_is_refused_unless_it_may_be_none(tmp_path):
+    write_sealed(tmp_path / "a.json", {})
+    assert read_sealed(tmp_path / "a.json", {"key": int | None}) == {}
+    with pytest.raises(UserError, match="a.json is not a file of this program: 'key' is missing; "):
+        read_sealed(tmp_path / "a.json", {"key": int})
 
 
 def test_a_manifest_names_the_file_that_was_damaged_removed_or_added(tmp_path):

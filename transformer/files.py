@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 import stat
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
@@ -251,17 +253,57 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     write_json(path, sealed(values))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Reads a JSON file that `write_sealed` wrote, and returns the values.
 
+    Args:
+      path: the file.
+      types: the type of some of the values, such as `dict[str, str]`; see `check_types`.
+
     Raises:
-      UserError: the file cannot be read, or was changed after it was written.
+      UserError: the file cannot be read, was changed after it was written, or has a value of another type.
     """
     values = read_json(path)
     if values.get("sha256") != seal(values):
         raise UserError(f"{path} was damaged or edited after it was written; restore it or delete it")
     del values["sha256"]
+    check_types(path, values, types or {})
     return values
+
+
+def check_types(path: Path, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Checks the types of the values in a JSON file, which another program may have written.
+
+    Args:
+      path: the file, for the error message.
+      values: the content of the file.
+      types: the type of some of the values. Only a value whose type includes None may be missing.
+
+    Raises:
+      UserError: a value is missing or has another type.
+    """
+    for name, kind in types.items():
+        if not _has_type(values.get(name), kind):
+            problem = f"{name!r} has an unexpected value" if name in values else f"{name!r} is missing"
+            raise UserError(f"{path} is not a file of this program: {problem}; restore it or delete it")
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Returns whether a JSON value has a type: a class, a union, `dict[str, X]`, `list[X]` or a tuple."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is UnionType:
+        return any(_has_type(value, argument) for argument in arguments)
+    if origin is dict:
+        return isinstance(value, dict) and all(_has_type(item, arguments[1]) for item in value.values())
+    if origin in (list, tuple):
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            return isinstance(value, list) and list(map(_has_type, value, arguments)) == [True] * len(
+                arguments
+            )
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:

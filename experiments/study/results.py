@@ -1,6 +1,8 @@
 """Study folders: stores the plan of a study in study.json, and reads the scores of the runs."""
 
 import dataclasses
+import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, choose, difference, to_dict
 from transformer.data.builders import present_name
 from transformer.evaluation.metrics import METRICS
-from transformer.files import path_component, read_sealed, refuse_links, seal, write_sealed
+from transformer.files import check_types, path_component, read_sealed, refuse_links, seal, write_sealed
 from transformer.tasks import task_type
 from transformer.training.loop import INITIAL_WEIGHTS
 
@@ -219,7 +221,7 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
         raise UserError(f"{root} is a run, not a study{advice}")
     if not (root / STUDY_FILE).exists():
         return
-    stored = read_sealed(root / STUDY_FILE)
+    stored = _read_file(root)
     if stored["name"] != sweep.name:
         raise UserError(f"{root} contains the study {stored['name']!r}, not {sweep.name!r}{advice}")
     stored_ids = {run_id.rpartition("-")[0]: run_id for run_id in stored["runs"]}
@@ -260,7 +262,7 @@ def write_study(
         "costs": dict(costs or {}),
     }
     if (root / STUDY_FILE).exists():
-        stored = read_sealed(root / STUDY_FILE)
+        stored = _read_file(root)
         values["runs"] = list(dict.fromkeys([*stored["runs"], *values["runs"]]))
         for name in ("variants", "tuned", "costs"):
             values[name] = {**stored.get(name, {}), **values[name]}
@@ -269,7 +271,7 @@ def write_study(
 
 def stored_costs(root: Path) -> dict[str, dict[str, float]]:
     """Returns the costs in study.json, by variant; see `Study`."""
-    return read_sealed(root / STUDY_FILE).get("costs", {}) if (root / STUDY_FILE).exists() else {}
+    return _read_file(root)["costs"] if (root / STUDY_FILE).exists() else {}
 
 
 def read_study(root: Path) -> Study:
@@ -345,25 +347,50 @@ def _read_plan(root: Path) -> dict[str, Any]:
             f"{root} is not a study: study.json is missing; "
             f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
-    return read_sealed(root / STUDY_FILE)
+    return _read_file(root)
+
+
+def _read_file(root: Path) -> dict[str, Any]:
+    """Returns the content of study.json.
+
+    Raises:
+      UserError: the file is damaged, or is not the plan of a study.
+    """
+    types = typing.get_type_hints(Sweep) | {
+        "runs": list[str],
+        "tuned": dict[str, dict[str, Any]],
+        "changes": dict[str, Any],
+        "costs": dict[str, dict[str, float]],
+    }
+    stored = read_sealed(root / STUDY_FILE, types)
+    for tuned in stored["tuned"].values():
+        check_types(root / STUDY_FILE, tuned, {"chosen": dict[str, Any], "trials": list[dict[str, Any]]})
+        for trial in tuned["trials"]:
+            check_types(root / STUDY_FILE, trial, typing.get_type_hints(Trial))
+    return stored
 
 
 def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
     """Returns the plan in study.json, after a check of all names.
 
     Raises:
-      UserError: a field is missing, or a variant, split or metric has an invalid name.
+      UserError: a variant, split or metric has an invalid name.
     """
-    fields = [*(field.name for field in dataclasses.fields(Sweep)), "runs", "tuned", "changes", "costs"]
-    if missing := [name for name in fields if name not in stored]:
-        raise UserError(f"{root / STUDY_FILE} has no field {missing[0]!r}; launch the study again")
     for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
         for name in names:
             path_component(name, f"the name of a {kind} in {root / STUDY_FILE}")
     for metric in (*stored["metrics"], stored["primary"][0]):
         choose(METRICS, metric, f"metric in {root / STUDY_FILE}")
     choose(stored["variants"], stored["baseline"], f"baseline in {root / STUDY_FILE}")
-    return Sweep(**{field.name: stored[field.name] for field in dataclasses.fields(Sweep)})
+    for name in ("splits", "metrics"):
+        if not stored[name]:
+            raise UserError(f"{root / STUDY_FILE} names no {name}; launch the study again")
+    for run_id in stored["runs"]:
+        _run_folder(root, run_id)
+        variant, _, name = run_id.partition("/")
+        if variant not in stored["variants"] or not re.fullmatch(r"\d+-[0-9a-f]+", name):
+            raise UserError(f"{root / STUDY_FILE} names {run_id!r}, which is not a run of this study")
+    return Sweep(**{field.name: stored.get(field.name) for field in dataclasses.fields(Sweep)})
 
 
 def _check_identities(runs: Iterable[Run]) -> None:

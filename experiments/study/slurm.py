@@ -51,7 +51,7 @@ class Slurm:
     @property
     def jobs(self) -> list[dict[str, Any]]:
         """The submitted array jobs. Each has an "id" and "runs", the run of each task in order."""
-        return read_sealed(self._path)["jobs"] if self._path.exists() else []
+        return read_sealed(self._path, {"jobs": list[dict[str, Any]]})["jobs"] if self._path.exists() else []
 
     def states(self) -> dict[str, str]:
         """Returns Slurm's state of each run that is waiting or at work, such as "pending" or "running".

@@ -106,6 +106,14 @@ def test_checkpoints_of_two_runs_are_not_averaged(copy):
     call("translate", f"--workdir={copy}", "--input=/dev/null")
 
 
+@pytest.mark.parametrize("change", [{"identity": {}}, {"identity": 3}, {"step": "300"}, {"status": None}])
+def test_a_result_that_this_program_did_not_write_is_refused(trained, tmp_path, change):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    write_sealed(folder / "result.json", read_sealed(folder / "result.json") | change)
+    for line in refusals(folder):
+        assert line.startswith(f"{folder}/result.json is not a file of this program: ")
+
+
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory) -> Path:
     """A folder with text, its prepared data, and a run that was trained and evaluated on the text."""

@@ -358,7 +358,7 @@ def test_latex_escapes_names(noisy):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"question": None}, "has no field 'question'; launch the study again"), ({"baseline": "c"}, "it must be one of: base, deep"),
+    [({"question": None}, "'question' is missing; restore it or delete it"), ({"baseline": "c"}, "it must be one of: base, deep"),
      ({"variants": {"base": {}, "\x1b]0;x\x07": {}}}, "it must be a plain file name"), ({"metrics": ["\x1b"]}, "it must be one of: acc"),
      ({"splits": ["../test"]}, "it must be a plain file name")],
 )  # fmt: skip
