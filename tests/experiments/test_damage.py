@@ -71,6 +71,9 @@ class StopAfter:
         self.steps_left -= 1
         return self.steps_left == 0
 
+    def request(self):
+        raise AssertionError("the output is never closed")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
