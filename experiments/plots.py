@@ -88,7 +88,7 @@ def _glyphs(family: str) -> frozenset[int]:
 
 
 def visible(text: str, allowed: str = "") -> str:
-    """Returns a text with codes such as <U+0009> for control characters that are not in `allowed`."""
+    """Returns `text` with codes such as <U+0009> in place of control characters that are not in `allowed`."""
     return "".join(c if c.isprintable() or c in allowed else f"<U+{ord(c):04X}>" for c in text)
 
 
@@ -265,7 +265,8 @@ def scores_by_length(
     Each variant has a color, and each split has a line style.
 
     Args:
-      curves: the scores, one per seed, as curves[variant, split][upper end of a range of source lengths].
+      curves: curves[variant, split][length] has one score per seed for the sentences in a range of source
+        lengths; `length` is the upper end of the range.
       metric: label of the vertical axis.
       title: title of the figure.
     """

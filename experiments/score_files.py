@@ -244,7 +244,7 @@ def is_stale(scores: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
 
     Args:
       scores: the content of eval/<split>.json.
-      result: the content of result.json. If training is not done, no scores are stale.
+      result: the content of result.json. Until its status is "done", the function returns False.
     """
     return result.get("status") == "done" and scores["checkpoints"][-1:] != [result["step"]]
 

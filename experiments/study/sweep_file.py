@@ -61,8 +61,8 @@ def load_sweep(name: str) -> Sweep:
     primary = read.texts("PRIMARY", (metrics[0], splits[0]))
     if len(primary) != 2 or primary[0] not in metrics or primary[1] not in splits:
         raise UserError(
-            f"PRIMARY in {path} is {primary!r}; it must be an entry of METRICS and an entry of SPLITS, "
-            f"such as {(metrics[0], splits[0])!r}"
+            f"PRIMARY in {path} is {primary!r}; it must be a pair of a metric in METRICS and a split in "
+            f"SPLITS, such as {(metrics[0], splits[0])!r}"
         )
     tune = read.values("TUNE")
     if varied := [key for key in tune if any(key in changes for changes in variants.values())]:

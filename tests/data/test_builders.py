@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import tempfile
 import threading
 from typing import ClassVar
 
@@ -93,6 +94,14 @@ def test_a_new_data_set_with_an_option_needs_one_class_and_one_registry_entry(tm
         UserError, match="data.options.lists is not an option of countdown; its options: start$"
     ):
         resolve_options(dataclasses.replace(data, options={"lists": 3}))
+
+
+def test_a_preparation_leaves_no_temporary_files(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    prepare(resolve_options(DataConfig(name="number_words", data_dir=str(tmp_path), options={"lists": 3})))
+    assert not list(temporary.iterdir())
 
 
 def test_an_unknown_name_is_refused(tmp_path):

@@ -54,7 +54,7 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
     search = ModelSearch(model, config, n_best=2)
 
     expected = jax.jit(search, static_argnums=3)(*arguments)
-    # With this minimum, the search shrinks to 2 rows, where scores may be rounded differently.
+    # This minimum lets the search shrink to 2 rows. Scores of 2 rows may be rounded differently.
     result = ShrinkingSearch(search, min_hypotheses=2 * search.num_hypotheses)(*arguments)
 
     assert row_counts == [4, 2]

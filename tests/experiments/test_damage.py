@@ -125,7 +125,7 @@ def answer(reader: str, folder: Path) -> Answer:
             [(record["step"], record["kind"], record["loss"]) for record in read_metrics(folder / "run")],
         ],
     }
-    return Answer(0, results[reader](), "; using checkpoint " in done.stderr)
+    return Answer(0, results[reader](), "warning: checkpoint " in done.stderr)
 
 
 def damage(folder: Path, kind: str, number: int) -> str:
@@ -167,5 +167,7 @@ def test_damage_never_gives_a_different_result_without_a_warning(
             assert given == expected[reader], (
                 f"{kind} at {place}: {reader} gave a different result without a warning"
             )
+        if given.warning and reader == "resume":  # fewer steps were saved, but the weights are the same
+            assert given.result[0] == expected[reader].result[0], f"{kind} at {place}: other weights"
         outcomes[reader] = ("earlier" if given.warning else "same") if given.status == 0 else given.result
     record_property("outcome", json.dumps([kind, place, outcomes]))

@@ -86,7 +86,8 @@ def small(accumulation=1, rows=4, length=12, **changes) -> ExperimentConfig:
 def products(n, m=22, d=15, e=21, f=11, v=13, encoder=2, decoder=2):
     """Multiplications in the forward pass of one row of n tokens. d is num_heads * d_k; e is num_heads * d_v.
 
-    A matrix product has two factors. The gradient of each factor costs as much as the product itself.
+    A training step has three times as many: a product has two factors, and the gradient of each factor is
+    another product of the same size.
     """
     attention = 2 * n * m * (d + e) + n * n * (d + e)
     feed_forward = 2 * n * m * f
@@ -106,7 +107,7 @@ def train_step(config):
 
 @pytest.mark.parametrize(("accumulation", "rows"), [(1, 4), (3, 6)])
 def test_flops_of_a_training_step_equal_a_formula(accumulation, rows):
-    """The step function of training has the same FLOPs. Accumulation in three parts pads four rows to six."""
+    """XLA counts as many in the step function. Accumulation in three parts pads four rows to six."""
     config = small(accumulation)
     function, arguments = train_step(config)
     flops = describe(config)["flops_per_step"]
@@ -169,7 +170,7 @@ def test_memory_of_a_training_step_follows_from_parameters_and_rows():
     assert 2 * parameters < memory["optimizer"] < 2 * parameters + 64  # two moments, and counters
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
     parts = describe(small(num_layers=1, accumulation=2))["memory_bytes"]
-    assert parts["gradients"] == 2 * parameters  # their sum, and the gradients of one part
+    assert parts["gradients"] == 2 * parameters  # the accumulated gradients, and those of the current part
     larger = describe(small(num_layers=1, rows=8))["memory_bytes"]
     # The ratios are below 2, because the size of the output matrix stays the same.
     assert larger["activations"] > 1.8 * memory["activations"]

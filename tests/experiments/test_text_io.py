@@ -69,7 +69,7 @@ def test_a_block_has_a_limited_number_of_lines_and_bytes(tmp_path, monkeypatch):
 
 
 def test_a_line_does_not_wait_for_the_next(pipe):
-    """Nor do two complete lines wait for the rest of a third line."""
+    """Complete lines are returned at once, even if the next line is missing or incomplete."""
     read, write = pipe
     blocks = read_blocks(read)
     write.write(b"one\n")
@@ -170,7 +170,7 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
     assert blocks_of(tmp_path, "\ufeffa\n\ufeffb".encode()) == [[b"a", "\ufeffb".encode()]]
 
 
-def test_a_line_without_an_end_is_refused(tmp_path):
+def test_a_line_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(UserError, match="a line of the input has over 1,048,576 bytes; shorten it"):
         blocks_of(tmp_path, b"a" * (1 << 21))
 

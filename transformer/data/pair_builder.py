@@ -15,6 +15,13 @@ from transformer.data.records import Pair, write_split
 Pairs = Iterable[Pair]
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """The description of a data set that TFDS does not publish."""
+
+    def initialize_from_bucket(self):
+        """Does nothing. TFDS would create a temporary folder for the published description, and leave it."""
+
+
 class PairBuilder(FileReaderBuilder, skip_registration=True):
     """TFDS builder of sentence pairs, stored as array_record in the order in which `pairs` yields them.
 
@@ -61,7 +68,7 @@ class PairBuilder(FileReaderBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.Translation(languages=(self.data.source, self.data.target))
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self, features=features, disable_shuffling=True, metadata=tfds.core.MetadataDict()
         )
 

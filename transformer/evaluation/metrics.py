@@ -189,7 +189,7 @@ _REPETITION = re.compile(r"(.)\1{19}|(..)\2{9}|(...)\3{6}|(....)\4{4}|(.{5,50}?)
 
 
 def repeats_itself(text: str) -> bool:
-    """Returns whether a string of at most 50 characters occurs at least 4 times in a row.
+    """Returns whether `text` has a substring of at most 50 characters that occurs at least 4 times in a row.
 
     The repetitions together must have at least 20 characters. True for "the dog the dog the dog the dog" and
     for repeated syllables within a word, false for "10000" and "...".

@@ -88,9 +88,10 @@ def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
 
 
 def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Compares with sacreBLEU's tests, seed and numbers of samples (1,000 for the bootstrap, else 10,000).
+    """Compares two sets of outputs by the tests of sacreBLEU, with its seed and its numbers of samples.
 
-    Differs from sacreBLEU: sacreBLEU counts only samples with a larger difference than the observed one, not
+    These are 1,000 samples for the bootstrap, and 10,000 for the randomization test. One thing differs:
+    sacreBLEU counts only samples with a larger difference than the observed one, not
     samples with an equal difference. So sacreBLEU reports p = 0.0001 for a model that is compared with
     itself. Here p is 1 if the scores are equal. If the outputs differ for k sentences, p_randomization is at
     least 2^(1 - k): of the 2^k ways to swap these outputs, two give a difference of the observed size.

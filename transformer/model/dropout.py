@@ -58,7 +58,7 @@ class BoundDropout(NamedTuple):
     sites: frozenset[str] = frozenset()
 
     def __call__(self, x: Float[Array, "b t m"], site: Site) -> Float[Array, "b t m"]:
-        """Drops activations of the module at `site`."""
+        """Applies dropout to the activations `x` at `site`."""
         if self.seed is None:
             return x
         return x * self._mask(hash_bits(self.seed, site, self.batch, x.shape[-1])).astype(x.dtype)

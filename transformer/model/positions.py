@@ -57,7 +57,7 @@ class PositionScheme(nn.Module):
 
     @property
     def overflow(self) -> str:
-        """The overflow policy of the config, or the default of the scheme."""
+        """The policy for positions beyond the last trained one: the config's, or the default."""
         return self.config.overflow or self.overflow_policies[0]
 
     @property

@@ -43,7 +43,7 @@ class Trainable(abc.ABC):
       identity: names or digests of the config, the data and the vocabulary. A checkpoint can be resumed only
         by a task with an equal identity.
       metadata: JSON data stored in each checkpoint; `Task.load_model` reads it.
-      steps_per_epoch: number of updates that use every example once.
+      steps_per_epoch: number of updates that together use every example once.
       criterion: the entry of `summary` that ranks checkpoints and ends training early; lower is better.
       uniform_loss: the criterion of a model that predicts all tokens or classes with equal probability; None
         if there is no such model.
