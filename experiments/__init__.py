@@ -5,6 +5,7 @@ It defines `define_flags(flags)` and `main(flags)`; `cli.call` runs it in the cu
 """
 
 import importlib.util
+import signal
 import sys
 
 if importlib.util.find_spec("absl") is None:
@@ -14,3 +15,7 @@ if importlib.util.find_spec("absl") is None:
         file=sys.stderr,
     )
     sys.exit(2)
+
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m experiments.COMMAND` loads packages for seconds. Until `cli.run`, Ctrl-C prints no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -19,6 +19,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import textwrap
 import warnings
@@ -62,6 +63,8 @@ ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's w
 
 def run(module: ModuleType) -> None:
     """Runs a command, then ends this process with the command's exit status."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     use_utf8()
     keep_freed_memory()
     absl_flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from experiments.machine import cores, gpus
-from experiments.stop_signal import PREEMPTED
+from experiments.stop_signal import PREEMPTED, SIGNALS
 from transformer.config import UserError
 from transformer.files import try_lock
 
@@ -218,7 +218,9 @@ def run_jobs(
                 running.remove(at_work)
                 free.append(at_work.slot)
                 job = at_work.job
-                if status == PREEMPTED and preemptions[job.name] < retries:
+                # A signal that comes while Python loads packages ends the process as the system does.
+                was_preempted = status == PREEMPTED or -status in SIGNALS
+                if was_preempted and preemptions[job.name] < retries:
                     preemptions[job.name] += 1
                     waiting.insert(0, job)
                 else:

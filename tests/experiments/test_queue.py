@@ -91,10 +91,15 @@ def test_closing_the_iterator_saves_the_jobs_at_work(tmp_path):
     assert not is_at_work(saves.folder)
 
 
-def test_a_preempted_job_starts_again_a_bounded_number_of_times(tmp_path):
-    job = make_job(tmp_path, "a", "print('started'); raise SystemExit(75)")
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("raise SystemExit(75)", 75), ("os.kill(os.getpid(), 15)", -15), ("os.kill(os.getpid(), 10)", -10)],
+)
+def test_a_preempted_job_starts_again_a_bounded_number_of_times(tmp_path, end, status):
+    """A signal ends the process as the system does while Python loads the packages."""
+    job = make_job(tmp_path, "a", f"import os; print('started', flush=True); {end}")
     (ended,) = run_jobs([job], [SLOT], retries=2)
-    assert ended.status == 75
+    assert ended.status == status
     assert len(re.findall("^started$", job.log.read_text(), re.MULTILINE)) == 3
 
 

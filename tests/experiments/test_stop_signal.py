@@ -169,6 +169,16 @@ def test_an_interrupt_of_the_whole_group_saves_and_prints_no_traceback(endless, 
     assert Run(tmp_path / "run").result["status"] == "preempted"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_interrupt_while_python_loads_packages_prints_no_traceback(smoke, tmp_path):
+    with start("train", *smoke, f"--workdir={tmp_path}/run") as process:
+        while b"numpy" not in Path(f"/proc/{process.pid}/maps").read_bytes():  # jax takes longer
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT
+        assert process.stderr.read() == b""
+
+
 def test_a_closed_output_saves_the_run(endless, tmp_path):
     with start("train", *endless, f"--workdir={tmp_path}/run") as process:
         process.stdout.readline()
