@@ -1,7 +1,7 @@
 """Runs a study: trains and evaluates every variant with every seed, and writes a report.
 
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --seeds=5
-    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --only=rope,'*/0'
+    python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --only='*/0'
     python -m experiments.launch --sweep=configs/sweeps/positions.py --root=runs/positions --executor=slurm
 
 Run the same command again to start only the missing or failed runs; an interrupted run resumes from its last
@@ -74,13 +74,9 @@ def define_flags(flags: FlagValues) -> None:
     }
     for name, (default, least, text) in numbers.items():
         absl_flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=flags)
-    lists = {
-        "only": "Runs to launch: variants, VARIANT/SEED, or patterns such as '*/0'. Default: all.",
-        "exclude": "Runs to leave out, as in --only.",
-    }
-    for name, text in lists.items():
-        absl_flags.DEFINE_list(name, [], text, flag_values=flags)
     repeated = {
+        "only": "Runs to launch: a variant, VARIANT/SEED, or a pattern such as '*/0'. Default: all.",
+        "exclude": "Runs to leave out, as in --only.",
         "set": "Changes a field of the config of every run, for example --set=train.steps=500.",
         "sbatch": "Option of sbatch, for example --sbatch=--partition=gpu.",
     }

@@ -77,11 +77,11 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "scores", False, "Writes the score and a tab before each translation.", flag_values=flags
     )
-    absl_flags.DEFINE_list(
+    absl_flags.DEFINE_multi_string(
         "ensemble",
         [],
-        "Run folders with the same vocabulary as --workdir, separated by commas. Predicts each token with "
-        "the mean of the probabilities of all models. Search settings come from --workdir.",
+        "Run folder with the same vocabulary as --workdir. May be given several times. Predicts each token "
+        "with the mean of the probabilities of all models. Search settings come from --workdir.",
         flag_values=flags,
     )
 

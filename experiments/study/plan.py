@@ -49,7 +49,9 @@ class Selection(NamedTuple):
 
 def _matches(run: PlannedRun, patterns: Sequence[str]) -> bool:
     names = (run.variant, f"{run.variant}/{run.seed}", run.id)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(
+        name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns
+    )
 
 
 def run_states(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.commands import ROOT, environment, refuse
+from tests.support.commands import ROOT, call, environment, refuse
 from transformer.config import DataConfig
 from transformer.data.builders import resolve_options
 from transformer.data.corpus import Corpus
@@ -145,6 +145,30 @@ def test_a_sentence_longer_than_the_position_table_is_refused(folder):
     assert line.endswith(
         " tokens, but model.positions='learned' has only 3 positions; increase model.max_positions"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "option"), [("text", "train"), ("text", "test"), ("multi30k", "manual_dir")]
+)
+def test_an_address_is_refused_where_a_path_belongs(folder, config, option):
+    field = f"data.options.{option}"
+    flags = [f"--config={ROOT}/configs/{config}.py:smoke", f"--config.{field}=gs://a/b"]
+    if option == "test":
+        flags.append("--config.data.options.train=pairs.tsv")
+    line = refuse("train", *flags, "--workdir=run", cwd=folder)
+    assert line == f"{field} is 'gs://a/b'; it must be a path on this machine"
+
+
+def test_a_path_may_contain_a_comma(folder):
+    """A comma usually separates the files of the two languages."""
+    shutil.copy(folder / "pairs.tsv", folder / "a,b.tsv")
+    call("train", *FLAGS, "--config.data.options.train=a,b.tsv", "--config.data.data_dir=c,d", cwd=folder)
+    call("evaluate", "--workdir=run", cwd=folder)
+    (folder / "run").rename(folder / "r,s")
+    done = call("evaluate", "--workdir=r,s", "--compare=r,s", cwd=folder)
+    assert "r,s" in done.stdout
+    done = call("translate", "--workdir=r,s", "--ensemble=r,s", cwd=folder, stdin=b"a man\n")
+    assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("side", ["source", "target"])

@@ -126,7 +126,7 @@ def written_by_hand(monkeypatch, tmp_path):
 
 
 def test_a_dry_run_lists_selected_runs_without_the_first_seed(study_flags):
-    done = call("launch", *study_flags, "--seeds=3", "--dry_run", "--only=fast/1,slow/2")
+    done = call("launch", *study_flags, "--seeds=3", "--dry_run", "--only=fast/1", "--only=slow/2")
     assert [line.partition("-")[0] for line in done.stdout.splitlines()[2:-1]] == ["| fast/1", "| slow/2"]
 
 
@@ -164,7 +164,7 @@ def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, writt
     assert written_by_hand == []
     assert "rates: 1 trials for tuning, 1 done, 0 to do" in done.stdout
 
-    call("launch", *study_flags, "--seeds=3", "--exclude=one,*/2")
+    call("launch", *study_flags, "--seeds=3", "--exclude=one", "--exclude=*/2")
     assert [name.partition("-")[0] for name in written_by_hand] == ["two/0"]
     call("launch", *study_flags, "--seeds=3")
     assert read_study(tmp_path / "study").planned == {"one": [0, 1, 2], "two": [0, 1, 2]}
@@ -270,7 +270,7 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
         ("launch", ["--sweep=configs/sweeps/positions.py", "--seeds=0"], "--seeds is '0'; it must be a positive integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--config.train.steps=3"],
          "unknown flag --config.train.steps; write --set=train.steps=3 for this command"),
-        ("launch", ["--sweep=configs/sweeps/positions.py", "--only=rope,ropes"], "--only has 'ropes', which matches no run; give the name of a variant, VARIANT/SEED or a pattern, such as sinusoidal or '*/0'"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--only=rope", "--only=ropes"], "--only has 'ropes', which matches no run; give the name of a variant, VARIANT/SEED or a pattern, such as sinusoidal or '*/0'"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--exclude=*/5"], "--exclude has '*/5', which matches no run; "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=1000"], "--jobs=1 with --devices_per_run=1000 needs 1000 "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=0"], "--devices_per_run is '0'; it must be a positive integer"),

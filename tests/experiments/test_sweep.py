@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from experiments.config_files import load_config
 from experiments.costs import describe
 from experiments.study import equal
-from experiments.study.sweep import expand, expand_trials
+from experiments.study.plan import Selection
+from experiments.study.sweep import PlannedRun, expand, expand_trials
 from experiments.study.sweep_file import load_sweep
 from tests.support.errors import refused
 
@@ -134,6 +136,16 @@ def test_a_wrong_definition_is_refused(tmp_path, line, message):
 def test_a_plan_with_a_wrong_variant_is_refused(sweep, changes, message):
     wrong = dataclasses.replace(sweep, **changes)
     assert refused(expand, wrong, {}, seeds=1).startswith(message)
+
+
+def test_a_variant_can_be_selected_whatever_its_name(tmp_path):
+    """The name of a variant in a grid may contain commas and brackets, which patterns read otherwise."""
+    config = load_config("configs/number_words.py", {})
+    runs = [PlannedRun(variant, 0, config) for variant in ("1,2", "a[1]", "b")]
+    for run in runs:
+        selection = Selection(only=[f"{run.variant}/0"])
+        selection.check(runs)
+        assert [other for other in runs if selection.includes(other)] == [run]
 
 
 def test_a_grid_is_named_by_its_values(tmp_path):

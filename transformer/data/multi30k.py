@@ -9,7 +9,7 @@ from typing import ClassVar
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
 from transformer.data.pair_builder import PairBuilder
-from transformer.data.text import existing_file, fingerprint, read_pairs
+from transformer.data.text import existing_file, fingerprint, local_path, read_pairs
 from transformer.files import is_full
 
 REVISION = "2cc0f2d7c615b60e07e2d51bb5edc004444d7e0e"  # of the repository, 2021-12-02
@@ -110,7 +110,7 @@ class Multi30k(PairBuilder):
 
     def _manual_paths(self, split: str) -> list[Path]:
         ending = "" if self.options.text == "raw" else f".{self.options.text}"
-        folder = Path(self.options.manual_dir)
+        folder = local_path(self.options.manual_dir, "data.options.manual_dir")
         return [
             existing_file(folder / f"{self.FILES[split]}{ending}.{language}", "data.options.manual_dir")
             for language in self._languages

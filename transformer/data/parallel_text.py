@@ -20,7 +20,7 @@ from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
 from transformer.data.pair_builder import PairBuilder
 from transformer.data.records import Pair
-from transformer.data.text import existing_file, fingerprint, read_pairs
+from transformer.data.text import existing_file, fingerprint, local_path, read_pairs
 from transformer.data.tokenizer import normalize
 
 FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"
@@ -129,10 +129,12 @@ class ParallelText(PairBuilder):
             text = getattr(self.options, split)
             if text is None:
                 continue
-            names, field = text.split(","), f"data.options.{split}"
+            field = f"data.options.{split}"
+            # A comma separates two files, but it may also be part of a name.
+            names = [text] if Path(text).expanduser().is_file() else text.split(",")
             if len(names) > 2:
                 raise UserError(f"{field} is {text!r}; it must be {FORMS}")
-            files[split] = [existing_file(Path(name.strip()).expanduser(), field) for name in names]
+            files[split] = [existing_file(local_path(name.strip(), field), field) for name in names]
         return files
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from transformer.config import UserError
+from transformer.files import is_address
 
 MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may not even end
 
@@ -40,6 +41,17 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
                 "both must have the same number of lines"
             )
         yield pair
+
+
+def local_path(text: str, field: str) -> Path:
+    """Returns the path that a config field names, with the home folder in place of `~`.
+
+    Raises:
+      UserError: the text is an address, such as gs://bucket/text.
+    """
+    if is_address(text):
+        raise UserError(f"{field} is {text!r}; it must be a path on this machine")
+    return Path(text).expanduser()
 
 
 def existing_file(path: Path, field: str) -> Path:
