@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MAX_NAME_BYTES = 200  # most systems allow 255, but suffixes are appended
-NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries written in C++ repeat the system's message, NumPy reports how much it wrote, and TFDS checks the
 # free space beforehand.
