@@ -17,5 +17,6 @@ if importlib.util.find_spec("absl") is None:
     sys.exit(2)
 
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # `python -m experiments.COMMAND` loads packages for seconds. Until `cli.run`, Ctrl-C prints no traceback.
+    # Until `cli.run`, Ctrl-C ends a command without a traceback: loading packages takes seconds. argv[0] is
+    # "-m" only while `python -m experiments.COMMAND` imports this package; other imports change nothing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

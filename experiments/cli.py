@@ -35,7 +35,7 @@ from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_address, is_full
 
-CANNOT_WRITE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
+PERMISSION_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP_WIDTH = 100
 # Flags whose values are paths, in any command.
@@ -63,7 +63,7 @@ ALLOWED_TEXT = {"an integer": "a whole number", "": "true or false"}  # absl's w
 
 def run(module: ModuleType) -> None:
     """Runs a command, then ends this process with the command's exit status."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `experiments/__init__.py`
         signal.signal(signal.SIGINT, signal.default_int_handler)
     use_utf8()
     keep_freed_memory()
@@ -95,9 +95,9 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
             discard_output()
             return INTERRUPTED
         except OSError as error:
-            if error.errno in CANNOT_WRITE_ERRORS:
+            if error.errno in PERMISSION_ERRORS:
                 advice = "change the permissions or name another file"
-                return _refuse(f"{error.filename or 'writing'}: {error.strerror}; {advice}")
+                return _refuse(f"{error.filename or 'a file'}: {error.strerror}; {advice}")
             if not is_full(error):
                 raise
             return _refuse(f"{error.filename or 'writing'}: the disk or quota is full; free some space")

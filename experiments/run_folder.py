@@ -70,8 +70,8 @@ FINISHED_TYPES = {
     "identity": dict[str, str],
     "step": int,
     "seconds": float,
-    "validation": dict[str, Any] | None,
-    "params_sha256": str | None,
+    "validation": dict[str, float | str],
+    "params_sha256": str,
 }
 
 
@@ -333,10 +333,11 @@ def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str,
 def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
     """Returns the steps of the checkpoints whose weights are averaged.
 
-    A checkpoint that was saved because of an interruption is used only if the run has no other checkpoint.
+    A checkpoint without a validation, from an interruption or of the initial weights, is used only if the run
+    has no other checkpoint.
     """
     train = config.train
-    scheduled = [step for step in steps if step % train.validate_every == 0 or step == train.steps]
+    scheduled = [step for step in steps if (step and step % train.validate_every == 0) or step == train.steps]
     return scheduled[-config.decode.average_last :] or steps[-1:]
 
 

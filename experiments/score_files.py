@@ -19,7 +19,7 @@ TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation
 IDENTITY = ("identity", "content", "checkpoints", "params_sha256", "changes", "ablated")
 
 
-# The types of the values in eval/<split>.json. A study may be stored without the texts of its evaluations.
+# The types of the values in eval/<split>.json.
 SCORE_TYPES = {
     "identity": dict[str, str],
     "test_set": str,
@@ -28,9 +28,9 @@ SCORE_TYPES = {
     "checkpoints": list[int],
     "params_sha256": str | None,
     "content": str | None,
-    "files": dict[str, str] | None,
-    "signatures": dict[str, str] | None,
-    "by_length": list[dict[str, float | None]] | None,
+    "files": dict[str, str],
+    "signatures": dict[str, str],
+    "by_length": list[dict[str, float | None]],
     "sentences": int | None,
     **dict.fromkeys(METRICS, float | None),
 }

@@ -14,7 +14,7 @@ import contextlib
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl.flags import DEFINE_string, FlagValues
 
@@ -22,7 +22,7 @@ from experiments import cli
 from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run, Trained
 from experiments.stop_signal import PREEMPTED, StopSignal
-from transformer.config import ExperimentConfig, UserError, difference
+from transformer.config import ExperimentConfig, UserError, declarations, difference
 from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
 from transformer.training.divergence import DIVERGED_FILE, Diverged
@@ -32,15 +32,9 @@ STOPPING = "stopping: saving a checkpoint first"
 STOP_SECONDS = 8.0  # from a signal to the end of the current step
 RESUME = ", then run the same command again to resume from the last checkpoint"
 VOCABULARY_FIELDS = ("data.tokenizer", "data.vocab_size", "data.byte_fallback")
-# Fields of the model that may differ from those of the run that --init_from names. The size of a table of
-# learned positions shows in the shapes of the weights, which `train` checks.
-FREE_FIELDS = (
-    "model.dropout_rate",
-    "model.dropout_sites",
-    "model.max_positions",
-    "model.overflow",
-    "model.dtype",
-)
+# Besides the fields that may change after training, these may differ from the run of --init_from. The size of
+# a table of learned positions shows in the shapes of the weights, which `train` checks.
+INDEPENDENT_OF_WEIGHTS = ("model.dropout_rate", "model.dropout_sites", "model.max_positions")
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -57,76 +51,56 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> int:
     cli.set_up_jax()
-    run, config = Run(flags.workdir), cli.config(flags)
-    if config is None:
-        _ = run.config  # refuses a folder that is not a run, before the lock creates the folder
+    run, given = Run(flags.workdir), cli.config(flags)
+    config = given or run.config  # refuses a folder that is not a run, before the lock creates the folder
     source = None
     if flags.init_from:
-        source = Source(flags.init_from, Run(flags.init_from).load())
-        source.check_fits(config or run.config)
-    with run.locked():
-        config = run.begin(config)
-        _check_start(run, source)
-        return _train(run, config, source)
-
-
-class Source(NamedTuple):
-    """The run whose weights another run starts from.
-
-    Attributes:
-      folder: the run folder.
-      trained: the model.
-    """
-
-    folder: str
-    trained: Trained
-
-    def check_fits(self, config: ExperimentConfig) -> None:
-        """Checks that a run with this config can start from the weights.
-
-        Raises:
-          UserError: the config has another task, another model or another vocabulary.
-        """
-        differing = difference(self.trained.config, config, _defines_weights)
-        if differing:
+        source = Run(flags.init_from).load()
+        if differing := difference(source.config, config, _defines_weights):
             raise UserError(
-                f"the weights of {self.folder} do not fit this config: {differing}; set the same values here"
+                f"the weights of {flags.init_from} do not fit this config: {differing}; "
+                "set the same values here"
             )
+    with run.locked():
+        config = run.begin(given)
+        _check_start(run, flags.init_from, source)
+        return _train(run, config, flags.init_from, source)
 
 
 def _defines_weights(key: str) -> bool:
-    """Returns whether weights trained with one value of a field mean nothing with another value."""
-    return key in ("task", *VOCABULARY_FIELDS) or (key.startswith("model.") and key not in FREE_FIELDS)
+    """Returns whether weights that were trained with one value of a field mean nothing with another value."""
+    if key.startswith("model."):
+        return not declarations(ExperimentConfig)[key].changeable and key not in INDEPENDENT_OF_WEIGHTS
+    return key in ("task", *VOCABULARY_FIELDS)
 
 
-def _check_start(run: Run, source: Source | None) -> None:
-    """Checks that a run continues from where it started.
+def _check_start(run: Run, init_from: str | None, source: Trained | None) -> None:
+    """Checks that a run continues from the weights that it started with.
 
     Raises:
       UserError: the run started from other weights, or needs `source` for its first step.
     """
-    identity, origin = run.identity, run.result.get("init_from")
-    if source is None:
-        if identity is None and origin is not None:
-            raise UserError(
-                f"{run.folder} has no checkpoint yet and was to start from the weights of {origin}; "
-                f"add --init_from={origin}"
-            )
-    elif identity is not None and identity.get(INITIAL_WEIGHTS) != source.trained.params_sha256:
+    identity, earlier_source = run.identity, run.result.get("init_from")
+    if source is None and identity is None and earlier_source is not None:
         raise UserError(
-            f"{run.folder} did not start from the present weights of {source.folder}; leave out --init_from "
+            f"{run.folder} has no checkpoint yet and was to start from the weights of {earlier_source}; "
+            f"add --init_from={earlier_source}"
+        )
+    if source is not None and identity is not None and identity.get(INITIAL_WEIGHTS) != source.params_sha256:
+        raise UserError(
+            f"{run.folder} did not start from the present weights of {init_from}; leave out --init_from "
             "to resume it, or name another --workdir"
         )
 
 
-def _train(run: Run, config: ExperimentConfig, source: Source | None) -> int:
+def _train(run: Run, config: ExperimentConfig, init_from: str | None, source: Trained | None) -> int:
+    """Trains a run that is not trained yet; returns the exit status."""
     before = run.result
     if run.is_trained:
         print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
         return 0
+    before["init_from"] = init_from or before.get("init_from")
     started = time.time() - before.get("seconds", 0)
-    if source is not None:
-        before |= {"init_from": source.folder}
     run.write_result(**before | {"status": "running"})
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:
@@ -142,8 +116,7 @@ def _train(run: Run, config: ExperimentConfig, source: Source | None) -> int:
         raise
     (run.folder / DIVERGED_FILE).unlink(missing_ok=True)
     seconds = time.time() - started
-    origin = {"init_from": before["init_from"]} if "init_from" in before else {}
-    run.write_result(**_result(outcome), **origin, seconds=seconds)
+    run.write_result(**_result(outcome), init_from=before["init_from"], seconds=seconds)
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
     if outcome.finished:
         return 0
@@ -155,14 +128,12 @@ def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
     return {"status": "failed", "reason": reason, "message": message, "seconds": time.time() - started}
 
 
-def _loop(run: Run, config: ExperimentConfig, source: Source | None) -> Outcome:
-    trained = source.trained if source else None
+def _loop(run: Run, config: ExperimentConfig, source: Trained | None) -> Outcome:
+    tokenizer, params = (source.tokenizer, source.params) if source else (None, None)
     with full_disk(run.folder, RESUME), StopSignal(STOPPING, STOP_SECONDS) as should_stop:
         with preparing() as progress:
-            tokenizer = trained.tokenizer if trained else None
             task = open_task(config, run.folder, progress, run.identity, tokenizer=tokenizer)
         with training_observer(config.train.steps, on_closed=should_stop.request) as observer:
-            params = trained.params if trained else None
             return train(config, task, run.folder, observer, should_stop, params)
 
 

@@ -24,7 +24,7 @@ from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
 from experiments.study.results import read_study, run_folders
 from transformer.config import UserError
 from transformer.data.builders import is_prepared
-from transformer.files import read_sealed
+from transformer.files import check_types, read_sealed
 from transformer.tasks import open_task
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.metric_log import read_metrics
@@ -132,9 +132,9 @@ class Verification:
     def _score_files(self) -> Iterator[ScoreFiles]:
         for path in sorted((self._run.folder / "eval").glob("*.json")):
             values = self._try(lambda path=path: read_sealed(path))
-            if values is None or "test_set" not in values:  # the file is damaged, or is a comparison
+            if values is None or "test_set" not in values:  # damaged, or not an evaluation but a comparison
                 continue
-            scores = self._try(lambda path=path: read_sealed(path, SCORE_TYPES))
+            scores = self._try(lambda path=path, values=values: check_types(path, values, SCORE_TYPES))
             if scores is not None:
                 files = ScoreFiles(self._run, scores["test_set"], scores["changes"], scores["ablated"])
                 if files.path(".json") == path:

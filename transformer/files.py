@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MAX_NAME_BYTES = 200  # most systems allow 255, but suffixes are appended
+# ENOTSUP and EOPNOTSUPP differ on macOS.
 NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries written in C++ repeat the system's message, NumPy reports how much it wrote, and TFDS checks the
@@ -153,7 +154,7 @@ def try_lock(path: Path) -> BinaryIO | None:
 
 
 def _flock(file: BinaryIO, wait: bool) -> None:
-    """Takes a lock; on a file system without locks, prints a warning instead.
+    """Takes a lock; on a file system without locks, logs a warning instead.
 
     Raises:
       BlockingIOError: another process holds the lock, and `wait` is false.
@@ -267,12 +268,13 @@ def read_sealed(path: Path, types: Mapping[str, Any] | None = None) -> dict[str,
     if values.get("sha256") != seal(values):
         raise UserError(f"{path} was damaged or edited after it was written; restore it or delete it")
     del values["sha256"]
-    check_types(path, values, types or {})
-    return values
+    return check_types(path, values, types or {})
 
 
-def check_types(path: Path, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def check_types(path: Path, values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the types of the values in a JSON file, which another program may have written.
+
+    Returns the values.
 
     Args:
       path: the file, for the error message.
@@ -286,10 +288,14 @@ def check_types(path: Path, values: Mapping[str, Any], types: Mapping[str, Any])
         if not _has_type(values.get(name), kind):
             problem = f"{name!r} has an unexpected value" if name in values else f"{name!r} is missing"
             raise UserError(f"{path} is not a file of this program: {problem}; restore it or delete it")
+    return values
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Returns whether a JSON value has a type: a class, a union, `dict[str, X]`, `list[X]` or a tuple."""
+    """Returns whether a JSON value has a type: a class, Any, a union, `dict[str, X]`, `list[X]` or a tuple.
+
+    An integer is also a float, but a bool is not an integer. JSON stores a tuple as a list.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
@@ -297,11 +303,11 @@ def _has_type(value: Any, kind: Any) -> bool:
         return any(_has_type(value, argument) for argument in arguments)
     if origin is dict:
         return isinstance(value, dict) and all(_has_type(item, arguments[1]) for item in value.values())
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return (
+            isinstance(value, list) and len(value) == len(arguments) and all(map(_has_type, value, arguments))
+        )
     if origin in (list, tuple):
-        if origin is tuple and arguments[-1] is not Ellipsis:
-            return isinstance(value, list) and list(map(_has_type, value, arguments)) == [True] * len(
-                arguments
-            )
         return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
     return type(value) in ((int, float) if kind is float else (kind,))
 
@@ -336,7 +342,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     advice = f"delete {folder} and run the same command again"
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} is missing; {advice}")
-    values = read_sealed(folder / MANIFEST)
+    values = read_sealed(folder / MANIFEST, {"files": dict[str, str]})
     stored, current = values.pop("files"), _file_digests(folder)
     for name in sorted(stored.keys() | current.keys()):
         if stored.get(name) != current.get(name):

@@ -16,7 +16,7 @@ from experiments.run_folder import Trained
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 
-# Output limit that is stored for generate(), in tokens. The default is 20.
+# Output limit in tokens, stored for generate(), which otherwise stops at 20.
 MAX_OUTPUT_LENGTH = 256
 SPECIAL_TOKENS = {
     "decoder_start_token_id": BOS,

@@ -218,7 +218,7 @@ def run_jobs(
                 running.remove(at_work)
                 free.append(at_work.slot)
                 job = at_work.job
-                # A signal that comes while Python loads packages ends the process as the system does.
+                # Until a command has loaded its packages, a signal ends it with the negative number.
                 was_preempted = status == PREEMPTED or -status in SIGNALS
                 if was_preempted and preemptions[job.name] < retries:
                     preemptions[job.name] += 1

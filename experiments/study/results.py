@@ -265,7 +265,7 @@ def write_study(
         stored = _read_file(root)
         values["runs"] = list(dict.fromkeys([*stored["runs"], *values["runs"]]))
         for name in ("variants", "tuned", "costs"):
-            values[name] = {**stored.get(name, {}), **values[name]}
+            values[name] = {**stored[name], **values[name]}
     write_sealed(root / STUDY_FILE, values)
 
 
@@ -374,7 +374,8 @@ def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
     """Returns the plan in study.json, after a check of all names.
 
     Raises:
-      UserError: a variant, split or metric has an invalid name.
+      UserError: the study has no split or no metric, or a run of another study, or the name of a variant, a
+        split or a metric is invalid.
     """
     for kind, names in (("variant", stored["variants"]), ("split", stored["splits"])):
         for name in names:
@@ -386,10 +387,12 @@ def _read_sweep(root: Path, stored: Mapping[str, Any]) -> Sweep:
         if not stored[name]:
             raise UserError(f"{root / STUDY_FILE} names no {name}; launch the study again")
     for run_id in stored["runs"]:
-        _run_folder(root, run_id)
         variant, _, name = run_id.partition("/")
         if variant not in stored["variants"] or not re.fullmatch(r"\d+-[0-9a-f]+", name):
-            raise UserError(f"{root / STUDY_FILE} names {run_id!r}, which is not a run of this study")
+            raise UserError(
+                f"{root / STUDY_FILE} names {run_id!r}, which is not a run of this study; "
+                "restore it or delete it"
+            )
     return Sweep(**{field.name: stored.get(field.name) for field in dataclasses.fields(Sweep)})
 
 
@@ -408,7 +411,7 @@ def _check_identities(runs: Iterable[Run]) -> None:
                 f"{run.folder} began with the weights of another run (--init_from), but a study trains every "
                 "run from the beginning; move the run elsewhere, and launch the study again"
             )
-        settings, content = seal(to_dict(run.config)["data"]), identity["content"]
+        settings, content = seal(to_dict(run.config)["data"]), identity.get("content")
         first_content, first = first_runs.setdefault(settings, (content, run))
         if content != first_content:
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.stop_signal import PREEMPTED
 from transformer.config import UserError
-from transformer.files import atomic_write, read_sealed, write_sealed
+from transformer.files import atomic_write, check_types, read_sealed, write_sealed
 
 GRACE_SECONDS = 120  # time to save a checkpoint before the time limit of a job
 SCRIPT = """\
@@ -51,7 +51,12 @@ class Slurm:
     @property
     def jobs(self) -> list[dict[str, Any]]:
         """The submitted array jobs. Each has an "id" and "runs", the run of each task in order."""
-        return read_sealed(self._path, {"jobs": list[dict[str, Any]]})["jobs"] if self._path.exists() else []
+        if not self._path.exists():
+            return []
+        jobs = read_sealed(self._path, {"jobs": list[dict[str, Any]]})["jobs"]
+        for job in jobs:
+            check_types(self._path, job, {"id": str, "runs": list[str]})
+        return jobs
 
     def states(self) -> dict[str, str]:
         """Returns Slurm's state of each run that is waiting or at work, such as "pending" or "running".

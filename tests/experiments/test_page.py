@@ -41,7 +41,12 @@ def write_whole_study(root, sweep, seeds, sentences=30):
         for split in sweep.splits:
             scores = dict.fromkeys(sweep.metrics, level)
             lengths = [{**bucket, "exact_match": level} for bucket in BY_LENGTH]
-            made_from = {"identity": run.result["identity"], "checkpoints": [10, 20], "by_length": lengths}
+            made_from = {
+                "identity": run.result["identity"],
+                "checkpoints": [10, 20],
+                "signatures": {},
+                "by_length": lengths,
+            }
             texts = [[f"{word} {number} {planned.variant}" for number in range(sentences)] for word in "abc"]
             ScoreFiles(run, split, {}).write(Evaluation(scores | made_from, *texts))
     return read_study(root)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments.stop_signal import SIGNALS
 from experiments.study import queue
 from experiments.study.live import StatusBoard, outcome, run_progress
 from experiments.study.queue import LOCK_FILE, Ended, Job, Slot, is_at_work, make_slots, run_jobs
@@ -93,10 +94,13 @@ def test_closing_the_iterator_saves_the_jobs_at_work(tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "status"),
-    [("raise SystemExit(75)", 75), ("os.kill(os.getpid(), 15)", -15), ("os.kill(os.getpid(), 10)", -10)],
+    [
+        ("raise SystemExit(75)", 75),
+        *((f"os.kill(os.getpid(), {int(number)})", -number) for number in SIGNALS),
+    ],
 )
 def test_a_preempted_job_starts_again_a_bounded_number_of_times(tmp_path, end, status):
-    """A signal ends the process as the system does while Python loads the packages."""
+    """A command handles signals once it has loaded its packages. Before, a signal ends it with a negative status."""
     job = make_job(tmp_path, "a", f"import os; print('started', flush=True); {end}")
     (ended,) = run_jobs([job], [SLOT], retries=2)
     assert ended.status == status

@@ -200,7 +200,7 @@ def test_a_run_starts_from_another_run_and_resumes_without_it(smoke, trained, tm
     call(*start_command, f"--workdir={tmp_path}/whole")
     result = Run(tmp_path / "whole").result
     assert result["init_from"] == str(source)
-    assert result["identity"]["initial_weights"] == Run(source).load().params_sha256
+    assert result["identity"]["initial weights"] == Run(source).load().params_sha256
     assert result["identity"]["vocabulary"] == Run(source).load().tokenizer.sha256
     # The first validation is near that of the source, not that of random weights.
     first = next(record for record in read_metrics(tmp_path / "whole") if record["kind"] == "validation")

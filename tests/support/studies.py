@@ -36,10 +36,23 @@ def write_run(
         "content": "texts",
         "vocabulary": "tokens",
     } | identity
-    run.write_result(status=status, step=20, seconds=60.0, identity=made_from, **(result or {}))
+    figures = {"step": 20, "seconds": 60.0, "validation": {}, "params_sha256": "0" * 64}
+    run.write_result(**{"status": status, "identity": made_from} | figures | (result or {}))
     for split, values in scores.items():
         path = run.folder / "eval" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)
-        test_set = {"test_set": split, "changes": {}, "ablated": ""}
-        write_sealed(path, {"identity": made_from, "checkpoints": [10, 20], **test_set, **values})
+        evaluation = {
+            "identity": made_from,
+            "test_set": split,
+            "changes": {},
+            "ablated": "",
+            "checkpoints": [10, 20],
+            "params_sha256": "0" * 64,
+            "content": "test set",
+            "files": {},
+            "signatures": {},
+            "by_length": [],
+            "sentences": 1,
+        }
+        write_sealed(path, evaluation | values)
     return run

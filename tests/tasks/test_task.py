@@ -34,7 +34,7 @@ def test_a_new_task_does_not_resume_with_a_different_config(tmp_path):
     config = resolve(toy_config())
     train(config, open_task(config, tmp_path), tmp_path, Recorder())
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, options={"slope": 3.0}))
-    with pytest.raises(UserError, match="the config has changed since .* was trained"):
+    with pytest.raises(UserError, match="config changed after .* was trained"):
         train(changed, open_task(changed, tmp_path), tmp_path, Recorder())
 
 

@@ -61,9 +61,7 @@ class Corpus:
           tokenizer: the vocabulary of an earlier run; if None, the vocabulary that `data` describes.
           progress: receives progress reports; if None, they are logged.
           prepared: `name` of the data, if it was prepared earlier. The raw text is then not read.
-
-          run_folder: a run folder, which holds the vocabulary and the tokens if the folder of the data cannot
-            be written; None without a run.
+          run_folder: stores new tokens if the folder of the data cannot be written; None if there is no run.
 
         Raises:
           UserError: data that cannot be used; see `builders.prepare` and `builders.open_prepared`.

@@ -81,8 +81,10 @@ class Multi30k(PairBuilder):
         names = {split: [self._name(split, language) for language in self._languages] for split in self.FILES}
         for name in itertools.chain.from_iterable(names.values()):
             if name not in CHECKSUMS:
+                languages = sorted({known.removesuffix(".gz").rpartition(".")[2] for known in CHECKSUMS})
                 raise UserError(
-                    f"multi30k has no file {name}; set data.source and data.target to cs, de, en or fr"
+                    f"multi30k has no file {name}; data.source and data.target must be two of: "
+                    f"{', '.join(languages)}"
                 )
         try:
             downloaded = dl_manager.download(

@@ -1,5 +1,6 @@
 """Training batches, assembled ahead of the training step by Grain."""
 
+import functools
 import os
 import signal
 import threading
@@ -54,11 +55,13 @@ def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[B
     dataset = grain.MapDataset.source(batches)[first_step:]
     served = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
     if workers:
-        served = served.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
+        served = served.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), functools.partial(_start_worker, os.getpid())
+        )
     return iter(served)
 
 
-def _start_worker(index: int, count: int) -> None:
+def _start_worker(parent: int, index: int, count: int) -> None:
     """Makes a worker process exit once its parent has ended, for whatever reason, and not earlier.
 
     The worker ignores signals to the whole process group: the parent handles them and may still need batches.
@@ -66,7 +69,6 @@ def _start_worker(index: int, count: int) -> None:
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -150,10 +150,10 @@ def _check_languages(data: DataConfig, features: tfds.features.FeatureConnector)
     texts = []
     if isinstance(features, tfds.features.FeaturesDict):
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
+    if not texts:
+        raise UserError(f"data.name is {data.name!r}, which has no text; choose a translation set")
     for field, side in (("data.source", data.source), ("data.target", data.target)):
         if side not in texts:
-            if not texts:
-                raise UserError(f"data.name is {data.name!r}, which has no text; choose a translation set")
             raise UserError(f"{field} is {side!r}; it must be a language of {data.name}: {', '.join(texts)}")
 
 

@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
 
 
 def compare(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
-    """Compares two models in one metric. Swapping the models changes the sign of the difference.
+    """Compares two models in one metric. Swapping the models changes only its sign.
 
     Metrics of sacreBLEU use sacreBLEU's paired tests. Other metrics with a score per sentence use a paired
     randomization test, which flips the signs of the per-sentence score differences at random. The seed is
@@ -90,8 +90,9 @@ def randomization_test(differences: Float[np.ndarray, "n"]) -> float:
 def _sacrebleu_comparison(metric: Metric, outputs: Outputs, other_outputs: Outputs) -> Comparison:
     """Compares two sets of outputs by the tests of sacreBLEU, with its seed and its numbers of samples.
 
-    These are 1,000 samples for the bootstrap, and 10,000 for the randomization test. One thing differs:
-    sacreBLEU counts only samples with a larger difference than the observed one, not
+    The bootstrap takes 1,000 samples, the randomization test 10,000.
+
+    Differs from sacreBLEU: sacreBLEU counts only samples with a larger difference than the observed one, not
     samples with an equal difference. So sacreBLEU reports p = 0.0001 for a model that is compared with
     itself. Here p is 1 if the scores are equal. If the outputs differ for k sentences, p_randomization is at
     least 2^(1 - k): of the 2^k ways to swap these outputs, two give a difference of the observed size.

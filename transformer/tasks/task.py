@@ -54,7 +54,8 @@ class Task(Trainable):
 
         Args:
           config: the resolved config.
-          folder: the run folder. The vocabulary of a new run is stored there.
+          folder: the run folder. It stores the vocabulary of a new run and, if the data is read-only, the
+            tokens.
           progress: receives progress reports; if None, they are logged.
           stored: the identity (see `Trainable`) in the checkpoints of the run; None for a new run.
           may_prepare: whether to prepare missing data. If false, only prepared data is read, and nothing is

@@ -183,6 +183,7 @@ class Translation(Task):
         except ValueError as error:
             problem = f"data.row_length is {row_length}, which is too small: {error}"
             raise UserError(f"{problem}; increase it") from None
+        # A dropped pair has length 0 here, so the index of a pair stays its index in the split.
         is_used = training.lengths <= row_length
         check_lengths(self.model, "train", tuple(lengths * is_used for lengths in training.side_lengths))
         check_lengths(
@@ -369,7 +370,7 @@ def check_lengths(
       model: the model, built with or without `trained_lengths`.
       split: name of the split, for the message.
       side_lengths: tokens of each source and of each target in the split.
-      max_length: largest number of tokens of a sentence that the memory is meant for; None if there is none.
+      max_length: the largest allowed length of a sentence, in tokens, which bounds memory; None for no bound.
 
     Raises:
       UserError: a sentence is too long.
@@ -390,7 +391,7 @@ def check_lengths(
                 name for name in POSITIONS[model.config.positions].overflow_policies if name != "error"
             ]
             values = " or ".join(policies)
-            advice = f"{scheme} was trained on at most {limit}; set --set=model.overflow={values}"
+            advice = f"{scheme} was trained on at most {limit}; add --set=model.overflow={values}"
         else:
             advice = f"{scheme} has only {limit} positions; increase model.max_positions"
         raise UserError(f"{longest}, but {advice}")

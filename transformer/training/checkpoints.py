@@ -44,8 +44,8 @@ class LastAndBest(PreservationPolicy):
     """Keeps the newest checkpoint, the latest scored checkpoints, and the best scored checkpoint.
 
     A scored checkpoint has a validation criterion; lower is better. A checkpoint that was saved because of an
-    interruption has no criterion. It is deleted once there is a newer checkpoint, so it displaces no scored
-    checkpoint.
+    interruption, or of initial weights, has no criterion. It is deleted once there is a newer checkpoint, so
+    it displaces no scored checkpoint.
 
     Attributes:
       keep_last: number of latest scored checkpoints to keep.

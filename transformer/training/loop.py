@@ -21,7 +21,7 @@ from transformer.training.trainable import Hyperparameters, Trainable
 
 log = logging.getLogger(__name__)
 
-INITIAL_WEIGHTS = "initial_weights"  # name of their digest in the identity of a run
+INITIAL_WEIGHTS = "initial weights"  # name of their digest in the identity of a run
 
 
 @runtime_checkable
@@ -200,7 +200,8 @@ def _resume(
     """Returns the latest state and its metadata, or the given state and the metadata of a new run.
 
     Raises:
-      UserError: the checkpoints belong to a different config, different data or a different vocabulary.
+      UserError: the checkpoints belong to a different config, or to different data, vocabulary or initial
+        weights.
     """
     stored_identity = checkpoints.identity
     if stored_identity is None:
@@ -214,7 +215,7 @@ def _resume(
     for name, current in identity.items():
         if (stored := stored_identity.get(name)) != current:
             raise UserError(
-                f"the {name} has changed since {folder} was trained (from {stored} to {current}); "
+                f"{name} changed after {folder} was trained (from {stored} to {current}); "
                 f"restore the original {name}, or train in another folder"
             )
     state, metadata = checkpoints.restore(state)
@@ -235,8 +236,9 @@ def _check_shapes(weights: PyTree, expected: PyTree) -> None:
     for name in {**needed, **given}:
         if given.get(name) != needed.get(name):
             raise UserError(
-                f"the initial weights do not fit the model: {name} has the shape {given.get(name)}, "
-                f"but the model needs {needed.get(name)}; use a run with the same model"
+                f"the initial weights do not fit the model: the shape of {name} is "
+                f"{given.get(name, 'missing')}, but must be {needed.get(name, 'missing')}; "
+                "use a run with the same model"
             )
 
 

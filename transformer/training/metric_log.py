@@ -29,7 +29,8 @@ def add_totals(totals: Iterable[Totals]) -> dict[str, float]:
 class Meter:
     """Adds up the steps since the last record.
 
-    Totals stay on the device until a record is requested, so between records the host does not wait for it.
+    Totals stay on the device until a record is requested, so between records the host does not wait for the
+    device.
     """
 
     def __init__(self, task: Trainable, num_steps: int, tokens_seen: int):
