@@ -229,3 +229,17 @@ def test_preparing_five_times_the_text_takes_no_more_memory(tmp_path, monkeypatc
         peaks.append(peak)
     # In MB. The additional text has 60 MB; as Python strings and lists in memory it took 250 MB.
     assert peaks[1] - peaks[0] < 30, peaks
+
+
+def test_tokens_of_a_read_only_data_folder_are_stored_in_the_run_folder(tmp_path, monkeypatch):
+    data = text_config(tmp_path)
+    expected = Corpus(data).split("train")
+    tokens = next((tmp_path / "data").rglob("tokens"))
+    shutil.rmtree(tokens)
+    run = tmp_path / "run"
+    monkeypatch.setattr(corpora, "is_writable", lambda folder: folder.is_relative_to(run))
+    for _ in range(2):
+        split = Corpus(data, run_folder=run).split("train")
+        np.testing.assert_array_equal(split.source.tokens, expected.source.tokens)
+        assert split.folder.is_relative_to(run / "tokens")
+        assert not tokens.exists()

@@ -14,7 +14,7 @@ from experiments.stop_signal import PREEMPTED
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
-from transformer.files import lock, read_json, read_sealed, write_json, write_sealed
+from transformer.files import lock, read_json, read_sealed, write_json
 from transformer.tasks import TASKS
 from transformer.training.metric_log import read_metrics
 
@@ -194,40 +194,53 @@ def test_a_changed_digit_in_a_record_is_noticed(trained, tmp_path):
         read_metrics(tmp_path)
 
 
-def test_a_run_starts_from_another_run_and_resumes_without_it(smoke, trained, tmp_path):
-    source = shutil.copytree(trained, tmp_path / "source")
-    start_command = ("train", *smoke, f"--init_from={source}", "--config.train.validate_every=10")
-    call(*start_command, f"--workdir={tmp_path}/whole")
-    result = Run(tmp_path / "whole").result
-    assert result["init_from"] == str(source)
-    assert result["identity"]["initial weights"] == Run(source).load().params_sha256
-    assert result["identity"]["vocabulary"] == Run(source).load().tokenizer.sha256
-    # The first validation is near that of the source, not that of random weights.
-    first = next(record for record in read_metrics(tmp_path / "whole") if record["kind"] == "validation")
-    assert first["loss"] < Run(source).result["validation"]["loss"] + 0.5
+@pytest.fixture
+def source(trained, tmp_path):
+    """A trained run to start from."""
+    return shutil.copytree(trained, tmp_path / "source")
 
-    line = refuse(
-        *start_command,
-        "--config.model.num_heads=1",
-        "--config.data.vocab_size=90",
-        "--config.model.dropout_rate=0.3",
-        f"--workdir={tmp_path}/b",
-    )
+
+@pytest.fixture
+def tuned(smoke, source, tmp_path):
+    """A run that started from `source`."""
+    call("train", *smoke, f"--init_from={source}", f"--workdir={tmp_path}/tuned")
+    return Run(tmp_path / "tuned")
+
+
+def test_a_run_starts_from_the_weights_and_the_vocabulary_of_another_run(smoke, source, tuned, tmp_path):
+    loaded = Run(source).load()
+    assert tuned.result["init_from"] == str(source)
+    assert tuned.result["identity"]["initial weights"] == loaded.params_sha256
+    assert tuned.result["identity"]["vocabulary"] == loaded.tokenizer.sha256
+    call("train", *smoke, f"--workdir={tmp_path}/usual")
+    first, usual = (read_metrics(folder)[0]["loss"] for folder in (tuned.folder, tmp_path / "usual"))
+    assert first < usual / 2
+
+
+def test_weights_of_another_model_or_vocabulary_are_refused(smoke, source, tmp_path):
+    changes = {"model.num_heads": 1, "data.vocab_size": 90, "model.dropout_rate": 0.3}
+    flags = [f"--config.{field}={value}" for field, value in changes.items()]
+    line = refuse("train", *smoke, *flags, f"--init_from={source}", f"--workdir={tmp_path}/a")
     assert line == (
         f"the weights of {source} do not fit this config: model.num_heads is 2 there, 1 here; "
         "data.vocab_size is 300 there, 90 here; set the same values here"
     )
-    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_cannot_take_the_weights_of_another_run_after_its_start(trained, source):
     line = refuse("train", f"--init_from={source}", f"--workdir={trained}")
     assert line.startswith(f"{trained} did not start from the present weights of {source}; leave out ")
 
-    # A run that was killed before its first checkpoint must not begin with random weights.
-    killed = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    shutil.rmtree(killed / "checkpoints")
-    result.update(status="running")
-    write_sealed(killed / "result.json", result)
-    assert refuse("train", f"--workdir={killed}").endswith(f"add --init_from={source}")
-    call(*start_command, f"--workdir={killed}")
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_start_from_random_weights(
+    smoke, source, tuned
+):
+    shutil.rmtree(tuned.folder / "checkpoints")
+    result = tuned.result
+    tuned.write_result(**result | {"status": "running"})
+    assert refuse("train", f"--workdir={tuned.folder}").endswith(f"add --init_from={source}")
+    call("train", f"--init_from={source}", f"--workdir={tuned.folder}")
+    assert tuned.result["params_sha256"] == result["params_sha256"]
     shutil.rmtree(source)
-    assert "is already trained" in call("train", f"--workdir={killed}").stdout
-    assert Run(killed).result["params_sha256"] == result["params_sha256"]
+    assert "is already trained" in call("train", f"--workdir={tuned.folder}").stdout
