@@ -12,7 +12,8 @@ from experiments.run_folder import Trained
 from experiments.score_files import ScoreFiles
 from transformer.decoding.translator import Translator
 from transformer.evaluation.ablation import Effect, effects, parts
-from transformer.files import atomic_write, write_sealed
+from transformer.files import atomic_write
+from transformer.json_files import write_sealed
 from transformer.tasks.translation import TestSet
 
 

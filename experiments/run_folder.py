@@ -28,15 +28,8 @@ from transformer.config import (
 )
 from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import (
-    check_types,
-    lock,
-    read_json,
-    read_sealed,
-    refuse_links,
-    write_json,
-    write_sealed,
-)
+from transformer.files import lock, refuse_links
+from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
 from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, digest, read_identity

@@ -11,7 +11,8 @@ from transformer.config import UserError
 from transformer.decoding.translator import LINE_ENDS
 from transformer.evaluation.metrics import METRICS, Outputs, metrics_for, signatures
 from transformer.evaluation.significance import Comparison, compare
-from transformer.files import atomic_write, lock, path_component, read_sealed, write_sealed
+from transformer.files import atomic_write, lock, path_component
+from transformer.json_files import read_sealed, write_sealed
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
 TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation`

@@ -24,7 +24,7 @@ from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
 from experiments.study.results import read_study, run_folders
 from transformer.config import UserError
 from transformer.data.builders import is_prepared
-from transformer.files import check_types, read_sealed
+from transformer.json_files import check_types, read_sealed
 from transformer.tasks import open_task
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.metric_log import read_metrics

@@ -14,7 +14,8 @@ from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, choose, difference, to_dict
 from transformer.data.builders import present_name
 from transformer.evaluation.metrics import METRICS
-from transformer.files import check_types, path_component, read_sealed, refuse_links, seal, write_sealed
+from transformer.files import path_component, refuse_links
+from transformer.json_files import check_types, read_sealed, seal, write_sealed
 from transformer.tasks import task_type
 from transformer.training.loop import INITIAL_WEIGHTS
 

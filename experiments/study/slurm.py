@@ -15,7 +15,8 @@ from typing import Any
 
 from experiments.stop_signal import PREEMPTED
 from transformer.config import UserError
-from transformer.files import atomic_write, check_types, read_sealed, write_sealed
+from transformer.files import atomic_write
+from transformer.json_files import check_types, read_sealed, write_sealed
 
 GRACE_SECONDS = 120  # time to save a checkpoint before the time limit of a job
 SCRIPT = """\

@@ -18,7 +18,7 @@ import pytest
 from experiments import cli, train
 from experiments.stop_signal import PREEMPTED
 from tests.support.commands import ROOT, SMOKE, call
-from transformer.files import read_sealed
+from transformer.json_files import read_sealed
 from transformer.training.metric_log import read_metrics
 
 pytestmark = pytest.mark.faults

@@ -17,7 +17,7 @@ from transformer.config import UserError
 from transformer.data.corpus import Corpus
 from transformer.evaluation.ablation import parts
 from transformer.evaluation.metrics import METRICS, Outputs, compute_scores, mean_metric
-from transformer.files import read_sealed, write_sealed
+from transformer.json_files import read_sealed, write_sealed
 
 # Options with which sacreBLEU's command line computes each group of scores.
 OPTIONS = {

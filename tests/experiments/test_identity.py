@@ -9,7 +9,7 @@ import pytest
 from experiments.run_folder import Run
 from tests.support.commands import ROOT, call, refuse
 from tests.support.text_files import PAIRS, write_pairs
-from transformer.files import read_json, read_sealed, sealed, write_sealed
+from transformer.json_files import read_json, read_sealed, sealed, write_sealed
 from transformer.training.checkpoints import Checkpoints
 
 COMMANDS = (("evaluate",), ("translate", "--input=/dev/null"), ("visualize", "--sentence=one"), ("train",))

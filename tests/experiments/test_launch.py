@@ -15,7 +15,7 @@ from experiments.study.results import read_study
 from experiments.study.sweep import PlannedRun
 from tests.support.commands import call, refuse, start
 from tests.support.studies import write_run
-from transformer.files import read_json
+from transformer.json_files import read_json
 
 SWEEP = """
 CONFIG = "configs/number_words.py:smoke"

@@ -27,7 +27,7 @@ from experiments.study.tables import latex, note_lines, report_markdown, score_t
 from tests.support.errors import refused
 from tests.support.studies import write_run
 from transformer.evaluation.metrics import METRICS, Metric
-from transformer.files import read_sealed, write_sealed
+from transformer.json_files import read_sealed, write_sealed
 
 
 def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):

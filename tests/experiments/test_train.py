@@ -14,7 +14,8 @@ from experiments.stop_signal import PREEMPTED
 from tests.support.commands import call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
-from transformer.files import lock, read_json, read_sealed, write_json
+from transformer.files import lock
+from transformer.json_files import read_json, read_sealed, write_json
 from transformer.tasks import TASKS
 from transformer.training.metric_log import read_metrics
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.run_folder import Run
 from tests.support.commands import ROOT, call
-from transformer.files import sealed, write_sealed
+from transformer.json_files import sealed, write_sealed
 
 RECORDED: list[str] = []
 IS_RECORDING = [False]

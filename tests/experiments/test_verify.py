@@ -8,7 +8,7 @@ import pytest
 
 from tests.experiments.test_identity import text_run  # noqa: F401
 from tests.support.commands import call, refuse
-from transformer.files import read_json, read_sealed, write_sealed
+from transformer.json_files import read_json, read_sealed, write_sealed
 
 
 @pytest.fixture

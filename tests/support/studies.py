@@ -7,7 +7,7 @@ from typing import Any
 from experiments.run_folder import Run
 from experiments.study.sweep import PlannedRun
 from transformer.data.builders import data_name
-from transformer.files import write_sealed
+from transformer.json_files import write_sealed
 
 
 def write_run(

@@ -9,7 +9,7 @@ import pytest
 from tests.support.observers import Recorder
 from tests.support.toy import BATCH_SIZE, NUM_EXAMPLES, Regression, toy_config
 from transformer.config import OptimizerConfig
-from transformer.files import read_json
+from transformer.json_files import read_json
 from transformer.training.divergence import MARGIN, Diverged
 from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics

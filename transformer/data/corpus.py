@@ -24,14 +24,8 @@ from transformer.data.progress import LogLines, Progress
 from transformer.data.records import ContentDigest, Pair, read_chunks
 from transformer.data.splits import Split, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import (
-    atomic_folder,
-    atomic_write,
-    is_writable,
-    read_manifest,
-    seal,
-    write_manifest,
-)
+from transformer.files import atomic_folder, atomic_write, is_writable
+from transformer.json_files import read_manifest, seal, write_manifest
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from transformer.data.tokenizer import normalize
 from transformer.evaluation.legacy import LegacyBLEU
-from transformer.files import finite
+from transformer.json_files import finite
 
 
 @dataclasses.dataclass(frozen=True)

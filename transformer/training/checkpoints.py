@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from transformer.config import UserError
-from transformer.files import seal, sealed
+from transformer.json_files import seal, sealed
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)

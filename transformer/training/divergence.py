@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import ExperimentConfig, UserError
-from transformer.files import finite, write_json
+from transformer.json_files import finite, write_json
 
 MARGIN = 1.0  # nats per token
 DIVERGED_FILE = "diverged.json"
