@@ -149,8 +149,8 @@ def attempt(folder: Path, mode: str, number: int) -> Iterator[Attempt]:
 def check_in_time(problems: Callable[[], object]) -> None:
     """Checks that the problems disappear within ten seconds."""
     end = time.monotonic() + 10
-    while found := problems():
-        assert time.monotonic() < end, found
+    while remaining := problems():
+        assert time.monotonic() < end, remaining
         time.sleep(0.1)
 
 
@@ -224,7 +224,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(uninterrupted, tmp_pa
     run = Run(last.run)
     if mode == "device_count":  # sums over other numbers of devices are rounded differently
         assert [record[:2] for record in records(run)] == [record[:2] for record in records(expected)]
-        losses, expected_losses = ([record[2] for record in records(each)] for each in (run, expected))
+        losses, expected_losses = ([record[2] for record in records(result)] for result in (run, expected))
         np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     else:
         assert run.result["params_sha256"] == expected.result["params_sha256"]

@@ -145,7 +145,7 @@ def test_a_variant_can_be_selected_whatever_its_name(tmp_path):
     for run in runs:
         selection = Selection(only=[f"{run.variant}/0"])
         selection.check(runs)
-        assert [other for other in runs if selection.includes(other)] == [run]
+        assert [selected for selected in runs if selection.includes(selected)] == [run]
 
 
 def test_a_grid_is_named_by_its_values(tmp_path):
