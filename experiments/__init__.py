@@ -5,8 +5,14 @@ It defines `define_flags(flags)` and `main(flags)`; `cli.call` runs it in the cu
 """
 
 import importlib.util
+import os
 import signal
 import sys
+
+# A supervisor may close the standard streams. Each gets the lowest free descriptor, so that no file takes it.
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:
+        setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
 
 if importlib.util.find_spec("absl") is None:
     print(

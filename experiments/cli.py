@@ -35,6 +35,7 @@ from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.files import is_address, is_full
 
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 PERMISSION_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE, INTERRUPTED = UserError.exit_status, 130
 HELP_WIDTH = 100
@@ -95,8 +96,9 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
             discard_output()
             return INTERRUPTED
         except OSError as error:
-            if error.errno in PERMISSION_ERRORS:
-                advice = "change the permissions or name another file"
+            if error.errno in PERMISSION_ERRORS + NAME_ERRORS:
+                permissions = "change the permissions or " if error.errno in PERMISSION_ERRORS else ""
+                advice = f"{permissions}name another file"
                 return _refuse(f"{error.filename or 'a file'}: {error.strerror}; {advice}")
             if not is_full(error):
                 raise
@@ -267,7 +269,7 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
     except absl_flags.Error as error:
         raise UserError(_flag_message(flags, str(error))) from None
     for name in PATH_FLAGS & set(flags):
-        if flags[name].value:
+        if flags[name].value is not None:
             flags[name].value = _local_path(name, flags[name].value)
     subcommands = getattr(module, "SUBCOMMANDS", ())
     if subcommands and (not words or words[0] not in subcommands):
@@ -283,13 +285,20 @@ def _local_path(name: str, value: str | list[str]) -> str | list[str]:
     """Returns the value of a flag that names files, with the home folder instead of `~`.
 
     Raises:
-      UserError: the value is an address.
+      UserError: the value is empty or an address, or names the home folder of an unknown user.
     """
     if isinstance(value, list):
         return [_local_path(name, item) for item in value]
+    if not value:
+        raise UserError(f"--{name} is empty; name a file or a folder")
     if is_address(value):
         raise UserError(f"--{name} is {value!r}; it must be a path on this machine")
-    return os.path.expanduser(value)
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise UserError(
+            f"--{name} is {value!r}, but there is no such user; write ./~ for a name with a tilde"
+        )
+    return path
 
 
 def _config_fields(flags: FlagValues, arguments: Sequence[str]) -> Iterator[str]:
@@ -336,7 +345,8 @@ def _flag_message(flags: FlagValues, text: str) -> str:
 
 
 def _refuse(error: UserError | str, status: int = USAGE) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error cannot be written
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return status
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -51,6 +52,7 @@ PACKAGES = (
 # The types of the values in result.json, and of those in the result of a run that is done.
 RESULT_TYPES = {
     "status": str,
+    "identity": dict[str, str] | None,
     "reason": str | None,
     "message": str | None,
     "seconds": float | None,
@@ -99,6 +101,8 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise UserError(f"{self.folder} is a link to nothing; delete it or name another folder")
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder; name a run folder")
         refuse_links(self.folder)
@@ -188,19 +192,25 @@ class Run:
                 return False
         return True
 
-    def begin(self, config: ExperimentConfig | None) -> ExperimentConfig:
+    def begin(self, config: ExperimentConfig | None, init_from: str | None = None) -> ExperimentConfig:
         """Returns the config to train with, and stores that config.
 
         If `config` is None, the stored config is used; otherwise `config` replaces the stored config. Once
         training has started, the two configs may differ only in fields that do not affect the result.
 
+        Args:
+          config: the config of the command line, if it has one.
+          init_from: the run whose weights this run starts from; result.json names it from now on.
+
         Raises:
           UserError: `config` is None and no config is stored; or training has started, and the two configs
             differ in a field that affects the result.
         """
-        if config is None:
-            return self.config
         identity = self.identity
+        if config is None:
+            if init_from is not None and identity is None:
+                self._note_source(init_from)
+            return self.config
         if identity and identity["config"] != result_hash(config, options_type(config.data.name)):
             is_stored = (self.folder / "config.json").is_file()
             differing = f": {difference(self.config, config)}" if is_stored else ""
@@ -213,8 +223,14 @@ class Run:
             raise UserError(
                 f"cannot create {self.folder}: {error.strerror}; name another --workdir"
             ) from None
+        if init_from is not None and identity is None:
+            self._note_source(init_from)
         write_json(self.folder / "config.json", to_dict(config))
         return config
+
+    def _note_source(self, init_from: str) -> None:
+        """Notes that the run starts from other weights, before there is a config that could be trained."""
+        self.write_result(**self.result | {"status": "running", "init_from": init_from})
 
     def locked(self) -> AbstractContextManager:
         """Returns a context manager; no other process can train the run while the context is active."""
@@ -240,9 +256,10 @@ class Run:
         """
         config = changed(self.config, changes or {})
         skipped: set[int] = set()
+        last_step = self.result["step"] if self.result.get("status") == "done" else math.inf
         with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
             while True:
-                steps = [step for step in checkpoints.steps if step not in skipped]
+                steps = [step for step in checkpoints.steps if step not in skipped and step <= last_step]
                 try:
                     return self._load(config, checkpoints, _averaged_steps(config, steps))
                 except DamagedCheckpoint as error:

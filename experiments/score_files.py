@@ -12,7 +12,7 @@ from transformer.decoding.translator import LINE_ENDS
 from transformer.evaluation.metrics import METRICS, Outputs, metrics_for, signatures
 from transformer.evaluation.significance import Comparison, compare
 from transformer.files import atomic_write, lock, path_component
-from transformer.json_files import read_sealed, write_sealed
+from transformer.json_files import check_types, read_sealed, write_sealed
 
 SCOPE = "p-values are for this test set only and say nothing about other seeds"
 TEXT_FILES = (".src.txt", ".hyp.txt", ".ref.txt")  # the texts of an `Evaluation`
@@ -147,6 +147,8 @@ class ScoreFiles(NamedTuple):
           UserError: the file is damaged, or contains another evaluation or that of another run.
         """
         scores = read_sealed(self.path(".json"), SCORE_TYPES)
+        for bucket in scores["by_length"]:
+            check_types(self.path(".json"), bucket, {"most": int, "sentences": int})
         identity = self.run.result.get("identity", {"config": self.run.config_hash})
         is_of_this_run = scores["identity"].items() >= identity.items()
         made_from = tuple(scores.get(key) for key in ("test_set", "changes", "ablated"))

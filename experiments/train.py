@@ -62,8 +62,8 @@ def main(flags: FlagValues) -> int:
                 "set the same values here"
             )
     with run.locked():
-        config = run.begin(given)
         _check_start(run, flags.init_from, source)
+        config = run.begin(given, flags.init_from)
         return _train(run, config, flags.init_from, source)
 
 
@@ -100,7 +100,7 @@ def _train(run: Run, config: ExperimentConfig, init_from: str | None, source: Tr
         print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
         return 0
     before["init_from"] = init_from or before.get("init_from")
-    started = time.time() - before.get("seconds", 0)
+    started = time.time() - (before.get("seconds") or 0)
     run.write_result(**before | {"status": "running"})
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:

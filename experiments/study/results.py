@@ -184,7 +184,7 @@ def read_criterion(run: Run, planned: PlannedRun) -> float | None:
         return None
     if result.get("status") != "done" or result["identity"]["config"] != planned.config_hash:
         return None
-    return result["validation"][task_type(planned.config).criterion]
+    return result["validation"].get(task_type(planned.config).criterion)
 
 
 def trial_has_ended(run: Run, planned: PlannedRun) -> bool:
@@ -220,6 +220,8 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
     refuse_links(root)
     if (root / "config.json").exists():
         raise UserError(f"{root} is a run, not a study{advice}")
+    if (root.exists() or root.is_symlink()) and not root.is_dir():
+        raise UserError(f"{root} is not a folder{advice}")
     if not (root / STUDY_FILE).exists():
         return
     stored = _read_file(root)

@@ -15,30 +15,30 @@ import sys
 import time
 from pathlib import Path
 
+CONFIG = "configs/text.py"
 VOCAB_SIZE, ROW_LENGTH, BATCH_TOKENS = 37_000, 256, 25_000
 
 
-def options(folder: Path) -> dict[str, str]:
-    """The values of `data.options`."""
-    return {
+def changes(folder: Path) -> dict[str, str | int]:
+    """The values that differ from configs/text.py, by config key."""
+    texts = {
         split: f"{folder / name}.en,{folder / name}.de"
         for split, name in (("train", "train"), ("validation", "valid"))
+    }
+    return {
+        "data.vocab_size": VOCAB_SIZE,
+        "data.data_dir": str(folder / "data"),
+        "data.row_length": ROW_LENGTH,
+        **{f"data.options.{split}": text for split, text in texts.items()},
     }
 
 
 def prepare(folder: Path) -> tuple[float, float, str]:
     """Runs `experiments.prepare`; returns its seconds, its peak memory in MB, and its output."""
-    values = {
-        "name": "parallel_text",
-        "vocab_size": VOCAB_SIZE,
-        "data_dir": folder / "data",
-        "row_length": ROW_LENGTH,
-        **{f"options.{name}": value for name, value in options(folder).items()},
-    }
-    command = [sys.executable, "-m", "experiments.prepare", "--config=configs/text.py"]
+    command = [sys.executable, "-m", "experiments.prepare", f"--config={CONFIG}"]
     began = time.perf_counter()
     done = subprocess.run(
-        command + [f"--config.data.{name}={value}" for name, value in values.items()],
+        command + [f"--config.{key}={value}" for key, value in changes(folder).items()],
         text=True,
         check=True,
         stdout=subprocess.PIPE,
@@ -66,19 +66,14 @@ def start(folder: str, workers: str) -> None:
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
-    from transformer.config import DataConfig
+    from experiments.config_files import load_config
     from transformer.data.corpus import Corpus
     from transformer.data.packing import PackedPlan
     from transformer.data.pipeline import TrainingBatches, serve
+    from transformer.tasks import resolve
 
     stopwatch("imports")
-    data = DataConfig(
-        name="parallel_text",
-        vocab_size=VOCAB_SIZE,
-        data_dir=f"{folder}/data",
-        row_length=ROW_LENGTH,
-        options=options(Path(folder)),
-    )
+    data = resolve(load_config(CONFIG, changes(Path(folder)))).data
     split = Corpus(data).split("train")
     stopwatch("opening: digests of the text files, memory maps")
     plan = PackedPlan(split.source.lengths, split.target.lengths, ROW_LENGTH, BATCH_TOKENS, seed=0)

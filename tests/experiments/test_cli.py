@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 
 from experiments import cli
 from experiments.config_files import read_changes
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, environment
 from transformer.config import UserError
 
 
@@ -128,6 +128,11 @@ def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, fl
         ),
         (["--set=decode.seed=3"], "unknown flag --set; write --config.decode.seed=3 for this command"),
         (["--workdir=gs://bucket/run"], "--workdir is 'gs://bucket/run'; it must be a path on this machine"),
+        (["--workdir="], "--workdir is empty; name a file or a folder"),
+        (
+            ["--workdir=~nobody-here/a"],
+            "--workdir is '~nobody-here/a', but there is no such user; write ./~ for a name with a tilde",
+        ),
         (["--model.positions=rope"], "unknown flag --model.positions; write --config.model.positions=VALUE"),
         (["--config.train.seed"], "--config.train.seed has no value; write --config.train.seed=VALUE"),
         (
@@ -195,6 +200,11 @@ def test_config_flags_need_a_config_file(command, refused):
             OSError(errno.EROFS, "Read-only file system", "a/b"),
             cli.USAGE,
             "error: a/b: Read-only file system; change the permissions or name another file\n",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a/b"),
+            cli.USAGE,
+            "error: a/b: File name too long; name another file\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
@@ -299,3 +309,18 @@ def test_a_wrong_change_gives_a_one_line_error(text, message):
     with pytest.raises(UserError) as error:
         read_changes([text], "set")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "<&- >&-"])
+def test_a_closed_standard_stream_does_not_stop_a_command(streams):
+    command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope {streams}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == cli.USAGE
+    assert done.stderr == "error: the config argument is 'nope'; it must be one of: smoke\n"
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_status():
+    command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment(), check=False).returncode == 2

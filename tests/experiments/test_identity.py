@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,30 @@ def test_a_result_that_this_program_did_not_write_is_refused(trained, tmp_path, 
     write_sealed(folder / "result.json", read_sealed(folder / "result.json") | change)
     for line in refusals(folder):
         assert line.startswith(f"{folder}/result.json is not a file of this program: ")
+
+
+def test_a_checkpoint_after_the_end_of_the_training_is_ignored(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    (folder / "checkpoints/400").mkdir()
+    assert Run(folder).load().steps == [300]
+    assert "is already trained" in call("train", f"--workdir={folder}").stdout
+
+
+def test_a_record_without_a_step_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    record = {"kind": "train", "loss": 1.0}
+    checksum = f"{zlib.crc32(json.dumps(record).encode()):08x}"
+    (folder / "metrics.jsonl").write_text(json.dumps({**record, "crc32": checksum}) + "\n")
+    assert refuse("visualize", f"--workdir={folder}").startswith(f"{folder}/metrics.jsonl:1: the record was ")
+
+
+def test_checkpoint_metadata_of_another_program_counts_as_damaged(copy):
+    path = copy / "checkpoints/300/metadata/metadata"
+    metadata = read_json(path)
+    del metadata["identity"]
+    path.write_text(json.dumps(sealed(metadata)))
+    assert "checkpoint " in call("verify", f"--workdir={copy}", status=2).stdout
+    assert Run(copy).load().steps == [150]
 
 
 @pytest.fixture(scope="module")

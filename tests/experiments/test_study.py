@@ -98,6 +98,19 @@ def test_damaged_scores_do_not_count(planned, tmp_path, name, damage):
     assert not is_complete(run, planned, ["test"], ["bleu"])
 
 
+def test_scores_by_length_without_a_length_are_refused(sweep, tmp_path):
+    runs = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, runs)
+    write_run(tmp_path, runs[0], {"test": {"bleu": 1.0, "by_length": [{"sentences": 9}]}})
+    assert "eval/test.json is not a file of this program: 'most' is missing" in refused(read_study, tmp_path)
+
+
+def test_a_root_that_is_a_file_is_refused_before_the_runs_are_listed(sweep, tmp_path):
+    root = tmp_path / "root"
+    root.write_text("")
+    assert refused(check_root, root, sweep, []) == f"{root} is not a folder; name another --root"
+
+
 @pytest.mark.parametrize("changed", ["config", "data"])
 def test_scores_of_another_config_or_another_text_do_not_count(planned, tmp_path, changed):
     run = write_run(tmp_path, planned, BLEU, **{changed: "another"})

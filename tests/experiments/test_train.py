@@ -8,10 +8,11 @@ import subprocess
 
 import pytest
 
+from experiments import train
 from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
-from tests.support.commands import call, refuse, start
+from tests.support.commands import ROOT, call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
 from transformer.files import lock
@@ -239,9 +240,34 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_start_from_r
 ):
     shutil.rmtree(tuned.folder / "checkpoints")
     result = tuned.result
-    tuned.write_result(**result | {"status": "running"})
+    tuned.write_result(**result | {"status": "running", "seconds": None})
     assert refuse("train", f"--workdir={tuned.folder}").endswith(f"add --init_from={source}")
     call("train", f"--init_from={source}", f"--workdir={tuned.folder}")
     assert tuned.result["params_sha256"] == result["params_sha256"]
     shutil.rmtree(source)
     assert "is already trained" in call("train", f"--workdir={tuned.folder}").stdout
+
+
+def test_a_run_that_was_killed_after_its_config_was_written_knows_its_source(
+    smoke, source, tmp_path, monkeypatch
+):
+    run = Run(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call("train", *smoke, f"--init_from={source}", f"--workdir={run.folder}")
+    assert (run.folder / "config.json").exists()
+    assert refuse("train", f"--workdir={run.folder}").endswith(f"add --init_from={source}")
+
+
+def test_a_run_folder_that_is_a_link_to_nothing_is_refused(smoke, tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "missing")
+    line = refuse("train", *smoke, f"--workdir={tmp_path}/run")
+    assert line == f"{tmp_path}/run is a link to nothing; delete it or name another folder"
+
+
+def test_a_run_folder_may_have_the_name_of_a_scheme(smoke, tmp_path):
+    """TensorBoard's writer would take a relative path such as s3:a for an address."""
+    config = smoke[0].replace("--config=", f"--config={ROOT}/")
+    call("train", config, *smoke[1:], "--config.train.steps=1", "--workdir=s3:a", cwd=tmp_path)
+    assert list((tmp_path / "s3:a/tensorboard").iterdir())

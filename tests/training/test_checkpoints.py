@@ -13,6 +13,8 @@ from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, ave
 from transformer.training.optimizers import OPTIMIZERS
 from transformer.training.train_step import TrainState, init_state
 
+IDENTITY = {"identity": {"config": "a", "data": "b"}}  # every checkpoint has these metadata
+
 
 def state_at(step, optimizer="adam"):
     """A state whose weights and optimizer state are functions of the step."""
@@ -26,15 +28,15 @@ def state_at(step, optimizer="adam"):
 def save(folder, criteria, keep_last=10):
     checkpoints = Checkpoints(folder, keep_last)
     for number, criterion in enumerate(criteria, start=1):
-        checkpoints.save(state_at(number * 10), {"tokens_seen": number}, criterion)
+        checkpoints.save(state_at(number * 10), {**IDENTITY, "tokens_seen": number}, criterion)
     checkpoints.close()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_state_of_every_optimizer_is_restored_as_saved(tmp_path, optimizer):
     checkpoints = Checkpoints(tmp_path, keep_last=10)
-    checkpoints.save(state_at(10, optimizer), {"tokens_seen": 1}, 2.0)
-    checkpoints.save(state_at(20, optimizer), {"tokens_seen": 2}, 1.0)
+    checkpoints.save(state_at(10, optimizer), {**IDENTITY, "tokens_seen": 1}, 2.0)
+    checkpoints.save(state_at(20, optimizer), {**IDENTITY, "tokens_seen": 2}, 1.0)
     checkpoints.close()
     restored, metadata = Checkpoints(tmp_path, keep_last=10).restore(state_at(0, optimizer))
     expected = state_at(20, optimizer)
@@ -60,7 +62,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
 def test_reading_does_not_disturb_a_save_in_progress(tmp_path):
     writer = Checkpoints(tmp_path, keep_last=10)
     large = state_at(10)._replace(params={"a": {"kernel": np.ones((2_000, 2_000), np.float32)}})
-    writer.save(large, {}, 1.0)
+    writer.save(large, IDENTITY, 1.0)
     reader = Checkpoints(tmp_path)
     assert reader.steps in ([], [10])
     reader.close()
@@ -72,7 +74,7 @@ def test_interruptions_do_not_displace_scored_checkpoints(tmp_path):
     """Interruptions between two validations do not change which scored checkpoints are kept."""
     writer = Checkpoints(tmp_path, keep_last=3)
     for step, criterion in ((5, 4.0), (10, 3.0), (15, 2.0), (16, None), (17, None), (18, None), (20, 1.0)):
-        writer.save(state_at(step), {}, criterion)
+        writer.save(state_at(step), IDENTITY, criterion)
     writer.close()
     assert Checkpoints(tmp_path).steps == [10, 15, 20]
 
@@ -81,7 +83,7 @@ def test_the_next_validation_removes_a_checkpoint_saved_on_interruption(tmp_path
     """An interrupted run keeps the same checkpoints as an uninterrupted run."""
     writer = Checkpoints(tmp_path, keep_last=3)
     for step, criterion in ((10, 3.0), (13, None), (20, 2.0), (25, None), (30, 1.0)):
-        writer.save(state_at(step), {}, criterion)
+        writer.save(state_at(step), IDENTITY, criterion)
         if criterion is None:
             assert writer.steps[-1] == step
     writer.close()
@@ -95,7 +97,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path, item):
     weights = {"kernel": rng.normal(size=(200, 100)).astype(np.float32)}
     large = TrainState(np.int32(10), weights, weights)
     writer = Checkpoints(tmp_path, keep_last=1)
-    writer.save(large, {}, 1.0)
+    writer.save(large, IDENTITY, 1.0)
     writer.close()
     files = (path for path in (tmp_path / "10" / item).rglob("*") if path.is_file())
     path = max(files, key=lambda path: path.stat().st_size)
@@ -143,7 +145,7 @@ def test_only_the_damaged_checkpoints_are_lost(tmp_path, caplog, damage):
         assert warning.startswith(f"warning: checkpoint {tmp_path}/{step} is unreadable: ")
         assert warning.endswith("; resuming from step 10")
     assert checkpoints.steps == [10]
-    checkpoints.save(state_at(30), {}, 0.5)
+    checkpoints.save(state_at(30), IDENTITY, 0.5)
     checkpoints.close()
     assert Checkpoints(tmp_path).steps == [10, 30]
     assert Checkpoints(tmp_path).verify(30)["step"] == 30
@@ -155,7 +157,7 @@ def test_a_file_with_the_name_of_a_step_is_replaced(tmp_path):
     (tmp_path / "20").touch()
     checkpoints = Checkpoints(tmp_path, keep_last=10)
     assert checkpoints.restore(state_at(0))[0].step == 10
-    checkpoints.save(state_at(20), {}, 0.5)
+    checkpoints.save(state_at(20), IDENTITY, 0.5)
     checkpoints.close()
     assert Checkpoints(tmp_path).verify(20)["step"] == 20
 

@@ -21,10 +21,18 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from transformer.config import UserError
-from transformer.json_files import seal, sealed
+from transformer.json_files import check_types, seal, sealed
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
+
+
+METADATA_TYPES = {
+    "step": int,
+    "criterion": float | None,
+    "identity": dict[str, str],
+    "digests": dict[str, str],
+}
 
 
 class DamagedCheckpoint(UserError):
@@ -256,6 +264,7 @@ class Checkpoints:
             items, metadata = {name: restored[name] for name in templates}, restored.metadata
             if metadata["sha256"] != seal(metadata):
                 raise UserError("its metadata was damaged or edited")
+            check_types(place, metadata, METADATA_TYPES)
             if metadata["step"] != step:
                 raise UserError(f"its metadata is that of step {metadata['step']}")
             misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]

@@ -238,7 +238,7 @@ def _check_shapes(weights: PyTree, expected: PyTree) -> None:
             raise UserError(
                 f"the initial weights do not fit the model: the shape of {name} is "
                 f"{given.get(name, 'missing')}, but must be {needed.get(name, 'missing')}; "
-                "use a run with the same model"
+                "set the fields of model as in that run"
             )
 
 

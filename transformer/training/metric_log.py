@@ -94,7 +94,7 @@ class MetricsWriter:
         kept = [record for record in read_metrics(folder) if record["step"] <= step]
         atomic_write(path, "".join(map(_to_line, kept)))
         self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str((folder / "tensorboard").absolute()), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         """Writes one record; `kind` is "train" or "validation"."""
@@ -126,6 +126,7 @@ def read_metrics(folder: Path) -> list[Record]:
         try:
             record = json.loads(line)
             intact = record.pop("crc32") == _checksum(record)
+            intact = intact and type(record["step"]) is int and type(record["kind"]) is str
         except (ValueError, AttributeError, KeyError):
             intact = False
         if not intact:
