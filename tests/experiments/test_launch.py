@@ -246,9 +246,8 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
         wait_for(lambda: logs().count("60 of 60 steps") >= 3)
         second.send_signal(signal.SIGHUP)
         assert second.wait(timeout=120) == PREEMPTED
-        output, errors = third.communicate(timeout=600)
+        _, errors = third.communicate(timeout=600)
     assert third.returncode == 0, errors
-    assert b"done by another launcher" in output
     results = [read_json(path)["status"] for path in root.glob("*/*/result.json")]
     assert results == ["done"] * 8
     for log in root.glob("*/*/log.txt"):

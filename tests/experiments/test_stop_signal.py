@@ -218,7 +218,7 @@ def test_a_new_attempt_removes_the_traceback_of_an_earlier_one(smoke, tmp_path, 
             call("train", *smoke, f"--workdir={tmp_path}")
     assert (tmp_path / "error.txt").exists()
 
-    def refuse_data(*_):
+    def refuse_data(*_, **__):
         raise train.UserError("no data")
 
     monkeypatch.setattr(train, "open_task", refuse_data)
