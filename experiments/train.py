@@ -11,6 +11,7 @@ resume. Training that diverges ends with status 3.
 """
 
 import contextlib
+import logging
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
 from transformer.training.divergence import DIVERGED_FILE, Diverged
 from transformer.training.loop import INITIAL_WEIGHTS, Outcome, train
+
+log = logging.getLogger(__name__)
 
 STOPPING = "stopping: saving a checkpoint first"
 STOP_SECONDS = 8.0  # from a signal to the end of the current step
@@ -61,6 +64,8 @@ def main(flags: FlagValues) -> int:
                 f"the weights of {flags.init_from} do not fit this config: {differing}; "
                 "set the same values here"
             )
+        checkpoints = ", ".join(map(str, source.steps))
+        log.info("starting from the weights of %s, checkpoint %s", flags.init_from, checkpoints)
     with run.locked():
         _check_start(run, flags.init_from, source)
         config = run.begin(given, flags.init_from)

@@ -205,7 +205,8 @@ def source(trained, tmp_path):
 @pytest.fixture
 def tuned(smoke, source, tmp_path):
     """A run that started from `source`."""
-    call("train", *smoke, f"--init_from={source}", f"--workdir={tmp_path}/tuned")
+    done = call("train", *smoke, f"--init_from={source}", f"--workdir={tmp_path}/tuned")
+    assert f"starting from the weights of {source}, checkpoint 300\n" in done.stderr
     return Run(tmp_path / "tuned")
 
 
