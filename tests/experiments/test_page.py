@@ -100,6 +100,7 @@ def test_names_are_escaped(study):
     assert "&lt;img src=x onerror=alert(1)&gt;&amp;" in html
 
 
+@pytest.mark.slow
 def test_a_large_study_stays_below_500_kilobytes(sweep, tmp_path):
     variants = {f"variant-{number}": {"model.d_ff": 8 * (number + 1)} for number in range(20)}
     sweep = dataclasses.replace(sweep, variants=variants, baseline="variant-0")

@@ -54,10 +54,14 @@ def test_a_run_on_a_read_only_data_folder_stores_the_tokens_itself(smoke, tmp_pa
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("prepare", ["--config=configs/number_words.py:smoke", "--config.data.data_dir={0}"]),
+        pytest.param(
+            "prepare",
+            ["--config=configs/number_words.py:smoke", "--config.data.data_dir={0}"],
+            marks=pytest.mark.slow,
+        ),
         ("train", ["--config=configs/number_words.py:smoke", "--workdir={0}/run"]),
         ("evaluate", ["--workdir={0}/trained"]),
-        ("visualize", ["--workdir={0}/trained", "--sentence=one"]),
+        pytest.param("visualize", ["--workdir={0}/trained", "--sentence=one"], marks=pytest.mark.slow),
     ],
 )
 def test_a_command_that_must_write_into_a_read_only_folder_says_so(
