@@ -311,7 +311,10 @@ def test_a_wrong_change_gives_a_one_line_error(text, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("streams", ["<&-", ">&-", "<&- >&-"])
+@pytest.mark.parametrize(
+    "streams",
+    [pytest.param("<&-", marks=pytest.mark.slow), pytest.param(">&-", marks=pytest.mark.slow), "<&- >&-"],
+)
 def test_a_closed_standard_stream_does_not_stop_a_command(streams):
     command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope {streams}"
     done = subprocess.run(

@@ -159,6 +159,7 @@ def test_an_address_is_refused_where_a_path_belongs(folder, config, option):
     assert line == f"{field} is 'gs://a/b'; it must be a path on this machine"
 
 
+@pytest.mark.slow
 def test_a_path_may_contain_a_comma(folder):
     """A comma usually separates the files of the two languages."""
     shutil.copy(folder / "pairs.tsv", folder / "a,b.tsv")

@@ -56,7 +56,7 @@ def test_a_character_without_a_font_is_named_once(capsys):
     [
         (1, 1, 1),
         (1, 1, 60),
-        (1, 200, 200),
+        (1, 60, 60),
         pytest.param(1, 1_000, 1_000, marks=pytest.mark.slow),
         pytest.param(64, 20, 20, marks=pytest.mark.slow),
         pytest.param(8, 1_000, 1_000, marks=pytest.mark.slow),

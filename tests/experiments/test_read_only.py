@@ -31,6 +31,7 @@ def run_read_only(tmp_path):
     return run
 
 
+@pytest.mark.slow  # test_corpus.py has a fast test without a mount
 def test_a_run_on_a_read_only_data_folder_stores_the_tokens_itself(smoke, tmp_path, run_read_only):
     data = tmp_path / "data"
     flags = (*smoke, f"--config.data.data_dir={data}")
@@ -60,7 +61,7 @@ def test_a_run_on_a_read_only_data_folder_stores_the_tokens_itself(smoke, tmp_pa
             marks=pytest.mark.slow,
         ),
         ("train", ["--config=configs/number_words.py:smoke", "--workdir={0}/run"]),
-        ("evaluate", ["--workdir={0}/trained"]),
+        pytest.param("evaluate", ["--workdir={0}/trained"], marks=pytest.mark.slow),
         pytest.param("visualize", ["--workdir={0}/trained", "--sentence=one"], marks=pytest.mark.slow),
     ],
 )

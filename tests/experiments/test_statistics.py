@@ -146,7 +146,9 @@ def independent_false_positives(num_tests):
     return (2 * special.stdtr(freedom, -np.abs(t))).min(axis=1) <= ALPHA / num_tests
 
 
-@pytest.mark.parametrize("num_tests", [3, 7, 19])
+@pytest.mark.parametrize(
+    "num_tests", [pytest.param(3, marks=pytest.mark.slow), 7, pytest.param(19, marks=pytest.mark.slow)]
+)
 def test_studies_without_a_difference_rarely_report_one(num_tests):
     p_values = simulated_p_values(num_tests)
     smallest = np.minimum(1, num_tests * p_values.min(axis=1))  # the first step of Holm's method

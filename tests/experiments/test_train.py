@@ -196,27 +196,28 @@ def test_a_changed_digit_in_a_record_is_noticed(trained, tmp_path):
         read_metrics(tmp_path)
 
 
-@pytest.fixture
-def source(trained, tmp_path):
+@pytest.fixture(scope="module")
+def source(trained, tmp_path_factory):
     """A trained run to start from."""
-    return shutil.copytree(trained, tmp_path / "source")
+    return shutil.copytree(trained, tmp_path_factory.mktemp("init_from") / "source")
 
 
-@pytest.fixture
-def tuned(smoke, source, tmp_path):
-    """A run that started from `source`."""
-    done = call("train", *smoke, f"--init_from={source}", f"--workdir={tmp_path}/tuned")
+@pytest.fixture(scope="module")
+def started(smoke, source):
+    """A run that started from `source`. Tests must not write into it."""
+    folder = source.parent / "started"
+    done = call("train", *smoke, f"--init_from={source}", f"--workdir={folder}")
     assert f"starting from the weights of {source}, checkpoint 300\n" in done.stderr
-    return Run(tmp_path / "tuned")
+    return Run(folder)
 
 
-def test_a_run_starts_from_the_weights_and_the_vocabulary_of_another_run(smoke, source, tuned, tmp_path):
+def test_a_run_starts_from_the_weights_and_the_vocabulary_of_another_run(smoke, source, started, tmp_path):
     loaded = Run(source).load()
-    assert tuned.result["init_from"] == str(source)
-    assert tuned.result["identity"]["initial weights"] == loaded.params_sha256
-    assert tuned.result["identity"]["vocabulary"] == loaded.tokenizer.sha256
+    assert started.result["init_from"] == str(source)
+    assert started.result["identity"]["initial weights"] == loaded.params_sha256
+    assert started.result["identity"]["vocabulary"] == loaded.tokenizer.sha256
     call("train", *smoke, f"--workdir={tmp_path}/usual")
-    first, usual = (read_metrics(folder)[0]["loss"] for folder in (tuned.folder, tmp_path / "usual"))
+    first, usual = (read_metrics(folder)[0]["loss"] for folder in (started.folder, tmp_path / "usual"))
     assert first < usual / 2
 
 
@@ -237,16 +238,18 @@ def test_a_run_cannot_take_the_weights_of_another_run_after_its_start(trained, s
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_start_from_random_weights(
-    smoke, source, tuned
+    source, started, tmp_path
 ):
-    shutil.rmtree(tuned.folder / "checkpoints")
-    result = tuned.result
-    tuned.write_result(**result | {"status": "running", "seconds": None})
-    assert refuse("train", f"--workdir={tuned.folder}").endswith(f"add --init_from={source}")
-    call("train", f"--init_from={source}", f"--workdir={tuned.folder}")
-    assert tuned.result["params_sha256"] == result["params_sha256"]
-    shutil.rmtree(source)
-    assert "is already trained" in call("train", f"--workdir={tuned.folder}").stdout
+    run, own_source = Run(tmp_path / "killed"), shutil.copytree(source, tmp_path / "source")
+    shutil.copytree(started.folder, run.folder)
+    shutil.rmtree(run.folder / "checkpoints")
+    result = started.result | {"init_from": str(own_source)}
+    run.write_result(**result | {"status": "running", "seconds": None})
+    assert refuse("train", f"--workdir={run.folder}").endswith(f"add --init_from={own_source}")
+    call("train", f"--init_from={own_source}", f"--workdir={run.folder}")
+    assert run.result["params_sha256"] == result["params_sha256"]
+    shutil.rmtree(own_source)
+    assert "is already trained" in call("train", f"--workdir={run.folder}").stdout
 
 
 def test_a_run_that_was_killed_after_its_config_was_written_knows_its_source(
