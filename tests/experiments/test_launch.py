@@ -206,6 +206,7 @@ def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_p
     assert "[2/2] fast/0-" in done.stdout
 
 
+@pytest.mark.slow  # test_queue.py interrupts jobs that need no training
 def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags, tmp_path):
     """The launcher and the run are real processes."""
     flags = (*study_flags, "--set=train.steps=100000", "--set=train.validate_every=50000")

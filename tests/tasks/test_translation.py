@@ -59,7 +59,7 @@ def with_sizes(config, preset):
     )
 
 
-@pytest.mark.parametrize("preset", [base, t2t], ids=["base", "t2t"])
+@pytest.mark.parametrize("preset", [base, pytest.param(t2t, marks=pytest.mark.slow)], ids=["base", "t2t"])
 def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_path, preset):
     """Rewrite golden.json only for an intended change, and explain the change in the commit.
 
