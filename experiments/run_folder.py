@@ -163,7 +163,7 @@ class Run:
         """Identity of the run, from the newest checkpoint; None if there is no checkpoint.
 
         The identity consists of the digest of the config, the name and the digest of the prepared data, and
-        the digest of the vocabulary.
+        the digest of the vocabulary; after --init_from, also of the digest of the initial weights.
 
         Raises:
           UserError: no checkpoint can be read.

@@ -64,12 +64,12 @@ def main(flags: FlagValues) -> int:
                 f"the weights of {flags.init_from} do not fit this config: {differing}; "
                 "set the same values here"
             )
-        checkpoints = ", ".join(map(str, source.steps))
-        log.info("starting from the weights of %s, checkpoint %s", flags.init_from, checkpoints)
     with run.locked():
         _check_start(run, flags.init_from, source)
-        config = run.begin(given, flags.init_from)
-        return _train(run, config, flags.init_from, source)
+        if source is not None and run.identity is None:
+            checkpoints = ", ".join(map(str, source.steps))
+            log.info("starting from the weights of %s, checkpoint %s", flags.init_from, checkpoints)
+        return _train(run, run.begin(given, flags.init_from), source)
 
 
 def _defines_weights(key: str) -> bool:
@@ -98,13 +98,12 @@ def _check_start(run: Run, init_from: str | None, source: Trained | None) -> Non
         )
 
 
-def _train(run: Run, config: ExperimentConfig, init_from: str | None, source: Trained | None) -> int:
-    """Trains a run that is not trained yet; returns the exit status."""
+def _train(run: Run, config: ExperimentConfig, source: Trained | None) -> int:
+    """Trains a run unless it is trained already; returns the exit status."""
     before = run.result
     if run.is_trained:
         print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
         return 0
-    before["init_from"] = init_from or before.get("init_from")
     started = time.time() - (before.get("seconds") or 0)
     run.write_result(**before | {"status": "running"})
     (run.folder / "error.txt").unlink(missing_ok=True)
@@ -121,7 +120,7 @@ def _train(run: Run, config: ExperimentConfig, init_from: str | None, source: Tr
         raise
     (run.folder / DIVERGED_FILE).unlink(missing_ok=True)
     seconds = time.time() - started
-    run.write_result(**_result(outcome), init_from=before["init_from"], seconds=seconds)
+    run.write_result(**_result(outcome), init_from=before.get("init_from"), seconds=seconds)
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
     if outcome.finished:
         return 0
