@@ -62,7 +62,7 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
     passes = trace_passes(make_loss_fn(model), params, batch, key, hyperparameters)
     difference, departing = _difference(config), departures(config, options_type(config.data.name))
     return {
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": _size(params),
         "parameters_by_module": parameters_by_module(params),
         "resolved": _resolved(config, hyperparameters.learning_rate),
         "step": step,
@@ -72,6 +72,11 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
         "departures": departing,
         "notes": _notes(config, difference, departing),
     }
+
+
+def count_parameters(config: ExperimentConfig) -> int:
+    """Returns the number of parameters, as in `describe`, without the time that the other costs take."""
+    return _size(parameter_shapes(build_model(config.model, config.data.vocab_size)))
 
 
 def full_rows(num_rows: int, length: int) -> Batch:
@@ -114,6 +119,10 @@ def parameters_by_module(params: PyTree) -> dict[str, int]:
         *modules, _ = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         counts["/".join(modules[:3])] += leaf.size
     return dict(counts)
+
+
+def _size(tree: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _bytes(tree: PyTree) -> int:

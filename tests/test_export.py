@@ -98,6 +98,7 @@ def test_a_recurrent_config_can_be_lowered(kind):
     check_export(from_dict(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_variant_of_the_model_can_be_lowered(changes):
     """Lowers one program with the gradient of the loss, with dropout, and a decoding step."""

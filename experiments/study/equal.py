@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from experiments.costs import describe
+from experiments.costs import count_parameters, describe
 from transformer.config import ExperimentConfig, UserError
 from transformer.fidelity import is_read
 
@@ -33,7 +33,7 @@ def equalize(
     base = configs[baseline]
     others = {name: config for name, config in configs.items() if name != baseline}
     if resource == "parameters":
-        num_parameters = describe(base)["parameters"]
+        num_parameters = count_parameters(base)
         others = {name: _with_parameters(name, config, num_parameters) for name, config in others.items()}
     else:
         cost = STEP_COSTS[resource]
@@ -54,7 +54,7 @@ def _with_parameters(name: str, config: ExperimentConfig, num_parameters: int) -
     # The number of parameters is linear in the width. Gated networks round the width, so the slope is
     # measured over a large range.
     narrow, wide = 1_000, 4_000
-    counts = [describe(_with("model", config, d_ff=width))["parameters"] for width in (narrow, wide)]
+    counts = [count_parameters(_with("model", config, d_ff=width)) for width in (narrow, wide)]
     slope = (counts[1] - counts[0]) / (wide - narrow)
     width = round(narrow + (num_parameters - counts[0]) / slope)
     if width < 1:

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.config_files import load_module
-from experiments.costs import VOCABULARY_NOTE, describe, full_rows, parameters_by_module, trace_passes
+from experiments.costs import (
+    VOCABULARY_NOTE,
+    count_parameters,
+    describe,
+    full_rows,
+    parameters_by_module,
+    trace_passes,
+)
 from tests.support.commands import ROOT, call, refuse
 from transformer.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig, from_dict, to_dict
 from transformer.model import KINDS, build_model, init_params, parameter_shapes
@@ -33,10 +40,8 @@ def row_config(row, vocab_size=40_500):
 
 
 @functools.cache
-def count_parameters(row, vocab_size=40_500):
-    """The number of parameters, as in `describe`, but computed without the other costs."""
-    shapes = parameter_shapes(build_model(row_config(row).model, vocab_size))
-    return sum(parameters_by_module(shapes).values())
+def row_parameters(row, vocab_size=40_500):
+    return count_parameters(row_config(row, vocab_size))
 
 
 def difference_in_paper(row):
@@ -49,14 +54,14 @@ def difference_in_paper(row):
     "row", [row for row in TABLE_3.ROWS if row[0] != "D"]
 )  # rows D have the model of base
 def test_a_row_has_the_parameters_of_the_paper(row):
-    assert count_parameters(row) - count_parameters("base") == difference_in_paper(row)
+    assert row_parameters(row) - row_parameters("base") == difference_in_paper(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_3.ROWS)
 def test_a_row_departs_from_the_paper_only_in_its_vocabulary(row):
     costs = describe(row_config(row))
-    assert costs["parameters"] - count_parameters("base") == difference_in_paper(row)
+    assert costs["parameters"] - row_parameters("base") == difference_in_paper(row)
     assert set(costs["difference"]) == {*TABLE_3.ROWS[row].paper, "data.vocab_size"}
     assert [line.split()[0] for line in costs["departures"]] == ["data.vocab_size"]
     assert costs["notes"] == [VOCABULARY_NOTE]
@@ -69,7 +74,7 @@ def test_the_figures_in_the_vocabulary_note_are_correct():
         ("big", 40_500, 217.8),
         ("big", 36_000, 213.1),
     ):
-        assert round(count_parameters(row, vocab_size) / 1e6, 1) == millions
+        assert round(row_parameters(row, vocab_size) / 1e6, 1) == millions
     for figure in ("37,000", "63.0M", "65M", "40,500", "217.8M", "36,000", "213M"):
         assert figure in VOCABULARY_NOTE
 
@@ -125,11 +130,8 @@ def test_flops_of_a_chunked_loss_include_every_chunk():
     assert costs["flops_per_step"] == 3 * 2 * 11 * products(100, encoder=1, decoder=1)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, pytest.param({"residual": "pre_norm", "feed_forward": "swiglu"}, marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"residual": "pre_norm", "feed_forward": "swiglu"}], ids=str)
 def test_flops_of_a_step_without_a_scan_equal_those_of_xla(changes):
     """XLA also counts norms, softmax, dropout and Adam, which cost little beside products of this size."""
     config = ExperimentConfig(
@@ -202,7 +204,9 @@ def test_a_description_is_json_data():
 
 
 def test_fields_without_effect_are_noted():
-    values = to_dict(small()) | {"model": {"kind": "recurrent", "num_heads": 3, "d_model": 12, "cell": "gru"}}
+    values = to_dict(small()) | {
+        "model": {"kind": "recurrent", "num_heads": 3, "d_model": 12, "cell": "gru", "num_layers": 1}
+    }
     assert describe(from_dict(values))["notes"] == ["fields without effect in this config: model.num_heads"]
     values["model"] = {"cell": "gru", "d_model": 8, "num_layers": 1, "equal_parameters": True}
     values["decode"] = {"sampling": True, "beam_size": 3, "length_penalty": 0.7}

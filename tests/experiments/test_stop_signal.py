@@ -142,6 +142,7 @@ def wait_for_line(process: subprocess.Popen, text: str) -> None:
         assert line, "the process has ended"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(endless, tmp_path):
     memory = set(os.listdir("/dev/shm"))

@@ -50,6 +50,7 @@ class Clockwork(contextlib.AbstractContextManager):
 TURNS = []
 
 
+@pytest.mark.slow
 def test_the_reported_figures_are_consistent(few_sentences, monkeypatch):
     monkeypatch.setattr(decode, "DecodingPeer", Clockwork)
     figures = benchmark(SMALL, ["ctranslate2"], repeats=3, turn_seconds=0.06)

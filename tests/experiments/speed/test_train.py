@@ -34,6 +34,7 @@ class Clockwork(contextlib.AbstractContextManager):
         pass
 
 
+@pytest.mark.slow
 def test_the_reported_figures_are_consistent(monkeypatch):
     peer = Clockwork("small")
     monkeypatch.setitem(train.PEERS, "clockwork", lambda shape: peer if shape == peer.shape else None)
