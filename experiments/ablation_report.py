@@ -42,7 +42,7 @@ def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> l
     path.parent.mkdir(exist_ok=True)
     write_sealed(path, values)
     figure_path = path.with_suffix(".png")
-    title = f"{files.run.folder.name}, {test_set.name}: loss added by masking (nats per token)"
+    title = f"{files.run.folder.name}, {test_set.name}: effect of masking one part"
     cells = _cells(measured, parts(trained.model.config))
     atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
     return [path, figure_path]

@@ -8,7 +8,7 @@ import functools
 import io
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -38,6 +38,7 @@ INSTALLED_FONTS = {font.name: font.fname for font in reversed(fontManager.ttflis
 FAMILIES = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in INSTALLED_FONTS)]
 MAX_INCHES = 60  # longest side of a figure, 7,200 pixels
 MAX_LABEL = 30  # characters
+LINE_STYLES = ("-", "--", ":", "-.")
 
 matplotlib.rcParams.update(
     {
@@ -176,7 +177,8 @@ def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure
     axes = figure.subplots()
     limit = max(np.nanmax(np.abs(values)), 1e-3)
     scale = matplotlib.colors.SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
-    axes.imshow(values, cmap="RdBu_r", norm=scale, aspect="auto")
+    image = axes.imshow(values, cmap="RdBu_r", norm=scale, aspect="auto")
+    figure.colorbar(image, ax=axes, label="added loss (nats per token)")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             is_dark = abs(scale(value) - 0.5) > 0.35
@@ -190,7 +192,7 @@ def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure
 
 
 def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, title: str) -> Figure:
-    """Draws the mean and standard deviation of each variant on each split, and every seed as a dot.
+    """Draws the mean of each variant on each split, its range over seeds, and every seed as a dot.
 
     Each variant has a color.
 
@@ -209,7 +211,8 @@ def comparison(table: Mapping[str, Mapping[str, Sequence[float]]], metric: str, 
                 name = None if variant in labeled else label(variant)
                 labeled.add(variant)
                 _bar(axes, place + offset, 0.9 * width, scores, color=f"C{number}", label=name)
-    axes.set(ylabel=metric, title=title)
+    axes.set_ylabel(metric)
+    axes.set_title(title, fontsize=10)
     _start_at_zero(axes)
     axes.set_xticks(range(len(table)), map(label, table))
     axes.grid(axis="x", visible=False)
@@ -236,8 +239,7 @@ def _add_legend(axes: Axes) -> None:
 
 def _bar(axes: Axes, x: float, width: float, scores: Sequence[float], color: str, label: str | None) -> None:
     axes.bar(x, np.mean(scores), width, color=color, alpha=0.35, label=label)
-    if len(scores) > 1:
-        axes.errorbar(x, np.mean(scores), np.std(scores, ddof=1), color=color, capsize=4)
+    axes.errorbar(x, *_means_and_ranges([scores]), color=color)
     axes.plot([x] * len(scores), scores, "o", color=color, markersize=4)
 
 
@@ -260,9 +262,9 @@ def speed_by_length(results: Mapping[str, Mapping[int, Mapping[str, Any]]], titl
 def scores_by_length(
     curves: Mapping[tuple[str, str], Mapping[int, Sequence[float]]], metric: str, title: str
 ) -> Figure:
-    """Draws the mean and standard deviation over seeds against source length.
+    """Draws the mean over seeds, from the lowest to the highest seed, against source length.
 
-    Each variant has a color, and each split has a line style.
+    Each split has a panel, and each variant has a color.
 
     Args:
       curves: curves[variant, split][length] has one score per seed for the sentences in a range of source
@@ -270,29 +272,42 @@ def scores_by_length(
       metric: label of the vertical axis.
       title: title of the figure.
     """
-    figure, axes = _single_panel()
-    ends = sorted({end for curve in curves.values() for end in curve})
     variants, splits = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
-    for (variant, split), curve in curves.items():
-        number = variants.index(variant)
-        # Shifts the points of each variant sideways, because points with equal means would cover each other.
-        places = [ends.index(end) + 0.06 * (number - (len(variants) - 1) / 2) for end in curve]
-        axes.errorbar(
-            places,
-            [np.mean(scores) for scores in curve.values()],
-            [np.std(scores, ddof=1) if len(scores) > 1 else 0 for scores in curve.values()],
-            color=f"C{number}",
-            linestyle=("-", "--", ":", "-.")[splits.index(split) % 4],
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=label(f"{variant}, {split}" if len(splits) > 1 else variant),
-        )
-    axes.set(xlabel="source tokens, up to", ylabel=metric, title=title)
-    _start_at_zero(axes)
-    axes.set_xticks(range(len(ends)), map(str, ends))
-    _add_legend(axes)
+    figure = Figure(figsize=(3 + 4 * len(splits), 4), layout="constrained")
+    panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    for axes, split in zip(panels, splits, strict=True):
+        ends = sorted({end for variant in variants for end in curves.get((variant, split), ())})
+        for number, variant in enumerate(variants):
+            curve = curves.get((variant, split), {})
+            # Each variant is shifted sideways, because points with equal means would cover each other.
+            offset = 0.5 * ((number + 0.5) / len(variants) - 0.5)
+            axes.errorbar(
+                [ends.index(end) + offset for end in curve],
+                *_means_and_ranges(curve.values()),
+                color=f"C{number}",
+                linestyle=LINE_STYLES[number // 10 % len(LINE_STYLES)],  # the colors repeat after ten
+                marker="o",
+                markersize=4,
+                label=label(variant),
+            )
+        axes.set(xlabel="source tokens, up to", title=label(split))
+        axes.set_xticks(range(len(ends)), map(str, ends))
+    panels[0].set_ylabel(metric)
+    _start_at_zero(panels[0])
+    figure.suptitle(title, fontsize=10)
+    _add_legend(panels[0])
     return figure
+
+
+def _means_and_ranges(groups: Iterable[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
+    """Returns the mean of each group, and the distances from it to the lowest and to the highest score."""
+    groups = list(groups)
+    means = [float(np.mean(scores)) for scores in groups]
+    pairs = list(zip(means, groups, strict=True))
+    return means, [
+        [mean - min(scores) for mean, scores in pairs],
+        [max(scores) - mean for mean, scores in pairs],
+    ]
 
 
 def _single_panel() -> tuple[Figure, Axes]:

@@ -44,7 +44,7 @@ def write_report(root: Path, study: Study) -> Path:
 
 def _write_plots(folder: Path, study: Study) -> None:
     sweep = study.sweep
-    metric, title = sweep.metrics[0], f"{sweep.name}: {sweep.config}"
+    metric, title = sweep.metrics[0], f"{sweep.name} ({sweep.config}): mean and range over seeds"
     values = {
         split: {variant: study.values(variant, split, metric) for variant in study.launched}
         for split in sweep.splits

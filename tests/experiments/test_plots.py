@@ -89,6 +89,27 @@ def test_the_axis_begins_at_zero_unless_a_score_is_lower(scores, from_zero):
     assert bottom <= min(scores)
 
 
+def test_the_figure_by_length_shows_the_range_over_seeds_in_a_panel_per_split():
+    curves = {
+        ("a", "test"): {8: [100.0, 70.0], 16: [400.0]},
+        ("_b", "test"): {16: [5.0]},
+        ("a", "long"): {64: [1.0]},
+    }
+    first, second = plots.scores_by_length(curves, "perplexity", "title").axes
+    assert [axes.get_title() for axes in (first, second)] == ["test", "long"]
+    assert [[text.get_text() for text in axes.get_xticklabels()] for axes in (first, second)] == [
+        ["8", "16"],
+        ["64"],
+    ]
+    mean, _, (bars,) = first.containers[0]
+    assert list(mean.get_ydata()) == [85, 400]
+    assert [tuple(segment[:, 1]) for segment in bars.get_segments()] == [(70, 100), (400, 400)]
+    assert len({axes.get_ylim() for axes in (first, second)}) == 1
+    assert first.get_ylim()[0] == 0
+    labels = [text.get_text().removeprefix("\N{WORD JOINER}") for text in first.get_legend().get_texts()]
+    assert labels == ["a", "_b"]
+
+
 def test_records_without_a_loss_are_left_out_of_the_curve():
     records = [
         {"kind": "train", "step": 1, "loss": 3.0, "perplexity": 20.0},

@@ -9,7 +9,6 @@ import shutil
 import pytest
 import scipy
 
-from experiments import plots
 from experiments.run_folder import Run
 from experiments.study.report import report_text, write_report
 from experiments.study.results import (
@@ -442,13 +441,6 @@ def test_a_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
     folder = write_report(study, read_study(study))
     assert "| base | 2 | missing | 92.00 ± 2.83 |" in (folder / "table.md").read_text()
     assert "base,1,test,missing,94.0" in (folder / "runs.csv").read_text()
-
-
-def test_the_figure_by_length_shows_values_above_100():
-    curves = {("base", "test"): {8: [250.0], 16: [400.0]}}
-    (axes,) = plots.scores_by_length(curves, "perplexity", "title").axes
-    assert axes.get_ylim()[0] == 0
-    assert axes.get_ylim()[1] > 400
 
 
 def test_a_full_disk_leaves_the_old_report(study, monkeypatch):
