@@ -40,15 +40,16 @@ def main(flags: FlagValues) -> None:
     records = read_metrics(run.folder)
     if not records:
         raise UserError(f"{run.folder} has no measurements yet; train the run first")
-    folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    atomic_write(folder / "learning_curve.png", plots.png(plots.learning_curve(records, str(run.folder))))
-    print(folder / "learning_curve.png")
+    figures = {"learning_curve.png": plots.learning_curve(records, str(run.folder))}
     if flags.sentence is not None:
         if not flags.sentence.strip():
             raise UserError("--sentence is empty; give a sentence to translate")
-        atomic_write(folder / "attention.png", plots.png(_attention(run, flags.sentence, flags.layer)))
-        print(folder / "attention.png")
+        figures["attention.png"] = _attention(run, flags.sentence, flags.layer)
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        atomic_write(folder / name, plots.png(figure))
+        print(folder / name)
 
 
 def _attention(run: Run, sentence: str, layer: int | None) -> Figure:

@@ -38,8 +38,9 @@ def test_the_figures_are_written_and_their_paths_are_printed(run):
         (["--sentence= "], "--sentence is empty; give a sentence to translate"),
     ],
 )
-def test_a_wrong_sentence_or_layer_gives_a_one_line_error(run, flags, message):
-    assert refuse("visualize", f"--workdir={run}", *flags).startswith(message)
+def test_a_wrong_sentence_or_layer_gives_a_one_line_error_and_no_figure(trained, flags, message):
+    assert refuse("visualize", f"--workdir={trained}", *flags).startswith(message)
+    assert not (trained / "figures").exists()
 
 
 def test_a_run_without_measurements_is_refused(run, tmp_path):
