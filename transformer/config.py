@@ -69,6 +69,10 @@ def _samples(config: "ExperimentConfig") -> bool:
     return config.decode.sampling
 
 
+def _may_use_mesh(config: "ExperimentConfig") -> bool:
+    return config.train.parallelism in ("auto", "mesh")
+
+
 def _has_beam(config: "ExperimentConfig") -> bool:
     return config.decode.beam_size > 1 and not config.decode.sampling
 
@@ -328,7 +332,11 @@ class TrainConfig(Section):
     # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # A name in training.parallelism.PARALLELISMS.
-    parallelism: str = option("auto", not_in_paper=_CHANGES_NOTHING, affects_result=False)
+    parallelism: str = option("auto", not_in_paper=_CHANGES_ROUNDING, affects_result=False)
+    # Sizes of the mesh axes fsdp, which splits rows, weights and optimizer state, and tensor, which splits
+    # heads, hidden units and the vocabulary. The axis data, which splits rows, has the rest of the devices.
+    fsdp: int = option(1, not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_may_use_mesh)
+    tensor: int = option(1, not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_may_use_mesh)
     log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # in steps
     # Whether to log the gradient norm of each layer and the entropy of its attention weights.
     diagnostics: bool = option(False, not_in_paper=_CHANGES_NOTHING, affects_result=False)
@@ -351,7 +359,7 @@ class TrainConfig(Section):
     def __post_init__(self):
         self._seed()
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
-        self._at_least(1, "patience")
+        self._at_least(1, "patience", "fsdp", "tensor")
         self._fraction("label_smoothing")
         self._require("on_divergence", self.on_divergence in ("stop", "warn"), "stop or warn")
 

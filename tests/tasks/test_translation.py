@@ -110,6 +110,22 @@ def test_a_recurrent_run_resumes_bit_for_bit(recurrent, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_run_may_continue_on_other_devices(config, tmp_path):
+    """Mesh, one device, `pmap` and another mesh take turns; the losses are those of one device."""
+    run(config, tmp_path / "single")
+    turns = [
+        ({"parallelism": "mesh", "fsdp": 2, "tensor": 2, "diagnostics": True}, 5),
+        ({"parallelism": "single"}, 10),
+        ({"parallelism": "pmap"}, 15),
+        ({"parallelism": "mesh", "fsdp": 8}, None),
+    ]
+    for changes, stop_after in turns:
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        run(changed, tmp_path / "turns", stop_after)
+    assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def stopped_run(number_words, tmp_path_factory):
     """A run that was stopped after two steps, and its config."""
@@ -191,7 +207,11 @@ def test_a_validation_sentence_beyond_the_position_table_is_refused(config, tmp_
             {"schedule": "cosine", "warmup_steps": 30},
             "optimizer.warmup_steps is 30; it must be at most",
         ),
-        ("train", {"parallelism": "x"}, "train.parallelism is 'x'; it must be one of: auto, pmap, single"),
+        (
+            "train",
+            {"parallelism": "x"},
+            "train.parallelism is 'x'; it must be one of: auto, mesh, pmap, single",
+        ),
         ("decode", {"penalty": "x"}, "decode.penalty is 'x'; it must be one of: length, wu"),
         ("data", {"options": {"files": "x"}}, "data.options.files is not an option of number_words"),
     ],

@@ -130,11 +130,12 @@ def test_a_record_covers_the_steps_since_the_last_one(tmp_path):
     assert fifth[1]["loss"] == pytest.approx(sum(per_step[5:8]) / 3)
 
 
-def test_losses_do_not_depend_on_the_number_of_devices(tmp_path):
-    """pmap uses eight virtual devices. Dropout is on. Only the order of float32 sums changes the losses."""
+@pytest.mark.parametrize("parallelism", ["pmap", "mesh"])
+def test_losses_do_not_depend_on_the_number_of_devices(tmp_path, parallelism):
+    """There are eight virtual devices. Dropout is on. Only the order of float32 sums changes the losses."""
     run(toy_config(), tmp_path / "single")
-    run(toy_config(parallelism="pmap"), tmp_path / "pmap")
-    assert losses(tmp_path / "pmap") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
+    run(toy_config(parallelism=parallelism), tmp_path / "several")
+    assert losses(tmp_path / "several") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
 
 
 def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(tmp_path):
@@ -180,7 +181,7 @@ def test_different_data_is_refused(tmp_path):
 
 def test_a_field_that_changes_no_result_may_differ(tmp_path):
     run(toy_config(), tmp_path, stop_after=8)
-    outcome, _ = run(toy_config(log_every=7, parallelism="pmap"), tmp_path)
+    outcome, _ = run(toy_config(log_every=7, parallelism="mesh", fsdp=2), tmp_path)
     assert outcome.finished
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.support.tiny import VOCAB, tiny_config
@@ -13,7 +14,7 @@ from transformer.data.batching import assemble
 from transformer.data.splits import Side, Split
 from transformer.model import build_model, init_params
 from transformer.tasks.translation import make_loss_fn
-from transformer.training.parallelism import Pmap, Single, make_parallelism
+from transformer.training.parallelism import Mesh, Pmap, Single, make_parallelism
 from transformer.training.train_step import init_state, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters
 
@@ -64,15 +65,20 @@ def initial(model):
     return init_params(model, seed=0)
 
 
-def update(parallelism, batch, accumulation=1, steps=2, **model):
-    """State, totals and info after a few updates on one batch."""
+def updates(parallelism, batch, accumulation=1, steps=2, vocab_size=VOCAB, **model):
+    """Yields state, totals and info after each update of a few on the same batch."""
     options = config(accumulation, **model)
-    model = build_model(options.model, VOCAB)
+    model = build_model(options.model, vocab_size)
     state = parallelism.put(init_state(init_params(model, seed=0), options))
     step = make_train_step(make_loss_fn(model), options, parallelism)
     for _ in range(steps):
         state, totals, info = step(state, parallelism.shard(batch, accumulation), KEY, HYPERPARAMETERS)
-    return state, totals, info
+        yield jax.device_get((state, totals, info))
+
+
+def update(*arguments, **options):
+    """State, totals and info after a few updates on the same batch."""
+    return list(updates(*arguments, **options))[-1]
 
 
 def without_padded_size(results):
@@ -98,19 +104,82 @@ def reference(packed):
     return update(Single(), packed)
 
 
-@pytest.mark.parametrize(
-    ("parallelism", "accumulation"),
-    [
-        (Single(), 2),
-        (Single(), 7),
-        (Pmap(jax.devices()[:2]), 2),
-        (Pmap(), 1),
-    ],
-    ids=["accumulate-2", "accumulate-7", "pmap-2-accumulate-2", "pmap-8"],
-)
-def test_devices_and_accumulation_do_not_change_an_update(packed, reference, parallelism, accumulation):
-    results = update(parallelism, packed, accumulation)
+@pytest.mark.parametrize("accumulation", [2, 7])
+def test_accumulation_does_not_change_an_update(packed, reference, accumulation):
+    results = update(Single(), packed, accumulation)
     assert_close(without_padded_size(results), without_padded_size(reference))
+
+
+# Eight devices can split every matrix of this model along every axis. All sizes differ.
+EVEN = {"d_model": 24, "d_ff": 40, "num_heads": 8, "d_k": 2, "d_v": 4, "vocab_size": 56}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(packed):
+    return list(updates(Single(), packed, steps=5, **EVEN))
+
+
+@pytest.mark.parametrize(
+    ("make", "accumulation"),
+    [
+        pytest.param(lambda: Pmap(jax.devices()[:2]), 2, id="pmap-2-accumulate-2"),
+        pytest.param(Pmap, 1, id="pmap-8"),
+        pytest.param(lambda: Mesh(fsdp=2, tensor=2), 2, id="mesh-2x2x2-accumulate-2"),
+        pytest.param(Mesh, 1, id="mesh-8x1x1", marks=pytest.mark.slow),
+        pytest.param(lambda: Mesh(fsdp=8), 1, id="mesh-1x8x1", marks=pytest.mark.slow),
+        pytest.param(lambda: Mesh(fsdp=2, tensor=4), 1, id="mesh-1x2x4", marks=pytest.mark.slow),
+        pytest.param(lambda: Mesh(tensor=8), 1, id="mesh-1x1x8", marks=pytest.mark.slow),
+    ],
+)
+def test_several_devices_compute_the_same_updates(packed, on_one_device, make, accumulation):
+    """After the first update, the moments of Adam are those of the gradient.
+
+    The learning rate is 0.1, so each of the five updates amplifies rounding errors.
+    """
+    results = list(updates(make(), packed, accumulation, steps=5, **EVEN))
+    for (_, totals, info), (_, expected_totals, expected_info) in zip(results, on_one_device, strict=True):
+        for name in expected_totals.keys() - {"slots"}:
+            assert totals[name] == pytest.approx(expected_totals[name], rel=1e-5), name
+        assert info.gradient_norm == pytest.approx(expected_info.gradient_norm, rel=1e-4)
+    (first, *_), (last, *_) = results[0], results[-1]
+    (expected_first, *_), (expected_last, *_) = on_one_device[0], on_one_device[-1]
+    assert relative_error(first.opt_state, expected_first.opt_state) < 1e-5
+    assert relative_error(last.params, expected_last.params) < 1e-4
+
+
+def relative_error(tree, expected):
+    """The norm of the difference, relative to the norm of `expected`."""
+    difference = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, expected)
+    return float(optax.tree.norm(difference) / optax.tree.norm(expected))
+
+
+def test_a_mesh_splits_weights_and_optimizer_state():
+    options = config(**{name: value for name, value in EVEN.items() if name != "vocab_size"})
+    model = build_model(options.model, EVEN["vocab_size"])
+    state = init_state(init_params(model, 0), options)
+
+    def bytes_on_a_device(mesh):
+        leaves = jax.tree.leaves((mesh.put(state).params, mesh.put(state).opt_state[0].mu))
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves if leaf.ndim == 2)
+
+    whole = bytes_on_a_device(Mesh())
+    assert whole == sum(leaf.nbytes for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2) * 2
+    assert bytes_on_a_device(Mesh(fsdp=8)) == whole / 8
+    assert bytes_on_a_device(Mesh(fsdp=2, tensor=2)) == whole / 4
+
+
+def test_an_axis_that_does_not_divide_a_dimension_does_not_split_it():
+    (sharding,) = (
+        Mesh(fsdp=4, tensor=2).shardings({"embedding": {"table": np.zeros((12, 5))}})["embedding"].values()
+    )
+    assert sharding.spec == jax.sharding.PartitionSpec(("fsdp",), None)
+
+
+def test_a_mesh_that_the_devices_cannot_form_is_refused():
+    with pytest.raises(
+        UserError, match=r"train.fsdp times train.tensor is 6; it must divide the number of devices \(8\)"
+    ):
+        Mesh(fsdp=3, tensor=2)
 
 
 def test_packing_does_not_change_an_update(split, reference):
@@ -143,25 +212,25 @@ def test_totals_count_tokens_characters_and_padding(split, packed, reference):
 
 def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model, params):
     results = []
-    for parallelism in (Single(), Pmap()):
+    for parallelism in (Single(), Pmap(), Mesh(fsdp=2)):
         evaluate = make_eval_step(make_loss_fn(model), parallelism)
         totals = evaluate(params, parallelism.shard(packed), None, HYPERPARAMETERS)
         results.append({name: value for name, value in totals.items() if name != "slots"})
-    assert_close(*results)
+    assert_close(results[1:], [results[0]] * 2)
     no_dropout = HYPERPARAMETERS._replace(dropout_rate=0.0)
     assert evaluate(params, parallelism.shard(packed), None, no_dropout)["loss"] == totals["loss"]
 
 
-@pytest.mark.parametrize("parallelism", [Single(), Pmap()], ids=["single", "pmap"])
-def test_the_sharding_of_a_state_does_not_change(packed, parallelism):
-    """With a different sharding, the second step would be compiled again."""
-
-    def step(state, batch, key, hyperparameters):
-        return parallelism.reduce(state + batch.characters.sum())
-
-    state = parallelism.put(np.float32(1))
-    compiled = parallelism.compile(step)
-    assert compiled(state, parallelism.shard(packed), None, None).sharding == state.sharding
+@pytest.mark.parametrize(
+    "make", [Single, Pmap, lambda: Mesh(fsdp=2, tensor=2)], ids=["single", "pmap", "mesh"]
+)
+def test_a_step_is_compiled_once(packed, caplog, make):
+    """If the sharding of the new state differed, the second step would be compiled again."""
+    steps = updates(make(), packed, steps=3, **EVEN)
+    next(steps)
+    with jax.log_compiles():
+        list(steps)
+    assert not [record for record in caplog.records if "compilation" in record.getMessage()]
 
 
 def test_hyperparameters_change_without_recompilation(packed, model, params):
@@ -216,6 +285,8 @@ def test_the_squared_gradient_norms_of_the_layers_add_up(packed, model, params):
 
 
 def test_unknown_parallelism_is_refused():
-    with pytest.raises(UserError, match="train.parallelism is 'x'; it must be one of: auto, pmap, single"):
-        make_parallelism("x")
-    assert isinstance(make_parallelism("auto"), Pmap)
+    with pytest.raises(
+        UserError, match="train.parallelism is 'x'; it must be one of: auto, mesh, pmap, single"
+    ):
+        make_parallelism(TrainConfig(parallelism="x"))
+    assert make_parallelism(TrainConfig(fsdp=4)).mesh.shape == {"data": 2, "fsdp": 4, "tensor": 1}

@@ -110,7 +110,7 @@ def train(
       UserError: the config or a checkpoint cannot be used.
     """
     log.info("%d steps per epoch", task.steps_per_epoch)
-    parallelism = make_parallelism(config.train.parallelism)
+    parallelism = make_parallelism(config.train)
     hyperparameters = Hyperparameters.from_config(config)
     # `task.init` draws the weights with the key of the seed itself, so the steps use a different key.
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)

@@ -1,5 +1,6 @@
 """The steps of training and of validation: pure functions, which a parallelism compiles."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -69,11 +70,12 @@ def make_train_step(loss_fn: LossFn, config: ExperimentConfig, parallelism: Para
     count of the whole batch, so the update does not depend on how the batch was split.
     """
 
+    gradients_of = functools.partial(_summed_gradients, loss_fn, config.train.accumulation)
+    summed_gradients = parallelism.sum_rows(gradients_of, has_gradient=True)
+
     def train_step(state, batch, key, hyperparameters):
         key = jax.random.fold_in(key, state.step)
-        gradients, totals = parallelism.reduce(
-            _summed_gradients(loss_fn, state.params, batch, key, hyperparameters, config.train.accumulation)
-        )
+        gradients, totals = summed_gradients(state.params, batch, key, hyperparameters)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(totals["count"], 1), gradients)
 
         schedule = make_schedule(config.optimizer, hyperparameters.learning_rate, config.train.steps)
@@ -103,13 +105,13 @@ def layer_norms(gradients: PyTree) -> dict[str, Float[Array, ""]]:
 def make_eval_step(loss_fn: LossFn, parallelism: Parallelism) -> EvalStep:
     """Compiles a function that returns the totals of a batch, without dropout."""
 
-    def eval_step(params, batch, key, hyperparameters):
-        return parallelism.reduce(loss_fn(params, batch, key, hyperparameters)[1])
+    def totals_of(*arguments):
+        return loss_fn(*arguments)[1]
 
-    return parallelism.compile(eval_step)
+    return parallelism.compile(parallelism.sum_rows(totals_of, has_gradient=False))
 
 
-def _summed_gradients(loss_fn, params, batch, key, hyperparameters, num_parts) -> tuple[PyTree, Totals]:
+def _summed_gradients(loss_fn, num_parts, params, batch, key, hyperparameters) -> tuple[PyTree, Totals]:
     """Sums gradients and totals over equal parts of a batch, which are computed one after another."""
 
     def gradients_of(batch):
