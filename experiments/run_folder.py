@@ -33,7 +33,8 @@ from transformer.files import lock, refuse_links
 from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
 from transformer.model import EncoderDecoder, parameter_shapes
 from transformer.tasks import task_type
-from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, digest, read_identity
+from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, read_identity
+from transformer.training.digests import digest
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Trained:
 
     @property
     def params_sha256(self) -> str:
-        """SHA-256 digest of the weights."""
+        """Digest of the weights."""
         return digest(self.params)
 
 

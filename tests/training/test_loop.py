@@ -12,7 +12,8 @@ import pytest
 from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
-from transformer.training.checkpoints import Checkpoints, digest
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.digests import digest
 from transformer.training.loop import Patience, train
 from transformer.training.metric_log import MetricsWriter, read_metrics
 

@@ -69,7 +69,7 @@ def updates(parallelism, batch, accumulation=1, steps=2, vocab_size=VOCAB, **mod
     """Yields state, totals and info after each update of a few on the same batch."""
     options = config(accumulation, **model)
     model = build_model(options.model, vocab_size)
-    state = parallelism.put(init_state(init_params(model, seed=0), options))
+    state = parallelism.create(lambda: init_state(init_params(model, seed=0), options))
     step = make_train_step(make_loss_fn(model), options, parallelism)
     for _ in range(steps):
         state, totals, info = step(state, parallelism.shard(batch, accumulation), KEY, HYPERPARAMETERS)

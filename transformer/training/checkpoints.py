@@ -7,7 +7,6 @@ its own, which reveals damage and edits. A checkpoint is intact if it can be rea
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from transformer.config import UserError
 from transformer.json_files import check_types, seal, sealed
+from transformer.training.digests import digest, is_split
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Checkpoints:
         """
         step = int(state.step)
         self._criteria[step] = criterion
-        items = jax.tree.map(np.array, {"params": state.params, "opt_state": _by_path(state.opt_state)})
+        items = jax.tree.map(_copy, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
         self._manager.save(
             step,
@@ -160,7 +160,8 @@ class Checkpoints:
         Renames newer, damaged checkpoints to `<step>.damaged`, so that training can write their steps again.
 
         Args:
-          template: a state with the expected structure and shapes.
+          template: a state with the expected structure, shapes and sharding. The checkpoint may have been
+            saved with another sharding.
 
         Raises:
           DamagedCheckpoint: no checkpoint is intact.
@@ -254,7 +255,7 @@ class Checkpoints:
         return None, []
 
     def _read(self, step, templates):
-        templates = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), templates)
+        templates = jax.tree.map(_template, templates)
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
         place = self._folder / str(step)
         try:
@@ -307,6 +308,18 @@ def _set_aside(path: Path) -> None:
     path.rename(aside)
 
 
+def _copy(leaf):
+    """Copies an array, to the host unless it is split over devices; see `Checkpoints.save`."""
+    return jax.numpy.copy(leaf) if is_split(leaf) else np.array(leaf)
+
+
+def _template(leaf):
+    """Describes an array to Orbax, which restores split arrays as such, and others as NumPy arrays."""
+    if is_split(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return np.zeros(leaf.shape, leaf.dtype)
+
+
 def _by_path(opt_state: PyTree) -> dict[str, Any]:
     """Returns an optimizer's state as a flat dict, since Orbax stores no NamedTuples, masks or empty states.
 
@@ -323,16 +336,6 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each leaf. Orbax does not compare shapes with the template; the caller must."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
-
-
-def digest(tree: PyTree) -> str:
-    """Returns the SHA-256 of the paths, dtypes, shapes and values of a tree."""
-    state = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        state.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        state.update(array.tobytes())
-    return state.hexdigest()
 
 
 def average(trees: Iterable[PyTree]) -> PyTree:

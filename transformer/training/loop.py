@@ -12,7 +12,8 @@ import jax
 from jaxtyping import PyTree
 
 from transformer.config import ExperimentConfig, UserError
-from transformer.training.checkpoints import Checkpoints, digest
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.digests import digest
 from transformer.training.divergence import BadStep, check_validation, record_divergence
 from transformer.training.metric_log import Meter, MetricsWriter, Record, add_totals
 from transformer.training.parallelism import make_parallelism
@@ -118,10 +119,10 @@ def train(
     eval_step = make_eval_step(task.loss, parallelism)
     identity = dict(task.identity)
     if initial_weights is None:
-        state = init_state(task.init(config.train.seed), config)
+        state = parallelism.create(lambda: init_state(task.init(config.train.seed), config))
     else:
         _check_shapes(initial_weights, jax.eval_shape(lambda: task.init(config.train.seed)))
-        state = init_state(initial_weights, config)
+        state = parallelism.put(init_state(initial_weights, config))
         identity[INITIAL_WEIGHTS] = digest(initial_weights)
     log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(state.params)):,}")
 
@@ -189,7 +190,7 @@ def train(
         finished=int(state.step) >= config.train.steps or patience.exhausted,
         tokens_seen=meter.tokens_seen,
         validation=validation,
-        params_sha256=digest(jax.device_get(state.params)),
+        params_sha256=digest(state.params),
         identity=identity,
     )
 

@@ -24,6 +24,9 @@ class Parallelism(Protocol):
     def compile(self, function: Callable, donate_state: bool = False) -> Callable:
         """Compiles a function of four arguments. Only the second argument, the batch, is split into rows."""
 
+    def create(self, function: Callable[[], PyTree]) -> PyTree:
+        """Returns the state that a function makes, on the devices; see `put`."""
+
     def put(self, tree: PyTree) -> PyTree:
         """Moves a state to its devices, with the sharding that compiled functions return."""
 
@@ -44,6 +47,9 @@ class Single:
 
     def compile(self, function, donate_state=False):
         return jax.jit(function, donate_argnums=(0,) if donate_state else ())
+
+    def create(self, function):
+        return self.put(function())
 
     def put(self, tree):
         return jax.device_put(tree, jax.local_devices()[0])
@@ -72,6 +78,9 @@ class Pmap:
         del donate_state
         in_axes = (None, 0, None, None)
         return jax.pmap(function, "devices", in_axes=in_axes, out_axes=None, devices=self._devices)
+
+    def create(self, function):
+        return self.put(function())
 
     def put(self, tree):
         mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
@@ -143,6 +152,10 @@ class Mesh:
             return lax.with_sharding_constraint(result, self.shardings(result))
 
         return jax.jit(with_shardings, donate_argnums=(0,) if donate_state else ())
+
+    def create(self, function):
+        """See `Parallelism`. No device holds the whole state, not even while it is made."""
+        return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
 
     def put(self, tree):
         return jax.device_put(tree, self.shardings(tree))
