@@ -339,8 +339,11 @@ def _flag_message(flags: FlagValues, text: str) -> str:
     if missing := re.fullmatch(r"Missing value for flag --(\w+).*", text):
         return f"--{missing[1]} has no value; write --{missing[1]}=VALUE"
     if wrong := re.match(r"flag --(\w+)=(.*?): ", text):
-        allowed = flags[wrong[1]].parser.syntactic_help
-        return f"--{wrong[1]} is {wrong[2]!r}; it must be {ALLOWED_TEXT.get(allowed, allowed)}"
+        parser = flags[wrong[1]].parser
+        allowed = ALLOWED_TEXT.get(parser.syntactic_help, parser.syntactic_help)
+        if values := getattr(parser, "enum_values", None):
+            allowed = f"one of: {', '.join(values)}"
+        return f"--{wrong[1]} is {wrong[2]!r}; it must be {allowed}"
     return text.split("\n")[0]
 
 

@@ -48,6 +48,7 @@ from experiments.study.sweep import PlannedRun, expand, expand_trials
 from experiments.study.sweep_file import load_sweep
 from transformer.config import UserError
 from transformer.files import lock
+from transformer.training.divergence import Diverged
 
 FINAL_STATES = ("done", "diverged")
 
@@ -154,7 +155,7 @@ class Launch:
 
     def plan(self) -> str:
         """Returns a table of the selected runs, or of the trials if variants are to be tuned."""
-        check_root(self._root, self._sweep, [] if self._trials else self._runs)
+        self._check_root([] if self._trials else self._runs)
         queued = self._slurm.states() if self._flags.executor == "slurm" else {}
         runs = self._selected_trials or [run for run in self._runs if self._selection.includes(run)]
         text = plan_text(self._root, self._sweep, runs, queued)
@@ -166,15 +167,18 @@ class Launch:
         """Runs missing trials and runs on this machine, writes the report, and returns the exit status."""
         runs = self._runs
         with lock(self._root, wait=True):
-            check_root(self._root, self._sweep, [] if self._trials else runs)
+            self._check_root([] if self._trials else runs)
         if self._trials:
+            self._write_study([])
             missing = self._missing_trials()
             num_trials = len(self._selected_trials)
             counts = f"{num_trials} trials for tuning, {num_trials - len(missing)} done"
             self._run_jobs(missing, counts, ())
             if failed := self._missing_trials():
-                log = self._root / failed[0].id / "log.txt"
-                raise UserError(f"trial {failed[0].id} failed; see {log}, then launch the study again")
+                logs = (self._root / run.id / "log.txt" for run in failed)
+                log = next(filter(Path.exists, logs), None)
+                advice = f"see {log}, then " if log else ""
+                raise UserError(f"{len(failed)} trials have not ended; {advice}launch the study again")
             tuned = self._tuned()
             for variant in dict.fromkeys(run.variant for run in self._selected_trials):
                 if variant not in tuned:
@@ -184,6 +188,12 @@ class Launch:
         selected = [run for run in runs if self._selection.includes(run)]
         states = run_states(self._root, self._sweep, selected, {})
         missing = [run for run in selected if states[run.id] not in FINAL_STATES]
+        for run in missing:
+            if states[run.id] == "trained" and not (self._root / run.id / "checkpoints").is_dir():
+                raise UserError(
+                    f"{self._root / run.id} is stored without weights, so it cannot be scored again; restore "
+                    "the splits and metrics that it was scored on, or delete the folder to train it again"
+                )
         counts = Counter(states.values())
         listed = ", ".join(
             f"{counts[name]} {name}" for name in FINAL_STATES if counts[name] or name == "done"
@@ -197,7 +207,7 @@ class Launch:
         with lock(self._root, wait=True):
             queued, runs, after = self._slurm.states(), self._runs, []
             tuned: dict[str, Tuned] = {}
-            check_root(self._root, self._sweep, [] if self._trials else runs)
+            self._check_root([] if self._trials else runs)
             if self._trials:
                 trials = self._missing_trials()
                 self._submit([run.id for run in trials if run.id not in queued])
@@ -250,7 +260,10 @@ class Launch:
             ]
             finite = [trial for trial in tried if trial.criterion is not None]
             if not finite:
-                raise UserError(f"all trials of variant {variant} diverged; change the values in TUNE")
+                raise UserError(
+                    f"all trials of variant {variant} diverged; change the values in TUNE, and name "
+                    "another --root"
+                )
             tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
         return tuned
 
@@ -259,9 +272,12 @@ class Launch:
         runs = expand(self._sweep, self._changes, self._flags.seeds, chosen)
         return [run for run in runs if run.variant in tuned]
 
+    def _check_root(self, runs: Sequence[PlannedRun]) -> None:
+        check_root(self._root, self._sweep, runs, self._changes)
+
     def _write_study(self, runs: Sequence[PlannedRun]) -> None:
         with lock(self._root, wait=True):
-            check_root(self._root, self._sweep, runs)
+            self._check_root(runs)
             known = stored_costs(self._root)
             costs = {}
             for run in runs:
@@ -290,7 +306,8 @@ class Launch:
         ):
             for ended in ends:
                 board.ended(ended)
-                failed += ended.status != 0
+                # A trial may diverge: the study then uses other values.
+                failed += ended.status not in ((0,) if splits else (0, Diverged.exit_status))
                 if failed and self._flags.fail_fast:
                     print("stopping at the first failure: current runs save a checkpoint first", flush=True)
                     break

@@ -195,9 +195,14 @@ def _translations(study: Study) -> dict[str, Any]:
         if seed in scores:
             with contextlib.suppress(UserError):  # a study may be stored without its translations
                 evaluations[variant] = ScoreFiles(study.runs[variant][seed], split, {}).read()
+    first = next(iter(evaluations.values()), None)
+    evaluations = {
+        variant: evaluation
+        for variant, evaluation in evaluations.items()
+        if (evaluation.sources, evaluation.references) == (first.sources, first.references)
+    }
     if len(evaluations) < 2:
         return {}
-    first = next(iter(evaluations.values()))
     texts = [evaluation.hypotheses for evaluation in evaluations.values()]
     order = sorted(range(len(first.sources)), key=lambda index: -_spread([side[index] for side in texts]))
     sides = [first.sources, first.references, *texts]

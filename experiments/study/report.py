@@ -80,9 +80,14 @@ def _cells(study: Study) -> Iterator[tuple[str, str, str, list[float]]]:
                 yield variant, split, metric, study.values(variant, split, metric)
 
 
+def _harmless(cell: Any) -> Any:
+    """Returns a cell that a spreadsheet does not take for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
+
+
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
     return file.getvalue()

@@ -1,6 +1,7 @@
 """Study folders: stores the plan of a study in study.json, and reads the scores of the runs."""
 
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from experiments.run_folder import Run
 from experiments.score_files import ScoreFiles, is_stale
 from experiments.study.statistics import Comparison, compare
 from experiments.study.sweep import PlannedRun, Sweep
-from transformer.config import UserError, choose, difference, to_dict
+from transformer.config import ExperimentConfig, UserError, choose, declarations, difference, to_dict
 from transformer.data.builders import present_name
 from transformer.evaluation.metrics import METRICS
 from transformer.files import path_component, refuse_links
@@ -111,7 +112,30 @@ class Study:
         if infinite := self.not_finite(variant, split, metric):
             count = len(infinite) + self.num_seeds(variant)
             return f"{metric} on {split} is not finite for {len(infinite)} of {count} runs of {variant}"
-        return "" if self.num_seeds(variant) else f"{variant} has no score of {metric} on {split}"
+        if not self.num_seeds(variant):
+            return f"{variant} has no score of {metric} on {split}"
+        sides = [self.test_sets(name, split, metric) for name in (variant, self.sweep.baseline)]
+        if all(sides) and sides[0] != sides[1]:
+            return f"{variant} and {self.sweep.baseline} were scored on different texts of {split}"
+        return ""
+
+    def test_sets(self, variant: str, split: str, metric: str) -> set[tuple[str, str]]:
+        """Returns the digests of the texts of a split, with the settings of a metric, over all seeds."""
+        evaluations = (splits[split] for splits in self.scores[variant].values() if split in splits)
+        return {
+            (scores["content"], scores.get("signatures", {}).get(metric, ""))
+            for scores in evaluations
+            if scores.get("content")
+        }
+
+    def ended_early(self, variant: str) -> list[int]:
+        """Returns the steps of the finished runs that `train.patience` ended early."""
+        runs = [run for run in self.runs[variant].values() if run.result.get("status") == "done"]
+        return [
+            run.result["step"]
+            for run in runs
+            if run.config.train.patience is not None and run.result["step"] < run.config.train.steps
+        ]
 
     def comparisons(self) -> dict[str, Comparison]:
         """Compares variants with the baseline on the primary metric; see `statistics.compare`.
@@ -210,8 +234,18 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
     return {score_files.split: score_files.read_scores() for score_files in files if score_files.exists}
 
 
-def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
+def check_root(
+    root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Mapping[str, Any] | None = None
+) -> None:
     """Checks that a study can use a folder: the folder is new, or contains the same study.
+
+    Settings may differ from those of an earlier launch only if no run has begun.
+
+    Args:
+      root: the folder of the study.
+      sweep: the plan.
+      runs: the runs of the plan, as far as they are known before the tuning.
+      changes: the values that `--set` gives to all variants, by config key.
 
     Raises:
       UserError: the folder contains a run, another study, or this study with different settings.
@@ -227,14 +261,42 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
     stored = _read_file(root)
     if stored["name"] != sweep.name:
         raise UserError(f"{root} contains the study {stored['name']!r}, not {sweep.name!r}{advice}")
-    stored_ids = {run_id.rpartition("-")[0]: run_id for run_id in stored["runs"]}
+    stored_ids = {_place(run_id): run_id for run_id in stored["runs"]}
     for run in runs:
-        stored_id = stored_ids.get(run.id.rpartition("-")[0], run.id)
-        if stored_id != run.id:
-            message = f"{root} contains this study with different settings"
-            if (root / stored_id / "config.json").exists():
-                message += f": {difference(Run(root / stored_id).config, run.config)}"
-            raise UserError(message + advice)
+        stored_id = stored_ids.get(_place(run.id), run.id)
+        if stored_id != run.id and (_run_folder(root, stored_id) / "config.json").exists():
+            differences = difference(Run(_run_folder(root, stored_id)).config, run.config)
+            raise UserError(
+                f"{root} contains this study with different settings of {run.variant}: {differences}{advice}"
+            )
+    begun = [name for name in stored["variants"] if any((root / name).glob("*/config.json"))]
+    compared = [("CONFIG", stored["config"], sweep.config)] if begun else []
+    if begun:
+        compared += [("EQUAL", stored["equal"], sweep.equal), ("TUNE", stored["tune"], sweep.tune)]
+        compared += [("--set", *map(_affecting_results, (stored["changes"], changes or {})))]
+    compared += [
+        (f"variant {name}", stored["variants"][name], sweep.variants[name])
+        for name in begun
+        if name in sweep.variants
+    ]
+    for name, earlier, current in compared:
+        if earlier != json.loads(json.dumps(current)):
+            raise UserError(
+                f"{root} contains this study with different settings: {name} is {earlier!r} there, "
+                f"{current!r} here{advice}"
+            )
+
+
+def _place(run_id: str) -> str:
+    """Returns the id of a run without the digest of its config: its variant and seed."""
+    return run_id.rpartition("-")[0]
+
+
+def _affecting_results(changes: Mapping[str, Any]) -> dict[str, Any]:
+    declared = declarations(ExperimentConfig)
+    return {
+        key: value for key, value in changes.items() if key not in declared or declared[key].affects_result
+    }
 
 
 def write_study(
@@ -266,7 +328,13 @@ def write_study(
     }
     if (root / STUDY_FILE).exists():
         stored = _read_file(root)
-        values["runs"] = list(dict.fromkeys([*stored["runs"], *values["runs"]]))
+        planned = {_place(run.id) for run in runs}
+        earlier = [
+            run_id
+            for run_id in stored["runs"]
+            if _place(run_id) not in planned or (_run_folder(root, run_id) / "config.json").exists()
+        ]
+        values["runs"] = list(dict.fromkeys([*earlier, *values["runs"]]))
         for name in ("variants", "tuned", "costs"):
             values[name] = {**stored[name], **values[name]}
     write_sealed(root / STUDY_FILE, values)
@@ -296,7 +364,7 @@ def read_study(root: Path) -> Study:
         seed_name, _, short_hash = name.partition("-")
         seed, result = int(seed_name), run.result
         planned[variant].append(seed)
-        if run.folder.is_dir():
+        if (run.folder / "config.json").exists():
             runs[variant][seed] = run
         if result and not run.config_hash.startswith(short_hash):
             raise UserError(

@@ -5,6 +5,7 @@ local queue. If a task is preempted, `launch` ends with status 75, and the scrip
 again.
 """
 
+import glob
 import os
 import shlex
 import subprocess
@@ -25,7 +26,6 @@ SCRIPT = """\
 #SBATCH --array=0-{last}{limit}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={folder}/%A_%a.txt
 #SBATCH --signal=TERM@{grace}
 {options}
 runs=({runs})
@@ -105,10 +105,9 @@ class Slurm:
             name=shlex.quote(name),
             last=len(runs) - 1,
             limit="" if limit is None else f"%{limit}",
-            folder=str(self.folder.resolve()).replace("%", "%%"),
             grace=GRACE_SECONDS,
             options="".join(f"#SBATCH {option}\n" for option in options),
-            runs=shlex.join(runs),
+            runs=shlex.join(map(glob.escape, runs)),
             cwd=shlex.quote(os.getcwd()),
             command=shlex.join([sys.executable, "-m", "experiments.launch", *arguments]),
             preempted=PREEMPTED,
@@ -116,7 +115,8 @@ class Slurm:
         )
         path = self.folder / f"array-{len(self.jobs)}.sh"
         atomic_write(path, script)
-        job_id = _call("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+        output = f"{str(self.folder.resolve()).replace('%', '%%')}/%A_%a.txt"
+        job_id = _call("sbatch", "--parsable", f"--output={output}", str(path)).strip().partition(";")[0]
         write_sealed(self._path, {"jobs": [*self.jobs, {"id": job_id, "runs": list(runs)}]})
         return job_id
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower
 
 ALPHA = 0.05  # largest adjusted p-value of a significant difference
 POWER = 0.8  # probability of finding a difference of the detectable size
 MIN_SEEDS = 5
+NUM_QUANTILES = 200  # of each sample variance, in the integral for the power
 FEW_SEEDS = f"Fewer than {MIN_SEEDS} seeds find only differences of several standard deviations."
 
 
@@ -141,23 +141,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
-def detectable_effect(seeds: int, baseline_seeds: int, num_tests: int) -> float:
-    """Returns the smallest difference that a study finds with 80% power, in standard deviations.
+def detectable_difference(deviations: tuple[float, float], seeds: tuple[int, int], num_tests: int) -> float:
+    """Returns the smallest difference that a study finds with 80% power.
 
-    The power is that of the pooled t-test at level ALPHA / num_tests, the first and strictest step of Holm's
-    method. Only the tail in the direction of the difference counts, because the two-sided power of
-    statsmodels is NaN for some large effects.
+    The power is that of Welch's test at level ALPHA / num_tests, the first and strictest step of Holm's
+    method, for normal scores with the given standard deviations. It is exact up to a numerical integral over
+    the two sample variances, which decide the standard error and the degrees of freedom of a test. Only the
+    tail in the direction of the difference counts.
+
+    Args:
+      deviations: standard deviations of the scores of the variant and of the baseline; not both are 0.
+      seeds: number of scores of the variant and of the baseline.
+      num_tests: number of tests in the study.
     """
-    power = TTestIndPower().power
+    sizes = np.array(seeds)[:, None, None]
+    shares = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+    sampled = [
+        deviation**2 * stats.chi2.ppf(shares, size - 1) / (size - 1)
+        for deviation, size in zip(deviations, seeds, strict=True)
+    ]
+    errors = np.stack(np.meshgrid(*sampled, indexing="ij")) / sizes  # squared errors of the two means
+    squared_error = errors.sum(axis=0)
+    freedom = squared_error**2 / (errors**2 / (sizes - 1)).sum(axis=0)
+    critical = stats.t.ppf(1 - ALPHA / num_tests / 2, freedom) * np.sqrt(squared_error)
+    error = math.sqrt(deviations[0] ** 2 / seeds[0] + deviations[1] ** 2 / seeds[1])
 
-    def excess_power(effect: float) -> float:
-        level = ALPHA / num_tests / 2
-        return power(effect, seeds, level, baseline_seeds / seeds, alternative="larger") - POWER
+    def excess_power(difference: float) -> float:
+        return float(stats.norm.sf((critical - difference) / error).mean()) - POWER
 
-    high = 0.1
+    high = error
     while excess_power(high) < 0:
-        high *= 1.5
-    return float(brentq(excess_power, high / 1.5, high)) if high > 0.1 else high
+        high *= 2
+    return float(brentq(excess_power, 0, high))
 
 
 def _no_test(values: Sequence[float], baseline: Sequence[float]) -> str:
@@ -189,5 +204,5 @@ def _paired(runs: Mapping[int, float], baseline: Mapping[int, float]) -> Paired 
 
 
 def _detectable(runs: Mapping[int, float], baseline: Mapping[int, float], num_tests: int) -> float:
-    variances = [np.var(list(values), ddof=1) for values in (runs.values(), baseline.values())]
-    return detectable_effect(len(runs), len(baseline), num_tests) * math.sqrt(np.mean(variances))
+    deviations = tuple(float(np.std(list(values), ddof=1)) for values in (runs.values(), baseline.values()))
+    return detectable_difference(deviations, (len(runs), len(baseline)), num_tests)

@@ -68,8 +68,10 @@ class Axis:
         finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
         low, high = min(finite), max(finite)
         if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 1, high + 1)
-        self._map = math.log if log else float
+            margin = max(1, abs(low) / 1_000)
+            low, high = (low / 2, high * 2) if log else (low - margin, high + margin)
+        # On a logarithmic axis, 0 is at the lower end.
+        self._map = (lambda value: math.log(max(value, low))) if log else float
         self._start, self._end = start, end
         if log:
             # In a short range, the logarithmic locator finds too few ticks.

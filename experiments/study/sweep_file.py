@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,10 @@ NAMES = (
     "EQUAL",
     "PUBLISHED",
 )
+# Names in the folder of a study, beside the folders of the variants.
+RESERVED = ("config.json", "report", "slurm", "study.json")
+# What TUNE may try in a study with EQUAL: fields that do not change the cost of a step.
+COST_FREE = ("optimizer.", "model.dropout_rate", "train.label_smoothing", "train.accumulation")
 
 
 def load_sweep(name: str) -> Sweep:
@@ -58,8 +63,9 @@ def load_sweep(name: str) -> Sweep:
     variants = read.variants()
     baseline = read.text("BASELINE", next(iter(variants)))
     choose(variants, baseline, f"BASELINE in {path}")
-    primary = read.texts("PRIMARY", (metrics[0], splits[0]))
-    if len(primary) != 2 or primary[0] not in metrics or primary[1] not in splits:
+    primary = getattr(module, "PRIMARY", (metrics[0], splits[0]))
+    is_pair = isinstance(primary, tuple | list) and len(primary) == 2
+    if not is_pair or primary[0] not in metrics or primary[1] not in splits:
         raise UserError(
             f"PRIMARY in {path} is {primary!r}; it must be a pair of a metric in METRICS and a split in "
             f"SPLITS, such as {(metrics[0], splits[0])!r}"
@@ -80,6 +86,11 @@ def load_sweep(name: str) -> Sweep:
                     f"EQUAL in {path} computes {field}, which variant {name} or TUNE also sets; "
                     f"leave {field} out"
                 )
+        if costly := [key for key in tune if not key.startswith(COST_FREE)]:
+            raise UserError(
+                f"TUNE in {path} tries {costly[0]}, which may change the costs that EQUAL makes equal; "
+                "remove it from TUNE, or leave EQUAL out"
+            )
     return Sweep(
         name=Path(path).stem,
         question=(module.__doc__ or "").strip(),
@@ -88,7 +99,7 @@ def load_sweep(name: str) -> Sweep:
         baseline=baseline,
         splits=splits,
         metrics=metrics,
-        primary=primary,
+        primary=tuple(primary),
         tune=tune,
         equal=equal,
         published=read.published(variants),
@@ -146,6 +157,8 @@ class _Reader:
         for key, values in values_by_key.items():
             if not isinstance(values, tuple | list) or not values:
                 raise self._error(name, f"the values of {key} must be a tuple with at least one entry")
+            if any(value in values[:number] for number, value in enumerate(values)):
+                raise self._error(name, f"a value of {key} is repeated; name each once")
             self._check_key(name, key)
         return {key: list(values) for key, values in values_by_key.items()}
 
@@ -166,6 +179,8 @@ class _Reader:
             if not isinstance(name, str):
                 raise self._error("VARIANTS", f"the name of a variant must be a string, not {name!r}")
             path_component(name, f"the name of a variant in {self._path}")
+            if name in RESERVED:
+                raise self._error("VARIANTS", f"a study has a file or folder of the name {name}; rename it")
             for key in changes:
                 self._check_key(f"variant {name}", key)
         return variants
@@ -175,7 +190,7 @@ class _Reader:
         published = getattr(self._module, "PUBLISHED", {})
         if not isinstance(published, Mapping) or not all(
             isinstance(figures, Mapping)
-            and all(isinstance(label, str) and isinstance(x, int | float) for label, x in figures.items())
+            and all(isinstance(label, str) and _is_number(figure) for label, figure in figures.items())
             for figures in published.values()
         ):
             raise self._error("PUBLISHED", "it must map each variant to a mapping from labels to numbers")
@@ -192,6 +207,10 @@ class _Reader:
             raise UserError(
                 f"{place} in {self._path} sets train.seed, which a sweep file must not do; use --seeds"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _value_name(key: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.study.results import Study
@@ -89,6 +90,14 @@ def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[s
 
 
 def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
+    line = _conclusion(study, variant, comparison)
+    for name in (variant, study.sweep.baseline):
+        if count := len(study.diverged[name]):
+            line += f" {count} of {len(study.planned[name])} runs of {name} diverged and have no score."
+    return line
+
+
+def _conclusion(study: Study, variant: str, comparison: Comparison) -> str:
     metric, split = study.sweep.primary
     if comparison.reason:
         return f"{variant}: no test, because {comparison.reason}."
@@ -104,13 +113,9 @@ def _verdict(study: Study, variant: str, comparison: Comparison) -> str:
         case higher_is_better:
             word = "better" if is_higher == higher_is_better else "worse"
             relation = f"is {word} than {study.sweep.baseline} in {metric}"
-    line = (
+    return (
         f"{variant} {relation} on {split} (p {_p_relation(comparison.p_adjusted)} after Holm's adjustment)."
     )
-    for name in (variant, study.sweep.baseline):
-        if count := len(study.diverged[name]):
-            line += f" {count} of {len(study.planned[name])} runs of {name} diverged and have no score."
-    return line
 
 
 def note_lines(study: Study) -> list[str]:
@@ -130,6 +135,12 @@ def note_lines(study: Study) -> list[str]:
         counts["not finished"] = len(study.unfinished(variant)) - sum(counts.values())
         if listed := ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0):
             lines.append(f"{variant}: of {len(study.planned[variant])} runs, {listed}.")
+        if early := study.ended_early(variant):
+            lines.append(
+                f"{variant}: {len(early)} of {len(study.planned[variant])} runs ended early "
+                f"(train.patience), after {min(early):,} to {max(early):,} steps. The FLOPs "
+                "of the training are those of all steps."
+            )
         for split, metric in itertools.product(study.sweep.splits, study.sweep.metrics):
             if seeds := study.not_finite(variant, split, metric):
                 lines.append(
@@ -176,6 +187,8 @@ def _escape_latex(text: str) -> str:
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        "[": "{[}",  # after a line break, [ and * would belong to the break
+        "*": "{*}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
     }
@@ -231,7 +244,11 @@ def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows as a table in Markdown; the second row has the alignment of the columns."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(map(_escape_markdown, row))} |\n" for row in rows)
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"<(?=[a-zA-Z/!])", "&lt;", text.replace("|", r"\|"))
 
 
 def score_cells(study: Study, variant: str) -> list[str]:

@@ -43,6 +43,10 @@ def test_an_error_in_a_config_file_names_the_file(tmp_path):
     (tmp_path / "empty.py").touch()
     (tmp_path / "fails.py").write_text("def get_config(argument):\n    return {}['key']\n")
     (tmp_path / "config.txt").touch()
+    (tmp_path / "lines.py").write_text("raise ValueError('one\\ntwo')\n")
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit()\n")
+    assert refused(load_values, str(tmp_path / "lines.py")).endswith("lines.py: ValueError: one two")
+    assert "ends.py: SystemExit" in refused(load_values, str(tmp_path / "ends.py"))
     broken = refused(load_values, str(tmp_path / "broken.py"))
     assert broken == f"config file {tmp_path}/broken.py: ZeroDivisionError: division by zero"
     assert "does not define get_config" in refused(load_values, str(tmp_path / "empty.py"))

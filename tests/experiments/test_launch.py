@@ -74,7 +74,7 @@ def test_a_study_runs_only_missing_runs(study_flags, in_this_process, tmp_path):
 
     line = refuse("launch", *study_flags, "--set=train.steps=11")
     assert line == (
-        f"{root} contains this study with different settings: train.steps is 20 there, 11 here; name another --root"
+        f"{root} contains this study with different settings of slow: train.steps is 20 there, 11 here; name another --root"
     )
 
 
@@ -118,7 +118,8 @@ def written_by_hand(monkeypatch, tmp_path):
                 yield Ended(job, 3, 1.0)
                 continue
             scores = {"test": {"chrf": 50.0, "by_length": []}} if len(job.commands) > 1 else {}
-            write_run(tmp_path / "study", run, scores, result={"validation": {"nll": 1 / rate}})
+            written = write_run(tmp_path / "study", run, scores, result={"validation": {"nll": 1 / rate}})
+            (written.folder / "checkpoints").mkdir(exist_ok=True)
             yield Ended(job, 0, 1.0)
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
@@ -185,6 +186,24 @@ def test_a_study_with_fail_fast_stops_at_the_first_failure(study_flags, tmp_path
     done = call("launch", *study_flags, "--fail_fast", status=1)
     assert "stopping at the first failure" in done.stdout
     assert closed == ["slow"]
+
+
+def test_a_trial_that_diverges_does_not_stop_a_study_with_fail_fast(study_flags, written_by_hand, tmp_path):
+    (tmp_path / "rates.py").write_text(TUNED_SWEEP)
+    done = call("launch", *study_flags, "--fail_fast")
+    assert "rates: 2 runs, 0 done, 2 to do" in done.stdout
+
+
+def test_runs_without_weights_are_not_trained_again_for_a_new_split(study_flags, written_by_hand, tmp_path):
+    call("launch", *study_flags, "--only=slow")
+    folders = sorted((tmp_path / "study").glob("*/*-*"))
+    for folder in folders:
+        (folder / "checkpoints").rmdir()
+    sweep = tmp_path / "rates.py"
+    sweep.write_text(sweep.read_text().replace('("test",)', '("test", "test_long")'))
+    line = call("launch", *study_flags, "--only=slow", status=2).stderr.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path}/study/")
+    assert "is stored without weights, so it cannot be scored again; restore the splits and metrics" in line
 
 
 def test_more_jobs_than_cores_are_refused(study_flags):
@@ -275,7 +294,7 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=1000"], "--jobs=1 with --devices_per_run=1000 needs 1000 "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=0"], "--devices_per_run is '0'; it must be a positive integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--retries=-1"], "--retries is '-1'; it must be a non-negative integer"),
-        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=pbs"], "--executor is 'pbs'; "),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=pbs"], "--executor is 'pbs'; it must be one of: local, slurm"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--sbatch=--gpus=1"], "--sbatch needs --executor=slurm; "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--devices_per_run=1"], "--devices_per_run cannot be used with Slurm; "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--executor=slurm", "--fail_fast"], "--fail_fast cannot be used with Slurm; "),

@@ -47,7 +47,10 @@ def write_whole_study(root, sweep, seeds, sentences=30):
                 "signatures": {},
                 "by_length": lengths,
             }
-            texts = [[f"{word} {number} {planned.variant}" for number in range(sentences)] for word in "abc"]
+            texts = [
+                [f"{word} {number} {name}" for number in range(sentences)]
+                for word, name in (("a", "source"), ("b", planned.variant), ("c", "reference"))
+            ]
             ScoreFiles(run, split, {}).write(Evaluation(scores | made_from, *texts))
     return read_study(root)
 

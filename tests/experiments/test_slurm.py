@@ -28,7 +28,7 @@ METRICS = ("chrf",)
 TUNE = 'TUNE = {"model.positions": ("none", "rope")}\n'
 # Stand-ins for the commands of Slurm: sbatch numbers its jobs from 11, and squeue prints the file `queue`.
 COMMANDS = {
-    "sbatch": 'cp "$2" "$FAKE/script"; echo "$@" >> "$FAKE/calls"; n=$(wc -l < "$FAKE/calls"); echo $((10 + n))',
+    "sbatch": 'for last in "$@"; do :; done; cp "$last" "$FAKE/script"; echo "$@" >> "$FAKE/calls"; n=$(wc -l < "$FAKE/calls"); echo $((10 + n))',
     "squeue": 'cat "$FAKE/queue"',
     "srun": 'echo "$@" >> "$FAKE/calls"; exit $SRUN_STATUS',
     "scontrol": 'echo "scontrol $@" >> "$FAKE/calls"',
@@ -76,12 +76,12 @@ def test_missing_runs_become_the_tasks_of_an_array(fake, study_flags, tmp_path):
         "--array=0-3%3",
         "--requeue",
         "--open-mode=append",
-        f"--output={tmp_path}/study/slurm/%A_%a.txt",
         "--signal=TERM@120",
         "--partition=gpu",
         "--gpus=1",
     ]
     assert script == (tmp_path / "study" / "slurm" / "array-0.sh").read_text()
+    assert f"--output={tmp_path}/study/slurm/%A_%a.txt" in (fake / "calls").read_text()
 
     (fake / "queue").write_text("11 0 RUNNING\n11 1 PENDING\n11 2 PENDING\n12 3 PENDING\n")
     again = call("launch", *study_flags, *options)

@@ -11,7 +11,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from experiments.study.statistics import (
     ALPHA,
     compare,
-    detectable_effect,
+    detectable_difference,
     holm,
     summarize,
     welch,
@@ -73,7 +73,7 @@ def test_a_comparison_worked_by_hand():
     assert comparison.paired.mean == 3
     half_width = special.stdtrit(2, 0.975) / math.sqrt(3)  # the differences are 2, 3 and 4
     np.testing.assert_allclose(comparison.paired.interval, (3 - half_width, 3 + half_width), rtol=1e-9)
-    assert comparison.detectable == pytest.approx(3.0709 * math.sqrt(2.5), rel=1e-4)
+    assert comparison.detectable == detectable_difference((2.0, 1.0), (3, 3), 1)
     assert not comparison.is_significant
 
 
@@ -120,11 +120,29 @@ def test_pairs_are_the_seeds_that_both_variants_have():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "num_tests", "effect"),
-    [(3, 1, 3.1), (3, 7, 5.2), (3, 19, 6.8), (5, 1, 2.0), (5, 7, 2.9), (5, 19, 3.4), (10, 1, 1.3)],
+    ("deviations", "seeds", "num_tests"),
+    [
+        ((1.0, 1.0), (5, 5), 1),
+        ((0.0, 1.0), (5, 5), 7),  # all seeds of the variant score the same
+        ((1.0, 1.0), (2, 2), 1),
+        ((1.0, 1.0), (5, 2), 3),
+        ((5.0, 0.5), (3, 10), 1),
+        ((0.5, 5.0), (3, 10), 19),
+    ],
+    ids=str,
 )
-def test_the_detectable_effect(seeds, num_tests, effect):
-    assert detectable_effect(seeds, seeds, num_tests) == pytest.approx(effect, abs=0.06)
+def test_welchs_test_finds_the_detectable_difference_with_a_probability_of_80_percent(
+    deviations, seeds, num_tests
+):
+    difference = detectable_difference(deviations, seeds, num_tests)
+    rng = np.random.default_rng(0)
+    variant, base = (
+        deviation * rng.normal(size=(NUM_STUDIES, size))
+        for deviation, size in zip(deviations, seeds, strict=True)
+    )
+    result = welch(variant + difference, base)
+    found = (result.pvalue <= ALPHA / num_tests) & (result.statistic > 0)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.01)
 
 
 def simulated_p_values(num_tests, shift=0.0, seed=0):

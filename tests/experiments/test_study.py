@@ -35,14 +35,43 @@ def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp
     more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 1024}})
     check_root(tmp_path, more, expand(more, {}, seeds=2))
     shorter = expand(sweep, {"train.steps": 7}, seeds=1)
-    message = refused(check_root, tmp_path, sweep, shorter)
-    assert message == f"{tmp_path} contains this study with different settings; name another --root"
+    check_root(tmp_path, sweep, shorter)  # no run has begun
     Run(tmp_path / expand(sweep, {}, seeds=1)[0].id).begin(expand(sweep, {}, seeds=1)[0].config)
     message = refused(check_root, tmp_path, sweep, shorter)
-    assert "with different settings: train.steps is 1200 there, 7 here; name another --root" in message
+    assert "different settings of base: train.steps is 1200 there, 7 here; name another --root" in message
     renamed = dataclasses.replace(sweep, name="another")
     message = refused(check_root, tmp_path, renamed, expand(renamed, {}, seeds=1))
     assert message == f"{tmp_path} contains the study 'demo', not 'another'; name another --root"
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "message"),
+    [
+        ({"config": "configs/number_words.py:en-fr"}, {}, "CONFIG is 'configs/number_words.py' there, 'configs/number_words.py:en-fr' here"),
+        ({"equal": "flops"}, {}, "EQUAL is None there, 'flops' here"),
+        ({"tune": {"optimizer.learning_rate": [0.1]}}, {}, "TUNE is {} there, {'optimizer.learning_rate': [0.1]} here"),
+        ({}, {"train.steps": 7}, "--set is {} there, {'train.steps': 7} here"),
+        ({"variants": {"base": {"model.d_ff": 8}}}, {}, "variant base is {} there, {'model.d_ff': 8} here"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_study_cannot_change_once_a_run_has_begun(sweep, tmp_path, changes, overrides, message):
+    """The plan has no run in common with the earlier one, as with --only or before the tuning."""
+    planned = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, planned)
+    check_root(tmp_path, dataclasses.replace(sweep, **changes), [], overrides)
+    Run(tmp_path / planned[0].id).begin(planned[0].config)
+    line = refused(check_root, tmp_path, dataclasses.replace(sweep, **changes), [], overrides)
+    assert line == f"{tmp_path} contains this study with different settings: {message}; name another --root"
+    check_root(tmp_path, sweep, [], {"train.log_every": 7})  # changes no result
+
+
+def test_a_run_that_has_not_begun_is_replaced_by_a_corrected_one(sweep, tmp_path):
+    write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    corrected = dataclasses.replace(sweep, variants=sweep.variants | {"deep": {"model.num_layers": 4}})
+    runs = expand(corrected, {}, seeds=1)
+    check_root(tmp_path, corrected, runs)
+    write_study(tmp_path, corrected, runs)
+    assert read_sealed(tmp_path / "study.json")["runs"] == [run.id for run in runs]
 
 
 def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
@@ -313,6 +342,42 @@ def test_a_metric_without_a_better_direction_is_called_higher_or_lower(noisy, mo
     )
 
 
+def test_variants_that_were_scored_on_different_texts_are_not_compared(noisy):
+    for scores in noisy.scores["far"].values():
+        scores["test"]["content"] = "another text"
+    for scores in noisy.scores["near"].values():
+        scores["test"]["signatures"] = {"exact_match": "other settings"}
+    text = report_markdown(noisy)
+    for variant in ("far", "near"):
+        assert (
+            f"- {variant}: no test, because {variant} and base were scored on different texts of test.\n"
+            in text
+        )
+
+
+def test_diverged_runs_are_named_beside_a_difference_within_noise(noisy):
+    study = dataclasses.replace(
+        rescored(noisy, "near", [50.0, 55.0, 52.0]), diverged=noisy.diverged | {"near": [3, 4]}
+    )
+    line = next(
+        line for line in report_markdown(study).splitlines() if line.startswith("- near: the difference")
+    )
+    assert line.endswith(" 2 of 5 runs of near diverged and have no score.")
+
+
+def test_runs_that_patience_ended_early_are_noted(tmp_path, sweep):
+    runs = expand(sweep, {"train.patience": 1, "train.steps": 60}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    for run in runs:
+        steps = 60 if run.variant == "base" else 4 + run.seed
+        write_run(tmp_path, run, {}, result={"step": steps})
+    early = [line for line in note_lines(read_study(tmp_path)) if "early" in line]
+    assert early == [
+        "deep: 2 of 2 runs ended early (train.patience), after 4 to 5 steps. The FLOPs of the training are those "
+        "of all steps."
+    ]
+
+
 def test_a_variant_with_an_infinite_score_is_not_compared(noisy):
     """The finite scores alone would make a failing variant look good."""
     text = report_markdown(rescored(noisy, "far", [70.0, None, 71.0, None, 72.0]))
@@ -360,6 +425,28 @@ def test_diverged_runs_are_named_beside_the_conclusion(noisy):
         "- far is better than base in exact_match on test (p < 0.0001 after Holm's adjustment). "
         "2 of 5 runs of far diverged and have no score.\n"
     ) in report_markdown(rescored(study, "far", [70.0, 71.0, 72.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "csv_cell", "latex_cell", "markdown_cell"),
+    [
+        ("=1+1", "'=1+1", "=1+1", "=1+1"),
+        ("@x|y", "'@x|y", "@x|y", r"@x\|y"),
+        ("[2em]", "[2em]", "{[}2em]", "[2em]"),
+        ("*star", "*star", "{*}star", "*star"),
+        ("<b>", "<b>", r"\textless{}b\textgreater{}", "&lt;b>"),
+    ],
+)
+def test_a_name_is_text_in_every_format(tmp_path, sweep, name, csv_cell, latex_cell, markdown_cell):
+    sweep = dataclasses.replace(sweep, variants={name: {}}, baseline=name, splits=("test",))
+    (run,) = expand(sweep, {}, seeds=1)
+    write_study(tmp_path, sweep, [run])
+    write_run(tmp_path, run, {"test": {"exact_match": 1.0, "bleu": 1.0}})
+    folder = write_report(tmp_path, read_study(tmp_path))
+    assert f"\n{csv_cell},test," in (folder / "table.csv").read_text()
+    assert f"\n{csv_cell},0,test," in (folder / "runs.csv").read_text()
+    assert f"\n{latex_cell} & 1 &" in (folder / "table.tex").read_text()
+    assert f"\n| {markdown_cell} | 1 |" in (folder / "table.md").read_text()
 
 
 def test_latex_escapes_names(noisy):
