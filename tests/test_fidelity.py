@@ -194,7 +194,7 @@ RECURRENT = ExperimentConfig(model=ModelConfig(kind="recurrent"))
 READ = [field for field in MODEL_FIELDS if is_read(field, RECURRENT)]
 # For each field that a recurrent model does not read, a value other than the default.
 UNREAD = {
-    field: OTHER_VALUES.get(field, {"max_positions": 17, "max_distance": 5, "equal_parameters": True}.get(
+    field: OTHER_VALUES.get(field, {"max_positions": 17, "max_distance": 5, "equal_parameters": True, "remat": "block"}.get(
         field.removeprefix("model.")
     ))
     for field in MODEL_FIELDS

@@ -185,6 +185,10 @@ class ModelConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: not _has_attention_layers(config),
     )
+    # A name in model.block.REMAT: what the backward pass computes again to save memory.
+    remat: str = option(
+        "none", not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_has_attention_layers
+    )
     # Type of the activations. Parameters, softmax and the statistics of norms stay float32.
     dtype: str = option("float32", paper={"section 6.1: single precision": ["float32"]}, changeable=True)
 

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from transformer.batch import TokenBatch
 from transformer.config import ModelConfig, choose
+from transformer.model.block import REMAT
 from transformer.model.dropout import DROPOUT_SITES, Dropout
 from transformer.model.embedding import EMBEDDINGS, LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
@@ -58,7 +59,7 @@ def build_model(
     Raises:
       UserError: a name is unknown, or the position scheme does not accept the config.
     """
-    for field, entries in CHOICES.items():
+    for field, entries in (CHOICES | {"remat": REMAT}).items():
         choose(entries, getattr(config, field), f"model.{field}")
     kind = KINDS[config.kind]
     kind.check(config)

@@ -1,8 +1,9 @@
 """The blocks of the Transformer, and stacks of blocks (paper, section 3.1 and figure 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,6 +14,13 @@ from transformer.model.dropout import NO_DROPOUT, BoundDropout
 from transformer.model.layers import NORMS, FeedForward
 from transformer.model.positions import POSITIONS
 from transformer.model.residual import RESIDUALS
+
+# What the forward pass of a block keeps for the backward pass, which computes the rest again. None keeps all.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the results of the projections
+    "block": jax.checkpoint_policies.nothing_saveable,  # only the input of the block
+}
 
 
 class CrossInputs(NamedTuple):
@@ -129,14 +137,22 @@ class Stack(nn.Module):
           The output of the last block, and the cache of each layer.
         """
         absent = [None] * len(self.layers)
-        inputs = zip(self.layers, cross or absent, caches or absent, strict=True)
         written = []
         x = dropout(self.positions(x, indices.positions, indices.length), self.path)
-        for number, (layer, layer_cross, cache) in enumerate(inputs):
-            positions = LayerPositions(self.positions, number, indices)
-            x, cache = layer(x, mask, positions, dropout, layer_cross, cache, index)
+        for number, inputs in enumerate(zip(cross or absent, caches or absent, strict=True)):
+            x, cache = self._apply(number, x, mask, indices, dropout, *inputs, index)
             written.append(cache)
         return x if self.norm is None else self.norm(x), tuple(written)
+
+    def _apply(self, number, x, mask, indices, dropout, cross, cache, index):
+        """Applies one block; in a backward pass, computes again what `config.remat` does not keep."""
+
+        def apply(stack, x):
+            positions = LayerPositions(stack.positions, number, indices)
+            return stack.layers[number](x, mask, positions, dropout, cross, cache, index)
+
+        policy = REMAT[self.config.remat]
+        return apply(self, x) if policy is None else nn.remat(apply, policy=policy)(self, x)
 
     def cross_keys_values(self, encoder_output: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
         """Returns the keys and values of the encoder's output for the cross-attention of each layer."""
