@@ -1,4 +1,4 @@
-# Targets: env, demo, test, test-faults, test-all, lint, clean.
+# Targets: env, demo, test, test-faults, test-tpu, test-all, lint, clean.
 
 # The first Python on PATH that is new enough and can make virtual environments.
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell \
@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 DEMO := runs/demo
 SENTENCE := twelve thousand, three hundred and forty-five; sixty-seven; eight hundred and nine
 
-.PHONY: env demo test test-faults test-all lint clean
+.PHONY: env demo test test-faults test-tpu test-all lint clean
 env: .venv/.complete
 
 .venv/.complete: setup.py constraints.txt
@@ -33,13 +33,21 @@ demo: env
 	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
 
 test: env
-	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not faults"
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not faults and not tpu"
 
 test-faults: env
 	$(RUN) pytest -n 2 --dist load -m faults
 
+test-tpu: env
+	@if command -v uv >/dev/null; then \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,tpu]'; \
+	else \
+		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,tpu]'; \
+	fi
+	$(RUN) pytest -m tpu
+
 test-all: env
-	$(RUN) pytest -n 2 --dist loadfile -m "not faults"
+	$(RUN) pytest -n 2 --dist loadfile -m "not faults and not tpu"
 
 lint: env
 	$(BIN)/ruff format --check .

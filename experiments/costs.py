@@ -53,7 +53,7 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
     Raises:
       UserError: the config has an unknown name, such as an unknown position scheme.
     """
-    step = _step(config)
+    step = step_shape(config)
     model = build_model(config.model, config.data.vocab_size)
     hyperparameters = Hyperparameters.from_config(config)
     params = parameter_shapes(model)
@@ -129,7 +129,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _step(config: ExperimentConfig) -> dict[str, int]:
+def step_shape(config: ExperimentConfig) -> dict[str, int]:
     """Returns the shape of a training step; see `describe`.
 
     The number of rows is rounded up to a multiple of the number of parts.

@@ -2,9 +2,11 @@
 
     python -m experiments.describe --config=configs/table3.py:C-N2
     python -m experiments.describe --config=configs/multi30k.py --config.model.positions=rope --json
+    python -m experiments.describe --config=configs/base.py --topology=v5e:2x4
 
 No data is read: the vocabulary is assumed to have data.vocab_size tokens. The figures are for one training
-step on rows without padding.
+step on rows without padding. With --topology, the TPU compiler compiles the training step and a search for a
+slice of TPUs, on a machine without TPUs.
 """
 
 import itertools
@@ -24,6 +26,8 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.costs import describe
+from experiments.topology import compile_for
+from transformer.config import UserError
 
 # Prefixes of module names, in the order in which the modules run. Modules with other names come last.
 ORDER = ("embedding", "encoder", "decoder", "positions", "layers", "self_", "cross_", "feed_forward")
@@ -33,11 +37,28 @@ PARAMETERS = ""  # key of the module's own parameters in a nested dict; other ke
 def define_flags(flags: FlagValues) -> None:
     cli.define_config(flags, required=True)
     absl_flags.DEFINE_bool("json", False, "Print the figures as JSON.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "topology",
+        None,
+        "A slice of TPUs, such as v5e:2x4, for which to compile the config; needs the extra tpu.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "largest_batch",
+        False,
+        "With --topology: search for the largest batch that fits into the memory.",
+        flag_values=flags,
+    )
 
 
 def main(flags: FlagValues) -> None:
+    if flags.largest_batch and flags.topology is None:
+        raise UserError("--largest_batch needs --topology; add --topology=SLICE or remove --largest_batch")
     config = cli.config(flags)
-    costs = describe(config)
+    compiled = {}  # compiled first, before JAX looks for a TPU of this machine
+    if flags.topology is not None:
+        compiled["topology"] = compile_for(config, flags.topology, flags.largest_batch, _progress)
+    costs = {**describe(config), **compiled}
     if flags.json:
         print(json.dumps(costs, indent=2))
         return
@@ -55,6 +76,12 @@ def main(flags: FlagValues) -> None:
         _print_table(console, "Difference from base", _difference_table(costs["difference"]))
     _print_list(console, "Departures from the paper", costs["departures"] or ["none"])
     _print_list(console, "Notes", costs["notes"])
+    if flags.topology is not None:
+        _print_topology(console, flags.topology, costs["topology"])
+
+
+def _progress(line: str) -> None:
+    print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 def _parameter_table(costs: dict[str, Any]) -> Table:
@@ -80,6 +107,54 @@ def _cost_table(costs: dict[str, Any], num_steps: int) -> Table:
     }
     for name, label in labels.items():
         table.add_row(label, f"{costs['memory_bytes'][name] / 2**20:,.1f}", "MiB")
+    return table
+
+
+def _print_topology(console: Console, name: str, compiled: dict[str, Any]) -> None:
+    axes = " x ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items())
+    available = f"{compiled['available_bytes'] / 2**30:.2f} GiB available on each"
+    training, search = compiled["training"], compiled["search"]
+    rows = f"{training['rows']:,} rows of {training['row_length']:,} tokens on each side"
+    _print_table(
+        console, f"One training step on {name}: {axes}, {available}, {rows}", _program_table(training)
+    )
+    sentences = f"{search['sentences']:,} sentences of {search['source_length']:,} tokens"
+    _print_table(console, f"One search on one chip: {sentences}", _program_table(search))
+    if compiled["padding"]:
+        table = Table(
+            "width", "value", "padded to", "unused", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+        )
+        for entry in compiled["padding"]:
+            unused = 1 - entry["width"] / entry["padded"]
+            table.add_row(entry["name"], f"{entry['width']:,}", f"{entry['padded']:,}", f"{unused:.0%}")
+        _print_table(console, "Widths on a chip that are no multiple of 128", table)
+    if "largest_batch" in compiled:
+        largest = compiled["largest_batch"]
+        text = "none: not even one row fits on a chip"
+        if largest is not None:
+            needed = f"{largest['needed_bytes'] / 2**30:.2f} GiB"
+            text = f"train.batch_tokens={largest['batch_tokens']} ({largest['rows']:,} rows, {needed})"
+        _print_list(console, "Largest batch that fits", [text])
+
+
+def _program_table(figures: dict[str, Any]) -> Table:
+    table = Table.grid("", "", "", padding=(0, 2))
+    table.columns[1].justify = "right"
+    mebibytes = {
+        "needed_bytes": "memory on a chip"
+        if figures["fits"]
+        else "memory that would be needed: does not fit",
+        "parameter_bytes": "  parameters",
+        "optimizer_bytes": "  optimizer state",
+        "temporary_bytes": "  activations, gradients and other temporary arrays",
+    }
+    for key, label in mebibytes.items():
+        if figures.get(key) is not None:
+            table.add_row(label, f"{figures[key] / 2**20:,.1f}", "MiB")
+    for kind, entry in figures.get("collectives", {}).items():
+        dtypes = ", ".join(entry["dtypes"])
+        table.add_row(f"{kind}: {entry['count']} ({dtypes})", f"{entry['bytes'] / 2**20:,.1f}", "MiB")
+    table.add_row("compilation", f"{figures['compile_seconds']:,.1f}", "s")
     return table
 
 

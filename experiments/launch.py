@@ -178,22 +178,18 @@ class Launch:
                 logs = (self._root / run.id / "log.txt" for run in failed)
                 log = next(filter(Path.exists, logs), None)
                 advice = f"see {log}, then " if log else ""
-                raise UserError(f"{len(failed)} trials have not ended; {advice}launch the study again")
+                count = f"{len(failed)} trial{'s' * (len(failed) != 1)}"
+                raise UserError(f"{count} not finished; {advice}launch the study again")
             tuned = self._tuned()
             for variant in dict.fromkeys(run.variant for run in self._selected_trials):
                 if variant not in tuned:
                     print(f"{variant}: trials that this command does not select are not done yet")
             runs = self._tuned_runs(tuned)
-        self._write_study(runs)
         selected = [run for run in runs if self._selection.includes(run)]
         states = run_states(self._root, self._sweep, selected, {})
+        self._check_weights(states)
+        self._write_study(runs)
         missing = [run for run in selected if states[run.id] not in FINAL_STATES]
-        for run in missing:
-            if states[run.id] == "trained" and not (self._root / run.id / "checkpoints").is_dir():
-                raise UserError(
-                    f"{self._root / run.id} is stored without weights, so it cannot be scored again; restore "
-                    "the splits and metrics that it was scored on, or delete the folder to train it again"
-                )
         counts = Counter(states.values())
         listed = ", ".join(
             f"{counts[name]} {name}" for name in FINAL_STATES if counts[name] or name == "done"
@@ -217,6 +213,7 @@ class Launch:
                 runs = [*self._tuned_runs(tuned), *(run for run in runs if run.variant not in tuned)]
             selected = [run for run in runs if self._selection.includes(run)]
             states = run_states(self._root, self._sweep, selected, queued)
+            self._check_weights(states)
             names = {run.id: f"{run.variant}/{run.seed}" for run in selected}
             missing = [names[run.id] for run in selected if states[run.id] not in FINAL_STATES]
             self._submit([name for name in missing if name not in queued], after)
@@ -272,6 +269,19 @@ class Launch:
         runs = expand(self._sweep, self._changes, self._flags.seeds, chosen)
         return [run for run in runs if run.variant in tuned]
 
+    def _check_weights(self, states: Mapping[str, str]) -> None:
+        """Checks that trained runs without all scores have weights, so that they can be scored.
+
+        Raises:
+          UserError: a run was stored without weights.
+        """
+        for run_id, state in states.items():
+            if state == "trained" and not (self._root / run_id / "checkpoints").is_dir():
+                raise UserError(
+                    f"{self._root / run_id} is stored without weights, so it cannot be scored again; restore "
+                    "the splits and metrics that it was scored on, or delete the folder to train it again"
+                )
+
     def _check_root(self, runs: Sequence[PlannedRun]) -> None:
         check_root(self._root, self._sweep, runs, self._changes)
 
@@ -296,6 +306,8 @@ class Launch:
         """Trains the runs, evaluates them on the splits, and returns the number of failed runs."""
         print(f"{self._sweep.name}: {counts}, {len(missing)} to do", flush=True)
         jobs = [self._job(run, splits) for run in missing]
+        # A trial, which has no splits, may diverge: the study then uses other values.
+        accepted = (0,) if splits else (0, Diverged.exit_status)
         failed = 0
         with (
             StopSignal("stopping: current runs save a checkpoint first") as should_stop,
@@ -306,8 +318,7 @@ class Launch:
         ):
             for ended in ends:
                 board.ended(ended)
-                # A trial may diverge: the study then uses other values.
-                failed += ended.status not in ((0,) if splits else (0, Diverged.exit_status))
+                failed += ended.status not in accepted
                 if failed and self._flags.fail_fast:
                     print("stopping at the first failure: current runs save a checkpoint first", flush=True)
                     break

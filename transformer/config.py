@@ -337,8 +337,8 @@ class TrainConfig(Section):
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_ROUNDING, affects_result=False)
-    # Sizes of the mesh axes fsdp, which splits rows, weights and optimizer state, and tensor, which splits
-    # heads, hidden units and the vocabulary. The axis data, which splits rows, has the rest of the devices.
+    # Sizes of two mesh axes: fsdp splits rows, weights and optimizer state; tensor splits heads, hidden units
+    # and the vocabulary. The rest of the devices form the axis data, which splits rows.
     fsdp: int = option(1, not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_may_use_mesh)
     tensor: int = option(1, not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_may_use_mesh)
     log_every: int = option(100, not_in_paper=_CHANGES_NOTHING, affects_result=False)  # in steps

@@ -115,8 +115,11 @@ class Study:
         if not self.num_seeds(variant):
             return f"{variant} has no score of {metric} on {split}"
         sides = [self.test_sets(name, split, metric) for name in (variant, self.sweep.baseline)]
-        if all(sides) and sides[0] != sides[1]:
-            return f"{variant} and {self.sweep.baseline} were scored on different texts of {split}"
+        if all(sides) and len(sides[0] | sides[1]) > 1:
+            return (
+                f"{variant} and {self.sweep.baseline} were scored on different texts of {split}, or with "
+                f"different settings of {metric}"
+            )
         return ""
 
     def test_sets(self, variant: str, split: str, metric: str) -> set[tuple[str, str]]:
@@ -234,9 +237,7 @@ def read_evaluations(run: Run, splits: Sequence[str]) -> dict[str, dict[str, Any
     return {score_files.split: score_files.read_scores() for score_files in files if score_files.exists}
 
 
-def check_root(
-    root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Mapping[str, Any] | None = None
-) -> None:
+def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Mapping[str, Any]) -> None:
     """Checks that a study can use a folder: the folder is new, or contains the same study.
 
     Settings may differ from those of an earlier launch only if no run has begun.
@@ -261,34 +262,52 @@ def check_root(
     stored = _read_file(root)
     if stored["name"] != sweep.name:
         raise UserError(f"{root} contains the study {stored['name']!r}, not {sweep.name!r}{advice}")
-    stored_ids = {_place(run_id): run_id for run_id in stored["runs"]}
+    stored_ids = {_variant_and_seed(run_id): run_id for run_id in stored["runs"]}
     for run in runs:
-        stored_id = stored_ids.get(_place(run.id), run.id)
+        stored_id = stored_ids.get(_variant_and_seed(run.id), run.id)
         if stored_id != run.id and (_run_folder(root, stored_id) / "config.json").exists():
             differences = difference(Run(_run_folder(root, stored_id)).config, run.config)
             raise UserError(
                 f"{root} contains this study with different settings of {run.variant}: {differences}{advice}"
             )
-    begun = [name for name in stored["variants"] if any((root / name).glob("*/config.json"))]
-    compared = [("CONFIG", stored["config"], sweep.config)] if begun else []
-    if begun:
-        compared += [("EQUAL", stored["equal"], sweep.equal), ("TUNE", stored["tune"], sweep.tune)]
-        compared += [("--set", *map(_affecting_results, (stored["changes"], changes or {})))]
-    compared += [
-        (f"variant {name}", stored["variants"][name], sweep.variants[name])
-        for name in begun
-        if name in sweep.variants
+    _check_settings(root, stored, sweep, changes)
+
+
+def _check_settings(root: Path, stored: Mapping[str, Any], sweep: Sweep, changes: Mapping[str, Any]) -> None:
+    """Checks that the settings of a study whose runs have begun are those in study.json.
+
+    Raises:
+      UserError: a setting differs.
+    """
+    begun = [name for name in stored["variants"] if _has_begun(root / path_component(name, "a variant"))]
+    if not begun:
+        return
+    compared = [
+        ("CONFIG", stored["config"], sweep.config),
+        ("EQUAL", stored["equal"], sweep.equal),
+        ("TUNE", stored["tune"], sweep.tune),
+        ("--set", *map(_affecting_results, (stored["changes"], changes))),
+        *[
+            (f"variant {name}", stored["variants"][name], sweep.variants[name])
+            for name in begun
+            if name in sweep.variants
+        ],
     ]
     for name, earlier, current in compared:
         if earlier != json.loads(json.dumps(current)):
             raise UserError(
                 f"{root} contains this study with different settings: {name} is {earlier!r} there, "
-                f"{current!r} here{advice}"
+                f"{current!r} here; name another --root"
             )
 
 
-def _place(run_id: str) -> str:
-    """Returns the id of a run without the digest of its config: its variant and seed."""
+def _has_begun(folder: Path) -> bool:
+    """Returns whether the folder of a variant has a run that has begun."""
+    return any(folder.glob("*/config.json"))
+
+
+def _variant_and_seed(run_id: str) -> str:
+    """Returns the id of a run without the digest of its config."""
     return run_id.rpartition("-")[0]
 
 
@@ -328,11 +347,12 @@ def write_study(
     }
     if (root / STUDY_FILE).exists():
         stored = _read_file(root)
-        planned = {_place(run.id) for run in runs}
+        planned = {_variant_and_seed(run.id) for run in runs}
         earlier = [
             run_id
             for run_id in stored["runs"]
-            if _place(run_id) not in planned or (_run_folder(root, run_id) / "config.json").exists()
+            if _variant_and_seed(run_id) not in planned
+            or (_run_folder(root, run_id) / "config.json").exists()
         ]
         values["runs"] = list(dict.fromkeys([*earlier, *values["runs"]]))
         for name in ("variants", "tuned", "costs"):

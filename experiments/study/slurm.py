@@ -115,8 +115,11 @@ class Slurm:
         )
         path = self.folder / f"array-{len(self.jobs)}.sh"
         atomic_write(path, script)
-        output = f"{str(self.folder.resolve()).replace('%', '%%')}/%A_%a.txt"
-        job_id = _call("sbatch", "--parsable", f"--output={output}", str(path)).strip().partition(";")[0]
+        flags = ["--parsable"]
+        if not any(option.startswith(("--output", "-o")) for option in options):
+            # A flag, because an #SBATCH line ends at a space in the path.
+            flags.append(f"--output={str(self.folder.resolve()).replace('%', '%%')}/%A_%a.txt")
+        job_id = _call("sbatch", *flags, str(path)).strip().partition(";")[0]
         write_sealed(self._path, {"jobs": [*self.jobs, {"id": job_id, "runs": list(runs)}]})
         return job_id
 

@@ -160,16 +160,16 @@ def detectable_difference(deviations: tuple[float, float], seeds: tuple[int, int
         deviation**2 * stats.chi2.ppf(shares, size - 1) / (size - 1)
         for deviation, size in zip(deviations, seeds, strict=True)
     ]
-    errors = np.stack(np.meshgrid(*sampled, indexing="ij")) / sizes  # squared errors of the two means
-    squared_error = errors.sum(axis=0)
-    freedom = squared_error**2 / (errors**2 / (sizes - 1)).sum(axis=0)
-    critical = stats.t.ppf(1 - ALPHA / num_tests / 2, freedom) * np.sqrt(squared_error)
-    error = math.sqrt(deviations[0] ** 2 / seeds[0] + deviations[1] ** 2 / seeds[1])
+    squared_errors = np.stack(np.meshgrid(*sampled, indexing="ij")) / sizes  # of the two means
+    squared_error = squared_errors.sum(axis=0)
+    degrees_of_freedom = squared_error**2 / (squared_errors**2 / (sizes - 1)).sum(axis=0)
+    critical = stats.t.ppf(1 - ALPHA / num_tests / 2, degrees_of_freedom) * np.sqrt(squared_error)
+    standard_error = math.sqrt(deviations[0] ** 2 / seeds[0] + deviations[1] ** 2 / seeds[1])
 
     def excess_power(difference: float) -> float:
-        return float(stats.norm.sf((critical - difference) / error).mean()) - POWER
+        return float(stats.norm.sf((critical - difference) / standard_error).mean()) - POWER
 
-    high = error
+    high = standard_error
     while excess_power(high) < 0:
         high *= 2
     return float(brentq(excess_power, 0, high))

@@ -29,7 +29,7 @@ def report_markdown(study: Study) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    return "".join(f"- {line}\n" for line in lines)
+    return "".join(f"- {_escape_markdown(line)}\n" for line in lines)
 
 
 def comparison_table(study: Study, comparisons: Mapping[str, Comparison]) -> str:

@@ -73,7 +73,6 @@ def test_a_comparison_worked_by_hand():
     assert comparison.paired.mean == 3
     half_width = special.stdtrit(2, 0.975) / math.sqrt(3)  # the differences are 2, 3 and 4
     np.testing.assert_allclose(comparison.paired.interval, (3 - half_width, 3 + half_width), rtol=1e-9)
-    assert comparison.detectable == detectable_difference((2.0, 1.0), (3, 3), 1)
     assert not comparison.is_significant
 
 
@@ -95,6 +94,12 @@ def test_every_statistic_equals_that_of_scipy_and_statsmodels():
         np.testing.assert_allclose(comparison.paired.interval, paired, rtol=1e-9)
     adjusted = [comparison.p_adjusted for comparison in comparisons.values()]
     np.testing.assert_allclose(adjusted, multipletests(p_values, method="holm")[1], rtol=1e-12)
+
+
+def test_the_detectable_difference_is_that_of_the_scores_and_of_the_number_of_tests():
+    scores = {"base": by_seed([2, 3, 4]), "new": by_seed([4, 6, 8]), "third": by_seed([1, 2, 4, 9])}
+    comparison = compare(scores, "base")["new"]
+    assert comparison.detectable == detectable_difference((2.0, 1.0), (3, 3), num_tests=2)
 
 
 def test_scores_without_spread_are_neither_tested_nor_counted_by_holm():
@@ -141,8 +146,8 @@ def test_welchs_test_finds_the_detectable_difference_with_a_probability_of_80_pe
         for deviation, size in zip(deviations, seeds, strict=True)
     )
     result = welch(variant + difference, base)
-    found = (result.pvalue <= ALPHA / num_tests) & (result.statistic > 0)
-    assert np.mean(found) == pytest.approx(0.8, abs=0.01)
+    is_found = (result.pvalue <= ALPHA / num_tests) & (result.statistic > 0)
+    assert np.mean(is_found) == pytest.approx(0.8, abs=0.01)
 
 
 def simulated_p_values(num_tests, shift=0.0, seed=0):

@@ -30,17 +30,17 @@ from transformer.json_files import read_sealed, write_sealed
 
 
 def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):
-    check_root(tmp_path, sweep, expand(sweep, {}, seeds=1))
+    check_root(tmp_path, sweep, expand(sweep, {}, seeds=1), {})
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     more = dataclasses.replace(sweep, variants={**sweep.variants, "wide": {"model.d_ff": 1024}})
-    check_root(tmp_path, more, expand(more, {}, seeds=2))
+    check_root(tmp_path, more, expand(more, {}, seeds=2), {})
     shorter = expand(sweep, {"train.steps": 7}, seeds=1)
-    check_root(tmp_path, sweep, shorter)  # no run has begun
+    check_root(tmp_path, sweep, shorter, {})  # no run has begun
     Run(tmp_path / expand(sweep, {}, seeds=1)[0].id).begin(expand(sweep, {}, seeds=1)[0].config)
-    message = refused(check_root, tmp_path, sweep, shorter)
+    message = refused(check_root, tmp_path, sweep, shorter, {})
     assert "different settings of base: train.steps is 1200 there, 7 here; name another --root" in message
     renamed = dataclasses.replace(sweep, name="another")
-    message = refused(check_root, tmp_path, renamed, expand(renamed, {}, seeds=1))
+    message = refused(check_root, tmp_path, renamed, expand(renamed, {}, seeds=1), {})
     assert message == f"{tmp_path} contains the study 'demo', not 'another'; name another --root"
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_has_not_begun_is_replaced_by_a_corrected_one(sweep, tmp_path
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     corrected = dataclasses.replace(sweep, variants=sweep.variants | {"deep": {"model.num_layers": 4}})
     runs = expand(corrected, {}, seeds=1)
-    check_root(tmp_path, corrected, runs)
+    check_root(tmp_path, corrected, runs, {})
     write_study(tmp_path, corrected, runs)
     assert read_sealed(tmp_path / "study.json")["runs"] == [run.id for run in runs]
 
@@ -79,7 +79,7 @@ def test_a_run_in_place_of_a_study_is_refused_and_vice_versa(sweep, tmp_path):
     write_study(tmp_path, sweep, runs)
     run = Run(tmp_path / runs[0].id)
     run.begin(runs[0].config)
-    assert refused(check_root, run.folder, sweep, runs) == (
+    assert refused(check_root, run.folder, sweep, runs, {}) == (
         f"{run.folder} is a run, not a study; name another --root"
     )
     assert refused(read_study, run.folder).startswith(f"{run.folder} is a run, not a study; ")
@@ -136,7 +136,7 @@ def test_scores_by_length_without_a_length_are_refused(sweep, tmp_path):
 def test_a_root_that_is_a_file_is_refused_before_the_runs_are_listed(sweep, tmp_path):
     root = tmp_path / "root"
     root.write_text("")
-    assert refused(check_root, root, sweep, []) == f"{root} is not a folder; name another --root"
+    assert refused(check_root, root, sweep, [], {}) == f"{root} is not a folder; name another --root"
 
 
 @pytest.mark.parametrize("changed", ["config", "data"])
@@ -350,7 +350,7 @@ def test_variants_that_were_scored_on_different_texts_are_not_compared(noisy):
     text = report_markdown(noisy)
     for variant in ("far", "near"):
         assert (
-            f"- {variant}: no test, because {variant} and base were scored on different texts of test.\n"
+            f"- {variant}: no test, because {variant} and base were scored on different texts of test, or with different settings of exact_match.\n"
             in text
         )
 
@@ -439,14 +439,15 @@ def test_diverged_runs_are_named_beside_the_conclusion(noisy):
 )
 def test_a_name_is_text_in_every_format(tmp_path, sweep, name, csv_cell, latex_cell, markdown_cell):
     sweep = dataclasses.replace(sweep, variants={name: {}}, baseline=name, splits=("test",))
-    (run,) = expand(sweep, {}, seeds=1)
-    write_study(tmp_path, sweep, [run])
+    run, other = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, [run, other])
     write_run(tmp_path, run, {"test": {"exact_match": 1.0, "bleu": 1.0}})
     folder = write_report(tmp_path, read_study(tmp_path))
     assert f"\n{csv_cell},test," in (folder / "table.csv").read_text()
     assert f"\n{csv_cell},0,test," in (folder / "runs.csv").read_text()
     assert f"\n{latex_cell} & 1 &" in (folder / "table.tex").read_text()
     assert f"\n| {markdown_cell} | 1 |" in (folder / "table.md").read_text()
+    assert f"\n- {markdown_cell}: of 2 runs, 1 not finished.\n" in (folder / "table.md").read_text()
 
 
 def test_latex_escapes_names(noisy):

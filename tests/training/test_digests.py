@@ -54,4 +54,7 @@ def test_the_host_hashes_in_blocks(monkeypatch):
     whole = digest(ARRAYS["three_axes"])
     monkeypatch.setattr(digests, "BLOCK", 7)
     assert digest(ARRAYS["three_axes"]) == whole
+
+
+def test_a_scalar_has_the_same_digest_on_host_and_device():
     assert digest(np.float32(3)) == digest(jnp.float32(3))

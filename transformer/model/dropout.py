@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from transformer.batch import TokenBatch
@@ -82,7 +83,7 @@ class BoundDropout(NamedTuple):
         keys = _spread(self.batch.positions if key_positions is None else key_positions)[:, None, None, :]
         heads = _spread(jnp.arange(num_heads))[None, :, None, None]
         queries = _token_bits(self.seed, (*site, "weights"), self.batch)[:, None, :, None]
-        return self._mask(_mix(_mix(queries ^ heads) ^ keys))
+        return self._mask(lowbias32(lowbias32(queries ^ heads) ^ keys))
 
     def _mask(self, bits):
         return jnp.where(bits >= self.threshold, self.scale, 0)
@@ -112,20 +113,21 @@ def hash_bits(
 ) -> UInt32[Array, "b t m"]:
     """Returns 32 uniform random bits for each channel of each token."""
     channels = _spread(jnp.arange(num_channels))[None, None, :]
-    return _mix(_token_bits(seed, site, batch)[:, :, None] ^ channels)
+    return lowbias32(_token_bits(seed, site, batch)[:, :, None] ^ channels)
 
 
 def _token_bits(seed: UInt32[Array, ""], site: Site, batch: TokenBatch) -> UInt32[Array, "b t"]:
-    bits = _mix(seed ^ jnp.uint32(zlib.crc32("/".join(site).encode())))
-    bits = _mix(bits ^ batch.segment_ids.astype(jnp.uint32))
-    return _mix(bits ^ batch.positions.astype(jnp.uint32))
+    bits = lowbias32(seed ^ jnp.uint32(zlib.crc32("/".join(site).encode())))
+    bits = lowbias32(bits ^ batch.segment_ids.astype(jnp.uint32))
+    return lowbias32(bits ^ batch.positions.astype(jnp.uint32))
 
 
 def _spread(numbers: Int[Array, "..."]) -> UInt32[Array, "..."]:
     return numbers.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
 
 
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+def lowbias32(x: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array | np.ndarray, "..."]:
+    """Mixes the bits of each number (Wellons 2018). Different numbers have different results."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)

@@ -2,7 +2,7 @@
 
 An integer hash mixes each element of an array with its index, and the hashes are summed modulo 2^32. So every
 device can sum the hashes of its own elements, and no array is gathered. If one element changes, so do
-the sums. The mixing function is "lowbias32", as for dropout.
+the sums.
 """
 
 import functools
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
+
+from transformer.model.dropout import lowbias32
 
 # Odd factors on the index of an element, one for each sum.
 FACTORS = (0x9E3779B9, 0x85EBCA6B)
@@ -52,7 +54,7 @@ def _host_sums(array: np.ndarray) -> list[int]:
         block = bits[start : start + BLOCK].astype(np.uint32)
         places = index[: len(block)] + np.uint32(start % 2**32)
         for number, factor in enumerate(FACTORS):
-            hashes = _mix(block ^ (places * np.uint32(factor)))
+            hashes = lowbias32(block ^ (places * np.uint32(factor)))
             sums[number] = (sums[number] + int(hashes.sum(dtype=np.uint32))) % 2**32
     return sums
 
@@ -70,11 +72,5 @@ def _sums(array):
         stride = math.prod(array.shape[axis + 1 :]) % 2**32
         index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
     return jnp.stack(
-        [jnp.sum(_mix(bits ^ (index * jnp.uint32(factor))), dtype=jnp.uint32) for factor in FACTORS]
+        [jnp.sum(lowbias32(bits ^ (index * jnp.uint32(factor))), dtype=jnp.uint32) for factor in FACTORS]
     )
-
-
-def _mix(x):
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)

@@ -31,11 +31,12 @@ class Parallelism(Protocol):
         """Moves a state to its devices, with the sharding that compiled functions return."""
 
     def sum_rows(self, function: Callable, has_gradient: bool) -> Callable:
-        """Returns a function of all rows, for use in a compiled function.
+        """Returns `function` summed over the rows of all devices, for use inside a compiled function.
 
         Args:
-          function: maps weights, a batch, a key and hyperparameters to sums over the rows of the batch: to
-            totals or, with `has_gradient`, to a gradient with the structure of the weights, and totals.
+          function: maps weights, a batch, a key and hyperparameters to sums over the rows of the batch.
+          has_gradient: whether these sums are a gradient, with the structure of the weights, and totals;
+            otherwise they are totals.
         """
 
     def shard(self, batch: PyTree, parts: int = 1) -> PyTree:
@@ -96,8 +97,8 @@ class Pmap:
 
 
 # The mesh axes that split each dimension of a weight, by a pattern of its path; the first match counts. All
-# other weights, such as biases and the scales of norms, are whole on every device. The optimizer's state has
-# the paths of the weights in its own, so the rules apply to it, too.
+# other weights, such as biases and the scales of norms, are whole on every device. The path of a moment ends
+# with the path of its weight, so the rules also split the optimizer's state.
 SHARDING_RULES: dict[str, tuple[tuple[str, ...], ...]] = {
     r"(query|key|value|inner|gate)/kernel$": (("fsdp",), ("tensor",)),
     r"(output|outer)/kernel$": (("tensor",), ("fsdp",)),
@@ -115,6 +116,8 @@ class Mesh:
 
     Attributes:
       mesh: the devices.
+      row_sharding: the sharding of a batch.
+      replicated: the sharding of an array that every device holds whole.
     """
 
     def __init__(self, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None):
@@ -140,6 +143,13 @@ class Mesh:
         for block in self.mesh.devices.reshape(-1, tensor):
             if len({device.process_index for device in block}) > 1:
                 raise UserError(f"train.tensor is {tensor}, which would span several hosts; make it smaller")
+        self.row_sharding = NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of rows. The devices of a block, along the axis tensor, compute the same rows."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def shardings(self, tree: PyTree) -> PyTree:
         """Returns the sharding of each leaf of a state, or of a part of it."""
@@ -166,7 +176,7 @@ class Mesh:
         `jax.shard_map` makes each sum one collective in float32; the compiler alone would reduce gradients in
         the compute dtype. The axis tensor is left to the compiler.
         """
-        if self._num_blocks == 1:
+        if self.num_blocks == 1:
             return function
 
         def summed(params, batch, key, hyperparameters):
@@ -177,20 +187,14 @@ class Mesh:
                 in_specs=(specs, PartitionSpec(ROW_AXES), PartitionSpec(), PartitionSpec()),
                 out_specs=(specs, PartitionSpec()) if has_gradient else PartitionSpec(),
                 axis_names=set(ROW_AXES),
-                check_vma=False,
+                check_vma=False,  # JAX cannot infer that gathered weights are equal on all devices
             )(params, batch, key, hyperparameters)
 
         return summed
 
     def shard(self, batch, parts=1):
-        batch = pad_batch(batch, self._num_blocks // jax.process_count() * parts)
-        sharding = NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-    @property
-    def _num_blocks(self) -> int:
-        """Number of blocks of rows. The devices of a block, along the axis tensor, compute the same rows."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch = pad_batch(batch, self.num_blocks // jax.process_count() * parts)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.row_sharding, x), batch)
 
     def _specs(self, tree: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, x: self._spec(path, x.shape), tree)
