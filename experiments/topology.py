@@ -87,11 +87,11 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
         "padding": _padding(config),
     }
     if largest:
-        found = largest_batch(program.figures, training["rows"], program.round_up(1), available)
-        result["largest_batch"] = found and {
-            "rows": found[0],
-            "batch_tokens": found[0] * config.data.row_length,
-            "needed_bytes": found[1]["needed_bytes"],
+        largest_rows = largest_batch(program.figures, training["rows"], program.round_up(1), available)
+        result["largest_batch"] = largest_rows and {
+            "rows": largest_rows,
+            "batch_tokens": largest_rows * config.data.row_length,
+            "needed_bytes": program.figures(largest_rows)["needed_bytes"],
         }
     return result
 
@@ -258,8 +258,8 @@ def collectives(program: str) -> dict[str, dict[str, Any]]:
 
 def largest_batch(
     figures_of: Callable[[int], Mapping[str, Any]], rows: int, unit: int, available: int
-) -> tuple[int, Mapping[str, Any]] | None:
-    """Searches for the largest number of rows that fits, and returns it with its figures.
+) -> int | None:
+    """Searches for the largest number of rows that fits.
 
     The memory is extrapolated from two batches. The batch that should just fit is compiled, and made smaller
     until it fits, so a slightly larger batch may fit, too.
@@ -282,13 +282,13 @@ def largest_batch(
         second = 2 * unit
     second_figures = figures_of(second)
     if not second_figures["fits"]:
-        return rows, figures
+        return rows
     slope = (figures["needed_bytes"] - second_figures["needed_bytes"]) / (rows - second)
     more = (available - figures["needed_bytes"]) / max(slope, 1)
     candidate = max(rows, second, (rows + int(more)) // unit * unit)
-    while not (candidate_figures := figures_of(candidate))["fits"]:
+    while not figures_of(candidate)["fits"]:
         candidate = max(rows, int(0.9 * candidate) // unit * unit)
-    return candidate, candidate_figures
+    return candidate
 
 
 def _padding(config: ExperimentConfig) -> list[dict[str, Any]]:

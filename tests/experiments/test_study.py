@@ -439,9 +439,9 @@ def test_diverged_runs_are_named_beside_the_conclusion(noisy):
 )
 def test_a_name_is_text_in_every_format(tmp_path, sweep, name, csv_cell, latex_cell, markdown_cell):
     sweep = dataclasses.replace(sweep, variants={name: {}}, baseline=name, splits=("test",))
-    run, other = expand(sweep, {}, seeds=2)
-    write_study(tmp_path, sweep, [run, other])
-    write_run(tmp_path, run, {"test": {"exact_match": 1.0, "bleu": 1.0}})
+    runs = expand(sweep, {}, seeds=2)
+    write_study(tmp_path, sweep, runs)
+    write_run(tmp_path, runs[0], {"test": {"exact_match": 1.0, "bleu": 1.0}})
     folder = write_report(tmp_path, read_study(tmp_path))
     assert f"\n{csv_cell},test," in (folder / "table.csv").read_text()
     assert f"\n{csv_cell},0,test," in (folder / "runs.csv").read_text()
