@@ -31,19 +31,10 @@ from experiments.study.live import StatusBoard
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
 from experiments.study.report import report_text, write_report
-from experiments.study.results import (
-    Trial,
-    Tuned,
-    check_root,
-    is_complete,
-    read_criterion,
-    read_study,
-    stored_costs,
-    trial_has_ended,
-    write_study,
-)
+from experiments.study.results import is_complete, read_criterion, read_study, trial_has_ended
 from experiments.study.slurm import Slurm
 from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
+from experiments.study.study_file import Trial, Tuned, check_root, stored_costs, write_study
 from experiments.study.sweep import PlannedRun, expand, expand_trials
 from experiments.study.sweep_file import load_sweep
 from transformer.config import UserError

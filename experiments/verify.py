@@ -21,7 +21,8 @@ from experiments import cli
 from experiments.progress import counting
 from experiments.run_folder import Run
 from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
-from experiments.study.results import read_study, run_folders
+from experiments.study.results import read_study
+from experiments.study.study_file import run_folders
 from transformer.config import UserError
 from transformer.data.builders import is_prepared
 from transformer.json_files import check_types, read_sealed

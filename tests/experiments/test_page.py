@@ -13,7 +13,8 @@ from experiments.run_folder import Run
 from experiments.score_files import Evaluation, ScoreFiles
 from experiments.study.page import page
 from experiments.study.report import write_report
-from experiments.study.results import Trial, Tuned, read_study, write_study
+from experiments.study.results import read_study
+from experiments.study.study_file import Trial, Tuned, write_study
 from experiments.study.sweep import expand
 from tests.support.studies import write_run
 from transformer.training.metric_log import MetricsWriter

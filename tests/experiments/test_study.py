@@ -11,16 +11,8 @@ import scipy
 
 from experiments.run_folder import Run
 from experiments.study.report import report_text, write_report
-from experiments.study.results import (
-    Study,
-    Trial,
-    Tuned,
-    check_root,
-    has_diverged,
-    is_complete,
-    read_study,
-    write_study,
-)
+from experiments.study.results import Study, has_diverged, is_complete, read_study
+from experiments.study.study_file import Trial, Tuned, check_root, write_study
 from experiments.study.sweep import expand
 from experiments.study.tables import latex, note_lines, report_markdown, score_table
 from tests.support.errors import refused
