@@ -12,6 +12,7 @@ from experiments import cli
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
 
+MIN_WAITING = 0.05  # share of time waiting for data from which on it is shown
 PLAIN_WIDTH = 160  # columns of a table that is not printed on a terminal
 # Formats of validation results. A result that the task does not have is not shown.
 VALIDATION_FORMATS = {
@@ -38,8 +39,14 @@ def record_line(record: Record) -> str:
     return (
         f"step {record['step']}  epoch {record['epoch']:.2f}  {loss}  {perplexity}"
         f"lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
-        f"{clock(record['seconds_left'])} left"
+        f"{clock(record['seconds_left'])} left{_waiting_text(record)}"
     )
+
+
+def _waiting_text(record: Record) -> str:
+    """Returns the share of time that training waited for data, if it is large enough to matter."""
+    share = record.get("waiting_for_data", 0)
+    return f"  ({share:.0%} of the time waiting for data)" if share >= MIN_WAITING else ""
 
 
 def clock(seconds: float) -> str:
@@ -96,6 +103,7 @@ class TrainingBar:
             value = f"{name} {record[name]:.2f}" if name in record else "no update"
             text = (
                 f"{value}, {record['tokens_per_second']:,.0f} tokens/s, {clock(record['seconds_left'])} left"
+                f"{_waiting_text(record)}"
             )
             self._progress.update(self._task, description=text)
 

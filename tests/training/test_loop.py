@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import time
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.progress import record_line
 from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
@@ -137,6 +139,22 @@ def test_losses_do_not_depend_on_the_number_of_devices(tmp_path, parallelism):
     run(toy_config(), tmp_path / "single")
     run(toy_config(parallelism=parallelism), tmp_path / "several")
     assert losses(tmp_path / "several") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
+
+
+def test_a_record_has_the_share_of_time_spent_waiting_for_data(tmp_path, monkeypatch):
+    batches = Regression.batches
+
+    def slow_batches(task, first_step):
+        for batch in batches(task, first_step):
+            time.sleep(0.05)
+            yield batch
+
+    monkeypatch.setattr(Regression, "batches", slow_batches)
+    run(toy_config(log_every=5, validate_every=20), tmp_path)
+    first, second = (record for record in read_metrics(tmp_path)[:2])
+    assert 0 < first["waiting_for_data"] < 1  # the first interval has the compilation
+    assert 0.5 < second["waiting_for_data"] < 1
+    assert "of the time waiting for data)" in record_line(second)
 
 
 def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(tmp_path):

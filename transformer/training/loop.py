@@ -136,7 +136,7 @@ def train(
     meter = Meter(task, config.train.steps, metadata["tokens_seen"])
     with contextlib.closing(checkpoints), contextlib.closing(MetricsWriter(folder, first_step)) as writer:
         batches = () if patience.exhausted else task.batches(first_step)
-        for step, batch in enumerate(batches, start=first_step + 1):
+        for step, batch in enumerate(meter.timed(batches), start=first_step + 1):
             batch = parallelism.shard(batch, config.train.accumulation)
             state, totals, info = train_step(state, batch, key, hyperparameters)
             meter.add(totals, info)

@@ -4,11 +4,12 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
 
 from transformer.config import UserError
@@ -42,7 +43,20 @@ class Meter:
     def restart(self) -> None:
         """Starts a new interval now."""
         self._steps: list[tuple[Totals, StepInfo]] = []
+        self._waited = 0.0
         self._started = time.perf_counter()
+
+    def timed(self, batches: Iterable[PyTree]) -> Iterator[PyTree]:
+        """Yields the batches, and measures how long each one is waited for."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - started
+            yield batch
 
     def add(self, totals: Totals, info: StepInfo) -> None:
         """Adds a step."""
@@ -62,7 +76,7 @@ class Meter:
             if not (info.skipped or (math.isfinite(loss) and math.isfinite(info.gradient_norm))):
                 raise BadStep(number, loss, float(info.gradient_norm))
         totals = add_totals(totals for totals, _ in fetched)
-        seconds = time.perf_counter() - self._started
+        seconds, waited = time.perf_counter() - self._started, self._waited
         self.tokens_seen += int(totals["count"])
         self.restart()
         info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info in fetched)
@@ -75,9 +89,18 @@ class Meter:
             "learning_rate": float(info.learning_rate),
             **({} if info.skipped else _gradient_norms(info)),
             "tokens_per_second": totals["count"] / seconds,
+            "waiting_for_data": waited / seconds,  # share of the time
+            **_peak_memory(),
             "tokens_seen": self.tokens_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
         }
+
+
+def _peak_memory() -> dict[str, int]:
+    """Returns the largest amount of memory in use on a device so far; nothing if the device does not say."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [entry["peak_bytes_in_use"] for entry in statistics if "peak_bytes_in_use" in entry]
+    return {"peak_memory_bytes": max(peaks)} if peaks else {}
 
 
 def _gradient_norms(info: StepInfo) -> dict[str, float]:
