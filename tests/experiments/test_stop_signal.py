@@ -158,6 +158,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(endless, tm
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # test_interruptions.py sends signals at random instants
 def test_an_interrupt_of_the_whole_group_saves_and_prints_no_traceback(endless, tmp_path):
     """Ctrl-C also reaches the workers, but the parent process still needs their batches."""
     flags = (*endless, "--config.data.workers=1", f"--workdir={tmp_path}/run")

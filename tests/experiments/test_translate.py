@@ -296,6 +296,7 @@ def test_a_line_of_a_megabyte_is_translated(trained):
     assert done.stderr.startswith("line 2 has ")
 
 
+@pytest.mark.slow
 def test_everything_is_utf8_whatever_the_locale(trained, tmp_path):
     """File names, prefix, input, output and messages have characters that Latin-1 lacks."""
     (tmp_path / "人の.txt").write_text("one\nté 人\n", encoding="utf-8")
