@@ -118,6 +118,7 @@ def test_a_task_launches_one_run_and_is_requeued_only_if_it_was_preempted(fake, 
     assert run_task(fake, 1, status=1)[1:] == []
 
 
+@pytest.mark.slow
 def test_a_tuned_study_submits_trials_and_a_second_array_that_waits_for_them(
     fake, study_flags, tmp_path, monkeypatch
 ):

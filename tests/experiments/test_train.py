@@ -172,6 +172,7 @@ def test_a_refused_second_process_leaves_the_config_of_the_first(tmp_path):
     assert read_json(workdir / "config.json") == {"train": {"seed": 3}}
 
 
+@pytest.mark.slow
 def test_training_that_diverges_ends_with_status_3_and_its_advice_works(smoke, tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     flags = (*smoke, "--config.train.on_divergence=stop", "--config.optimizer.warmup_steps=1")

@@ -133,6 +133,7 @@ class Binary(PositionScheme):
         return x + jnp.pad(bits, ((0, 0), (0, 0), (0, x.shape[-1] - 5))).astype(x.dtype)
 
 
+@pytest.mark.slow
 def test_a_new_scheme_trains_and_decodes(monkeypatch):
     """The test adds a class and an entry of `POSITIONS`. To reverse a sentence, a model needs positions."""
     monkeypatch.setitem(POSITIONS, "binary", Binary)
