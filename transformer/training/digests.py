@@ -1,8 +1,8 @@
 """Digests of trees of arrays, which do not depend on how the arrays are split over devices.
 
 An integer hash mixes each element of an array with its index, and the hashes are summed modulo 2^32. So every
-device can sum the hashes of its own elements, and no array is gathered. If one element changes, so do
-the sums.
+device can sum the hashes of its own elements, and no array is gathered. If one element changes,
+so do the sums.
 """
 
 import functools
