@@ -23,7 +23,7 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -87,24 +87,33 @@ def call(module: ModuleType, arguments: Sequence[str]) -> int:
         print(_help(module))
         return 0
     with _our_log_lines():
-        try:
-            flags, words = _parse(module, arguments)
-            return module.main(flags, *words) or 0
-        except UserError as error:
-            return _refuse(error, error.exit_status)
-        except BrokenPipeError:  # the process that reads our output has ended
-            discard_output()
-            return INTERRUPTED
-        except OSError as error:
-            if error.errno in PERMISSION_ERRORS + NAME_ERRORS:
-                permissions = "change the permissions or " if error.errno in PERMISSION_ERRORS else ""
-                advice = f"{permissions}name another file"
-                return _refuse(f"{error.filename or 'a file'}: {error.strerror}; {advice}")
-            if not is_full(error):
-                raise
-            return _refuse(f"{error.filename or 'writing'}: the disk or quota is full; free some space")
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        return exit_status(lambda: _main(module, arguments))
+
+
+def exit_status(function: Callable[[], int | None]) -> int:
+    """Calls a function and returns its exit status. Prints an error that the user can mend as one line."""
+    try:
+        return function() or 0
+    except UserError as error:
+        return _refuse(error, error.exit_status)
+    except BrokenPipeError:  # the process that reads our output has ended
+        discard_output()
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno in PERMISSION_ERRORS + NAME_ERRORS:
+            permissions = "change the permissions or " if error.errno in PERMISSION_ERRORS else ""
+            advice = f"{permissions}name another file"
+            return _refuse(f"{error.filename or 'a file'}: {error.strerror}; {advice}")
+        if not is_full(error):
+            raise
+        return _refuse(f"{error.filename or 'writing'}: the disk or quota is full; free some space")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _main(module: ModuleType, arguments: Sequence[str]) -> int | None:
+    flags, words = _parse(module, arguments)
+    return module.main(flags, *words)
 
 
 def define_config(flags: FlagValues, required: bool = False) -> None:

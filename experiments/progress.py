@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from experiments import cli
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
+from transformer.training.processes import is_first
 
 MIN_WAITING = 0.05  # share of time waiting for data from which on it is shown
 PLAIN_WIDTH = 160  # columns of a table that is not printed on a terminal
@@ -115,13 +117,29 @@ class TrainingBar:
         self._progress.stop()
 
 
-def training_observer(num_steps: int, on_closed: Callable[[], None]) -> TrainingLines | TrainingBar:
+class NoProgress:
+    """Training observer that shows nothing."""
+
+    def step(self, step: int) -> None:
+        """Shows nothing."""
+
+    def record(self, record: Record) -> None:
+        """Shows nothing."""
+
+
+def training_observer(
+    num_steps: int, on_closed: Callable[[], None]
+) -> AbstractContextManager[TrainingLines | TrainingBar | NoProgress]:
     """Returns a progress bar if standard output is a terminal, otherwise an observer that prints lines.
+
+    Of several processes that train together, only the first shows progress.
 
     Args:
       num_steps: number of steps of the training.
       on_closed: called when the process that reads standard output has ended.
     """
+    if not is_first():
+        return contextlib.nullcontext(NoProgress())
     return TrainingBar(num_steps) if sys.stdout.isatty() else TrainingLines(on_closed)
 
 

@@ -39,7 +39,7 @@ class StopSignal:
         previous = {number: signal.getsignal(number) for number in SIGNALS}
         # `nohup` makes a process ignore SIGHUP; the signal must stay ignored.
         self._previous = {number: old for number, old in previous.items() if old != signal.SIG_IGN}
-        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+        self._terminals = list(filter(os.isatty, _output_descriptors()))
         for number in self._previous:
             signal.signal(number, self._handle)
         if self._seconds is not None:
@@ -103,3 +103,11 @@ class StopSignal:
                 os.write(2, SHOW_CURSOR.encode())
             os.write(2, f"ended without saving: {reason}; run the same command again\n".encode())
         os._exit(PREEMPTED)
+
+
+def _output_descriptors() -> set[int]:
+    """Returns the descriptors of standard output and standard error."""
+    descriptors = {1, 2}
+    with contextlib.suppress(OSError):  # a stream in memory
+        descriptors.add(sys.stdout.fileno())
+    return descriptors

@@ -8,6 +8,8 @@ The first command starts a run. The second command resumes the run, with the con
 the run folder. The third command starts a run from the weights and the vocabulary of another run. After
 Ctrl-C, SIGTERM or SIGUSR1, the command saves the run and exits with status 75; run the same command again to
 resume. Training that diverges ends with status 3.
+
+With several hosts, start the same command on each of them; see docs/accelerators.md.
 """
 
 import contextlib
@@ -17,17 +19,21 @@ import time
 import traceback
 from typing import Any
 
+import jax
 from absl.flags import DEFINE_string, FlagValues
 
-from experiments import cli
+from experiments import cli, hosts
 from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run, Trained
 from experiments.stop_signal import PREEMPTED, StopSignal
-from transformer.config import ExperimentConfig, UserError, declarations, difference
+from transformer.config import ExperimentConfig, UserError, declarations, difference, from_dict, to_dict
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import atomic_write, full_disk
 from transformer.tasks import open_task
+from transformer.tasks.task import Task
 from transformer.training.divergence import DIVERGED_FILE, Diverged
 from transformer.training.loop import INITIAL_WEIGHTS, Outcome, train
+from transformer.training.processes import agreed, from_first, is_first
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +56,31 @@ def define_flags(flags: FlagValues) -> None:
         "decode.average_last checkpoints) and uses its vocabulary.",
         flag_values=flags,
     )
+    hosts.define_flags(flags)
 
 
 def main(flags: FlagValues) -> int:
-    cli.set_up_jax()
+    return hosts.run(flags, lambda: _main(flags))
+
+
+def _main(flags: FlagValues) -> int:
+    run, given, source = agreed(lambda: _inputs(flags))
+    with contextlib.ExitStack() as stack:
+        agreed(lambda: stack.enter_context(run.locked()) if is_first() else None)
+        values = from_first(lambda: _begin(run, given, source, flags.init_from))
+        if values is None:
+            return 0
+        config = from_dict(values)
+        agreed(lambda: _check_shared(run, config))
+        return _train(run, config, source) if is_first() else _status(_loop(run, config, source))
+
+
+def _inputs(flags: FlagValues) -> tuple[Run, ExperimentConfig | None, Trained | None]:
+    """Returns the run, the config of the command line, and the run of --init_from.
+
+    Raises:
+      UserError: one of them cannot be read, or the weights of --init_from do not fit the config.
+    """
     run, given = Run(flags.workdir), cli.config(flags)
     config = given or run.config  # refuses a folder that is not a run, before the lock creates the folder
     source = None
@@ -64,12 +91,36 @@ def main(flags: FlagValues) -> int:
                 f"the weights of {flags.init_from} do not fit this config: {differing}; "
                 "set the same values here"
             )
-    with run.locked():
-        _check_start(run, flags.init_from, source)
-        if source is not None and run.identity is None:
-            checkpoints = ", ".join(map(str, source.steps))
-            log.info("starting from the weights of %s, checkpoint %s", flags.init_from, checkpoints)
-        return _train(run, run.begin(given, flags.init_from), source)
+    return run, given, source
+
+
+def _begin(
+    run: Run, given: ExperimentConfig | None, source: Trained | None, init_from: str | None
+) -> dict[str, Any] | None:
+    """Prepares the run folder, and returns the config to train with; None if the run is trained already."""
+    _check_start(run, init_from, source)
+    if source is not None and run.identity is None:
+        checkpoints = ", ".join(map(str, source.steps))
+        log.info("starting from the weights of %s, checkpoint %s", init_from, checkpoints)
+    config = run.begin(given, init_from)
+    if run.is_trained:
+        result = run.result
+        print(f"{run.folder} is already trained: {result['step']} steps in {clock(result['seconds'])}")
+        return None
+    return to_dict(config)
+
+
+def _check_shared(run: Run, config: ExperimentConfig) -> None:
+    """Checks that this process sees the run folder of the first one.
+
+    Raises:
+      UserError: it does not.
+    """
+    if not (run.folder / "config.json").is_file() or run.config != config:
+        raise UserError(
+            f"process {jax.process_index()} has another {run.folder} than process 0; name a folder that "
+            "all hosts share"
+        )
 
 
 def _defines_weights(key: str) -> bool:
@@ -99,11 +150,8 @@ def _check_start(run: Run, init_from: str | None, source: Trained | None) -> Non
 
 
 def _train(run: Run, config: ExperimentConfig, source: Trained | None) -> int:
-    """Trains a run unless it is trained already; returns the exit status."""
+    """Trains a run, records the result, and returns the exit status."""
     before = run.result
-    if run.is_trained:
-        print(f"{run.folder} is already trained: {before['step']} steps in {clock(before['seconds'])}")
-        return 0
     started = time.time() - (before.get("seconds") or 0)
     run.write_result(**before | {"status": "running"})
     (run.folder / "error.txt").unlink(missing_ok=True)
@@ -122,10 +170,13 @@ def _train(run: Run, config: ExperimentConfig, source: Trained | None) -> int:
     seconds = time.time() - started
     run.write_result(**_result(outcome), init_from=before.get("init_from"), seconds=seconds)
     print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
-    if outcome.finished:
-        return 0
-    print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
-    return PREEMPTED
+    if not outcome.finished:
+        print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
+    return _status(outcome)
+
+
+def _status(outcome: Outcome) -> int:
+    return 0 if outcome.finished else PREEMPTED
 
 
 def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
@@ -133,12 +184,27 @@ def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
 
 
 def _loop(run: Run, config: ExperimentConfig, source: Trained | None) -> Outcome:
-    tokenizer, params = (source.tokenizer, source.params) if source else (None, None)
-    with full_disk(run.folder, RESUME), StopSignal(STOPPING, STOP_SECONDS) as should_stop:
+    params = source.params if source else None
+    with (
+        full_disk(run.folder, RESUME),
+        StopSignal(STOPPING, STOP_SECONDS) as should_stop,
+        hosts.ending_if_lost(),
+    ):
         with preparing() as progress:
-            task = open_task(config, run.folder, progress, run.identity, tokenizer=tokenizer)
+            task = _open_task(run, config, progress, source.tokenizer if source else None)
         with training_observer(config.train.steps, on_closed=should_stop.request) as observer:
             return train(config, task, run.folder, observer, should_stop, params)
+
+
+def _open_task(run: Run, config: ExperimentConfig, progress: Any, tokenizer: Tokenizer | None) -> Task:
+    """Opens the task in the first process, and then in the others, which must have the same data."""
+
+    def open_stored(identity):
+        return open_task(config, run.folder, progress, identity, tokenizer=tokenizer)
+
+    task = agreed(lambda: open_stored(run.identity) if is_first() else None)
+    identity = from_first(lambda: dict(task.identity))
+    return agreed(lambda: task or open_stored(identity))
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

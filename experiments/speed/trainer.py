@@ -6,7 +6,7 @@ from transformer.batch import Batch
 from transformer.config import ExperimentConfig
 from transformer.model import build_model, init_params
 from transformer.tasks.translation import make_loss_fn
-from transformer.training.parallelism import Single
+from transformer.training.parallelism import Single, put
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters, Totals
 
@@ -22,7 +22,7 @@ class Trainer:
     def __init__(self, config: ExperimentConfig):
         self.model = build_model(config.model, config.data.vocab_size)
         self._parallelism, self._parts = Single(), config.train.accumulation
-        self.state = self._parallelism.put(init_state(init_params(self.model, 0), config))
+        self.state = put(self._parallelism, init_state(init_params(self.model, 0), config))
         self._step = make_train_step(make_loss_fn(self.model), config, self._parallelism)
         self._key, self._hyperparameters = jax.random.key(0), Hyperparameters.from_config(config)
 

@@ -12,7 +12,7 @@ from tests.support.toy import toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average
 from transformer.training.optimizers import OPTIMIZERS
-from transformer.training.parallelism import Mesh, Single
+from transformer.training.parallelism import Mesh, Single, put
 from transformer.training.train_step import TrainState, init_state
 
 IDENTITY = {"identity": {"config": "a", "data": "b"}}  # every checkpoint has these metadata
@@ -187,11 +187,11 @@ SPLITS = {
 def test_a_state_is_restored_on_other_devices(tmp_path, saved, restored):
     params = {"query": {"kernel": np.float32(np.arange(128).reshape(16, 8))}, "scale": np.ones(8, np.float32)}
     state = init_state(params, toy_config())._replace(step=np.int32(10))
-    on_devices = SPLITS[saved]().put(state)
+    on_devices = put(SPLITS[saved](), state)
     checkpoints = Checkpoints(tmp_path, keep_last=10)
     checkpoints.save(on_devices, IDENTITY, 1.0)
     checkpoints.close()
-    template = SPLITS[restored]().put(jax.tree.map(np.zeros_like, state))
+    template = put(SPLITS[restored](), jax.tree.map(np.zeros_like, state))
 
     result, _ = Checkpoints(tmp_path, keep_last=10).restore(template)
 
@@ -207,7 +207,7 @@ def test_a_split_array_is_written_in_parts(tmp_path):
     kernel = np.float32(np.arange(128).reshape(16, 8))
     state = init_state({"query": {"kernel": kernel}}, toy_config())._replace(step=np.int32(10))
     checkpoints = Checkpoints(tmp_path, keep_last=10)
-    checkpoints.save(Mesh(fsdp=8).put(state), IDENTITY, 1.0)
+    checkpoints.save(put(Mesh(fsdp=8), state), IDENTITY, 1.0)
     checkpoints.close()
     stored = ocp.StandardCheckpointHandler().metadata(tmp_path / "10" / "params").tree
     assert stored["query"]["kernel"].storage.chunk_shape == (2, 8)

@@ -14,7 +14,7 @@ from transformer.data.batching import assemble
 from transformer.data.splits import Side, Split
 from transformer.model import build_model, init_params
 from transformer.tasks.translation import make_loss_fn
-from transformer.training.parallelism import Mesh, Pmap, Single, make_parallelism
+from transformer.training.parallelism import Mesh, Pmap, Single, make_parallelism, put
 from transformer.training.train_step import init_state, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters
 
@@ -158,7 +158,7 @@ def test_a_mesh_splits_weights_and_optimizer_state():
     state = init_state(init_params(model, 0), options)
 
     def bytes_on_a_device(mesh):
-        leaves = jax.tree.leaves((mesh.put(state).params, mesh.put(state).opt_state[0].mu))
+        leaves = jax.tree.leaves((put(mesh, state).params, put(mesh, state).opt_state[0].mu))
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves if leaf.ndim == 2)
 
     whole = bytes_on_a_device(Mesh())

@@ -70,9 +70,11 @@ def _start_worker(parent: int, index: int, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
 
-    threading.Thread(target=watch, daemon=True).start()
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process once its parent has ended. Runs in a separate thread."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)

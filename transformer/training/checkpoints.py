@@ -18,10 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from transformer.config import UserError
 from transformer.json_files import check_types, seal, sealed
 from transformer.training.digests import digest, is_split
+from transformer.training.processes import agreed, from_first, is_first
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Checkpoints:
         Args:
           folder: the folder of the checkpoints.
           keep_last: number of latest scored checkpoints to keep. If None, the folder is only read, which is
-            possible while the run trains.
+            possible while the run trains. Otherwise all processes must call the same methods.
 
         Raises:
           UserError: the folder is a file.
@@ -98,6 +100,8 @@ class Checkpoints:
                 f"{folder} is a file, but checkpoints need a folder of this name; delete the file"
             )
         is_training = keep_last is not None
+        process = jax.process_index()
+        only_here = MultiprocessingOptions(primary_host=process, active_processes={process})
         self._criteria: dict[int, float | None] = {}
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -106,6 +110,7 @@ class Checkpoints:
                 read_only=not is_training,
                 create=is_training,
                 cleanup_tmp_directories=is_training,
+                multiprocessing_options=MultiprocessingOptions() if is_training else only_here,
             ),
             item_names=("params", "opt_state", "metadata"),
         )
@@ -160,23 +165,26 @@ class Checkpoints:
         Renames newer, damaged checkpoints to `<step>.damaged`, so that training can write their steps again.
 
         Args:
-          template: a state with the expected structure, shapes and sharding. The checkpoint may have been
-            saved with another sharding.
+          template: a state, or its description, with the expected structure, shapes and shardings. The
+            checkpoint may have been saved with other shardings.
 
         Raises:
           DamagedCheckpoint: no checkpoint is intact.
-          UserError: the shapes in the checkpoint differ from those of `template`.
+          UserError: the shapes in the checkpoint differ from those of `template`, or processes that train
+            together do not see the same checkpoints.
         """
         templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
         restored, errors = self._newest(lambda step: (step, *self._read(step, templates)))
         if restored is None:
             return None
         step, items, metadata = restored
+        first_step = from_first(lambda: step)
+        agreed(lambda: self._check_equal(step, first_step))
         for error in errors:
             log.warning("warning: %s; resuming from step %d", error, step)
-            _set_aside(self._folder / str(error.step))
             self._criteria.pop(error.step, None)
         if errors:
+            agreed(lambda: self._set_aside([error.step for error in errors]))
             self.reload()
         opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), items["opt_state"].values())
         return TrainState(np.int32(step), items["params"], opt_state), metadata
@@ -227,7 +235,7 @@ class Checkpoints:
         return self._read(step, {})[1]
 
     def close(self) -> None:
-        """Waits for writes in progress."""
+        """Waits for writes in progress, in all processes that train together."""
         self._manager.close()
 
     def _criterion(self, step: int) -> float | None:
@@ -236,6 +244,22 @@ class Checkpoints:
             return self.metadata(step)["criterion"]
         except UserError:
             return None
+
+    def _check_equal(self, step: int, first_step: int) -> None:
+        if step != first_step:
+            raise UserError(
+                f"process {jax.process_index()} reads checkpoint {step} in {self._folder}, but process 0 "
+                f"reads checkpoint {first_step}; let all hosts see the same folder"
+            )
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints, so that Orbax ignores them. Replaces earlier ones of these steps."""
+        if not is_first():
+            return
+        for step in steps:
+            aside = self._folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
 
     def _newest(self, read: Callable[[int], Any]) -> tuple[Any, list[DamagedCheckpoint]]:
         """Returns the result of `read` for the newest intact step, and the errors of newer steps.
@@ -299,13 +323,6 @@ def read_identity(folder: Path) -> dict[str, str] | None:
 def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
     reason = (str(error).splitlines() or [""])[0][:200]
     return DamagedCheckpoint(f"checkpoint {path} is unreadable: {reason}", int(path.name))
-
-
-def _set_aside(path: Path) -> None:
-    """Renames a damaged checkpoint, so that Orbax ignores it. Replaces an earlier one of the same step."""
-    aside = path.with_name(f"{path.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
 
 
 def _copy(leaf):

@@ -43,8 +43,9 @@ def digest(tree: PyTree) -> str:
 
 
 def is_split(leaf: Any) -> bool:
-    """Returns whether no device has the whole array."""
-    return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+    """Returns whether no device has the whole array. A `jax.ShapeDtypeStruct` describes an array, too."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding is not None and not sharding.is_fully_replicated
 
 
 def _host_sums(array: np.ndarray) -> list[int]:

@@ -32,9 +32,17 @@ class BadStep(ArithmeticError):
 
 
 def record_divergence(
-    bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig
+    bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig, write: bool = True
 ) -> Diverged:
-    """Stores the step and the indices of its examples in `diverged.json`, and returns the error."""
+    """Stores the step and the indices of its examples in `diverged.json`, and returns the error.
+
+    Args:
+      bad_step: the step.
+      examples: the indices of its examples.
+      folder: the run folder.
+      config: the config of the run.
+      write: whether this process writes the file.
+    """
     path = folder / DIVERGED_FILE
     values: dict[str, Any] = {
         "step": bad_step.step,
@@ -42,7 +50,8 @@ def record_divergence(
         "gradient_norm": finite(bad_step.gradient_norm),
         "examples": examples,
     }
-    write_json(path, values)
+    if write:
+        write_json(path, values)
     return Diverged(f"training diverged: {bad_step} ({path} lists its examples); {_advice(folder, config)}")
 
 

@@ -15,8 +15,9 @@ from transformer.config import ExperimentConfig, UserError
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
 from transformer.training.divergence import BadStep, check_validation, record_divergence
-from transformer.training.metric_log import Meter, MetricsWriter, Record, add_totals
-from transformer.training.parallelism import make_parallelism
+from transformer.training.metric_log import Meter, MetricsWriter, NoMetricsWriter, Record, add_totals
+from transformer.training.parallelism import abstract, make_parallelism, put
+from transformer.training.processes import StopVote, is_first, rows_of_process
 from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters, Trainable
 
@@ -95,14 +96,16 @@ def train(
     """Trains a run to its end. Resumes from the latest checkpoint if there is one.
 
     Writes checkpoints/, metrics.jsonl and tensorboard/ into `folder`. On CPU, a run that was stopped and
-    resumed has the same weights as an uninterrupted run, bit for bit.
+    resumed has the same weights as an uninterrupted run, bit for bit. Processes that train together all call
+    this function with the same arguments, and must see the same folder.
 
     Args:
       config: the config; only `optimizer`, `train` and the hyperparameters are read.
       task: the task to train.
       folder: the run folder.
       observer: is told of every step and record.
-      should_stop: called after each step; if it returns true, the state is saved and training returns.
+      should_stop: called after each step; if it returns true, the state is saved and training returns. One
+        process suffices to stop all; see `StopVote`.
       initial_weights: the weights to start from; if None, `task.init` makes them. They are saved at once, as
         the checkpoint of step 0, so a call that resumes the run does not need them.
 
@@ -118,23 +121,34 @@ def train(
     train_step = make_train_step(task.loss, config, parallelism)
     eval_step = make_eval_step(task.loss, parallelism)
     identity = dict(task.identity)
-    if initial_weights is None:
-        state = parallelism.create(lambda: init_state(task.init(config.train.seed), config))
-    else:
-        _check_shapes(initial_weights, jax.eval_shape(lambda: task.init(config.train.seed)))
-        state = parallelism.put(init_state(initial_weights, config))
+
+    def initial_state():
+        return init_state(task.init(config.train.seed), config)
+
+    template = abstract(parallelism, initial_state)
+    if initial_weights is not None:
+        _check_shapes(initial_weights, template.params)
         identity[INITIAL_WEIGHTS] = digest(initial_weights)
-    log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(state.params)):,}")
+    log.info("%s parameters", f"{sum(x.size for x in jax.tree.leaves(template.params)):,}")
 
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
-    state, metadata = _resume(checkpoints, state, identity, task, folder)
+    resumed = _resume(checkpoints, template, identity, folder)
+    if resumed is not None:
+        state, metadata = resumed
+        state = put(parallelism, state)
+    else:
+        metadata = _first_metadata(identity, task)
+        if initial_weights is None:
+            state = parallelism.create(initial_state)
+        else:
+            state = put(parallelism, init_state(initial_weights, config))
+            checkpoints.save(state, metadata, None)
     patience = Patience(config.train.patience, *metadata["patience"])
     identity, validation, first_step = metadata["identity"], metadata["validation"], int(state.step)
-    if initial_weights is not None and not checkpoints.steps:
-        checkpoints.save(state, metadata, None)
-    state = parallelism.put(state)
     meter = Meter(task, config.train.steps, metadata["tokens_seen"])
-    with contextlib.closing(checkpoints), contextlib.closing(MetricsWriter(folder, first_step)) as writer:
+    vote = StopVote(should_stop)
+    writer = MetricsWriter(folder, first_step) if is_first() else NoMetricsWriter()
+    with contextlib.closing(checkpoints), contextlib.closing(writer):
         batches = () if patience.exhausted else task.batches(first_step)
         for step, batch in enumerate(meter.timed(batches), start=first_step + 1):
             batch = parallelism.shard(batch, config.train.accumulation)
@@ -142,19 +156,20 @@ def train(
             meter.add(totals, info)
             observer.step(step)
 
-            stop = should_stop()
+            stop = vote()
             validate = step % config.train.validate_every == 0 or step == config.train.steps
             if validate or stop or step % config.train.log_every == 0:
                 try:
                     record = meter.record(step)
                 except BadStep as bad:
-                    raise record_divergence(bad, task.example_ids(bad.step - 1), folder, config) from None
+                    examples = task.example_ids(bad.step - 1)
+                    raise record_divergence(bad, examples, folder, config, write=is_first()) from None
                 if config.train.diagnostics:
                     record |= task.diagnostics(state.params)
                 _publish(record, writer, observer)
             if validate:
                 totals = add_totals(
-                    eval_step(state.params, parallelism.shard(batch), None, hyperparameters)
+                    eval_step(state.params, parallelism.shard(rows_of_process(batch)), None, hyperparameters)
                     for batch in task.validation_batches()
                 )
                 validation = {"step": step, "kind": "validation", **task.summary(totals)}
@@ -167,7 +182,7 @@ def train(
                 _publish(validation, writer, observer)
                 patience.update(validation[task.criterion])
             if validate or stop:
-                stop = stop or should_stop()  # a validation may take long
+                stop = stop or vote()  # a validation may take long
                 if not (folder / "metrics.jsonl").exists():
                     raise UserError(f"{folder} was deleted during the training; start the training again")
                 writer.flush()
@@ -195,10 +210,21 @@ def train(
     )
 
 
+def _first_metadata(identity: dict[str, str], task: Trainable) -> dict[str, Any]:
+    """Returns the metadata of a new run."""
+    return {
+        "identity": identity,
+        "task": dict(task.metadata),
+        "tokens_seen": 0,
+        "validation": {},
+        "patience": [None, 0],
+    }
+
+
 def _resume(
-    checkpoints: Checkpoints, state: TrainState, identity: dict[str, str], task: Trainable, folder: Path
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the latest state and its metadata, or the given state and the metadata of a new run.
+    checkpoints: Checkpoints, template: TrainState, identity: dict[str, str], folder: Path
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns the latest state and its metadata; None for a new run.
 
     Raises:
       UserError: the checkpoints belong to a different config, or to different data, vocabulary or initial
@@ -206,20 +232,14 @@ def _resume(
     """
     stored_identity = checkpoints.identity
     if stored_identity is None:
-        return state, {
-            "identity": identity,
-            "task": dict(task.metadata),
-            "tokens_seen": 0,
-            "validation": {},
-            "patience": [None, 0],
-        }
+        return None
     for name, current in identity.items():
         if (stored := stored_identity.get(name)) != current:
             raise UserError(
                 f"{name} changed after {folder} was trained (from {stored} to {current}); "
                 f"restore the original {name}, or train in another folder"
             )
-    state, metadata = checkpoints.restore(state)
+    state, metadata = checkpoints.restore(template)
     log.info("resuming from step %d", state.step)
     return state, metadata
 
@@ -243,7 +263,7 @@ def _check_shapes(weights: PyTree, expected: PyTree) -> None:
             )
 
 
-def _publish(record: Record, writer: MetricsWriter, observer: Observer) -> None:
+def _publish(record: Record, writer: MetricsWriter | NoMetricsWriter, observer: Observer) -> None:
     """Writes and shows a record."""
     writer.write(record)
     observer.record(record)

@@ -136,6 +136,19 @@ class MetricsWriter:
         self._board.close()
 
 
+class NoMetricsWriter:
+    """Writes nothing: the first of several processes writes the records."""
+
+    def write(self, record: Record) -> None:
+        """Ignores the record."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_metrics(folder: Path) -> list[Record]:
     """Returns the records of a run folder, in order, without an incomplete last line.
 

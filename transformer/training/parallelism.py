@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from transformer.config import TrainConfig, UserError, choose
@@ -25,10 +25,10 @@ class Parallelism(Protocol):
         """Compiles a function of four arguments. Only the second argument, the batch, is split into rows."""
 
     def create(self, function: Callable[[], PyTree]) -> PyTree:
-        """Returns the state that a function makes, on the devices; see `put`."""
+        """Returns the state that a function makes, with the shardings of `shardings`."""
 
-    def put(self, tree: PyTree) -> PyTree:
-        """Moves a state to its devices, with the sharding that compiled functions return."""
+    def shardings(self, tree: PyTree) -> PyTree:
+        """Returns the sharding of each array of a state, or of a part of it, in compiled functions."""
 
     def sum_rows(self, function: Callable, has_gradient: bool) -> Callable:
         """Returns `function` summed over the rows of all devices, for use inside a compiled function.
@@ -40,7 +40,7 @@ class Parallelism(Protocol):
         """
 
     def shard(self, batch: PyTree, parts: int = 1) -> PyTree:
-        """Moves a batch of this process to the devices, with `parts` equal parts on each device."""
+        """Moves this process's rows of a batch to its devices, with `parts` equal parts on each device."""
 
 
 class Single:
@@ -50,10 +50,10 @@ class Single:
         return jax.jit(function, donate_argnums=(0,) if donate_state else ())
 
     def create(self, function):
-        return self.put(function())
+        return put(self, function())
 
-    def put(self, tree):
-        return jax.device_put(tree, jax.local_devices()[0])
+    def shardings(self, tree):
+        return jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), tree)
 
     def sum_rows(self, function, has_gradient):
         del has_gradient
@@ -81,11 +81,11 @@ class Pmap:
         return jax.pmap(function, "devices", in_axes=in_axes, out_axes=None, devices=self._devices)
 
     def create(self, function):
-        return self.put(function())
+        return put(self, function())
 
-    def put(self, tree):
+    def shardings(self, tree):
         mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
     def sum_rows(self, function, has_gradient):
         del has_gradient
@@ -151,8 +151,7 @@ class Mesh:
         """Number of blocks of rows. The devices of a block, along the axis tensor, compute the same rows."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-    def shardings(self, tree: PyTree) -> PyTree:
-        """Returns the sharding of each leaf of a state, or of a part of it."""
+    def shardings(self, tree):
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs(tree))
 
     def compile(self, function, donate_state=False):
@@ -166,9 +165,6 @@ class Mesh:
     def create(self, function):
         """See `Parallelism`. No device holds the whole state, not even while it is made."""
         return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
-
-    def put(self, tree):
-        return jax.device_put(tree, self.shardings(tree))
 
     def sum_rows(self, function, has_gradient):
         """See `Parallelism`. Each device gathers the weights over fsdp, and computes the sums of its rows.
@@ -245,8 +241,17 @@ def _auto(config: TrainConfig) -> Parallelism:
     return Single() if is_single else Mesh(config.fsdp, config.tensor)
 
 
+def _single(config: TrainConfig) -> Parallelism:
+    del config
+    if jax.process_count() > 1:
+        raise UserError(
+            f"train.parallelism is single; with {jax.process_count()} processes it must be mesh, pmap or auto"
+        )
+    return Single()
+
+
 PARALLELISMS: dict[str, Callable[[TrainConfig], Parallelism]] = {
-    "single": lambda config: Single(),
+    "single": _single,
     "pmap": lambda config: Pmap(),
     "mesh": lambda config: Mesh(config.fsdp, config.tensor),
     "auto": _auto,
@@ -257,9 +262,24 @@ def make_parallelism(config: TrainConfig) -> Parallelism:
     """Returns the parallelism that a config names.
 
     Raises:
-      UserError: the devices do not form the mesh of the config.
+      UserError: the parallelism cannot use the processes, or the devices do not form the mesh of the config.
     """
     return choose(PARALLELISMS, config.parallelism, "train.parallelism")(config)
+
+
+def put(parallelism: Parallelism, tree: PyTree) -> PyTree:
+    """Moves a state to its devices. Processes that train together must have equal states."""
+    return jax.device_put(tree, parallelism.shardings(tree))
+
+
+def abstract(parallelism: Parallelism, function: Callable[[], PyTree]) -> PyTree:
+    """Returns the shapes, dtypes and shardings of the state that a function makes."""
+    shapes = jax.eval_shape(function)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        parallelism.shardings(shapes),
+    )
 
 
 def pad_batch(batch: PyTree, multiple: int) -> PyTree:

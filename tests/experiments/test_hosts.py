@@ -1,0 +1,261 @@
+"""Several processes that train one run: equal results, lost processes, signals and refusals."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from absl.flags import FlagValues
+
+from experiments import hosts
+from experiments.run_folder import Run
+from tests.support.commands import SMOKE, call, environment, refuse, start
+from transformer.config import UserError
+from transformer.training.metric_log import read_metrics
+
+NUM_PROCESSES, DEVICES = 2, 4
+CONFIG = ("--config=configs/number_words.py:smoke", *SMOKE[2:])
+LOST = (
+    "error: lost another process of this run; run the same command again on all hosts to resume from the "
+    "last checkpoint"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process=0"], "--process and --processes need --coordinator=HOST:PORT; add it"),
+        (
+            ["--coordinator=auto", "--processes=2"],
+            "--process and --processes need --coordinator=HOST:PORT; add it",
+        ),
+        (["--coordinator=a"], "--coordinator is 'a'; it must be HOST:PORT or auto"),
+        (
+            ["--coordinator=a:1", "--process=0"],
+            "--coordinator=a:1 needs --process=INDEX and --processes=NUMBER; add them",
+        ),
+        (
+            ["--coordinator=a:1", "--process=2", "--processes=2"],
+            r"--process is 2; it must be at least 0 and below --processes (2)",
+        ),
+    ],
+)
+def test_flags_that_name_no_processes_are_refused(tmp_path, flags, message):
+    assert refuse("train", *SMOKE, f"--workdir={tmp_path}/run", *flags) == message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "WORLD_SIZE"])
+def test_a_cluster_that_jax_does_not_know_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    assert refuse("train", *SMOKE, f"--workdir={tmp_path}/run") == (
+        f"{name} is 4, but JAX cannot find the processes of such a cluster; add --coordinator=HOST:PORT, "
+        f"--process and --processes, or unset {name}"
+    )
+
+
+def hosts_of(*arguments: str) -> hosts.Hosts | None:
+    """The processes that flags describe."""
+    flags = FlagValues()
+    hosts.define_flags(flags)
+    flags(["", *arguments])
+    return hosts.from_flags(flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")],
+)
+def test_the_processes_of_a_known_cluster_need_no_flags(monkeypatch, name, value):
+    assert hosts_of() is None
+    monkeypatch.setenv(name, value)
+    assert hosts_of() == hosts.Hosts()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SLURM_STEP_NUM_TASKS", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")]
+)
+def test_a_cluster_with_one_process_is_no_reason_to_join_others(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert hosts_of() is None
+    assert hosts_of("--coordinator=a:1", "--process=0", "--processes=1") is None
+
+
+def test_the_address_may_come_from_the_variable_of_jax(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    assert hosts_of("--process=1", "--processes=2") == hosts.Hosts("a:1", 1, 2)
+    with pytest.raises(UserError, match="--coordinator=a:1 needs --process=INDEX"):
+        hosts_of()
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+@contextlib.contextmanager
+def start_all(*arguments: str, folders: list[Path]) -> Iterator[list[subprocess.Popen]]:
+    """Starts the processes of one run, each with its folder and `DEVICES` devices."""
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    env = environment()
+    env["XLA_FLAGS"] += f" {flags}"
+    env["JAX_PLATFORMS"] = "cpu"
+    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                start(
+                    "train",
+                    *arguments,
+                    coordinator,
+                    f"--process={number}",
+                    f"--processes={NUM_PROCESSES}",
+                    f"--workdir={folder}",
+                    env=env,
+                )
+            )
+            for number, folder in enumerate(folders)
+        ]
+
+
+def train_together(folder: Path, *arguments: str, status: int = 0) -> list[str]:
+    """Trains a run with all processes, and returns what each printed on standard error."""
+    with start_all(*arguments, folders=[folder] * NUM_PROCESSES) as processes:
+        errors = [process.communicate(timeout=300)[1].decode() for process in processes]
+        assert [process.returncode for process in processes] == [status] * NUM_PROCESSES, errors
+    return errors
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    """Reads the output of a run until a step is logged."""
+    for line in process.stdout:
+        if line.startswith(b"step %d " % step):
+            return
+    pytest.fail(process.stderr.read().decode())
+
+
+def kill_child(process: subprocess.Popen, number: signal.Signals) -> int:
+    """Sends a signal to the process that trains, whose parent is `process`; returns its number."""
+    (child,) = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+    os.kill(int(child), number)
+    return int(child)
+
+
+FIVE_STEPS = (
+    *CONFIG,
+    "--config.train.steps=5",
+    "--config.train.log_every=1",
+    "--config.train.diagnostics=true",
+)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("single") / "run"
+    call("train", *FIVE_STEPS, "--config.train.parallelism=single", f"--workdir={folder}")
+    return Run(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--config.train.parallelism=auto"],
+        ["--config.train.parallelism=mesh", "--config.train.fsdp=4", "--config.train.tensor=2"],
+        ["--config.train.parallelism=pmap", "--config.train.accumulation=2"],
+    ],
+    ids=["mesh-8x1x1", "mesh-1x4x2", "pmap-8-accumulate-2"],
+)
+def test_two_processes_compute_the_updates_of_one_device(tmp_path, on_one_device, flags):
+    """Dropout is on. Sums over devices round differently."""
+    train_together(tmp_path / "run", *FIVE_STEPS, *flags)
+    run, expected = Run(tmp_path / "run"), on_one_device
+    records, expected_records = read_metrics(run.folder), read_metrics(expected.folder)
+    assert len(records) == len(expected_records) == 6
+    for record, reference in zip(records, expected_records, strict=True):
+        assert record["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+        diagnostics = [name for name in reference if "entropy" in name or "gradient_norm" in name]
+        assert bool(diagnostics) == (record["kind"] == "train")
+        for name in diagnostics:
+            assert record[name] == pytest.approx(reference[name], rel=1e-4), name
+    params, reference = run.load().params, expected.load().params
+    difference = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), params, reference)
+    assert optax.tree.norm(difference) / optax.tree.norm(reference) < 1e-4
+
+
+THIRTY_STEPS = (*CONFIG, "--config.train.steps=30", "--config.train.validate_every=10")
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_a_process_resumes_bit_for_bit(tmp_path):
+    train_together(tmp_path / "whole", *THIRTY_STEPS)
+    run = tmp_path / "run"
+    with start_all(*THIRTY_STEPS, folders=[run, run]) as (first, second):
+        wait_for_step(first, 15)
+        kill_child(second, signal.SIGKILL)
+        error = first.communicate(timeout=1.5 * hosts.HEARTBEAT_SECONDS)[1].decode()
+        assert (first.returncode, error.splitlines()[-1]) == (75, LOST), error
+        killed = second.communicate(timeout=10)[1].decode()
+        assert (second.returncode, killed.splitlines()[-1]) == (
+            137,
+            "error: ended by SIGKILL; run the same command again on all hosts to resume from the last "
+            "checkpoint",
+        )
+    errors = train_together(run)
+    assert re.search("resuming from step [12]0", errors[0])
+    assert Run(run).result["params_sha256"] == Run(tmp_path / "whole").result["params_sha256"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_silent_is_lost(tmp_path):
+    """JAX ends the other process from C++, with a stack trace, which its parent replaces by one line."""
+    run = tmp_path / "run"
+    with start_all(*CONFIG, "--config.train.steps=100000", folders=[run, run]) as (first, second):
+        wait_for_step(first, 5)
+        frozen, started = kill_child(second, signal.SIGSTOP), time.monotonic()
+        error = first.communicate(timeout=3 * hosts.HEARTBEAT_SECONDS)[1].decode()
+        assert hosts.HEARTBEAT_SECONDS / 2 < time.monotonic() - started < 1.5 * hosts.HEARTBEAT_SECONDS
+        assert (first.returncode, error.splitlines()[-1]) == (75, LOST)
+        assert "stack trace" not in error
+        os.kill(frozen, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path):
+    run = tmp_path / "run"
+    with start_all(*CONFIG, "--config.train.steps=100000", folders=[run, run]) as processes:
+        wait_for_step(processes[0], 5)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], outputs
+    step = Run(run).result["step"]
+    assert os.listdir(run / "checkpoints") == [str(step)]
+    assert Run(run).result["status"] == "preempted"
+    train_together(run, *CONFIG, f"--config.train.steps={step + 2}", status=2)  # steps are part of the run
+
+
+@pytest.mark.slow
+def test_a_refusal_of_one_process_is_that_of_all(tmp_path):
+    shared = tmp_path / "run"
+    errors = train_together(shared, *CONFIG, "--config.train.parallelism=single", status=2)
+    for error in errors:
+        message = "error: train.parallelism is single; with 2 processes it must be mesh, pmap or auto"
+        assert error.splitlines()[-1] == message
+
+    folders = [tmp_path / "here", tmp_path / "there"]
+    with start_all(*CONFIG, folders=folders) as processes:
+        errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    for error in errors:
+        assert error.splitlines()[-1] == (
+            f"error: process 1 has another {tmp_path}/there than process 0; name a folder that all hosts share"
+        )
