@@ -13,6 +13,8 @@ With --executor=slurm, the runs become the tasks of an array job; the same comma
 
 import contextlib
 import functools
+import os
+import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
 from experiments.study.report import report_text, write_report
 from experiments.study.results import is_complete, read_criterion, read_study, trial_has_ended
-from experiments.study.slurm import Slurm
+from experiments.study.slurm import STOP_TASKS, Slurm, on_nodes
 from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
 from experiments.study.study_file import Trial, Tuned, check_root, stored_costs, write_study
 from experiments.study.sweep import PlannedRun, expand, expand_trials
@@ -62,6 +64,7 @@ def define_flags(flags: FlagValues) -> None:
             "no GPU. Default: 1; with Slurm, no limit.",
         ),
         "devices_per_run": (None, 1, "GPUs (or cores) per run. Default: an equal share."),
+        "nodes": (1, 1, "Nodes of Slurm per run. Each node has one process, which uses all devices there."),
         "retries": (10, 0, "Largest number of restarts of a run that is preempted."),
     }
     for name, (default, least, text) in numbers.items():
@@ -142,6 +145,8 @@ class Launch:
         elif flags.sbatch:
             raise UserError("--sbatch needs --executor=slurm; add --executor=slurm or remove --sbatch")
         else:
+            if flags.nodes > 1 and "SLURM_JOB_ID" not in os.environ:
+                raise UserError(f"--nodes={flags.nodes} needs Slurm; add --executor=slurm or remove --nodes")
             self._slots = make_slots(flags.jobs or 1, flags.devices_per_run)
 
     def plan(self) -> str:
@@ -185,9 +190,11 @@ class Launch:
         listed = ", ".join(
             f"{counts[name]} {name}" for name in FINAL_STATES if counts[name] or name == "done"
         )
-        failed = self._run_jobs(missing, f"{len(selected)} runs, {listed}", self._sweep.splits)
+        failures = self._run_jobs(missing, f"{len(selected)} runs, {listed}", self._sweep.splits)
         self._write_report()
-        return 1 if failed else 0
+        if failures and set(failures) == {PREEMPTED}:
+            return PREEMPTED
+        return 1 if failures else 0
 
     def submit(self) -> None:
         """Submits the missing trials and runs to Slurm, and prints the number of runs in each state."""
@@ -221,9 +228,11 @@ class Launch:
             return
         flags = self._flags
         arguments = [f"--sweep={flags.sweep}", f"--root={flags.root}", f"--seeds={flags.seeds}"]
+        if flags.nodes > 1:  # the script requeues a preempted task, so `launch` need not start the run again
+            arguments += [f"--nodes={flags.nodes}", "--retries=0"]
         arguments += [f"--set={change}" for change in flags.set]
         job = self._slurm.submit(
-            self._sweep.name, names, arguments, flags.sbatch, flags.jobs, flags.retries, after
+            self._sweep.name, names, arguments, flags.sbatch, flags.jobs, flags.retries, flags.nodes, after
         )
         print(f"submitted array job {job}: {len(names)} runs")
 
@@ -293,13 +302,13 @@ class Launch:
             study = read_study(self._root)
             print(f"\n{report_text(study, write_report(self._root, study))}")
 
-    def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, splits: Sequence[str]) -> int:
-        """Trains the runs, evaluates them on the splits, and returns the number of failed runs."""
+    def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, splits: Sequence[str]) -> list[int]:
+        """Trains the runs, evaluates them on the splits, and returns the exit statuses of failed runs."""
         print(f"{self._sweep.name}: {counts}, {len(missing)} to do", flush=True)
         jobs = [self._job(run, splits) for run in missing]
         # A trial, which has no splits, may diverge: the study then uses other values.
         accepted = (0,) if splits else (0, Diverged.exit_status)
-        failed = 0
+        failures = []
         with (
             StopSignal("stopping: current runs save a checkpoint first") as should_stop,
             StatusBoard(jobs, len(self._slots), self._durations()) as board,
@@ -309,11 +318,12 @@ class Launch:
         ):
             for ended in ends:
                 board.ended(ended)
-                failed += ended.status not in accepted
-                if failed and self._flags.fail_fast:
+                if ended.status not in accepted:
+                    failures.append(ended.status)
+                if failures and self._flags.fail_fast:
                     print("stopping at the first failure: current runs save a checkpoint first", flush=True)
                     break
-        return failed
+        return failures
 
     def _durations(self) -> dict[str, list[float]]:
         """Returns the seconds that the trained runs of each variant took."""
@@ -330,6 +340,10 @@ class Launch:
         workdir = f"--workdir={run.folder}"
         evaluation = [command("evaluate", workdir, f"--split={','.join(splits)}")] if splits else []
 
+        training, stop_signal = command("train", workdir), signal.SIGTERM
+        if self._flags.nodes > 1:
+            training, stop_signal = on_nodes(training, self._flags.nodes), STOP_TASKS
+
         def is_done() -> bool:
             if not splits:
                 return trial_has_ended(run, planned)
@@ -338,9 +352,10 @@ class Launch:
         return Job(
             name=planned.id,
             folder=run.folder,
-            commands=[command("train", workdir), *evaluation],
+            commands=[training, *evaluation],
             begin=functools.partial(run.begin, planned.config),
             is_done=is_done,
+            stop_signal=stop_signal,
         )
 
 

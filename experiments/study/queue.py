@@ -75,6 +75,7 @@ class Job:
       commands: the arguments of each command.
       begin: called before the first command.
       is_done: called before `begin`; returns true if another launcher has finished the job in the meantime.
+      stop_signal: asks a command to save its state and to end.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Job:
     commands: Sequence[Sequence[str]]
     begin: Callable[[], object] = lambda: None
     is_done: Callable[[], bool] = lambda: False
+    stop_signal: signal.Signals = signal.SIGTERM
 
     @property
     def log(self) -> Path:
@@ -156,7 +158,7 @@ class RunningJob:
 
     def stop(self) -> None:
         """Asks the process to save its state and to end."""
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(self.job.stop_signal)
 
     def wait(self) -> None:
         """Waits for the end of the process."""
@@ -177,7 +179,7 @@ def run_jobs(
     """Runs all jobs, and yields an `Ended` whenever a job ends. A failed job does not stop the other jobs.
 
     A job waits while another launcher runs it, and runs here only if that launcher does not finish it.
-    Closing the iterator sends SIGTERM to the running jobs and waits for their end.
+    Closing the iterator asks the running jobs to stop and waits for their end.
 
     Args:
       jobs: the jobs, in the order in which they start.
@@ -189,7 +191,7 @@ def run_jobs(
       observe: called several times per second with the jobs at work and the jobs that wait.
 
     Raises:
-      KeyboardInterrupt: `should_stop` returned true. The running jobs got SIGTERM and have ended.
+      KeyboardInterrupt: `should_stop` returned true. The running jobs were asked to stop and have ended.
     """
     free, waiting, running = list(slots), list(jobs), list[RunningJob]()
     preemptions: Counter[str] = Counter()

@@ -1,13 +1,17 @@
 """Runs a study with Slurm: submits an array job in which each task launches one run of the study.
 
 A task calls `launch` with the same flags and `--only=RUN`, so tuning, evaluation and locks work as in the
-local queue. If a task is preempted, `launch` ends with status 75, and the script asks Slurm to start the task
-again.
+local queue. If a task has several nodes, `launch` runs on the first one and starts the training on all. If a
+task is preempted, `launch` ends with status 75, and the script asks Slurm to start the task again.
+
+Slurm signals all processes that `srun` has started, but not the script. `srun` itself ends its tasks at once
+if it gets SIGTERM, so a `launch` that calls `srun` must not be called by `srun`.
 """
 
 import glob
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,11 +31,12 @@ SCRIPT = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@{grace}
+#SBATCH --nodes={nodes}
 {options}
 runs=({runs})
 cd {cwd}
 trap : TERM  # SIGTERM does not end this script, which continues after the run has saved a checkpoint
-srun {command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
+{launcher}{command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 status=$?
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] &&
@@ -83,6 +88,7 @@ class Slurm:
         options: Sequence[str],
         limit: int | None,
         retries: int,
+        nodes: int = 1,
         after: Sequence[str] = (),
     ) -> str:
         """Submits an array job with one task per run, and returns its id.
@@ -94,6 +100,7 @@ class Slurm:
           options: options of sbatch, such as "--partition=gpu".
           limit: maximum number of tasks at the same time; None for no limit.
           retries: how many times a preempted task starts again.
+          nodes: number of nodes of a task.
           after: ids of array jobs that must end before this one starts.
 
         Raises:
@@ -106,6 +113,8 @@ class Slurm:
             last=len(runs) - 1,
             limit="" if limit is None else f"%{limit}",
             grace=GRACE_SECONDS,
+            nodes=nodes,
+            launcher="srun " if nodes == 1 else "",
             options="".join(f"#SBATCH {option}\n" for option in options),
             runs=shlex.join(map(glob.escape, runs)),
             cwd=shlex.quote(os.getcwd()),
@@ -122,6 +131,15 @@ class Slurm:
         job_id = _call("sbatch", *flags, str(path)).strip().partition(";")[0]
         write_sealed(self._path, {"jobs": [*self.jobs, {"id": job_id, "runs": list(runs)}]})
         return job_id
+
+
+# srun passes this signal on to its tasks; SIGTERM would end them at once.
+STOP_TASKS = signal.SIGUSR1
+
+
+def on_nodes(command: Sequence[str], nodes: int) -> list[str]:
+    """Returns a command that runs `command` once on each node of the current job."""
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *command]
 
 
 def _call(*arguments: str) -> str:

@@ -77,6 +77,7 @@ def test_missing_runs_become_the_tasks_of_an_array(fake, study_flags, tmp_path):
         "--requeue",
         "--open-mode=append",
         "--signal=TERM@120",
+        "--nodes=1",
         "--partition=gpu",
         "--gpus=1",
     ]
@@ -116,6 +117,31 @@ def test_a_task_launches_one_run_and_is_requeued_only_if_it_was_preempted(fake, 
     assert run_task(fake, 1, status=75, restarts=2)[1:] == []
     assert run_task(fake, 1, status=75, state="COMPLETING")[1:] == []  # cancelled with scancel
     assert run_task(fake, 1, status=1)[1:] == []
+
+
+def test_a_run_on_several_nodes_is_launched_on_one_and_trained_on_all(
+    fake, study_flags, tmp_path, monkeypatch
+):
+    call("launch", *study_flags, "--nodes=2", "--set=train.steps=30")
+    assert "#SBATCH --nodes=2\n" in (fake / "script").read_text()
+    launched = next(line for line in (fake / "script").read_text().splitlines() if "--only=" in line)
+    assert launched.startswith(f"{sys.executable} -m experiments.launch ")  # not by srun
+    assert "--nodes=2 --retries=0 --set=train.steps=30" in launched
+
+    commands = []
+
+    def run_jobs(jobs, *_):
+        commands.extend(jobs[0].commands)
+        yield Ended(jobs[0], 75, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    flags = (*study_flags[:-1], "--nodes=2", "--only=slow/0")
+    assert refuse("launch", *flags) == "--nodes=2 needs Slurm; add --executor=slurm or remove --nodes"
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    call("launch", *flags, status=75)
+    training, evaluation = commands
+    assert training[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert evaluation[:3] == [sys.executable, "-m", "experiments.evaluate"]
 
 
 @pytest.mark.slow
@@ -218,16 +244,35 @@ def slurm(tmp_path, monkeypatch):
         os.kill(int(path.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+SMALL = {"data.options.lists": 60, "decode.batch_tokens": 4096}
+needs_slurm = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("slurmctld") is None, reason="needs root, slurmctld, slurmd and munge"
 )
+
+
+def run_command(*flags: str) -> str:
+    """Runs launch in a real process, and returns its output."""
+    command = [sys.executable, "-m", "experiments.launch", *flags]
+    return shell(shlex.join(command), cwd=ROOT, env=environment())
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, shell("squeue --array; tail -n 20 $(dirname $SLURM_CONF)/*.log")
+        time.sleep(1)
+
+
+def queue_is_empty() -> bool:
+    return not shell("squeue --noheader").strip()
+
+
+@pytest.mark.slow
+@needs_slurm
 def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_dir, tmp_path):
     root = tmp_path / "study"
-    changes = {
+    changes = SMALL | {
         "data.data_dir": data_dir,
-        "data.options.lists": 60,
-        "decode.batch_tokens": 4096,
         "train.steps": 500,
         "train.validate_every": 250,
         "train.log_every": 10,
@@ -238,21 +283,11 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
         *(f"--set={key}={value}" for key, value in changes.items()),
     )
 
-    def launched() -> str:
-        command = [sys.executable, "-m", "experiments.launch", *flags]
-        return shell(shlex.join(command), cwd=ROOT, env=environment())
-
-    def wait_for(condition, seconds=300):
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, shell(f"squeue --array; tail -n 20 {slurm}/*.log")
-            time.sleep(1)
-
     def is_training(name: str) -> bool:
         return any("step 50 " in path.read_text() for path in root.glob(f"{name}-*/log.txt"))
 
     # Each task takes a whole node, so two tasks run at the same time.
-    assert "submitted array job 1: 4 runs" in launched()
+    assert "submitted array job 1: 4 runs" in run_command(*flags)
     wait_for(lambda: is_training("slow/0") and is_training("fast/0"))
     (preempted,) = shell("squeue --array --noheader --nodelist=n1 --states=running --format=%K").split()
     (killed,) = shell("squeue --array --noheader --nodelist=n2 --states=running --format=%K").split()
@@ -260,18 +295,51 @@ def test_a_study_survives_preemption_and_a_killed_task(slurm, study_flags, data_
     shell(f"pkill -KILL -f -- '--only={('slow/0', 'fast/0')[int(killed)]}$'")
     wait_for(lambda: " high " not in shell("squeue --array"))
     shell(f"scontrol update jobid=1_{preempted} StartTime=now")  # otherwise Slurm waits for two minutes
-    wait_for(lambda: not shell("squeue --noheader").strip())
+    wait_for(queue_is_empty)
     outputs = {path.name: path.read_text() for path in sorted(root.glob("slurm/*.txt"))}
     assert "stopping: current runs save a checkpoint first" in outputs[f"1_{preempted}.txt"]
-    again = launched()
+    again = run_command(*flags)
     assert re.search(r"submitted array job \d+: 1 runs", again)
     # The training process of the killed launcher may have finished.
     assert re.search(r"rates: 4 runs, 3 done, 1 (stopped|trained)", again)
-    wait_for(lambda: not shell("squeue --noheader").strip())
-    assert "rates: 4 runs, 4 done" in launched()
+    wait_for(queue_is_empty)
+    assert "rates: 4 runs, 4 done" in run_command(*flags)
     assert {variant: list(seeds) for variant, seeds in read_study(root).scores.items()} == {
         "slow": [0, 1],
         "fast": [0, 1],
     }
     logs = [path.read_text() for path in root.glob("*/*/log.txt")]
     assert sum("resuming from step" in log for log in logs) >= 1
+
+
+@pytest.fixture
+def node_names():
+    """Makes the names of the nodes, which `jax.distributed` connects to, those of this machine."""
+    path = Path("/etc/hosts")
+    before = path.read_text()
+    path.write_text(f"{before}\n127.0.0.1 n1 n2\n")
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_a_run_trains_on_two_nodes_and_resumes_there(slurm, node_names, study_flags, data_dir, tmp_path):
+    root = tmp_path / "study"
+    changes = SMALL | {"data.data_dir": data_dir, "train.steps": 500, "train.validate_every": 250}
+    changes |= {"train.log_every": 10}
+    flags = (*study_flags, "--nodes=2", *(f"--set={key}={value}" for key, value in changes.items()))
+    run_command(*flags, "--only=slow/0")
+    wait_for(lambda: any(root.glob("slow/0-*/log.txt")))
+    (log,) = root.glob("slow/0-*/log.txt")
+    wait_for(lambda: "step 50 " in log.read_text())
+    shell("scancel --signal=TERM 1_0")
+    wait_for(lambda: "saved; resume" in log.read_text())
+    wait_for(lambda: shell("squeue --noheader --format=%T").strip() == "PENDING")
+    shell("scontrol update jobid=1_0 StartTime=now")  # otherwise Slurm waits for two minutes
+    wait_for(queue_is_empty)
+    assert "rates: 1 runs, 1 done" in run_command(*flags, "--only=slow/0"), log.read_text()
+    text = log.read_text()
+    for number in range(2):
+        assert text.count(f"process {number} of 2: 1 of 2 devices") == 2
+    assert "resuming from step" in text
