@@ -193,13 +193,14 @@ MODEL_FIELDS = [field for field in declarations(ExperimentConfig) if field.start
 RECURRENT = ExperimentConfig(model=ModelConfig(kind="recurrent"))
 READ = [field for field in MODEL_FIELDS if is_read(field, RECURRENT)]
 # For each field that a recurrent model does not read, a value other than the default.
-UNREAD = {
-    field: OTHER_VALUES.get(field, {"max_positions": 17, "max_distance": 5, "equal_parameters": True, "remat": "block"}.get(
-        field.removeprefix("model.")
-    ))
-    for field in MODEL_FIELDS
-    if field not in READ
-}  # fmt: skip
+UNREAD_VALUES = OTHER_VALUES | {
+    "model.max_positions": 17,
+    "model.max_distance": 5,
+    "model.equal_parameters": True,
+    "model.fused_attention": True,
+    "model.remat": "block",
+}
+UNREAD = {field: UNREAD_VALUES[field] for field in MODEL_FIELDS if field not in READ}
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])

@@ -185,6 +185,14 @@ class ModelConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: not _has_attention_layers(config),
     )
+    # Whether attention uses jax.nn.dot_product_attention where the model allows it.
+    fused_attention: bool = option(
+        False,
+        not_in_paper=_CHANGES_ROUNDING,
+        affects_result=False,
+        read_if=_has_attention_layers,
+        changeable=True,
+    )
     # A name in model.block.REMAT: what the backward pass computes again to save memory.
     remat: str = option(
         "none", not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_has_attention_layers

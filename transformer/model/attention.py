@@ -96,6 +96,24 @@ def scaled_dot_product_attention(
     return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value), weights
 
 
+def fused_attention(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    mask: Bool[Array, "#b #q k"],
+    bias: Float[Array, "#b h q k"] | None = None,
+) -> Float[Array, "b q h d"]:
+    """Computes `scaled_dot_product_attention` without its weights, by `jax.nn.dot_product_attention`.
+
+    On a GPU, in half precision and for heads that it supports, cuDNN does so without storing the logits.
+    """
+    width, is_half = query.shape[-1], query.dtype in (jnp.bfloat16, jnp.float16)
+    by_cudnn = jax.default_backend() == "gpu" and is_half and width <= 128 and width % 8 == 0
+    return jax.nn.dot_product_attention(
+        query, key, value, bias, mask[:, None], implementation="cudnn" if by_cudnn else "xla"
+    )
+
+
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 ... head_h) W^O.
 
@@ -143,12 +161,25 @@ class MultiHeadAttention(nn.Module):
             query = positions.transform(query)
             bias = positions.bias(query)
         dropout_mask = dropout.weights_mask(self.path, self.config.num_heads, key_positions)
+        if self._is_fused(positions, dropout_mask):
+            heads = fused_attention(query, key, value, mask, bias)
+            return self.output(heads.reshape(*heads.shape[:2], -1))
         heads, weights = scaled_dot_product_attention(query, key, value, mask, bias, dropout_mask)
         if positions is not None:
             value_bias = positions.value_bias(weights.astype(value.dtype))
             heads = heads if value_bias is None else heads + value_bias
         self.sow("intermediates", "weights", weights)
         return self.output(heads.reshape(*heads.shape[:2], -1))
+
+    def _is_fused(self, positions: LayerPositions | None, dropout_mask: Array | None) -> bool:
+        """Returns whether to compute no weights: it was asked for, and nothing reads the weights."""
+        config = self.config
+        weights_are_read = (
+            dropout_mask is not None
+            or (positions is not None and positions.scheme.reads_weights)
+            or self.is_mutable_collection("intermediates")
+        )
+        return config.fused_attention and config.key_width == config.value_width and not weights_are_read
 
     def keys_values(self, x: Float[Array, "b k m"], positions: LayerPositions | None = None) -> KeysValues:
         """Projects tokens to keys and values (K W^K and V W^V), split into heads."""

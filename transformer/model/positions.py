@@ -33,6 +33,7 @@ class PositionScheme(nn.Module):
         scheme).
       default_max_distance: value of `max_distance` if the config has none; None if the scheme has no
         maximum distance.
+      reads_weights: whether the scheme has a `value_bias`.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class PositionScheme(nn.Module):
     trained_length: int | None = None
     overflow_policies: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
     default_max_distance: ClassVar[int | None] = None
+    reads_weights: ClassVar[bool] = False
 
     @classmethod
     def check(cls, config: ModelConfig) -> None:
@@ -189,6 +191,7 @@ class Relative(PositionScheme):
     """
 
     default_max_distance = 16
+    reads_weights = True
 
     def setup(self):
         self.key_table = self._table("key_table", self.config.key_width)

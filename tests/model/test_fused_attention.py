@@ -1,0 +1,78 @@
+"""Fused attention: the same results where it is possible, and a fallback where it is not."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support.tiny import VOCAB, mean_nll, random_params, sentence_pairs, tiny_config
+from transformer.model import attention, build_model
+from transformer.model.dropout import Dropout
+from transformer.model.positions import POSITIONS
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes of the queries of fused attention."""
+    shapes, function = [], attention.fused_attention
+
+    def record(query, *arguments):
+        shapes.append(query.shape)
+        return function(query, *arguments)
+
+    monkeypatch.setattr(attention, "fused_attention", record)
+    return shapes
+
+
+def loss_and_gradient(params, fused, **changes):
+    config = tiny_config(num_layers=1, d_v=6, fused_attention=fused, **changes)
+    source, target = sentence_pairs()
+
+    def loss(params):
+        model = build_model(config, VOCAB)
+        return mean_nll(
+            model.apply({"params": params}, source, target, Dropout(jax.random.key(1), 0.3)), target
+        )
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        name if name in ("alibi", "relative") else pytest.param(name, marks=pytest.mark.slow)
+        for name in POSITIONS
+    ],
+)
+def test_the_loss_and_the_gradient_are_the_same(positions, calls):
+    params = random_params(build_model(tiny_config(num_layers=1, d_v=6, positions=positions), VOCAB))
+    plain = loss_and_gradient(params, fused=False, positions=positions)
+    assert not calls
+    fused = loss_and_gradient(params, fused=True, positions=positions)
+    # A scheme that reads the weights leaves cross-attention only.
+    assert len(calls) == (1 if POSITIONS[positions].reads_weights else 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), fused, plain)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dropout_sites": "all"}, {"d_k": 7}], ids=["dropout of weights", "widths"]
+)
+def test_attention_falls_back_where_the_weights_are_needed(changes, calls):
+    config = tiny_config(num_layers=1, **{"d_v": 6, **changes})
+    loss_and_gradient(random_params(build_model(config, VOCAB)), fused=True, **changes)
+    assert not calls
+
+
+def test_the_weights_can_still_be_read(calls):
+    model = build_model(tiny_config(num_layers=1, d_v=6, fused_attention=True), VOCAB)
+    params = random_params(model)
+    calls.clear()
+    _, state = model.apply({"params": params}, *sentence_pairs(), mutable=["intermediates"])
+    assert len(jax.tree.leaves(state["intermediates"])) == 3
+    assert not calls
+
+
+def test_a_scheme_with_a_bias_on_the_values_says_so():
+    """Otherwise fused attention would leave the bias out."""
+    for scheme in POSITIONS.values():
+        overrides = scheme.value_bias is not attention.PositionScheme.value_bias
+        assert scheme.reads_weights == overrides, scheme
