@@ -41,14 +41,15 @@ def record_line(record: Record) -> str:
     return (
         f"step {record['step']}  epoch {record['epoch']:.2f}  {loss}  {perplexity}"
         f"lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
-        f"{clock(record['seconds_left'])} left{_waiting_text(record)}"
+        f"{clock(record['seconds_left'])} left{_speed_text(record)}"
     )
 
 
-def _waiting_text(record: Record) -> str:
-    """Returns the share of time that training waited for data, if it is large enough to matter."""
+def _speed_text(record: Record) -> str:
+    """Returns the utilization, if known, and the time waiting for data, if it is long enough to matter."""
+    text = f"  {record['utilization']:.0%} of peak" if "utilization" in record else ""
     share = record.get("waiting_for_data", 0)
-    return f"  ({share:.0%} of the time waiting for data)" if share >= MIN_WAITING else ""
+    return text + (f"  ({share:.0%} of the time waiting for data)" if share >= MIN_WAITING else "")
 
 
 def clock(seconds: float) -> str:
@@ -105,7 +106,7 @@ class TrainingBar:
             value = f"{name} {record[name]:.2f}" if name in record else "no update"
             text = (
                 f"{value}, {record['tokens_per_second']:,.0f} tokens/s, {clock(record['seconds_left'])} left"
-                f"{_waiting_text(record)}"
+                f"{_speed_text(record)}"
             )
             self._progress.update(self._task, description=text)
 

@@ -23,6 +23,7 @@ import jax
 from absl.flags import DEFINE_string, FlagValues
 
 from experiments import cli, hosts
+from experiments.profiler import profiling, read_steps
 from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run, Trained
 from experiments.stop_signal import PREEMPTED, StopSignal
@@ -56,6 +57,12 @@ def define_flags(flags: FlagValues) -> None:
         "decode.average_last checkpoints) and uses its vocabulary.",
         flag_values=flags,
     )
+    DEFINE_string(
+        "profile",
+        None,
+        "Steps to profile, such as 20:25. The folder profile/ of the run gets the profile, for XProf.",
+        flag_values=flags,
+    )
     hosts.define_flags(flags)
 
 
@@ -65,6 +72,7 @@ def main(flags: FlagValues) -> int:
 
 def _main(flags: FlagValues) -> int:
     run, given, source = agreed(lambda: _inputs(flags))
+    profiled = None if flags.profile is None else read_steps(flags.profile)
     with contextlib.ExitStack() as stack:
         agreed(lambda: stack.enter_context(run.locked()) if is_first() else None)
         values = from_first(lambda: _begin(run, given, source, flags.init_from))
@@ -72,7 +80,9 @@ def _main(flags: FlagValues) -> int:
             return 0
         config = from_dict(values)
         agreed(lambda: _check_shared(run, config))
-        return _train(run, config, source) if is_first() else _status(_loop(run, config, source))
+        if not is_first():
+            return _status(_loop(run, config, source, profiled))
+        return _train(run, config, source, profiled)
 
 
 def _inputs(flags: FlagValues) -> tuple[Run, ExperimentConfig | None, Trained | None]:
@@ -149,14 +159,16 @@ def _check_start(run: Run, init_from: str | None, source: Trained | None) -> Non
         )
 
 
-def _train(run: Run, config: ExperimentConfig, source: Trained | None) -> int:
+def _train(
+    run: Run, config: ExperimentConfig, source: Trained | None, profiled: tuple[int, int] | None
+) -> int:
     """Trains a run, records the result, and returns the exit status."""
     before = run.result
     started = time.time() - (before.get("seconds") or 0)
     run.write_result(**before | {"status": "running"})
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:
-        outcome = _loop(run, config, source)
+        outcome = _loop(run, config, source, profiled)
     except UserError as error:
         reason = "diverged" if isinstance(error, Diverged) else "refused"
         with contextlib.suppress(UserError):  # if the disk is full, this write fails, too
@@ -183,7 +195,9 @@ def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
     return {"status": "failed", "reason": reason, "message": message, "seconds": time.time() - started}
 
 
-def _loop(run: Run, config: ExperimentConfig, source: Trained | None) -> Outcome:
+def _loop(
+    run: Run, config: ExperimentConfig, source: Trained | None, profiled: tuple[int, int] | None
+) -> Outcome:
     params = source.params if source else None
     with (
         full_disk(run.folder, RESUME),
@@ -192,7 +206,10 @@ def _loop(run: Run, config: ExperimentConfig, source: Trained | None) -> Outcome
     ):
         with preparing() as progress:
             task = _open_task(run, config, progress, source.tokenizer if source else None)
-        with training_observer(config.train.steps, on_closed=should_stop.request) as observer:
+        with (
+            training_observer(config.train.steps, on_closed=should_stop.request) as shown,
+            profiling(shown, run.folder / "profile", profiled) as observer,
+        ):
             return train(config, task, run.folder, observer, should_stop, params)
 
 

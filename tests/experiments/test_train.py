@@ -1,5 +1,6 @@
 """The `train` command: new runs, finished runs, interrupted runs, and error messages."""
 
+import gzip
 import json
 import re
 import shutil
@@ -142,6 +143,25 @@ def get_config(argument=""):
     config.train.update(steps=20, log_every=10, validate_every=20, parallelism="single")
     return config
 """
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_profile_are_written_for_xprof(smoke, tmp_path):
+    """The trace of the host has a call of the update for each step."""
+    call("train", *smoke, f"--workdir={tmp_path}/run", "--profile=2:4")
+    (path,) = tmp_path.glob("run/profile/plugins/profile/*/*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    # The profiler shows a call twice: of JAX, and of the compiled function.
+    assert sum(event.get("name") == "PjitFunction(train_step)" for event in events) == 2 * 3
+    assert list(path.parent.glob("*.xplane.pb"))
+
+
+def test_a_profile_of_no_steps_is_refused(smoke, tmp_path):
+    for value in ("0:5", "7:6", "5"):
+        assert refuse("train", *smoke, f"--workdir={tmp_path}/run", f"--profile={value}") == (
+            f"--profile is {value!r}; it must be FIRST:LAST, two steps from 1 on, such as 20:25"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_with_only_a_loss_is_trained_and_drawn(tmp_path, monkeypatch):

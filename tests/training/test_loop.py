@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 
 from experiments.progress import record_line
 from tests.support.observers import Recorder
-from tests.support.toy import Regression, toy_config
+from tests.support.toy import WIDTH, Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
 from transformer.training.loop import Patience, train
 from transformer.training.metric_log import MetricsWriter, read_metrics
+from transformer.training.utilization import PEAK_FLOPS
 
 
 def run(config, folder, stop_after=None):
@@ -72,6 +74,46 @@ def test_diagnostics_are_recorded_and_change_no_weights(tmp_path, monkeypatch):
             layers = (record["gradient_norm.dense.kernel"], record["gradient_norm.bias"])
             assert record["gradient_norm"] == pytest.approx(math.hypot(*layers))
             assert {"gradient_norm.bias", "bias"} <= record.keys() - plain_record.keys()
+
+
+def test_a_record_is_fetched_while_the_devices_compute_the_next_step(tmp_path):
+    config, events = toy_config(steps=4, validate_every=3), []
+    (tmp_path / "run").mkdir()
+    observer = SimpleNamespace(
+        step=lambda step: events.append(f"step {step}"),
+        record=lambda record: events.append(f"{record['kind']} {record['step']}"),
+    )
+    train(config, Regression(config), tmp_path / "run", observer)
+    assert events == [
+        *("step 1", "step 2", "train 1", "step 3", "train 2", "train 3", "validation 3"),
+        *("step 4", "train 4", "validation 4"),
+    ]
+
+
+def test_the_utilization_is_recorded_if_the_peak_of_the_device_is_known(tmp_path, monkeypatch):
+    """The toy model multiplies [8, 3] by [3, 1], forward and twice backward."""
+    _, records = run(toy_config(steps=4, log_every=2), tmp_path / "unknown")
+    assert not any("utilization" in record for record in records)
+    monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
+    _, records = run(toy_config(steps=4, log_every=2), tmp_path / "known")
+    for record in records[0], records[1]:
+        flops_per_example = record["utilization"] * 1e9 * jax.device_count() / record["tokens_per_second"]
+        assert flops_per_example == pytest.approx(3 * 2 * WIDTH)
+    assert "% of peak" in record_line(records[0])
+
+
+def test_a_new_batch_shape_is_logged_because_it_compiles_the_update_again(tmp_path, monkeypatch, caplog):
+    batches = Regression.batches
+
+    def shorter(task, first_step):
+        for number, batch in enumerate(batches(task, first_step)):
+            yield jax.tree.map(lambda x: x[:4], batch) if number in (2, 3) else batch
+
+    monkeypatch.setattr(Regression, "batches", shorter)
+    with caplog.at_level("INFO"):
+        run(toy_config(steps=6), tmp_path / "run")
+    messages = [message for message in caplog.messages if "compiling" in message]
+    assert messages == ["step 3: compiling the update again, for a batch of 4, 4x3"]
 
 
 def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):

@@ -20,6 +20,7 @@ from transformer.training.parallelism import abstract, make_parallelism, put
 from transformer.training.processes import StopVote, is_first, rows_of_process
 from transformer.training.train_step import TrainState, init_state, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters, Trainable
+from transformer.training.utilization import StepFlops, peak_flops
 
 log = logging.getLogger(__name__)
 
@@ -145,28 +146,33 @@ def train(
             checkpoints.save(state, metadata, None)
     patience = Patience(config.train.patience, *metadata["patience"])
     identity, validation, first_step = metadata["identity"], metadata["validation"], int(state.step)
-    meter = Meter(task, config.train.steps, metadata["tokens_seen"])
+    meter = Meter(task, config.train.steps, first_step, metadata["tokens_seen"])
+    step_flops = StepFlops(task.loss, template.params, hyperparameters) if peak_flops() else None
     vote = StopVote(should_stop)
     writer = MetricsWriter(folder, first_step) if is_first() else NoMetricsWriter()
     with contextlib.closing(checkpoints), contextlib.closing(writer):
         batches = () if patience.exhausted else task.batches(first_step)
+        unrecorded = None  # a step whose record is due
+        shapes = set[str]()  # of the batches so far
         for step, batch in enumerate(meter.timed(batches), start=first_step + 1):
+            flops = 0 if step_flops is None else step_flops(batch)
+            _note_new_shape(step, batch, shapes)
             batch = parallelism.shard(batch, config.train.accumulation)
             state, totals, info = train_step(state, batch, key, hyperparameters)
-            meter.add(totals, info)
+            meter.add(totals, info, flops)
             observer.step(step)
 
             stop = vote()
             validate = step % config.train.validate_every == 0 or step == config.train.steps
-            if validate or stop or step % config.train.log_every == 0:
-                try:
-                    record = meter.record(step)
-                except BadStep as bad:
-                    examples = task.example_ids(bad.step - 1)
-                    raise record_divergence(bad, examples, folder, config, write=is_first()) from None
+            if unrecorded is not None:  # the devices are at work on the next step
+                _publish(_record(meter, unrecorded, task, folder, config), writer, observer)
+            unrecorded = step if validate or stop or step % config.train.log_every == 0 else None
+            if unrecorded is not None and (validate or stop or config.train.diagnostics):
+                record = _record(meter, step, task, folder, config)
                 if config.train.diagnostics:
                     record |= task.diagnostics(state.params)
                 _publish(record, writer, observer)
+                unrecorded = None
             if validate:
                 totals = add_totals(
                     eval_step(state.params, parallelism.shard(rows_of_process(batch)), None, hyperparameters)
@@ -242,6 +248,27 @@ def _resume(
     state, metadata = checkpoints.restore(template)
     log.info("resuming from step %d", state.step)
     return state, metadata
+
+
+def _note_new_shape(step: int, batch: PyTree, shapes: set[str]) -> None:
+    """Logs that a batch has a new shape, for which the update is compiled again."""
+    shape = ", ".join(dict.fromkeys("x".join(map(str, x.shape)) for x in jax.tree.leaves(batch)))
+    if shapes and shape not in shapes:
+        log.info("step %d: compiling the update again, for a batch of %s", step, shape)
+    shapes.add(shape)
+
+
+def _record(meter: Meter, step: int, task: Trainable, folder: Path, config: ExperimentConfig) -> Record:
+    """Returns the record of the interval that ends at a step.
+
+    Raises:
+      Diverged: the loss or the gradient of a step is not finite.
+    """
+    try:
+        return meter.record(step)
+    except BadStep as bad:
+        examples = task.example_ids(bad.step - 1)
+        raise record_divergence(bad, examples, folder, config, write=is_first()) from None
 
 
 def _check_shapes(weights: PyTree, expected: PyTree) -> None:

@@ -17,6 +17,7 @@ from transformer.files import atomic_write
 from transformer.training.divergence import BadStep
 from transformer.training.train_step import StepInfo
 from transformer.training.trainable import Totals, Trainable
+from transformer.training.utilization import peak_flops
 
 Record = dict[str, Any]
 
@@ -34,15 +35,23 @@ class Meter:
     device.
     """
 
-    def __init__(self, task: Trainable, num_steps: int, tokens_seen: int):
-        """Measures a run of `num_steps` updates that has been trained on `tokens_seen` target tokens."""
+    def __init__(self, task: Trainable, num_steps: int, first_step: int, tokens_seen: int):
+        """Measures a run of `num_steps` updates.
+
+        Args:
+          task: the task.
+          num_steps: the number of updates of the whole run.
+          first_step: the number of updates that are done.
+          tokens_seen: the number of target tokens that these were trained on.
+        """
         self._task, self._num_steps = task, num_steps
+        self._last_step = first_step  # of the last record
         self.tokens_seen = tokens_seen  # up to the last record
+        self._steps: list[tuple[Totals, StepInfo, int]] = []
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval now."""
-        self._steps: list[tuple[Totals, StepInfo]] = []
+        """Measures time from now on."""
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -58,28 +67,31 @@ class Meter:
             self._waited += time.perf_counter() - started
             yield batch
 
-    def add(self, totals: Totals, info: StepInfo) -> None:
+    def add(self, totals: Totals, info: StepInfo, flops: int) -> None:
         """Adds a step."""
-        self._steps.append((totals, info))
+        self._steps.append((totals, info, flops))
 
     def record(self, step: int) -> Record:
-        """Returns the record of the interval that ends at `step`, and starts a new one.
+        """Returns the record of the interval that ends at `step`, after which one more step may be at work.
 
         The record covers only updates that were applied. If all were skipped, it has no losses.
 
         Raises:
           BadStep: the loss or the gradient of a step is not finite, and the update was applied.
         """
-        fetched, num_steps = jax.device_get(self._steps), len(self._steps)
-        for number, (totals, info) in enumerate(fetched, start=step - num_steps + 1):
+        num_steps = step - self._last_step
+        fetched = jax.device_get(self._steps[:num_steps])
+        for number, (totals, info, _) in enumerate(fetched, start=self._last_step + 1):
             loss = float(totals["loss"]) / max(float(totals["count"]), 1.0)
             if not (info.skipped or (math.isfinite(loss) and math.isfinite(info.gradient_norm))):
                 raise BadStep(number, loss, float(info.gradient_norm))
-        totals = add_totals(totals for totals, _ in fetched)
+        totals = add_totals(totals for totals, _, _ in fetched)
         seconds, waited = time.perf_counter() - self._started, self._waited
         self.tokens_seen += int(totals["count"])
+        self._steps, self._last_step = self._steps[num_steps:], step
         self.restart()
-        info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info in fetched)
+        info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info, _ in fetched)
+        peak = peak_flops()
         return {
             "step": step,
             "kind": "train",
@@ -90,6 +102,7 @@ class Meter:
             **({} if info.skipped else _gradient_norms(info)),
             "tokens_per_second": totals["count"] / seconds,
             "waiting_for_data": waited / seconds,  # share of the time
+            **({} if peak is None else {"utilization": sum(f for _, _, f in fetched) / seconds / peak}),
             **_peak_memory(),
             "tokens_seen": self.tokens_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
