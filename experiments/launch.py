@@ -41,7 +41,9 @@ from experiments.study.sweep import PlannedRun, expand, expand_trials
 from experiments.study.sweep_file import load_sweep
 from transformer.config import UserError
 from transformer.files import lock
+from transformer.tasks import task_type
 from transformer.training.divergence import Diverged
+from transformer.training.vectorized import group_key
 
 FINAL_STATES = ("done", "diverged")
 
@@ -65,6 +67,12 @@ def define_flags(flags: FlagValues) -> None:
         ),
         "devices_per_run": (None, 1, "GPUs (or cores) per run. Default: an equal share."),
         "nodes": (1, 1, "Nodes of Slurm per run. Each node has one process, which uses all devices there."),
+        "vectorize": (
+            1,
+            1,
+            "Runs per program: trains up to this many runs together that differ only in seed, learning rate, "
+            "dropout rate and label smoothing.",
+        ),
         "retries": (10, 0, "Largest number of restarts of a run that is preempted."),
     }
     for name, (default, least, text) in numbers.items():
@@ -132,6 +140,8 @@ class Launch:
         ]
         self._slots: list[Slot] = []
         self._slurm = Slurm(self._root)
+        if flags.vectorize > 1:
+            self._check_vectorized()
         if flags.executor == "slurm":
             if flags.fail_fast:
                 raise UserError(
@@ -302,12 +312,35 @@ class Launch:
             study = read_study(self._root)
             print(f"\n{report_text(study, write_report(self._root, study))}")
 
+    def _check_vectorized(self) -> None:
+        """Checks the flags and the configs of a study whose runs are trained together.
+
+        Raises:
+          UserError: they do not allow it.
+        """
+        if self._flags.executor == "slurm" or self._flags.nodes > 1:
+            raise UserError("--vectorize cannot be used with Slurm or --nodes; remove it")
+        for run in self._runs:
+            task_type(run.config).check_vectorized(run.config)
+
     def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, splits: Sequence[str]) -> list[int]:
         """Trains the runs, evaluates them on the splits, and returns the exit statuses of failed runs."""
         print(f"{self._sweep.name}: {counts}, {len(missing)} to do", flush=True)
-        jobs = [self._job(run, splits) for run in missing]
         # A trial, which has no splits, may diverge: the study then uses other values.
         accepted = (0,) if splits else (0, Diverged.exit_status)
+        failures = []
+        if self._flags.vectorize > 1:
+            groups = self._groups(missing)
+            unfinished = self._run_queue(list(map(self._group_job, groups)), (0, Diverged.exit_status))
+            if unfinished:
+                return unfinished
+            diverged = [run for run in missing if self._has_diverged(run)]
+            failures += [Diverged.exit_status for run in diverged if splits]
+            missing = [run for run in missing if run not in diverged]
+        return failures + self._run_queue([self._job(run, splits) for run in missing], accepted)
+
+    def _run_queue(self, jobs: Sequence[Job], accepted: Sequence[int]) -> list[int]:
+        """Runs jobs, and returns the exit statuses that are not accepted."""
         failures = []
         with (
             StopSignal("stopping: current runs save a checkpoint first") as should_stop,
@@ -324,6 +357,42 @@ class Launch:
                     print("stopping at the first failure: current runs save a checkpoint first", flush=True)
                     break
         return failures
+
+    def _groups(self, runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+        """Returns the groups of at least two runs that are not trained and that one program can train."""
+        alike: dict[str, list[PlannedRun]] = defaultdict(list)
+        for run in runs:
+            if not self._is_trained(run):
+                alike[group_key(run.config)].append(run)
+        size = self._flags.vectorize
+        groups = [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
+        return [group for group in groups if len(group) > 1]
+
+    def _is_trained(self, run: PlannedRun) -> bool:
+        return Run(self._root / run.id).result.get("status") == "done"
+
+    def _has_diverged(self, run: PlannedRun) -> bool:
+        return Run(self._root / run.id).result.get("reason") == "diverged"
+
+    def _group_job(self, group: Sequence[PlannedRun]) -> Job:
+        """Returns a job that trains runs together. Further jobs evaluate them."""
+        first, *others = [self._root / run.id for run in group]
+
+        def begin() -> None:
+            for run in group:
+                Run(self._root / run.id).begin(run.config)
+            for folder in others:
+                with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                    log.write(f"trained together with {first}, whose log.txt has the output\n")
+
+        return Job(
+            name=f"{group[0].id} and {len(others)} more",
+            folder=first,
+            commands=[command("vectorize", *(f"--workdirs={folder}" for folder in (first, *others)))],
+            begin=begin,
+            is_done=lambda: all(self._is_trained(run) or self._has_diverged(run) for run in group),
+            others=others,
+        )
 
     def _durations(self) -> dict[str, list[float]]:
         """Returns the seconds that the trained runs of each variant took."""

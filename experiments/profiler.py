@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer.config import UserError
-from transformer.training.loop import Observer
+from transformer.training.session import Observer
 
 log = logging.getLogger(__name__)
 

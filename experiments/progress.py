@@ -62,9 +62,9 @@ def clock(seconds: float) -> str:
 class TrainingLines:
     """Training observer that prints one line per record."""
 
-    def __init__(self, on_closed: Callable[[], None] = lambda: None):
-        """Sets a function that is called when the process that reads standard output has ended."""
-        self._on_closed = on_closed
+    def __init__(self, on_closed: Callable[[], None] = lambda: None, prefix: str = ""):
+        """Sets the start of each line, and what to call when the process that reads the lines has ended."""
+        self._on_closed, self._prefix = on_closed, prefix
 
     def step(self, step: int) -> None:
         """Prints nothing."""
@@ -72,7 +72,7 @@ class TrainingLines:
     def record(self, record: Record) -> None:
         """Prints the record."""
         try:
-            print(record_line(record), flush=True)
+            print(self._prefix + record_line(record), flush=True)
         except BrokenPipeError:
             cli.discard_output()
             self._on_closed()

@@ -11,6 +11,8 @@ PREEMPTED = 75  # exit status of a command that was stopped and that the same co
 # Slurm can send SIGUSR1 before a time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 REPEAT_SECONDS = 1.0  # a signal that is repeated after this time ends the process
+STOPPING = "stopping: saving a checkpoint first"
+STOP_SECONDS = 8.0  # from a signal to the end of the current step
 SHOW_CURSOR = "\033[?25h"
 
 

@@ -15,8 +15,6 @@ With several hosts, start the same command on each of them; see docs/accelerator
 import contextlib
 import logging
 import sys
-import time
-import traceback
 from typing import Any
 
 import jax
@@ -26,20 +24,19 @@ from experiments import cli, hosts
 from experiments.profiler import profiling, read_steps
 from experiments.progress import clock, preparing, training_observer
 from experiments.run_folder import Run, Trained
-from experiments.stop_signal import PREEMPTED, StopSignal
+from experiments.run_result import TrainingResult
+from experiments.stop_signal import PREEMPTED, STOP_SECONDS, STOPPING, StopSignal
 from transformer.config import ExperimentConfig, UserError, declarations, difference, from_dict, to_dict
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import atomic_write, full_disk
+from transformer.files import full_disk
 from transformer.tasks import open_task
 from transformer.tasks.task import Task
-from transformer.training.divergence import DIVERGED_FILE, Diverged
-from transformer.training.loop import INITIAL_WEIGHTS, Outcome, train
+from transformer.training.loop import train
 from transformer.training.processes import agreed, from_first, is_first
+from transformer.training.session import INITIAL_WEIGHTS, Outcome
 
 log = logging.getLogger(__name__)
 
-STOPPING = "stopping: saving a checkpoint first"
-STOP_SECONDS = 8.0  # from a signal to the end of the current step
 RESUME = ", then run the same command again to resume from the last checkpoint"
 VOCABULARY_FIELDS = ("data.tokenizer", "data.vocab_size", "data.byte_fallback")
 # Besides the fields that may change after training, these may differ from the run of --init_from. The size of
@@ -163,36 +160,18 @@ def _train(
     run: Run, config: ExperimentConfig, source: Trained | None, profiled: tuple[int, int] | None
 ) -> int:
     """Trains a run, records the result, and returns the exit status."""
-    before = run.result
-    started = time.time() - (before.get("seconds") or 0)
-    run.write_result(**before | {"status": "running"})
-    (run.folder / "error.txt").unlink(missing_ok=True)
+    result = TrainingResult(run)
     try:
         outcome = _loop(run, config, source, profiled)
-    except UserError as error:
-        reason = "diverged" if isinstance(error, Diverged) else "refused"
-        with contextlib.suppress(UserError):  # if the disk is full, this write fails, too
-            run.write_result(**before | _failure(started, reason, str(error)))
-        raise
     except BaseException as error:
-        atomic_write(run.folder / "error.txt", traceback.format_exc())
-        run.write_result(**before | _failure(started, "error", repr(error)))
+        result.failed(error)
         raise
-    (run.folder / DIVERGED_FILE).unlink(missing_ok=True)
-    seconds = time.time() - started
-    run.write_result(**_result(outcome), init_from=before.get("init_from"), seconds=seconds)
-    print(f"{run.folder}: {outcome.step} of {config.train.steps} steps in {clock(seconds)}")
-    if not outcome.finished:
-        print(f"saved; resume with python -m experiments.train --workdir={run.folder}")
+    result.ended(outcome, config.train.steps)
     return _status(outcome)
 
 
 def _status(outcome: Outcome) -> int:
     return 0 if outcome.finished else PREEMPTED
-
-
-def _failure(started: float, reason: str, message: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "message": message, "seconds": time.time() - started}
 
 
 def _loop(
@@ -222,17 +201,6 @@ def _open_task(run: Run, config: ExperimentConfig, progress: Any, tokenizer: Tok
     task = agreed(lambda: open_stored(run.identity) if is_first() else None)
     identity = from_first(lambda: dict(task.identity))
     return agreed(lambda: task or open_stored(identity))
-
-
-def _result(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "identity": dict(outcome.identity),
-        "status": "done" if outcome.finished else "preempted",
-        "step": outcome.step,
-        "tokens_seen": outcome.tokens_seen,
-        "validation": outcome.validation,
-        "params_sha256": outcome.params_sha256,
-    }
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class Job:
       begin: called before the first command.
       is_done: called before `begin`; returns true if another launcher has finished the job in the meantime.
       stop_signal: asks a command to save its state and to end.
+      others: further run folders that the commands write, which are locked, too.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Job:
     begin: Callable[[], object] = lambda: None
     is_done: Callable[[], bool] = lambda: False
     stop_signal: signal.Signals = signal.SIGTERM
+    others: Sequence[Path] = ()
 
     @property
     def log(self) -> Path:
@@ -117,10 +119,10 @@ class RunningJob:
       started: time at which the job started, in seconds of `time.time`.
     """
 
-    def __init__(self, job: Job, slot: Slot, lock: BinaryIO):
-        """Starts the first command. The processes of the job inherit the lock."""
+    def __init__(self, job: Job, slot: Slot, locks: Sequence[BinaryIO]):
+        """Starts the first command. The processes of the job inherit the locks."""
         self.job, self.slot, self.started = job, slot, time.time()
-        self._lock, self._remaining = lock, list(job.commands)
+        self._locks, self._remaining = locks, list(job.commands)
         with job.log.open("a", encoding="utf-8") as log:
             if log.tell():  # keeps the output of earlier launches
                 log.write(time.strftime("\n--- started again at %Y-%m-%d %H:%M:%S ---\n"))
@@ -136,7 +138,7 @@ class RunningJob:
                 stderr=log,
                 start_new_session=True,
                 env=os.environ | visible,
-                pass_fds=[self._lock.fileno()],
+                pass_fds=[lock.fileno() for lock in self._locks],
             )
         if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(ProcessLookupError):  # the process has ended
@@ -153,7 +155,7 @@ class RunningJob:
             self._start_next()
             return None
         if status is not None:
-            self._lock.close()
+            _close(self._locks)
         return status
 
     def stop(self) -> None:
@@ -163,7 +165,7 @@ class RunningJob:
     def wait(self) -> None:
         """Waits for the end of the process."""
         self._process.wait()
-        self._lock.close()
+        _close(self._locks)
 
 
 Observe = Callable[[Sequence[RunningJob], Sequence[Job]], object]
@@ -200,16 +202,15 @@ def run_jobs(
             for job in list(waiting):
                 if not free:
                     break
-                job.folder.mkdir(parents=True, exist_ok=True)
-                if (lock := try_lock(job.folder / LOCK_FILE)) is None:
+                if (locks := _try_locks(job)) is None:
                     continue
                 waiting.remove(job)
                 if job.is_done():
-                    lock.close()
+                    _close(locks)
                     yield Ended(job, 0, 0.0, elsewhere=True)
                 else:
                     job.begin()
-                    running.append(RunningJob(job, free.pop(0), lock))
+                    running.append(RunningJob(job, free.pop(0), locks))
             observe(running, waiting)
             time.sleep(POLL_SECONDS)
             if should_stop():
@@ -232,6 +233,23 @@ def run_jobs(
             at_work.stop()
         for at_work in running:
             at_work.wait()
+
+
+def _try_locks(job: Job) -> list[BinaryIO] | None:
+    """Locks the folders of a job; returns None if another job holds one of the locks."""
+    locks = []
+    for folder in (job.folder, *job.others):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lock := try_lock(folder / LOCK_FILE)) is None:
+            _close(locks)
+            return None
+        locks.append(lock)
+    return locks
+
+
+def _close(locks: Sequence[BinaryIO]) -> None:
+    for lock in locks:
+        lock.close()
 
 
 def is_at_work(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from transformer.config import UserError, to_dict
 from transformer.data.builders import present_name
 from transformer.json_files import seal
 from transformer.tasks import task_type
-from transformer.training.loop import INITIAL_WEIGHTS
+from transformer.training.session import INITIAL_WEIGHTS
 
 MIN_SENTENCES = 10  # ranges of source lengths with fewer sentences are not reported
 

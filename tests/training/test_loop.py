@@ -17,8 +17,9 @@ from tests.support.toy import WIDTH, Regression, toy_config
 from transformer.config import OptimizerConfig, UserError
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
-from transformer.training.loop import Patience, train
+from transformer.training.loop import train
 from transformer.training.metric_log import MetricsWriter, read_metrics
+from transformer.training.session import Patience
 from transformer.training.utilization import PEAK_FLOPS
 
 

@@ -40,6 +40,14 @@ class Task(Trainable):
         """
 
     @classmethod
+    def check_vectorized(cls, config: ExperimentConfig) -> None:
+        """Checks that several runs can be trained in one program; see `training.vectorized`.
+
+        Raises:
+          UserError: the shapes of batches depend on the seed.
+        """
+
+    @classmethod
     @abc.abstractmethod
     def open(
         cls,

@@ -110,6 +110,14 @@ class Translation(Task):
         return dataclasses.replace(config, data=resolve_options(config.data))
 
     @classmethod
+    def check_vectorized(cls, config):
+        if not build_model(config.model, vocab_size=1).supports_packing:
+            raise UserError(
+                f"runs with model.kind={config.model.kind} cannot be vectorized, because the shapes of their "
+                "batches depend on the seed; train them one by one"
+            )
+
+    @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         path = folder / VOCABULARY_FILE
         if stored is None:

@@ -45,7 +45,7 @@ class Meter:
           tokens_seen: the number of target tokens that these were trained on.
         """
         self._task, self._num_steps = task, num_steps
-        self._last_step = first_step  # of the last record
+        self.last_step = first_step  # of the last record
         self.tokens_seen = tokens_seen  # up to the last record
         self._steps: list[tuple[Totals, StepInfo, int]] = []
         self.restart()
@@ -79,16 +79,16 @@ class Meter:
         Raises:
           BadStep: the loss or the gradient of a step is not finite, and the update was applied.
         """
-        num_steps = step - self._last_step
+        num_steps = step - self.last_step
         fetched = jax.device_get(self._steps[:num_steps])
-        for number, (totals, info, _) in enumerate(fetched, start=self._last_step + 1):
+        for number, (totals, info, _) in enumerate(fetched, start=self.last_step + 1):
             loss = float(totals["loss"]) / max(float(totals["count"]), 1.0)
             if not (info.skipped or (math.isfinite(loss) and math.isfinite(info.gradient_norm))):
                 raise BadStep(number, loss, float(info.gradient_norm))
         totals = add_totals(totals for totals, _, _ in fetched)
         seconds, waited = time.perf_counter() - self._started, self._waited
         self.tokens_seen += int(totals["count"])
-        self._steps, self._last_step = self._steps[num_steps:], step
+        self._steps, self.last_step = self._steps[num_steps:], step
         self.restart()
         info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info, _ in fetched)
         peak = peak_flops()

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from transformer.config import ExperimentConfig, paper_peak
@@ -28,7 +29,7 @@ class Hyperparameters(NamedTuple):
 
 # Sums over a batch, which can be added over parts, devices, steps and batches. Two sums are required: "loss",
 # which is minimized, and "count" (of target tokens or examples), which divides the gradient of the loss.
-Totals = dict[str, Float[Array, ""]]
+Totals = dict[str, Float[Array, ""] | Float[np.ndarray, ""]]
 
 # (params, batch, key, hyperparameters) -> (summed loss, totals); if the key is None, no dropout.
 LossFn = Callable[[PyTree, PyTree, Key[Array, ""] | None, Hyperparameters], tuple[Float[Array, ""], Totals]]
