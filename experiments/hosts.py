@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -51,6 +51,7 @@ NATIVE_REPORT = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h|distri
 LOST = re.compile(
     "gloo|nccl|connection|socket closed|coordination|barrier|heartbeat|unavailable", re.IGNORECASE
 )
+JOINED = "joined "  # the first report of a child; its exit status follows
 RESUME = "run the same command again on all hosts to resume from the last checkpoint"
 
 
@@ -96,7 +97,9 @@ def from_flags(flags: FlagValues) -> Hosts | None:
         if given != (None, None):
             raise UserError("--process and --processes need --coordinator=HOST:PORT; add it")
         return Hosts() if coordinator == AUTO or _in_cluster() else None
-    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+    # The name of the host may be unknown until process 0 has started, so it is not looked up here.
+    match = re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", coordinator)
+    if match is None or not 1 <= int(match[2]) < 2**16:
         raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT or {AUTO}")
     if None in given:
         raise UserError(f"--coordinator={coordinator} needs --process=INDEX and --processes=NUMBER; add them")
@@ -134,6 +137,8 @@ def run(flags: FlagValues, main: Callable[[], int]) -> int:
             raise UserError(f"this is one of {jax.process_count()} hosts; add --coordinator={AUTO}")
         return main()
     if CHILD not in os.environ:
+        place = f" at {hosts.coordinator}" if hosts.coordinator else ""
+        print(f"waiting up to {CONNECT_SECONDS} s for the processes of this run{place}", file=sys.stderr)
         return _wait_for_child()
     return _run_child(hosts, main)
 
@@ -155,12 +160,14 @@ def _wait_for_child() -> int:
         status = child.wait()
     with open(reading, encoding="utf-8") as report:
         reported = report.read()
+    has_joined, reported = reported.startswith(JOINED), reported.removeprefix(JOINED)
     if reported:
         return int(reported)
     if status == -signal.SIGABRT and held:
-        return _lost()
+        return _lost() if has_joined else _not_joined()
     sys.stderr.buffer.write(b"".join(held))
     if -status in SIGNALS:  # a signal before the child could handle it
+        print("stopped before the first step; nothing to save", file=sys.stderr)
         return PREEMPTED
     if status < 0:
         print(f"error: ended by {signal.Signals(-status).name}; {RESUME}", file=sys.stderr)
@@ -171,6 +178,15 @@ def _wait_for_child() -> int:
 def _lost() -> int:
     print(f"error: lost another process of this run; {RESUME}", file=sys.stderr, flush=True)
     return PREEMPTED
+
+
+def _not_joined() -> int:
+    print(
+        f"error: not all processes of this run have joined within {CONNECT_SECONDS} s; check --coordinator, "
+        "--process and --processes, and start all processes",
+        file=sys.stderr,
+    )
+    return UserError.exit_status
 
 
 def _copy_lines(stream: BinaryIO) -> list[bytes]:
@@ -199,7 +215,7 @@ def _run_child(hosts: Hosts, main: Callable[[], int]) -> int:
     threading.Thread(target=end_with_parent, args=(int(os.environ.pop(CHILD)),), daemon=True).start()
     _hide_native_output()
     try:
-        status = cli.exit_status(lambda: _initialize(hosts) or main())
+        status = cli.exit_status(lambda: _initialize(hosts, report) or main())
     except BaseException:
         traceback.print_exc()
         _end(1)
@@ -222,14 +238,14 @@ def _hide_native_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _initialize(hosts: Hosts) -> None:
+def _initialize(hosts: Hosts, report: int) -> None:
     """Joins the other processes.
 
     Raises:
       UserError: they cannot be found or reached.
     """
     jax.config.update("jax_enable_preemption_service", False)  # would handle SIGTERM in place of StopSignal
-    started = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python calls no handler while C++ code waits
     try:
         jax.distributed.initialize(
             hosts.coordinator,
@@ -244,10 +260,13 @@ def _initialize(hosts: Hosts) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot join the processes of this run after {time.monotonic() - started:.0f} s: {reason}; "
-            "check --coordinator, and that all processes have started"
+            f"cannot join the processes of this run: {reason}; check --coordinator, and that all processes "
+            "have started"
         ) from None
+    os.write(report, JOINED.encode())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.set_up_jax()
+    _check_devices(hosts.processes)
     if not is_first():
         for name in ("transformer", "experiments"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -256,6 +275,20 @@ def _initialize(hosts: Hosts) -> None:
         f"{jax.device_count()} devices",
         file=sys.stderr,
     )
+
+
+def _check_devices(num_processes: int | None) -> None:
+    """Checks that the processes agree on their number, and have equally many devices.
+
+    Raises:
+      UserError: they do not.
+    """
+    if num_processes not in (None, jax.process_count()):
+        raise UserError(f"--processes is {num_processes}, but process 0 expects {jax.process_count()}")
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"process {index} has {count}" for index, count in sorted(counts.items()))
+        raise UserError(f"the processes have different numbers of devices ({listed}); give each as many")
 
 
 def _all_gpus() -> list[int] | None:

@@ -76,7 +76,8 @@ def _main(flags: FlagValues) -> int:
         if values is None:
             return 0
         config = from_dict(values)
-        agreed(lambda: _check_shared(run, config))
+        weights = from_first(lambda: source and source.params_sha256)
+        agreed(lambda: _check_equal(run, config, given, source, weights))
         if not is_first():
             return _status(_loop(run, config, source, profiled))
         return _train(run, config, source, profiled)
@@ -117,17 +118,32 @@ def _begin(
     return to_dict(config)
 
 
-def _check_shared(run: Run, config: ExperimentConfig) -> None:
-    """Checks that this process sees the run folder of the first one.
+def _check_equal(
+    run: Run,
+    config: ExperimentConfig,
+    given: ExperimentConfig | None,
+    source: Trained | None,
+    weights: str | None,
+) -> None:
+    """Checks that this process was started like the first one, and sees its run folder.
+
+    Args:
+      run: the run.
+      config: the config of the first process.
+      given: the config of this process, if its command line has one.
+      source: the run of --init_from of this process.
+      weights: the digest of the weights of --init_from of the first process.
 
     Raises:
-      UserError: it does not.
+      UserError: the processes differ.
     """
+    name = f"process {jax.process_index()}"
     if not (run.folder / "config.json").is_file() or run.config != config:
-        raise UserError(
-            f"process {jax.process_index()} has another {run.folder} than process 0; name a folder that "
-            "all hosts share"
-        )
+        raise UserError(f"{name} has another {run.folder} than process 0; name a folder that all hosts share")
+    if given is not None and (differing := difference(config, given)):
+        raise UserError(f"{name} has another config than process 0: {differing}; start the same command")
+    if (source and source.params_sha256) != weights:
+        raise UserError(f"{name} has another --init_from than process 0; start the same command")
 
 
 def _defines_weights(key: str) -> bool:

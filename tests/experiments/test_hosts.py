@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,10 @@ LOST = (
             ["--coordinator=auto", "--processes=2"],
             "--process and --processes need --coordinator=HOST:PORT; add it",
         ),
-        (["--coordinator=a"], "--coordinator is 'a'; it must be HOST:PORT or auto"),
+        *(
+            ([f"--coordinator={address}"], f"--coordinator is '{address}'; it must be HOST:PORT or auto")
+            for address in ("a", ":1", "a b:1", "::1:77", "a:0", "a:99999", "1.2.3.4:80:90")
+        ),
         (
             ["--coordinator=a:1", "--process=0"],
             "--coordinator=a:1 needs --process=INDEX and --processes=NUMBER; add them",
@@ -104,28 +108,32 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def start_all(*arguments: str, folders: list[Path]) -> Iterator[list[subprocess.Popen]]:
-    """Starts the processes of one run, each with its folder and `DEVICES` devices."""
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
-    env = environment()
-    env["XLA_FLAGS"] += f" {flags}"
-    env["JAX_PLATFORMS"] = "cpu"
-    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
+def start_all(
+    *arguments: str, folders: list[Path], of_second: Mapping[str, Any] | None = None
+) -> Iterator[list[subprocess.Popen]]:
+    """Starts the processes of one run, each with its folder and `DEVICES` devices.
+
+    Args:
+      arguments: the flags of all processes.
+      folders: the run folder of each process.
+      of_second: further "flags" of process 1, and its number of "devices".
+    """
+    coordinator, of_second = f"--coordinator=127.0.0.1:{free_port()}", dict(of_second or {})
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                start(
-                    "train",
-                    *arguments,
-                    coordinator,
-                    f"--process={number}",
-                    f"--processes={NUM_PROCESSES}",
-                    f"--workdir={folder}",
-                    env=env,
-                )
+        processes = []
+        for number, folder in enumerate(folders):
+            own = of_second if number == 1 else {}
+            env = environment() | {"JAX_PLATFORMS": "cpu"}
+            env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={own.get('devices', DEVICES)}"
+            flags = (
+                coordinator,
+                f"--process={number}",
+                f"--processes={NUM_PROCESSES}",
+                f"--workdir={folder}",
             )
-            for number, folder in enumerate(folders)
-        ]
+            process = start("train", *arguments, *flags, *own.get("flags", ()), env=env)
+            processes.append(stack.enter_context(process))
+        yield processes
 
 
 def train_together(folder: Path, *arguments: str, status: int = 0) -> list[str]:
@@ -245,6 +253,21 @@ def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_all_processes_resume_from_a_checkpoint_that_all_can_read(tmp_path):
+    """Each process reads its part of the weights from a file that is cut off."""
+    run, flags = tmp_path / "run", ("--config.train.parallelism=mesh", "--config.train.fsdp=8")
+    train_together(run, *THIRTY_STEPS, *flags)
+    digest = Run(run).result["params_sha256"]
+    files = (run / "checkpoints" / "30" / "params" / "d").iterdir()
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    errors = train_together(run)
+    for error in errors:
+        assert re.search("warning: checkpoint .*/30 is .*; resuming from step 20", error), error
+    assert Run(run).result["params_sha256"] == digest
+
+
+@pytest.mark.slow
 def test_a_refusal_of_one_process_is_that_of_all(tmp_path):
     shared = tmp_path / "run"
     errors = train_together(shared, *CONFIG, "--config.train.parallelism=single", status=2)
@@ -259,3 +282,49 @@ def test_a_refusal_of_one_process_is_that_of_all(tmp_path):
         assert error.splitlines()[-1] == (
             f"error: process 1 has another {tmp_path}/there than process 0; name a folder that all hosts share"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"flags": ["--config.train.seed=5"]},
+            "process 1 has another config than process 0: train.seed is 0 there, 5 here; start the same command",
+        ),
+        (
+            {"devices": 1},
+            "the processes have different numbers of devices (process 0 has 4, process 1 has 1); give each as "
+            "many",
+        ),
+    ],
+    ids=["config", "devices"],
+)
+def test_processes_that_differ_are_refused(tmp_path, changes, message):
+    run = tmp_path / "run"
+    with start_all(*CONFIG, folders=[run, run], of_second=changes) as processes:
+        errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+        assert [process.returncode for process in processes] == [2, 2], errors
+    for error in errors:
+        assert error.splitlines()[-1] == f"error: {message}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [(signal.SIGINT, "stopped before the first step; nothing to save"), (None, None)],
+    ids=["Ctrl-C", "time is over"],
+)
+def test_a_process_that_waits_for_the_others_can_be_stopped_and_gives_up(tmp_path, number, line):
+    seconds = hosts.CONNECT_SECONDS
+    with start_all(*CONFIG, folders=[tmp_path / "run"]) as (process,):
+        assert b"waiting up to 300 s for the processes of this run at 127.0.0.1:" in process.stderr.readline()
+        if number is not None:
+            time.sleep(8)  # until the packages are loaded
+            process.send_signal(number)
+        error = process.communicate(timeout=10 if number else 1.3 * seconds)[1].decode()
+    assert process.returncode == (75 if number else 2)
+    assert error.splitlines()[-1] == line or (
+        f"error: not all processes of this run have joined within {seconds} s; check --coordinator, "
+        "--process and --processes, and start all processes"
+    )

@@ -120,8 +120,8 @@ def test_search_settings_dtype_and_overflow_may_change_after_training(config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.d_ff", 7, "model.d_ff cannot change after training; only decode.*, model.overflow and model.dtype can"),
-        ("data.name", "x", "data.name cannot change after training; only decode.*, model.overflow and model.dtype can"),
+        ("model.d_ff", 7, "model.d_ff cannot change after training; only decode.*, model.overflow, model.fused_attention and model.dtype can"),
+        ("data.name", "x", "data.name cannot change after training; only decode.*, model.overflow, model.fused_attention and model.dtype can"),
         ("decode", 7, "decode is a group of fields; name one of its fields, such as decode.beam_size"),
         ("decode.bean_size", 7, "unknown config key decode.bean_size; did you mean decode.beam_size?"),
         ("decode.beam_size", 0, "decode.beam_size is 0; it must be at least 1"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from tests.support.toy import toy_config
 from transformer.config import OptimizerConfig, UserError
-from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average
+from transformer.training import checkpoints as checkpoints_module
+from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, check_space
 from transformer.training.optimizers import OPTIMIZERS
 from transformer.training.parallelism import Mesh, Single, put
 from transformer.training.train_step import TrainState, init_state
@@ -173,6 +175,24 @@ def test_a_run_without_an_intact_checkpoint_is_refused_and_keeps_its_files(tmp_p
     ):
         Checkpoints(tmp_path, keep_last=10).restore(state_at(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_not_restored(tmp_path, monkeypatch):
+    """Otherwise the processes would train from different steps."""
+    save(tmp_path, [1.0, 0.9])
+    results = iter([True, True, False, True])  # the metadata of two steps, then the state of each
+    monkeypatch.setattr(checkpoints_module, "all_true", lambda value: next(results) and value)
+    state, _ = Checkpoints(tmp_path, keep_last=10).restore(state_at(0))
+    assert state.step == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20.damaged"]
+
+
+def test_a_checkpoint_without_space_is_refused(tmp_path, monkeypatch):
+    items = {"a": np.zeros(300_000, np.float32)}
+    check_space(tmp_path, items)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_100_000))
+    with pytest.raises(UserError, match=r"1.1 MB are free, but a checkpoint needs 1.2 MB; free some space"):
+        check_space(tmp_path, items)
 
 
 SPLITS = {

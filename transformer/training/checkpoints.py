@@ -23,7 +23,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from transformer.config import UserError
 from transformer.json_files import check_types, seal, sealed
 from transformer.training.digests import digest, is_split
-from transformer.training.processes import agreed, from_first, is_first
+from transformer.training.processes import agreed, all_true, from_first, is_first
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Checkpoints:
             raise UserError(
                 f"{folder} is a file, but checkpoints need a folder of this name; delete the file"
             )
-        is_training = keep_last is not None
+        is_training = self._is_training = keep_last is not None
         process = jax.process_index()
         only_here = MultiprocessingOptions(primary_host=process, active_processes={process})
         self._criteria: dict[int, float | None] = {}
@@ -144,11 +144,16 @@ class Checkpoints:
           state: the state. It is copied before the method returns, so the next update may reuse the memory.
           metadata: JSON data that is restored with the state.
           criterion: ranks the checkpoints; lower is better. None if the criterion was not measured.
+
+        Raises:
+          UserError: there is no space for the checkpoint of several processes.
         """
         step = int(state.step)
         self._criteria[step] = criterion
         items = jax.tree.map(_copy, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
+        if jax.process_count() > 1:
+            agreed(lambda: check_space(self._folder, items) if is_first() else None)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -279,22 +284,33 @@ class Checkpoints:
         return None, []
 
     def _read(self, step, templates):
+        """Reads items of a checkpoint. If processes train together, all must call this; all fail if one does.
+
+        `CheckpointManager.restore` would wait for a process whose read has failed.
+        """
         templates = jax.tree.map(_template, templates)
-        arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
         place = self._folder / str(step)
+        items, error = {}, None
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(**arguments, metadata=ocp.args.JsonRestore())
-            )
-            items, metadata = {name: restored[name] for name in templates}, restored.metadata
+            for name, template in templates.items():
+                args = ocp.args.StandardRestore(template)
+                items[name] = ocp.StandardCheckpointHandler().restore(place / name, args=args)
+            metadata = ocp.JsonCheckpointHandler().restore(place / "metadata")
             if metadata["sha256"] != seal(metadata):
                 raise UserError("its metadata was damaged or edited")
             check_types(place, metadata, METADATA_TYPES)
             if metadata["step"] != step:
                 raise UserError(f"its metadata is that of step {metadata['step']}")
             misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
+        except Exception as raised:  # Orbax raises anything, down to a bare Exception, on a damaged file
+            error = raised
+        if self._is_training and not all_true(error is None):
+            error = error or UserError("another process cannot read it")
+        if error is not None:
+            raise _unreadable(place, error) from error
+        try:
             damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
-        except Exception as error:  # Orbax raises anything, down to a bare Exception, on a damaged file
+        except KeyError as error:
             raise _unreadable(place, error) from error
         if misshapen:
             names = ", ".join(misshapen)
@@ -306,6 +322,20 @@ class Checkpoints:
             names = ", ".join(damaged)
             raise DamagedCheckpoint(f"checkpoint {place} is damaged: {names}", step)
         return items, metadata
+
+
+def check_space(folder: Path, items: PyTree) -> None:
+    """Checks that there is space for arrays. A write that fails in one process blocks the others for minutes.
+
+    Raises:
+      UserError: there is not.
+    """
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 1e6:,.1f} MB are free, but a checkpoint needs {needed / 1e6:,.1f} MB; "
+            "free some space, then run the same command again"
+        )
 
 
 def read_identity(folder: Path) -> dict[str, str] | None:
