@@ -3,16 +3,20 @@
     python -m experiments.benchmark train --json --peer=torch
     python -m experiments.benchmark decode --json --peer=ctranslate2,transformers
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
+    python -m experiments.benchmark accelerator --peer=torch,transformers
 
 `train` measures training on sentences of mixed lengths. Utilisation is the FLOPs per second of the model's
 matrix products, without padding, divided by the FLOPs per second that the machine reaches on large matrices.
 `decode` measures beam search for 128 sentences, including the encoder; each output has 24 tokens. `lengths`
 measures training of the variants of a study at several sentence lengths, with equally many tokens per batch.
+`accelerator` measures a GPU or TPU in one call: products, training of base and big with bfloat16 activations,
+several runs in one program, the variants of a study by length, and translation; `--small` tries it on a CPU.
 
 Every measurement is repeated in several rounds. A peer is another toolkit that does the same work in every
 round. For `decode`, a peer uses the same weights, and the benchmark compares the peer's outputs with ours.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -25,10 +29,10 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.progress import console
-from transformer.config import UserError, choose
+from transformer.config import ExperimentConfig, UserError, choose, flatten
 from transformer.files import atomic_write
 
-SUBCOMMANDS = ("train", "decode", "lengths")
+SUBCOMMANDS = ("train", "decode", "lengths", "accelerator")
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -43,7 +47,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "sweep",
         "configs/sweeps/recurrence.py",
-        "For lengths: sweep file whose variants are measured.",
+        "For lengths and accelerator: sweep file whose variants are measured by length.",
         flag_values=flags,
     )
     absl_flags.DEFINE_list(
@@ -64,6 +68,7 @@ def define_flags(flags: FlagValues) -> None:
         "For train and decode: model sizes to measure, separated by commas.",
         flag_values=flags,
     )
+    absl_flags.DEFINE_bool("small", False, "For accelerator: small sizes, for a trial.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "repeats", 5, "Number of rounds; results are medians over rounds.", lower_bound=1, flag_values=flags
     )
@@ -73,7 +78,8 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues, subcommand: str) -> None:
-    {"train": _train, "decode": _decode, "lengths": _lengths}[subcommand](flags)
+    functions = {"train": _train, "decode": _decode, "lengths": _lengths, "accelerator": _accelerator}
+    functions[subcommand](flags)
 
 
 def _train(flags: FlagValues) -> None:
@@ -151,6 +157,44 @@ def _lengths(flags: FlagValues) -> None:
     for name, by_length in results.items():
         table.add_row(name, *(_rate(by_length[length]) for length in lengths))
     console().print(table)
+
+
+def _accelerator(flags: FlagValues) -> None:
+    from experiments.speed import accelerator
+    from experiments.speed.workload import SHAPES
+    from experiments.study.sweep import expand
+    from experiments.study.sweep_file import load_sweep
+
+    cli.set_up_jax()
+    for peer in flags.peer:
+        choose({"torch": None, "transformers": None}, peer, "--peer")
+    shapes = {name: shape.config for name, shape in SHAPES.items()}
+    names = ("tiny",) if flags.small else ("base", "big")
+    workload = accelerator.Workload(
+        trained={name: with_bfloat16(shapes[name]) for name in names},
+        replicated=shapes["tiny"],
+        compared={run.variant: run.config for run in expand(load_sweep(flags.sweep), {}, seeds=1)},
+        decoded=shapes["tiny" if flags.small else "base"],
+    )
+    scale = accelerator.SMALL if flags.small else accelerator.FULL
+    results = {}
+    for name, result in accelerator.measure(workload, scale, flags.peer):
+        results[name] = result
+        print(json.dumps({name: result}), file=sys.stderr, flush=True)
+    if flags.json:
+        print(json.dumps(results, indent=2))
+        return
+    table = Table("", "", "")
+    for name, result in results.items():
+        for label, value in flatten(result).items():
+            table.add_row(name, label, f"{value:,.4g}" if isinstance(value, int | float) else str(value))
+            name = ""
+    console().print(table)
+
+
+def with_bfloat16(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns a config whose activations are bfloat16."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
 
 
 def _length(text: str, batch_tokens: int) -> int:

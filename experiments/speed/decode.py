@@ -68,10 +68,10 @@ class FixedLengthTranslator(Translator):
         return np.where((source != PAD).any(axis=1), NUM_TOKENS, 0).astype(np.int32), NUM_TOKENS
 
 
-def random_sources() -> list[list[int]]:
+def random_sources(count: int) -> list[list[int]]:
     """Returns random sentences. Each sentence ends with EOS."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(log_normal_lengths(rng, MEAN_LENGTH, NUM_SENTENCES), MIN_LENGTH, MAX_LENGTH).astype(int)
+    lengths = np.clip(log_normal_lengths(rng, MEAN_LENGTH, count), MIN_LENGTH, MAX_LENGTH).astype(int)
     return [random_sentence(rng, length, VOCAB_SIZE).tolist() for length in lengths]
 
 
@@ -156,7 +156,13 @@ def agreement(
     }
 
 
-def benchmark(config: ModelConfig, peers: Sequence[str], repeats: int, turn_seconds: float) -> dict[str, Any]:
+def benchmark(
+    config: ModelConfig,
+    peers: Sequence[str],
+    repeats: int,
+    turn_seconds: float,
+    num_sentences: int | None = None,
+) -> dict[str, Any]:
     """Times translation with a model. In each round, our code takes the first turn, then each peer takes one.
 
     Args:
@@ -164,13 +170,15 @@ def benchmark(config: ModelConfig, peers: Sequence[str], repeats: int, turn_seco
       peers: keys of `PEERS`.
       repeats: number of rounds.
       turn_seconds: approximate duration of a turn. A turn translates all sentences at least once.
+      num_sentences: number of sentences; if None, `NUM_SENTENCES`.
     """
-    sources, trained = random_sources(), untrained(config)
+    num_sentences = num_sentences or NUM_SENTENCES
+    sources, trained = random_sources(num_sentences), untrained(config)
     translate = OurTranslation(trained, sources)
     first_seconds = time_calls(translate)
     outputs = translate()
     assert all(len(output) == NUM_TOKENS for output in outputs)
-    tokens = NUM_SENTENCES * NUM_TOKENS
+    tokens = num_sentences * NUM_TOKENS
     with contextlib.ExitStack() as stack:
         started = {name: stack.enter_context(DecodingPeer(name, trained, sources)) for name in peers}
         turns = {"ours": functools.partial(time_calls, translate)}

@@ -12,10 +12,17 @@ from experiments.speed.workload import random_sentence
 from transformer.batch import Batch, TokenBatch
 from transformer.config import ExperimentConfig, UserError
 from transformer.model import build_model
+from transformer.tasks.translation import make_loss_fn
+from transformer.training.trainable import Hyperparameters
+from transformer.training.utilization import StepFlops
 
 
 class FixedLengthTraining:
-    """Trains repeatedly on one batch without padding, in which every sentence has `length` tokens."""
+    """Trains repeatedly on one batch without padding, in which every sentence has `length` tokens.
+
+    Attributes:
+      flops_per_step: FLOPs of the matrix products of an update.
+    """
 
     def __init__(self, config: ExperimentConfig, length: int, batch_tokens: int):
         limit = build_model(config.model, config.data.vocab_size).max_lengths.source
@@ -26,6 +33,8 @@ class FixedLengthTraining:
         self._trainer = Trainer(config)
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         self._batch = self._trainer.shard(batch)
+        loss_fn, hyperparameters = make_loss_fn(self._trainer.model), Hyperparameters.from_config(config)
+        self.flops_per_step = StepFlops(loss_fn, self._trainer.state.params, hyperparameters)(batch)
 
     def turn(self, steps: int) -> float:
         """Returns the seconds that `steps` training steps take."""

@@ -1,6 +1,7 @@
 """Trains torch.nn.Transformer in a separate process, on the same sentences as our training.
 
-The result of a turn has the seconds and the number of target tokens.
+On a GPU, the model is compiled and computes in bfloat16. The result of a turn has the seconds and the number
+of target tokens.
 """
 
 import functools
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +19,9 @@ from experiments.cli import keep_freed_memory
 from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve
 from experiments.speed.workload import SHAPES, VOCAB_SIZE, Shape, length_sorted_batches
-from transformer.config import BOS, PAD
+from transformer.config import BOS, EOS, PAD
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Model(nn.Module):
@@ -69,30 +73,41 @@ class Model(nn.Module):
 def train(model: Model, optimizer: torch.optim.Optimizer, batches: Iterator, steps: int) -> dict[str, float]:
     """Trains for `steps` steps. Returns the seconds and the number of target tokens."""
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=PAD)
-    tokens, started = 0, time.perf_counter()
+    counts, started = [], time.perf_counter()
     for source, target in itertools.islice(batches, steps):
-        loss = loss_fn(model(source, target).flatten(0, 1), target.flatten())
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            loss = loss_fn(model(source, target).flatten(0, 1), target.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        tokens += int((target != PAD).sum())
+        counts.append((target != PAD).sum())
+    tokens = sum(map(int, counts))  # waits for the device
     return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
 
-def prepare(shape: str) -> Prepared:
-    """Makes the model and the batches."""
+def prepare(shape: str, length: int | None = None, batch_tokens: int | None = None) -> Prepared:
+    """Makes the model and the batches.
+
+    Args:
+      shape: a key of `SHAPES`.
+      length: the length of all sentences; if None, the sentences of the shape.
+      batch_tokens: target tokens per batch of sentences of one length.
+    """
     keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.manual_seed(0)
     torch.set_num_threads(len(cores()))
-    model = Model(SHAPES[shape])
+    model = Model(SHAPES[shape]).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
+    if length is None:
+        pairs = length_sorted_batches(SHAPES[shape], 20_000)
+    else:
+        rng = np.random.default_rng(0)
+        pairs = [rng.integers(EOS + 1, VOCAB_SIZE, (2, batch_tokens // length, length))]
     batches: Any = itertools.cycle(
-        [
-            tuple(torch.from_numpy(side).long() for side in batch)
-            for batch in length_sorted_batches(SHAPES[shape], 20_000)
-        ]
+        [tuple(torch.from_numpy(side).long().to(DEVICE) for side in batch) for batch in pairs]
     )
-    return Prepared(functools.partial(train, model, optimizer, batches), {})
+    run = torch.compile(model) if DEVICE == "cuda" else model
+    return Prepared(functools.partial(train, run, optimizer, batches), {})
 
 
 if __name__ == "__main__":

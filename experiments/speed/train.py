@@ -36,9 +36,9 @@ class Interval(NamedTuple):
     tokens: float
 
 
-def matmul_rate(size: int = 2_048, repeats: int = 8) -> float:
-    """Returns the FLOPs per second of the fastest of several products of float32 matrices [size, size]."""
-    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
+def matmul_rate(size: int = 2_048, repeats: int = 8, *, dtype: Any = jnp.float32) -> float:
+    """Returns the FLOPs per second of the fastest of several products of matrices [size, size]."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
     seconds = []

@@ -16,6 +16,7 @@ from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import PAD
 from transformer.data.batching import length_batches, pad_rows
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Batch sizes to try, in tokens with padding: that of our decoder, and one that is enough for all sentences.
 BATCH_TOKENS = (1_024, 8_192)
 
@@ -37,7 +38,8 @@ class BatchTranslator:
         """Returns the tokens of all outputs."""
         outputs: list[list[int]] = [[]] * len(self._sources)
         for members in self._batches:
-            source = torch.from_numpy(pad_rows([self._sources[member] for member in members])).long()
+            rows = pad_rows([self._sources[member] for member in members])
+            source = torch.from_numpy(rows).long().to(DEVICE)
             with torch.inference_mode():
                 generated = self._peer.generate(source, attention_mask=source != PAD, **self._options)
             for member, tokens in zip(members, generated.tolist(), strict=True):
@@ -51,7 +53,7 @@ def prepare(
     """Times translation with each of `BATCH_TOKENS`, and prepares the fastest."""
     keep_freed_memory()  # as in our process, so that only the frameworks differ
     torch.set_num_threads(len(cores()))
-    peer = MarianMTModel.from_pretrained(folder).eval()
+    peer = MarianMTModel.from_pretrained(folder).eval().to(DEVICE)
     for module in peer.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-6  # the exported files have no field for eps

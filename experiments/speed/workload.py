@@ -46,10 +46,11 @@ class Shape:
         )
 
 
-# The Transformer-Tiny of Wu et al. 2021 on image captions, and the paper's base model on news.
+# The Transformer-Tiny of Wu et al. 2021 on image captions, and the paper's base and big models on news.
 SHAPES: dict[str, Shape] = {
     "tiny": Shape(ModelConfig(num_layers=4, d_model=128, d_ff=256, num_heads=4), 15, 64),
     "base": Shape(ModelConfig(), 28, 128),
+    "big": Shape(ModelConfig(d_model=1_024, d_ff=4_096, num_heads=16, dropout_rate=0.3), 28, 128),
 }
 
 Sentences = list[Int[np.ndarray, "_"]]

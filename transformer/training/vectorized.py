@@ -22,7 +22,7 @@ from transformer.training.metric_log import add_totals
 from transformer.training.parallelism import Single, pad_batch
 from transformer.training.session import Outcome, Session
 from transformer.training.train_step import StepInfo, TrainState, make_eval_step, make_train_step
-from transformer.training.trainable import Hyperparameters, Totals
+from transformer.training.trainable import Hyperparameters, LossFn, Totals
 from transformer.training.utilization import StepFlops, peak_flops
 
 # Fields in which the runs of one program may differ.
@@ -61,7 +61,7 @@ def train_vectorized(
     keys = place(jnp.stack([step_key(session.config) for session in sessions]))
     hyperparameters = place(_stack([Hyperparameters.from_config(session.config) for session in sessions]))
     step_flops = StepFlops(task.loss, states[0].params, hyperparameters) if peak_flops() else None
-    train_step = _masked(make_train_step(task.loss, config, _Traced()))
+    train_step = make_vectorized_step(task.loss, config)
     eval_step = jax.jit(jax.vmap(make_eval_step(task.loss, _Traced()), in_axes=(0, None, None, 0)))
     del states
     with contextlib.ExitStack() as stack:
@@ -102,6 +102,21 @@ def train_vectorized(
                 break
     host_state = jax.device_get(state)
     return [replica.outcome(_slice(host_state, number)) for number, replica in enumerate(replicas)]
+
+
+def make_vectorized_step(loss_fn: LossFn, config: ExperimentConfig) -> Callable:
+    """Compiles an update of several runs; see `make_train_step`.
+
+    Each argument, and the flags `is_active` after them, has a first axis with one entry per run. A run that
+    is not active keeps its state.
+    """
+    train_step = make_train_step(loss_fn, config, _Traced())
+
+    def step(state, batch, key, hyperparameters, is_active):
+        new_state, totals, info = train_step(state, batch, key, hyperparameters)
+        return jax.tree.map(lambda new, old: jnp.where(is_active, new, old), new_state, state), totals, info
+
+    return jax.jit(jax.vmap(step), donate_argnums=0)
 
 
 class _Traced(Single):
@@ -171,16 +186,6 @@ class _Replica:
             function()
         except Diverged as error:
             self._result = error
-
-
-def _masked(train_step: Callable) -> Callable:
-    """Compiles a step of all runs; those that are not active keep their state."""
-
-    def step(state, batch, key, hyperparameters, is_active):
-        new_state, totals, info = train_step(state, batch, key, hyperparameters)
-        return jax.tree.map(lambda new, old: jnp.where(is_active, new, old), new_state, state), totals, info
-
-    return jax.jit(jax.vmap(step), donate_argnums=0)
 
 
 def _placement(num_runs: int) -> Callable[[PyTree], PyTree]:

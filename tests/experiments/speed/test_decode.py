@@ -22,7 +22,7 @@ def few_sentences(monkeypatch):
 
 
 def test_random_sources_have_the_described_lengths():
-    sources = random_sources()
+    sources = random_sources(decode.NUM_SENTENCES)
     lengths = np.array([len(source) for source in sources])
     assert len(sources) == 128
     assert lengths.mean() == pytest.approx(15, rel=0.1)
@@ -70,7 +70,7 @@ def test_the_reported_figures_are_consistent(few_sentences, monkeypatch):
 
 def test_agreement_distinguishes_ties_from_differences(few_sentences):
     """All outputs have the requested length."""
-    trained, sources = untrained(SMALL), random_sources()
+    trained, sources = untrained(SMALL), random_sources(decode.NUM_SENTENCES)
     table = trained.params["embedding"]["table"]
     trained.params["embedding"]["table"] = table.at[4].set(table[5])  # tokens 4 and 5 are equally probable
     outputs = OurTranslation(trained, sources)()

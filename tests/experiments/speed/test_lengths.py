@@ -45,9 +45,9 @@ def test_a_length_beyond_the_positions_of_a_model_is_refused():
         (["lengths", "--lengths=5000"], "--lengths has '5000'; a length must be a whole number from 2 to"),
         ([], "missing subcommand; choose one of: train, decode, lengths"),
         (["train", "decode"], "unexpected argument 'decode'; see --help"),
-        (["train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
+        (["train", "--shape=huge"], "--shape is 'huge'; it must be one of: base, big, tiny"),
         (["train", "--peer=fairseq"], "--peer is 'fairseq'; it must be one of: torch"),
-        (["decode", "--shape=huge"], "--shape is 'huge'; it must be one of: base, tiny"),
+        (["decode", "--shape=huge"], "--shape is 'huge'; it must be one of: base, big, tiny"),
         (["decode", "--peer=fairseq"], "--peer is 'fairseq'; it must be one of: ctranslate2, transformers"),
     ],
 )
