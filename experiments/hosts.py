@@ -44,8 +44,8 @@ CLUSTERS = {
 }
 # Variables with the hosts of a TPU slice, separated by commas.
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-CHILD = "TRANSFORMER_CHILD_OF"  # environment variable with the process that waits for this one
-REPORT = "TRANSFORMER_REPORT"  # environment variable with the descriptor for the exit status
+PARENT_PID = "TRANSFORMER_PARENT_PID"  # environment variable with the process that waits for this one
+STATUS_FD = "TRANSFORMER_STATUS_FD"  # environment variable with the descriptor for the exit status
 # Lines with which JAX's C++ code reports a lost process, and errors that it raises.
 NATIVE_REPORT = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h|distributed)|terminate .*gloo::")
 LOST = re.compile(
@@ -95,7 +95,9 @@ def from_flags(flags: FlagValues) -> Hosts | None:
     given = (flags.process, flags.processes)
     if coordinator in (None, AUTO):
         if given != (None, None):
-            raise UserError("--process and --processes need --coordinator=HOST:PORT; add it")
+            raise UserError(
+                "--process and --processes need the address of process 0; add --coordinator=HOST:PORT"
+            )
         return Hosts() if coordinator == AUTO or _in_cluster() else None
     # The name of the host may be unknown until process 0 has started, so it is not looked up here.
     match = re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", coordinator)
@@ -136,7 +138,7 @@ def run(flags: FlagValues, main: Callable[[], int]) -> int:
         if jax.process_count() > 1:
             raise UserError(f"this is one of {jax.process_count()} hosts; add --coordinator={AUTO}")
         return main()
-    if CHILD not in os.environ:
+    if PARENT_PID not in os.environ:
         place = f" at {hosts.coordinator}" if hosts.coordinator else ""
         print(f"waiting up to {CONNECT_SECONDS} s for the processes of this run{place}", file=sys.stderr)
         return _wait_for_child()
@@ -149,7 +151,7 @@ def _wait_for_child() -> int:
     with subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         stderr=subprocess.PIPE,
-        env=os.environ | {CHILD: str(os.getpid()), REPORT: str(writing)},
+        env=os.environ | {PARENT_PID: str(os.getpid()), STATUS_FD: str(writing)},
         pass_fds=[writing],
     ) as child:
         os.close(writing)
@@ -162,9 +164,11 @@ def _wait_for_child() -> int:
         reported = report.read()
     has_joined, reported = reported.startswith(JOINED), reported.removeprefix(JOINED)
     if reported:
+        if int(reported) not in (0, PREEMPTED):  # a held line may be that of the error
+            sys.stderr.buffer.write(b"".join(held))
         return int(reported)
     if status == -signal.SIGABRT and held:
-        return _lost() if has_joined else _not_joined()
+        return _report_loss() if has_joined else _report_timeout()
     sys.stderr.buffer.write(b"".join(held))
     if -status in SIGNALS:  # a signal before the child could handle it
         print("stopped before the first step; nothing to save", file=sys.stderr)
@@ -175,12 +179,12 @@ def _wait_for_child() -> int:
     return status
 
 
-def _lost() -> int:
+def _report_loss() -> int:
     print(f"error: lost another process of this run; {RESUME}", file=sys.stderr, flush=True)
     return PREEMPTED
 
 
-def _not_joined() -> int:
+def _report_timeout() -> int:
     print(
         f"error: not all processes of this run have joined within {CONNECT_SECONDS} s; check --coordinator, "
         "--process and --processes, and start all processes",
@@ -211,17 +215,24 @@ def _run_child(hosts: Hosts, main: Callable[[], int]) -> int:
 
     A process that has lost another one, or that has a bug, ends at once. Otherwise it waits for the others.
     """
-    report = int(os.environ.pop(REPORT))
-    threading.Thread(target=end_with_parent, args=(int(os.environ.pop(CHILD)),), daemon=True).start()
+    report = int(os.environ.pop(STATUS_FD))
+    threading.Thread(target=end_with_parent, args=(int(os.environ.pop(PARENT_PID)),), daemon=True).start()
     _hide_native_output()
     try:
-        status = cli.exit_status(lambda: _initialize(hosts, report) or main())
-    except BaseException:
+        status = cli.exit_status(lambda: _join_and_call(hosts, report, main))
+    except BaseException as error:
+        if _is_from_loss(error):
+            _end(_report_loss())
         traceback.print_exc()
         _end(1)
     os.write(report, str(status).encode())
     jax.distributed.shutdown()
     return status
+
+
+def _join_and_call(hosts: Hosts, report: int, main: Callable[[], int]) -> int:
+    _initialize(hosts, report)
+    return main()
 
 
 def _end(status: int) -> None:
@@ -288,7 +299,9 @@ def _check_devices(num_processes: int | None) -> None:
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"process {index} has {count}" for index, count in sorted(counts.items()))
-        raise UserError(f"the processes have different numbers of devices ({listed}); give each as many")
+        raise UserError(
+            f"the processes have different numbers of devices ({listed}); give each the same number"
+        )
 
 
 def _all_gpus() -> list[int] | None:
@@ -305,7 +318,7 @@ def ending_if_lost() -> Iterator[None]:
         yield
     except Exception as error:
         if jax.process_count() > 1 and _is_from_loss(error):
-            _end(_lost())
+            _end(_report_loss())
         raise
 
 

@@ -29,12 +29,13 @@ from experiments.config_files import read_changes
 from experiments.costs import describe
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED, StopSignal
+from experiments.study.groups import group_job, make_groups
 from experiments.study.live import StatusBoard
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
 from experiments.study.report import report_text, write_report
-from experiments.study.results import is_complete, read_criterion, read_study, trial_has_ended
-from experiments.study.slurm import STOP_TASKS, Slurm, on_nodes
+from experiments.study.results import has_diverged, has_ended, is_complete, read_criterion, read_study
+from experiments.study.slurm import SRUN_STOP_SIGNAL, Slurm, on_nodes
 from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
 from experiments.study.study_file import Trial, Tuned, check_root, stored_costs, write_study
 from experiments.study.sweep import PlannedRun, expand, expand_trials
@@ -43,7 +44,6 @@ from transformer.config import UserError
 from transformer.files import lock
 from transformer.tasks import task_type
 from transformer.training.divergence import Diverged
-from transformer.training.vectorized import group_key
 
 FINAL_STATES = ("done", "diverged")
 
@@ -247,7 +247,10 @@ class Launch:
         print(f"submitted array job {job}: {len(names)} runs")
 
     def _missing_trials(self) -> list[PlannedRun]:
-        return [run for run in self._selected_trials if not trial_has_ended(Run(self._root / run.id), run)]
+        return [run for run in self._selected_trials if not self._has_ended(run)]
+
+    def _has_ended(self, run: PlannedRun) -> bool:
+        return has_ended(Run(self._root / run.id), run)
 
     def _tuned(self) -> dict[str, Tuned]:
         """Returns the values with the lowest validation loss, for each variant whose trials have all ended.
@@ -260,7 +263,7 @@ class Launch:
             by_variant[run.variant].append((run, values))
         tuned = {}
         for variant, trials in by_variant.items():
-            if not all(trial_has_ended(Run(self._root / run.id), run) for run, _ in trials):
+            if not all(self._has_ended(run) for run, _ in trials):
                 continue
             tried = [
                 Trial(dict(values), read_criterion(Run(self._root / run.id), run)) for run, values in trials
@@ -330,13 +333,16 @@ class Launch:
         accepted = (0,) if splits else (0, Diverged.exit_status)
         failures = []
         if self._flags.vectorize > 1:
-            groups = self._groups(missing)
-            unfinished = self._run_queue(list(map(self._group_job, groups)), (0, Diverged.exit_status))
-            if unfinished:
-                return unfinished
-            diverged = [run for run in missing if self._has_diverged(run)]
+            groups = make_groups(self._root, missing, self._flags.vectorize)
+            jobs = [group_job(self._root, group) for group in groups]
+            failures = self._run_queue(jobs, (0, Diverged.exit_status))
+            if failures and self._flags.fail_fast:
+                return failures
+            grouped = {run.id for group in groups for run in group}
+            diverged = [run for run in missing if has_diverged(Run(self._root / run.id), run)]
             failures += [Diverged.exit_status for run in diverged if splits]
-            missing = [run for run in missing if run not in diverged]
+            unfinished = [run for run in missing if run.id in grouped and not self._has_ended(run)]
+            missing = [run for run in missing if run not in diverged and run not in unfinished]
         return failures + self._run_queue([self._job(run, splits) for run in missing], accepted)
 
     def _run_queue(self, jobs: Sequence[Job], accepted: Sequence[int]) -> list[int]:
@@ -358,42 +364,6 @@ class Launch:
                     break
         return failures
 
-    def _groups(self, runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-        """Returns the groups of at least two runs that are not trained and that one program can train."""
-        alike: dict[str, list[PlannedRun]] = defaultdict(list)
-        for run in runs:
-            if not self._is_trained(run):
-                alike[group_key(run.config)].append(run)
-        size = self._flags.vectorize
-        groups = [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
-        return [group for group in groups if len(group) > 1]
-
-    def _is_trained(self, run: PlannedRun) -> bool:
-        return Run(self._root / run.id).result.get("status") == "done"
-
-    def _has_diverged(self, run: PlannedRun) -> bool:
-        return Run(self._root / run.id).result.get("reason") == "diverged"
-
-    def _group_job(self, group: Sequence[PlannedRun]) -> Job:
-        """Returns a job that trains runs together. Further jobs evaluate them."""
-        first, *others = [self._root / run.id for run in group]
-
-        def begin() -> None:
-            for run in group:
-                Run(self._root / run.id).begin(run.config)
-            for folder in others:
-                with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                    log.write(f"trained together with {first}, whose log.txt has the output\n")
-
-        return Job(
-            name=f"{group[0].id} and {len(others)} more",
-            folder=first,
-            commands=[command("vectorize", *(f"--workdirs={folder}" for folder in (first, *others)))],
-            begin=begin,
-            is_done=lambda: all(self._is_trained(run) or self._has_diverged(run) for run in group),
-            others=others,
-        )
-
     def _durations(self) -> dict[str, list[float]]:
         """Returns the seconds that the trained runs of each variant took."""
         durations = defaultdict(list)
@@ -411,11 +381,11 @@ class Launch:
 
         training, stop_signal = command("train", workdir), signal.SIGTERM
         if self._flags.nodes > 1:
-            training, stop_signal = on_nodes(training, self._flags.nodes), STOP_TASKS
+            training, stop_signal = on_nodes(training, self._flags.nodes), SRUN_STOP_SIGNAL
 
         def is_done() -> bool:
             if not splits:
-                return trial_has_ended(run, planned)
+                return has_ended(run, planned)
             return is_complete(run, planned, splits, self._sweep.metrics)
 
         return Job(

@@ -33,15 +33,15 @@ class ProfiledSteps:
 
     def __init__(self, observer: Observer, folder: Path, first: int, last: int):
         """Profiles the steps from `first` to `last`, and writes the profile into `folder`."""
-        self._observer, self._folder, self._last = observer, folder, last
-        self._before_first, self._is_running = first - 1, False
+        self._observer, self._folder, self._first, self._last = observer, folder, first, last
+        self._is_running = self._has_run = False
 
     def step(self, step: int) -> None:
         """Starts the profile after the step before the first one, and ends it after the last one."""
         self._observer.step(step)
         if self._is_running and step >= self._last:
             self.stop()
-        elif step == self._before_first:
+        elif not self._is_running and self._first - 1 <= step < self._last:
             self.start()
 
     def record(self, record) -> None:
@@ -52,11 +52,13 @@ class ProfiledSteps:
         """Starts the profile once the devices have finished the steps so far."""
         _wait_for_devices()
         jax.profiler.start_trace(self._folder)
-        self._is_running = True
+        self._is_running = self._has_run = True
 
     def stop(self) -> None:
         """Ends the profile, if it is running, once the devices have finished the steps so far."""
         if not self._is_running:
+            if not self._has_run:
+                log.warning("warning: no step of --profile=%d:%d was trained", self._first, self._last)
             return
         _wait_for_devices()
         jax.profiler.stop_trace()
@@ -65,13 +67,22 @@ class ProfiledSteps:
 
 
 @contextmanager
-def profiling(observer: Observer, folder: Path, steps: tuple[int, int] | None) -> Iterator[Observer]:
-    """Yields an observer that profiles the steps, or the given observer without steps."""
+def profiling(
+    observer: Observer, folder: Path, steps: tuple[int, int] | None, is_new: bool
+) -> Iterator[Observer]:
+    """Yields an observer that profiles the steps, or the given observer without steps.
+
+    Args:
+      observer: is told of every step and record.
+      folder: gets the profile.
+      steps: the first and the last step to profile.
+      is_new: whether the training begins with step 1.
+    """
     if steps is None:
         yield observer
         return
     profiled = ProfiledSteps(observer, folder, *steps)
-    if steps[0] == 1:
+    if is_new and steps[0] == 1:
         profiled.start()
     try:
         yield profiled

@@ -13,7 +13,7 @@ from transformer.training.session import Outcome
 
 
 class TrainingResult:
-    """The result of a run, from the start of a training to its end."""
+    """Writes result.json when a training starts, ends or fails."""
 
     def __init__(self, run: Run):
         """Notes that the run is being trained."""

@@ -15,6 +15,7 @@ With several hosts, start the same command on each of them; see docs/accelerator
 import contextlib
 import logging
 import sys
+import time
 from typing import Any
 
 import jax
@@ -32,11 +33,12 @@ from transformer.files import full_disk
 from transformer.tasks import open_task
 from transformer.tasks.task import Task
 from transformer.training.loop import train
-from transformer.training.processes import agreed, from_first, is_first
+from transformer.training.processes import agreed, broadcast, is_first
 from transformer.training.session import INITIAL_WEIGHTS, Outcome
 
 log = logging.getLogger(__name__)
 
+VISIBLE_SECONDS = 10.0  # until a new folder is visible on all hosts of a network file system
 RESUME = ", then run the same command again to resume from the last checkpoint"
 VOCABULARY_FIELDS = ("data.tokenizer", "data.vocab_size", "data.byte_fallback")
 # Besides the fields that may change after training, these may differ from the run of --init_from. The size of
@@ -68,19 +70,23 @@ def main(flags: FlagValues) -> int:
 
 
 def _main(flags: FlagValues) -> int:
-    run, given, source = agreed(lambda: _inputs(flags))
-    profiled = None if flags.profile is None else read_steps(flags.profile)
+    with agreed():
+        run, given, source = _inputs(flags)
+        profile_steps = None if flags.profile is None else read_steps(flags.profile)
     with contextlib.ExitStack() as stack:
-        agreed(lambda: stack.enter_context(run.locked()) if is_first() else None)
-        values = from_first(lambda: _begin(run, given, source, flags.init_from))
-        if values is None:
+        values = None
+        with agreed():
+            if is_first():
+                stack.enter_context(run.locked())
+                values = _begin(run, given, source, flags.init_from)
+        if (values := broadcast(values)) is None:
             return 0
-        config = from_dict(values)
-        weights = from_first(lambda: source and source.params_sha256)
-        agreed(lambda: _check_equal(run, config, given, source, weights))
+        config, params_sha256 = from_dict(values), broadcast(source and source.params_sha256)
+        with agreed():
+            _check_equal(run, config, given, source, params_sha256)
         if not is_first():
-            return _status(_loop(run, config, source, profiled))
-        return _train(run, config, source, profiled)
+            return _status(_loop(run, config, source, profile_steps))
+        return _train(run, config, source, profile_steps)
 
 
 def _inputs(flags: FlagValues) -> tuple[Run, ExperimentConfig | None, Trained | None]:
@@ -123,7 +129,7 @@ def _check_equal(
     config: ExperimentConfig,
     given: ExperimentConfig | None,
     source: Trained | None,
-    weights: str | None,
+    params_sha256: str | None,
 ) -> None:
     """Checks that this process was started like the first one, and sees its run folder.
 
@@ -132,18 +138,27 @@ def _check_equal(
       config: the config of the first process.
       given: the config of this process, if its command line has one.
       source: the run of --init_from of this process.
-      weights: the digest of the weights of --init_from of the first process.
+      params_sha256: digest of the weights of --init_from of the first process.
 
     Raises:
       UserError: the processes differ.
     """
-    name = f"process {jax.process_index()}"
+    name, end = f"process {jax.process_index()}", time.monotonic() + VISIBLE_SECONDS
+    while not (run.folder / "config.json").is_file() and time.monotonic() < end:
+        time.sleep(0.1)
     if not (run.folder / "config.json").is_file() or run.config != config:
-        raise UserError(f"{name} has another {run.folder} than process 0; name a folder that all hosts share")
+        raise UserError(
+            f"{name} does not see the run folder of process 0 at {run.folder}; name a folder that all hosts "
+            "share"
+        )
     if given is not None and (differing := difference(config, given)):
-        raise UserError(f"{name} has another config than process 0: {differing}; start the same command")
-    if (source and source.params_sha256) != weights:
-        raise UserError(f"{name} has another --init_from than process 0; start the same command")
+        raise UserError(
+            f"{name} has a different config from process 0: {differing}; start the same command on all hosts"
+        )
+    if (source and source.params_sha256) != params_sha256:
+        raise UserError(
+            f"{name} has a different --init_from from process 0; start the same command on all hosts"
+        )
 
 
 def _defines_weights(key: str) -> bool:
@@ -173,12 +188,12 @@ def _check_start(run: Run, init_from: str | None, source: Trained | None) -> Non
 
 
 def _train(
-    run: Run, config: ExperimentConfig, source: Trained | None, profiled: tuple[int, int] | None
+    run: Run, config: ExperimentConfig, source: Trained | None, profile_steps: tuple[int, int] | None
 ) -> int:
     """Trains a run, records the result, and returns the exit status."""
     result = TrainingResult(run)
     try:
-        outcome = _loop(run, config, source, profiled)
+        outcome = _loop(run, config, source, profile_steps)
     except BaseException as error:
         result.failed(error)
         raise
@@ -191,7 +206,7 @@ def _status(outcome: Outcome) -> int:
 
 
 def _loop(
-    run: Run, config: ExperimentConfig, source: Trained | None, profiled: tuple[int, int] | None
+    run: Run, config: ExperimentConfig, source: Trained | None, profile_steps: tuple[int, int] | None
 ) -> Outcome:
     params = source.params if source else None
     with (
@@ -203,7 +218,7 @@ def _loop(
             task = _open_task(run, config, progress, source.tokenizer if source else None)
         with (
             training_observer(config.train.steps, on_closed=should_stop.request) as shown,
-            profiling(shown, run.folder / "profile", profiled) as observer,
+            profiling(shown, run.folder / "profile", profile_steps, run.identity is None) as observer,
         ):
             return train(config, task, run.folder, observer, should_stop, params)
 
@@ -211,12 +226,13 @@ def _loop(
 def _open_task(run: Run, config: ExperimentConfig, progress: Any, tokenizer: Tokenizer | None) -> Task:
     """Opens the task in the first process, and then in the others, which must have the same data."""
 
-    def open_stored(identity):
-        return open_task(config, run.folder, progress, identity, tokenizer=tokenizer)
-
-    task = agreed(lambda: open_stored(run.identity) if is_first() else None)
-    identity = from_first(lambda: dict(task.identity))
-    return agreed(lambda: task or open_stored(identity))
+    task = None
+    with agreed():
+        if is_first():
+            task = open_task(config, run.folder, progress, run.identity, tokenizer=tokenizer)
+    identity = broadcast(task and dict(task.identity))
+    with agreed():
+        return task or open_task(config, run.folder, progress, identity, tokenizer=tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Trains several runs in one program. `launch --vectorize` starts this command.
 
-    python -m experiments.vectorize --workdirs=runs/a --workdirs=runs/b
+    python -m experiments.vectorize --workdir=runs/a --workdir=runs/b
 
 The runs may differ only in their seed, learning rate, dropout rate and label smoothing. Each folder has the
-config.json of its run, and becomes an ordinary run folder. Runs that are trained already are left out. A run
-that diverges does not stop the others; the command then ends with status 3. Signals stop it as they stop
-`train`.
+config.json of its run, and becomes an ordinary run folder. Runs that are trained or have diverged already are
+left out. A run that diverges does not stop the others; the command then ends with status 3. Signals stop it
+as they stop `train`.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from transformer.training.vectorized import TRACED_FIELDS, train_vectorized
 
 def define_flags(flags: FlagValues) -> None:
     DEFINE_multi_string(
-        "workdirs",
+        "workdir",
         None,
-        "Folder of a run with a config.json. Given once for each run.",
+        "Folder of a run with a config.json. May be given several times.",
         flag_values=flags,
         required=True,
     )
@@ -40,12 +40,12 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> int:
     cli.set_up_jax()
-    runs = [Run(folder) for folder in flags.workdirs]
+    runs = [Run(folder) for folder in flags.workdir]
     with contextlib.ExitStack() as stack:
         for run in runs:
             check_vectorized(runs[0], run)
             stack.enter_context(run.locked())
-        runs = [run for run in runs if not run.is_trained]
+        runs = [run for run in runs if not run.is_trained and run.result.get("reason") != "diverged"]
         return _train(runs) if runs else 0
 
 
@@ -81,16 +81,16 @@ def _train(runs: Sequence[Run]) -> int:
         for result in results:
             result.failed(error)
         raise
+    statuses = []
     for run, result, outcome in zip(runs, results, outcomes, strict=True):
         if isinstance(outcome, Diverged):
             print(f"error: {outcome}", file=sys.stderr)
             result.failed(outcome)
+            statuses.append(Diverged.exit_status)
         else:
             result.ended(outcome, run.config.train.steps)
-    diverged = [outcome for outcome in outcomes if isinstance(outcome, Diverged)]
-    if any(not isinstance(outcome, Diverged) and not outcome.finished for outcome in outcomes):
-        return PREEMPTED
-    return Diverged.exit_status if diverged else 0
+            statuses.append(0 if outcome.finished else PREEMPTED)
+    return max(statuses)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformer.config import ExperimentConfig, UserError
 from transformer.model import build_model
 from transformer.tasks.translation import make_loss_fn
 from transformer.training.trainable import Hyperparameters
-from transformer.training.utilization import StepFlops
+from transformer.training.utilization import step_flops
 
 
 class FixedLengthTraining:
@@ -33,8 +33,10 @@ class FixedLengthTraining:
         self._trainer = Trainer(config)
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         self._batch = self._trainer.shard(batch)
-        loss_fn, hyperparameters = make_loss_fn(self._trainer.model), Hyperparameters.from_config(config)
-        self.flops_per_step = StepFlops(loss_fn, self._trainer.state.params, hyperparameters)(batch)
+        hyperparameters = Hyperparameters.from_config(config)
+        self.flops_per_step = step_flops(
+            make_loss_fn(self._trainer.model), self._trainer.state.params, batch, hyperparameters
+        )
 
     def turn(self, steps: int) -> float:
         """Returns the seconds that `steps` training steps take."""

@@ -76,7 +76,7 @@ class Job:
       begin: called before the first command.
       is_done: called before `begin`; returns true if another launcher has finished the job in the meantime.
       stop_signal: asks a command to save its state and to end.
-      others: further run folders that the commands write, which are locked, too.
+      more_folders: further run folders that the commands write, which are locked, too.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Job:
     begin: Callable[[], object] = lambda: None
     is_done: Callable[[], bool] = lambda: False
     stop_signal: signal.Signals = signal.SIGTERM
-    others: Sequence[Path] = ()
+    more_folders: Sequence[Path] = ()
 
     @property
     def log(self) -> Path:
@@ -238,7 +238,7 @@ def run_jobs(
 def _try_locks(job: Job) -> list[BinaryIO] | None:
     """Locks the folders of a job; returns None if another job holds one of the locks."""
     locks = []
-    for folder in (job.folder, *job.others):
+    for folder in (job.folder, *job.more_folders):
         folder.mkdir(parents=True, exist_ok=True)
         if (lock := try_lock(folder / LOCK_FILE)) is None:
             _close(locks)

@@ -190,8 +190,8 @@ def read_criterion(run: Run, planned: PlannedRun) -> float | None:
     return result["validation"].get(task_type(planned.config).criterion)
 
 
-def trial_has_ended(run: Run, planned: PlannedRun) -> bool:
-    """Returns whether a trial is trained or has diverged."""
+def has_ended(run: Run, planned: PlannedRun) -> bool:
+    """Returns whether a run is trained or has diverged."""
     return read_criterion(run, planned) is not None or has_diverged(run, planned)
 
 

@@ -36,7 +36,7 @@ SCRIPT = """\
 runs=({runs})
 cd {cwd}
 trap : TERM  # SIGTERM does not end this script, which continues after the run has saved a checkpoint
-{launcher}{command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
+{srun}{command} --only="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 status=$?
 task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 if [ $status = {preempted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] &&
@@ -114,7 +114,7 @@ class Slurm:
             limit="" if limit is None else f"%{limit}",
             grace=GRACE_SECONDS,
             nodes=nodes,
-            launcher="srun " if nodes == 1 else "",
+            srun="srun " if nodes == 1 else "",
             options="".join(f"#SBATCH {option}\n" for option in options),
             runs=shlex.join(map(glob.escape, runs)),
             cwd=shlex.quote(os.getcwd()),
@@ -134,7 +134,7 @@ class Slurm:
 
 
 # srun passes this signal on to its tasks; SIGTERM would end them at once.
-STOP_TASKS = signal.SIGUSR1
+SRUN_STOP_SIGNAL = signal.SIGUSR1
 
 
 def on_nodes(command: Sequence[str], nodes: int) -> list[str]:

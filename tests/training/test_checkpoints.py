@@ -180,9 +180,10 @@ def test_a_run_without_an_intact_checkpoint_is_refused_and_keeps_its_files(tmp_p
 def test_a_checkpoint_that_another_process_cannot_read_is_not_restored(tmp_path, monkeypatch):
     """Otherwise the processes would train from different steps."""
     save(tmp_path, [1.0, 0.9])
-    results = iter([True, True, False, True])  # the metadata of two steps, then the state of each
-    monkeypatch.setattr(checkpoints_module, "all_true", lambda value: next(results) and value)
-    state, _ = Checkpoints(tmp_path, keep_last=10).restore(state_at(0))
+    reader = Checkpoints(tmp_path, keep_last=10)
+    others_can_read = iter([False, True])
+    monkeypatch.setattr(checkpoints_module, "all_true", lambda value: next(others_can_read) and value)
+    state, _ = reader.restore(state_at(0))
     assert state.step == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20.damaged"]
 

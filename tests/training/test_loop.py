@@ -147,7 +147,7 @@ def test_an_improvement_resets_the_patience_counter():
     patience = Patience(2)
     for value, exhausted in ((3.0, False), (3.0, False), (2.9, False), (2.95, False), (2.9, True)):
         patience.update(value)
-        assert patience.exhausted is exhausted
+        assert patience.is_exhausted is exhausted
 
 
 def test_training_and_validation_are_recorded(tmp_path):

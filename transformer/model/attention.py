@@ -105,10 +105,11 @@ def fused_attention(
 ) -> Float[Array, "b q h d"]:
     """Computes `scaled_dot_product_attention` without its weights, by `jax.nn.dot_product_attention`.
 
-    On a GPU, in half precision and for heads that it supports, cuDNN does so without storing the logits.
+    On a GPU, in half precision and for shapes that it supports, cuDNN does so without storing the logits.
     """
-    width, is_half = query.shape[-1], query.dtype in (jnp.bfloat16, jnp.float16)
-    by_cudnn = jax.default_backend() == "gpu" and is_half and width <= 128 and width % 8 == 0
+    (num_queries, width), num_keys = (query.shape[1], query.shape[3]), key.shape[1]
+    is_half, is_even = query.dtype in (jnp.bfloat16, jnp.float16), num_queries % 2 == num_keys % 2 == 0
+    by_cudnn = jax.default_backend() == "gpu" and is_half and is_even and width <= 128 and width % 8 == 0
     return jax.nn.dot_product_attention(
         query, key, value, bias, mask[:, None], implementation="cudnn" if by_cudnn else "xla"
     )

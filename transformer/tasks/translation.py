@@ -111,6 +111,9 @@ class Translation(Task):
 
     @classmethod
     def check_vectorized(cls, config):
+        for name, size in (("fsdp", config.train.fsdp), ("tensor", config.train.tensor)):
+            if size > 1:
+                raise UserError(f"train.{name} is {size}, but runs in one program are not split; set it to 1")
         if not build_model(config.model, vocab_size=1).supports_packing:
             raise UserError(
                 f"runs with model.kind={config.model.kind} cannot be vectorized, because the shapes of their "

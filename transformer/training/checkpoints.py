@@ -23,7 +23,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from transformer.config import UserError
 from transformer.json_files import check_types, seal, sealed
 from transformer.training.digests import digest, is_split
-from transformer.training.processes import agreed, all_true, from_first, is_first
+from transformer.training.processes import agreed, all_true, broadcast, is_first
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Checkpoints:
             possible while the run trains. Otherwise all processes must call the same methods.
 
         Raises:
-          UserError: the folder is a file.
+          UserError: the folder is a file, or processes that train together see different checkpoints.
         """
         self._folder = folder.absolute()
         if folder.exists() and not folder.is_dir():
@@ -115,6 +115,7 @@ class Checkpoints:
             item_names=("params", "opt_state", "metadata"),
         )
         if is_training:
+            self._check_shared()
             self._criteria.update({step: self._criterion(step) for step in self.steps})
 
     @property
@@ -153,7 +154,9 @@ class Checkpoints:
         items = jax.tree.map(_copy, {"params": state.params, "opt_state": _by_path(state.opt_state)})
         digests = {name: digest(item) for name, item in items.items()}
         if jax.process_count() > 1:
-            agreed(lambda: check_space(self._folder, items) if is_first() else None)
+            with agreed():
+                if is_first():
+                    check_space(self._folder, items)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -175,21 +178,19 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: no checkpoint is intact.
-          UserError: the shapes in the checkpoint differ from those of `template`, or processes that train
-            together do not see the same checkpoints.
+          UserError: the shapes in the checkpoint differ from those of `template`.
         """
         templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
         restored, errors = self._newest(lambda step: (step, *self._read(step, templates)))
         if restored is None:
             return None
         step, items, metadata = restored
-        first_step = from_first(lambda: step)
-        agreed(lambda: self._check_equal(step, first_step))
         for error in errors:
             log.warning("warning: %s; resuming from step %d", error, step)
             self._criteria.pop(error.step, None)
         if errors:
-            agreed(lambda: self._set_aside([error.step for error in errors]))
+            with agreed():  # waits for the first process
+                self._set_aside([error.step for error in errors])
             self.reload()
         opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), items["opt_state"].values())
         return TrainState(np.int32(step), items["params"], opt_state), metadata
@@ -250,12 +251,19 @@ class Checkpoints:
         except UserError:
             return None
 
-    def _check_equal(self, step: int, first_step: int) -> None:
-        if step != first_step:
-            raise UserError(
-                f"process {jax.process_index()} reads checkpoint {step} in {self._folder}, but process 0 "
-                f"reads checkpoint {first_step}; let all hosts see the same folder"
-            )
+    def _check_shared(self) -> None:
+        """Checks that all processes see the same checkpoints.
+
+        Raises:
+          UserError: they do not.
+        """
+        primary_steps = broadcast(self.steps)
+        with agreed():
+            if self.steps != primary_steps:
+                raise UserError(
+                    f"process {jax.process_index()} sees the checkpoints {self.steps} in {self._folder}, but "
+                    f"process 0 sees {primary_steps}; name a --workdir that all hosts share"
+                )
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that Orbax ignores them. Replaces earlier ones of these steps."""

@@ -43,7 +43,7 @@ def digest(tree: PyTree) -> str:
 
 
 def is_split(leaf: Any) -> bool:
-    """Returns whether no device has the whole array. A `jax.ShapeDtypeStruct` describes an array, too."""
+    """Returns whether no device has the whole array. Also accepts a `jax.ShapeDtypeStruct`."""
     sharding = getattr(leaf, "sharding", None)
     return sharding is not None and not sharding.is_fully_replicated
 

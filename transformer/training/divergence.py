@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer.config import ExperimentConfig, UserError
 from transformer.json_files import finite, write_json
+from transformer.training.processes import is_first
 
 MARGIN = 1.0  # nats per token
 DIVERGED_FILE = "diverged.json"
@@ -32,7 +33,7 @@ class BadStep(ArithmeticError):
 
 
 def record_divergence(
-    bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig, write: bool = True
+    bad_step: BadStep, examples: list[int], folder: Path, config: ExperimentConfig
 ) -> Diverged:
     """Stores the step and the indices of its examples in `diverged.json`, and returns the error.
 
@@ -41,7 +42,6 @@ def record_divergence(
       examples: the indices of its examples.
       folder: the run folder.
       config: the config of the run.
-      write: whether this process writes the file.
     """
     path = folder / DIVERGED_FILE
     values: dict[str, Any] = {
@@ -50,7 +50,7 @@ def record_divergence(
         "gradient_norm": finite(bad_step.gradient_norm),
         "examples": examples,
     }
-    if write:
+    if is_first():
         write_json(path, values)
     return Diverged(f"training diverged: {bad_step} ({path} lists its examples); {_advice(folder, config)}")
 

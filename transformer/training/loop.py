@@ -15,7 +15,7 @@ from transformer.training.processes import StopVote, rows_of_process
 from transformer.training.session import Observer, Outcome, Session
 from transformer.training.train_step import make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters, Trainable
-from transformer.training.utilization import StepFlops, peak_flops
+from transformer.training.utilization import StepFlops
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ def train(
     train_step = make_train_step(task.loss, config, parallelism)
     eval_step = make_eval_step(task.loss, parallelism)
     session, vote = Session(config, task, folder, observer), StopVote(should_stop)
-    state = session.start(parallelism, initial_weights)
-    step_flops = StepFlops(task.loss, state.params, hyperparameters) if peak_flops() else None
     with contextlib.closing(session):
+        state = session.start(parallelism, initial_weights)
+        step_flops = StepFlops(task.loss, state.params, hyperparameters)
         batches = () if session.is_exhausted else task.batches(session.first_step)
-        unrecorded = None  # a step whose record is due
+        pending_step = None  # a step whose record is due
         shapes = set[str]()  # of the batches so far
         for step, batch in enumerate(session.meter.timed(batches), start=session.first_step + 1):
-            flops = 0 if step_flops is None else step_flops(batch)
+            flops = step_flops(batch)
             _note_new_shape(step, batch, shapes)
             batch = parallelism.shard(batch, config.train.accumulation)
             state, totals, info = train_step(state, batch, key, hyperparameters)
@@ -70,12 +70,12 @@ def train(
 
             stop = vote()
             validate = step % config.train.validate_every == 0 or step == config.train.steps
-            if unrecorded is not None:  # the devices are at work on the next step
-                session.record(unrecorded)
-            unrecorded = step if validate or stop or step % config.train.log_every == 0 else None
-            if unrecorded is not None and (validate or stop or config.train.diagnostics):
+            if pending_step is not None:  # the devices are at work on the next step
+                session.record(pending_step)
+            pending_step = step if validate or stop or step % config.train.log_every == 0 else None
+            if pending_step is not None and (validate or stop or config.train.diagnostics):
                 session.record(step, task.diagnostics(state.params) if config.train.diagnostics else None)
-                unrecorded = None
+                pending_step = None
             if validate:
                 totals = add_totals(
                     eval_step(state.params, parallelism.shard(rows_of_process(batch)), None, hyperparameters)

@@ -245,7 +245,8 @@ def _single(config: TrainConfig) -> Parallelism:
     del config
     if jax.process_count() > 1:
         raise UserError(
-            f"train.parallelism is single; with {jax.process_count()} processes it must be mesh, pmap or auto"
+            f"train.parallelism is single, which uses one process, but this run has {jax.process_count()}; "
+            "set it to mesh, pmap or auto"
         )
     return Single()
 
@@ -272,7 +273,7 @@ def put(parallelism: Parallelism, tree: PyTree) -> PyTree:
     return jax.device_put(tree, parallelism.shardings(tree))
 
 
-def abstract(parallelism: Parallelism, function: Callable[[], PyTree]) -> PyTree:
+def abstract_state(parallelism: Parallelism, function: Callable[[], PyTree]) -> PyTree:
     """Returns the shapes, dtypes and shardings of the state that a function makes."""
     shapes = jax.eval_shape(function)
     return jax.tree.map(

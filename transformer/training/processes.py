@@ -1,11 +1,12 @@
-"""Agreement between the processes that train together, one per host. They are joined by `jax.distributed`.
+"""Collective operations of the processes that train together, one per host, joined by `jax.distributed`.
 
 All processes must call these functions in the same order. With one process, no function communicates.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from jaxtyping import PyTree
 
 from transformer.config import UserError
 
-T = TypeVar("T")
 MAX_MESSAGE_BYTES = 4_000
 
 
@@ -30,34 +30,25 @@ def all_true(value: bool) -> bool:
     return bool(np.all(_gather(np.array(value))))
 
 
-def agreed(function: Callable[[], T]) -> T:
-    """Calls a function in every process, and returns the result of this process.
-
-    Raises:
-      UserError: the function raised it in this process or in another one.
-    """
-    error, result = None, None
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Raises a `UserError` that is raised in one process in all of them. All must enter the context."""
+    error = None
     try:
-        result = function()
+        yield
     except UserError as raised:
         error = raised
     if jax.process_count() > 1:
         error = _first_error(error)
     if error is not None:
         raise error
-    return result
 
 
-def from_first(function: Callable[[], Any]) -> Any:
-    """Calls a function in the first process only, and returns its result, JSON data, in every process.
-
-    Raises:
-      UserError: the function raised it.
-    """
-    result = agreed(lambda: function() if is_first() else None)
+def broadcast(value: Any) -> Any:
+    """Returns the value of the first process, JSON data, in every process."""
     if jax.process_count() == 1:
-        return result
-    data = np.frombuffer(json.dumps(result).encode(), np.uint8)
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.resize(data, length)  # only that of the first process counts
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())

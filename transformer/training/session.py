@@ -1,4 +1,4 @@
-"""A run while it is trained: its checkpoints, its records, and the decisions to end it early."""
+"""State of a run during training: its checkpoints, its records, and the decisions to end it early."""
 
 import dataclasses
 import logging
@@ -15,7 +15,7 @@ from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
 from transformer.training.divergence import BadStep, check_validation, record_divergence
 from transformer.training.metric_log import Meter, MetricsWriter, NoMetricsWriter, Record
-from transformer.training.parallelism import Parallelism, abstract, put
+from transformer.training.parallelism import Parallelism, abstract_state, put
 from transformer.training.processes import is_first
 from transformer.training.train_step import TrainState, init_state
 from transformer.training.trainable import Trainable
@@ -79,19 +79,19 @@ class Patience:
         self.best = value if is_lower else self.best
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """True once `limit` consecutive validations brought no lower value."""
         return self.limit is not None and self.stale >= self.limit
 
 
 class Session:
-    """A run while it is trained.
+    """State of a run during training.
 
     Attributes:
       config: the config of the run.
       task: the task.
       folder: the run folder, which gets checkpoints/, metrics.jsonl and tensorboard/.
-      observer: is told of every record; the caller tells it of every step.
+      observer: receives every record from the session, and every step from the caller.
       first_step: number of updates done before this session.
       meter: measures the steps.
       is_exhausted: whether the run ends early, because its criterion no longer falls.
@@ -100,6 +100,7 @@ class Session:
     def __init__(self, config: ExperimentConfig, task: Trainable, folder: Path, observer: Observer):
         self.config, self.task, self.folder, self.observer = config, task, folder, observer
         self._checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_last)
+        self._writer: MetricsWriter | NoMetricsWriter = NoMetricsWriter()
 
     def start(self, parallelism: Parallelism, initial_weights: PyTree | None = None) -> TrainState:
         """Returns the state of the latest checkpoint, or that of a new run.
@@ -116,7 +117,7 @@ class Session:
         def initial_state():
             return init_state(self.task.init(train.seed), self.config)
 
-        template, identity = abstract(parallelism, initial_state), dict(self.task.identity)
+        template, identity = abstract_state(parallelism, initial_state), dict(self.task.identity)
         if initial_weights is not None:
             _check_shapes(initial_weights, template.params)
             identity[INITIAL_WEIGHTS] = digest(initial_weights)
@@ -124,25 +125,25 @@ class Session:
         resumed = self._resume(template, identity)
         if resumed is not None:
             state, metadata = put(parallelism, resumed[0]), resumed[1]
-        elif initial_weights is None:
-            state, metadata = parallelism.create(initial_state), self._first_metadata(identity)
+        elif initial_weights is not None:
+            state, metadata = put(parallelism, init_state(initial_weights, self.config)), {}
         else:
-            state, metadata = (
-                put(parallelism, init_state(initial_weights, self.config)),
-                self._first_metadata(identity),
-            )
-            self._checkpoints.save(state, metadata, None)
+            state, metadata = parallelism.create(initial_state), {}
+        self._identity = metadata.get("identity", identity)
+        self._validation = metadata.get("validation", {})
+        self._patience = Patience(train.patience, *metadata.get("patience", ()))
         self.first_step = int(state.step)
-        self.meter = Meter(self.task, train.steps, self.first_step, metadata["tokens_seen"])
-        self._identity, self._validation = metadata["identity"], metadata["validation"]
-        self._patience = Patience(train.patience, *metadata["patience"])
-        self._writer = MetricsWriter(self.folder, self.first_step) if is_first() else NoMetricsWriter()
+        self.meter = Meter(self.task, train.steps, self.first_step, metadata.get("tokens_seen", 0))
+        if initial_weights is not None and not metadata:
+            self._checkpoints.save(state, self._metadata(), None)
+        if is_first():
+            self._writer = MetricsWriter(self.folder, self.first_step)
         return state
 
     @property
     def is_exhausted(self) -> bool:
-        """See `Patience.exhausted`."""
-        return self._patience.exhausted
+        """See `Patience.is_exhausted`."""
+        return self._patience.is_exhausted
 
     def record(self, step: int, diagnostics: Mapping[str, float] | None = None) -> None:
         """Writes the record of the interval that ends at a step, with further metrics.
@@ -154,7 +155,7 @@ class Session:
             record = self.meter.record(step)
         except BadStep as bad:
             examples = self.task.example_ids(bad.step - 1)
-            raise record_divergence(bad, examples, self.folder, self.config, write=is_first()) from None
+            raise record_divergence(bad, examples, self.folder, self.config) from None
         self._publish(record | dict(diagnostics or {}))
 
     def validate(self, step: int, totals: Mapping[str, float]) -> None:
@@ -186,16 +187,8 @@ class Session:
         if not (self.folder / "metrics.jsonl").exists():
             raise UserError(f"{self.folder} was deleted during the training; start the training again")
         self._writer.flush()
-        metadata = {
-            "identity": self._identity,
-            "task": dict(self.task.metadata),
-            "tokens_seen": self.meter.tokens_seen,
-            "validation": self._validation,
-            "patience": [self._patience.best, self._patience.stale],
-        }
-        self._checkpoints.save(
-            state, metadata, self._validation[self.task.criterion] if is_validated else None
-        )
+        criterion = self._validation[self.task.criterion] if is_validated else None
+        self._checkpoints.save(state, self._metadata(), criterion)
         self.meter.restart()
 
     def outcome(self, state: TrainState) -> Outcome:
@@ -217,14 +210,14 @@ class Session:
         finally:
             self._checkpoints.close()
 
-    def _first_metadata(self, identity: dict[str, str]) -> dict[str, Any]:
-        """Returns the metadata of a new run."""
+    def _metadata(self) -> dict[str, Any]:
+        """Returns the metadata of a checkpoint."""
         return {
-            "identity": identity,
+            "identity": self._identity,
             "task": dict(self.task.metadata),
-            "tokens_seen": 0,
-            "validation": {},
-            "patience": [None, 0],
+            "tokens_seen": self.meter.tokens_seen,
+            "validation": self._validation,
+            "patience": [self._patience.best, self._patience.stale],
         }
 
     def _resume(

@@ -1,7 +1,7 @@
 """Model FLOPs utilization: the share of the devices' peak rate that the model's matrix products take.
 
-The FLOPs are those of the model's definition (Chowdhery et al. 2022, appendix B): what is computed again to
-save memory does not count, padding does.
+The FLOPs are those of the model's definition (Chowdhery et al. 2022, appendix B): padding counts,
+recomputation to save memory does not.
 """
 
 from typing import Any
@@ -34,6 +34,11 @@ def peak_flops() -> float | None:
     return None if rate is None else rate * jax.device_count()
 
 
+def step_flops(loss_fn: LossFn, params: PyTree, batch: PyTree, hyperparameters: Hyperparameters) -> int:
+    """Returns the FLOPs of an update. The backward pass counts as two forward passes."""
+    return 3 * matmul_flops(loss_fn, params, batch, None, hyperparameters)
+
+
 class StepFlops:
     """The FLOPs of updates, which depend on the shapes of the batches only."""
 
@@ -44,12 +49,15 @@ class StepFlops:
         self._by_shape: dict[Any, int] = {}
 
     def __call__(self, batch: PyTree) -> int:
-        """Returns the FLOPs of an update of all processes, from this process's rows of the batch.
+        """Returns the FLOPs of an update of all processes; 0 if the peak of the devices is not known.
 
-        The backward pass counts as two forward passes.
+        Args:
+          batch: this process's rows of the batch.
         """
+        if peak_flops() is None:
+            return 0
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
         if shapes not in self._by_shape:
-            forward = matmul_flops(self._loss_fn, self._params, batch, None, self._hyperparameters)
-            self._by_shape[shapes] = 3 * forward * jax.process_count()
+            flops = step_flops(self._loss_fn, self._params, batch, self._hyperparameters)
+            self._by_shape[shapes] = flops * jax.process_count()
         return self._by_shape[shapes]

@@ -1,6 +1,6 @@
 """Trains several runs in one program, by `jax.vmap` over their states.
 
-A small model does not fill a GPU or a TPU; several of them together may. The runs may differ only in values
+A small model may leave most of a GPU or TPU idle. The runs may differ only in values
 that the program takes as arguments, and each is written to its own folder, as if it were trained alone.
 """
 
@@ -23,14 +23,14 @@ from transformer.training.parallelism import Single, pad_batch
 from transformer.training.session import Outcome, Session
 from transformer.training.train_step import StepInfo, TrainState, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters, LossFn, Totals
-from transformer.training.utilization import StepFlops, peak_flops
+from transformer.training.utilization import StepFlops
 
 # Fields in which the runs of one program may differ.
 TRACED_FIELDS = ("train.seed", "optimizer.learning_rate", "model.dropout_rate", "train.label_smoothing")
 
 
 def group_key(config: ExperimentConfig) -> str:
-    """Returns a text that is equal for configs whose runs can be trained in one program."""
+    """Returns a key that is equal for configs whose runs one program can train."""
     fields = flatten(to_dict(config)).items()
     return json.dumps({name: value for name, value in fields if name not in TRACED_FIELDS})
 
@@ -54,27 +54,29 @@ def train_vectorized(
       UserError: the batches have different shapes, or a run cannot be trained.
     """
     config, task = sessions[0].config, sessions[0].task
-    states = [session.start(Single()) for session in sessions]
-    replicas = [_Replica(session, state) for session, state in zip(sessions, states, strict=True)]
-    place = _placement(len(sessions))
-    state = place(_stack(states))
-    keys = place(jnp.stack([step_key(session.config) for session in sessions]))
-    hyperparameters = place(_stack([Hyperparameters.from_config(session.config) for session in sessions]))
-    step_flops = StepFlops(task.loss, states[0].params, hyperparameters) if peak_flops() else None
-    train_step = make_vectorized_step(task.loss, config)
-    eval_step = jax.jit(jax.vmap(make_eval_step(task.loss, _Traced()), in_axes=(0, None, None, 0)))
-    del states
     with contextlib.ExitStack() as stack:
         for session in sessions:
             stack.enter_context(contextlib.closing(session))
+        states = [session.start(Single()) for session in sessions]
+        replicas = [_Replica(session, state) for session, state in zip(sessions, states, strict=True)]
+        place = _placement(len(sessions))
+        state = place(_stack(states))
+        keys = place(jnp.stack([step_key(session.config) for session in sessions]))
+        hyperparameters = place(_stack([Hyperparameters.from_config(session.config) for session in sessions]))
+        step_flops = StepFlops(task.loss, states[0].params, Hyperparameters.from_config(config))
+        train_step = make_vectorized_step(task.loss, config)
+        eval_step = jax.jit(jax.vmap(make_eval_step(task.loss, _Traced()), in_axes=(0, None, None, 0)))
+        del states
         entries: list[_Entry] = []  # of the steps since the last record
         first_step = min(session.first_step for session in sessions)
         for step in range(first_step + 1, config.train.steps + 1):
             is_active = np.array([replica.is_active(step) for replica in replicas])
-            if not is_active.any():
+            if all(replica.has_ended for replica in replicas):
                 break
+            if not is_active.any():  # the runs that are left have done this step already
+                continue
             batches = _next_batches(replicas, is_active)
-            flops = 0 if step_flops is None else is_active.sum() * step_flops(batches[0])
+            flops = int(is_active.sum()) * step_flops(batches[0])
             batch = place(_stack([pad_batch(batch, config.train.accumulation) for batch in batches]))
             state, totals, info = train_step(state, batch, keys, hyperparameters, place(is_active))
             entries.append(_Entry(totals, info, flops))
@@ -95,6 +97,7 @@ def train_vectorized(
                 for number, replica in active:
                     replica.validate(step, _slice(totals, number))
             if validate or stop:
+                stop = stop or should_stop()  # a validation may take long
                 host_state = jax.device_get(state)
                 for number, replica in active:
                     replica.save(_slice(host_state, number), validate)
@@ -149,6 +152,11 @@ class _Replica:
             self._result = session.outcome(state)
         self._batches: Iterator[PyTree] = session.meter.timed(session.task.batches(session.first_step))
 
+    @property
+    def has_ended(self) -> bool:
+        """True if the run is finished, or has diverged or ended early."""
+        return self._result is not None
+
     def is_active(self, step: int) -> bool:
         """Returns whether the run takes part in a step. It does not repeat steps that it has done already."""
         return self._result is None and step > self.session.first_step
@@ -157,18 +165,20 @@ class _Replica:
         """Returns the batch of the next step."""
         return next(self._batches)
 
-    def record(self, step: int, entries: Iterable[_Entry], params: PyTree) -> None:
+    def record(self, step: int, entries: list[_Entry], params: PyTree) -> None:
         """Writes the record of the interval that ends at a step."""
         session = self.session
-        for entry in list(entries)[-(step - session.meter.last_step) :]:
+        for entry in entries[-(step - session.meter.last_step) :]:
             session.meter.add(*entry)
         diagnostics = session.task.diagnostics(params) if session.config.train.diagnostics else None
-        self._accept_divergence(lambda: session.record(step, diagnostics))
+        with self._noting_divergence():
+            session.record(step, diagnostics)
 
     def validate(self, step: int, totals: Iterable[Totals]) -> None:
         """Writes the record of a validation."""
         if self._result is None:
-            self._accept_divergence(lambda: self.session.validate(step, add_totals(totals)))
+            with self._noting_divergence():
+                self.session.validate(step, add_totals(totals))
 
     def save(self, state: TrainState, is_validated: bool) -> None:
         """Writes a checkpoint, and notes whether the run has ended."""
@@ -181,9 +191,10 @@ class _Replica:
         """Returns the result of the run, whose last state is given."""
         return self._result or self.session.outcome(state)
 
-    def _accept_divergence(self, function: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _noting_divergence(self) -> Iterator[None]:
         try:
-            function()
+            yield
         except Diverged as error:
             self._result = error
 
