@@ -38,10 +38,7 @@ def loss_and_gradient(params, fused, **changes):
 
 @pytest.mark.parametrize(
     "positions",
-    [
-        name if name in ("alibi", "relative") else pytest.param(name, marks=pytest.mark.slow)
-        for name in POSITIONS
-    ],
+    [name if name == "relative" else pytest.param(name, marks=pytest.mark.slow) for name in POSITIONS],
 )
 def test_the_loss_and_the_gradient_are_the_same(positions, calls):
     params = random_params(build_model(tiny_config(num_layers=1, d_v=6, positions=positions), VOCAB))

@@ -26,7 +26,8 @@ def loss_fn(remat):
     return model, loss
 
 
-@pytest.mark.parametrize("remat", ["block", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["block", "dots"])
 def test_the_gradient_is_the_same(remat):
     """A layer has parameters of its own and reads those of the positions; dropout is on everywhere."""
     model, loss = loss_fn("none")

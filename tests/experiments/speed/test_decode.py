@@ -68,6 +68,7 @@ def test_the_reported_figures_are_consistent(few_sentences, monkeypatch):
     assert figures["compile_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_agreement_distinguishes_ties_from_differences(few_sentences):
     """All outputs have the requested length."""
     trained, sources = untrained(SMALL), random_sources(decode.NUM_SENTENCES)

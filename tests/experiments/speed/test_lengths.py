@@ -22,6 +22,7 @@ def test_a_batch_has_no_padding():
         np.testing.assert_array_equal(side.positions, [list(range(5))] * 3)
 
 
+@pytest.mark.slow
 def test_each_config_is_timed_at_each_length():
     configs = {"first": CONFIG, "second": CONFIG}
     results = benchmark_lengths(configs, [4], batch_tokens=16, repeats=2, turn_seconds=0.01)

@@ -52,6 +52,7 @@ def test_the_reported_figures_are_consistent(monkeypatch):
     assert useful_flops / figures["tokens_per_second"] == pytest.approx(flops_per_slot, rel=0.3)
 
 
+@pytest.mark.slow
 def test_a_turn_reports_its_steps_and_their_tokens():
     training = PackedTraining(SMALL)
     interval = training.turn(20)
