@@ -302,7 +302,8 @@ def scores_by_length(
 def _means_and_ranges(groups: Iterable[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
     """Returns the mean of each group, and the distances from it to the lowest and to the highest score."""
     groups = list(groups)
-    means = [float(np.mean(scores)) for scores in groups]
+    # Rounding may take the mean of equal scores beyond them, but Matplotlib accepts no negative distance.
+    means = [float(np.clip(np.mean(scores), min(scores), max(scores))) for scores in groups]
     pairs = list(zip(means, groups, strict=True))
     return means, [
         [mean - min(scores) for mean, scores in pairs],

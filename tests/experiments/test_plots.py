@@ -110,6 +110,14 @@ def test_the_figure_by_length_shows_the_range_over_seeds_in_a_panel_per_split():
     assert labels == ["a", "_b"]
 
 
+def test_equal_scores_whose_mean_is_rounded_are_drawn():
+    scores = [0.1] * 3
+    assert np.mean(scores) > max(scores)
+    (axes,) = plots.scores_by_length({("a", "test"): {8: scores}}, "chrf", "title").axes
+    _, _, (bars,) = axes.containers[0]
+    assert [tuple(segment[:, 1]) for segment in bars.get_segments()] == [(0.1, 0.1)]
+
+
 def test_records_without_a_loss_are_left_out_of_the_curve():
     records = [
         {"kind": "train", "step": 1, "loss": 3.0, "perplexity": 20.0},
