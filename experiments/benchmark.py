@@ -5,7 +5,7 @@
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
     python -m experiments.benchmark accelerator --peer=torch,transformers
 
-`train` measures training on sentences of mixed lengths. Utilisation is the FLOPs per second of the model's
+`train` measures training on sentences of mixed lengths. Utilization is the FLOPs per second of the model's
 matrix products, without padding, divided by the FLOPs per second that the machine reaches on large matrices.
 `decode` measures beam search for 128 sentences, including the encoder; each output has 24 tokens. `lengths`
 measures training of the variants of a study at several sentence lengths, with equally many tokens per batch.
@@ -224,7 +224,7 @@ RATIO_LABEL = "  our speed divided by the peer's"
 TRAIN_ROWS: Rows = {
     "useful target tokens per second": _rate,
     "  slowest to fastest round": _spread,
-    "utilisation": lambda result: f"{result['utilisation']:.2f}",
+    "utilization": lambda result: f"{result['utilization']:.2f}",
     "step": lambda result: f"{result['step_seconds'] * 1e3:,.0f} ms",
     "model FLOPs per step": lambda result: f"{result['flops_per_step'] / 1e9:,.0f} G",
     "matrix products": lambda result: f"{result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s",

@@ -169,7 +169,7 @@ def _figures(training: PackedTraining, intervals: dict[str, list[Interval]], rat
         sum(interval.steps for interval in ours),
     )
     return {
-        "utilisation": speed * flops / training.slots / rate,
+        "utilization": speed * flops / training.slots / rate,
         "tokens_per_second": speed,
         "spread": [min(speeds["ours"]), max(speeds["ours"])],
         "step_seconds": statistics.median(interval.seconds / interval.steps for interval in ours),

@@ -385,6 +385,10 @@ def test_a_run_that_diverges_in_one_program_is_not_trained_again(study_flags, in
     [
         (["--executor=slurm"], "--vectorize cannot be used with Slurm or --nodes; remove it"),
         (
+            ["--set=train.fsdp=2", "--set=train.parallelism=mesh"],
+            "train.fsdp is 2, but runs in one program are not split; set it to 1",
+        ),
+        (
             ["--set=model.kind=recurrent"],
             "runs with model.kind=recurrent cannot be vectorized, because the shapes of their batches depend on "
             "the seed; train them one by one",

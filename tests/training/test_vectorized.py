@@ -119,15 +119,25 @@ def test_a_run_resumes_although_another_one_of_its_group_has_ended(alone, tmp_pa
 
 def test_a_run_that_no_longer_learns_ends_early_and_stops_no_other(tmp_path):
     """The weights of the second run do not change."""
-    options = {"validate_every": 2, "patience": 3}
-    configs = (config(**options), config(learning_rate=1e-30, **options))
+    patient = {"validate_every": 2, "patience": 3}
+    configs = (config(**patient), config(learning_rate=1e-30, **patient))
     results = train_all(configs, tmp_path / "together")
-    expected = [train_alone(each, tmp_path / f"alone{n}") for n, each in enumerate(configs)]
+    expected = [train_alone(options, tmp_path / f"alone{n}") for n, options in enumerate(configs)]
     assert [(result.step, result.finished) for result in results] == [
         (outcome.step, outcome.finished) for outcome in expected
     ]
     assert results[1].step == 8
     assert results[1].validation["loss"] == pytest.approx(expected[1].validation["loss"])
+
+
+def test_diagnostics_are_those_of_each_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Regression, "diagnostics", lambda task, params: {"bias": float(params["bias"].sum())})
+    configs = [config(seed, steps=2, diagnostics=True) for seed in (0, 1)]
+    train_all(configs, tmp_path)
+    for number, options in enumerate(configs):
+        train_alone(options, tmp_path / f"alone{number}")
+        record, expected = (read_metrics(tmp_path / name)[1] for name in (str(number), f"alone{number}"))
+        assert record["bias"] == pytest.approx(expected["bias"], rel=1e-4)
 
 
 def test_the_runs_are_split_over_the_devices(tmp_path, monkeypatch):

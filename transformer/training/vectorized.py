@@ -89,7 +89,8 @@ def train_vectorized(
             if validate or stop or step % config.train.log_every == 0:
                 fetched, entries = jax.device_get(entries), []
                 for number, replica in active:
-                    replica.record(step, _slice(fetched, number), _slice(state.params, number))
+                    params = _slice(state.params, number) if config.train.diagnostics else None
+                    replica.record(step, _slice(fetched, number), params)
             if validate:
                 totals = jax.device_get(
                     [eval_step(state.params, b, None, hyperparameters) for b in task.validation_batches()]
@@ -165,12 +166,12 @@ class _Replica:
         """Returns the batch of the next step."""
         return next(self._batches)
 
-    def record(self, step: int, entries: list[_Entry], params: PyTree) -> None:
-        """Writes the record of the interval that ends at a step."""
+    def record(self, step: int, entries: list[_Entry], params: PyTree | None) -> None:
+        """Writes the record of the interval that ends at a step, with diagnostics if weights are given."""
         session = self.session
         for entry in entries[-(step - session.meter.last_step) :]:
             session.meter.add(*entry)
-        diagnostics = session.task.diagnostics(params) if session.config.train.diagnostics else None
+        diagnostics = None if params is None else session.task.diagnostics(params)
         with self._noting_divergence():
             session.record(step, diagnostics)
 

@@ -46,7 +46,7 @@ def test_the_reported_figures_are_consistent(monkeypatch):
     assert slowest / 1_001 <= figures["peers"]["clockwork"]["ratio"] <= fastest / 999
     assert 0 <= figures["padding"] < 0.5
     assert 0 <= figures["waiting_for_data"] < 1
-    useful_flops = figures["utilisation"] * figures["matmul_flops_per_second"]
+    useful_flops = figures["utilization"] * figures["matmul_flops_per_second"]
     slots = figures["step_seconds"] * figures["tokens_per_second"] / (1 - figures["padding"])
     flops_per_slot = figures["flops_per_step"] / slots
     assert useful_flops / figures["tokens_per_second"] == pytest.approx(flops_per_slot, rel=0.3)
