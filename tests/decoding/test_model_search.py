@@ -13,6 +13,7 @@ from transformer.decoding import model_search
 from transformer.decoding.model_search import ModelSearch, ShrinkingSearch
 from transformer.model import KINDS, build_model, parameter_shapes
 from transformer.model.ensemble import ensemble
+from transformer.training.parallelism import Mesh
 
 
 @pytest.fixture
@@ -61,6 +62,30 @@ def test_shrinking_search_equals_search_in_one_program(row_counts, config, lengt
     np.testing.assert_array_equal(result.tokens, expected.tokens)
     np.testing.assert_array_equal(result.ended, expected.ended)
     np.testing.assert_allclose(result.score, expected.score, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [DecodeConfig(beam_size=4), DecodeConfig(sampling=True, seed=3)],
+    ids=["beam search", "sampling"],
+)
+def test_a_search_over_several_devices_equals_one_on_a_device(row_counts, config):
+    """The 19 sentences are padded to 20 rows, 5 per device; an odd number of rows cannot be halved."""
+    (model, params), source, length = model_and_params(), random_sources(19), 24
+    limits = np.full(19, 3, np.int32)
+    limits[::4] = length
+    mesh = Mesh(devices=jax.devices()[:4]).mesh
+    search = ModelSearch(model, config, n_best=2)
+    expected = ShrinkingSearch(search)(params, source, limits, length)
+    for num_sentences, counts in ((19, []), (16, [4])):
+        result = ShrinkingSearch(search, min_hypotheses=2, mesh=mesh)(
+            params, source[:num_sentences], limits[:num_sentences], length
+        )
+        assert row_counts == counts
+        np.testing.assert_array_equal(result.tokens, expected.tokens[:num_sentences])
+        # On CPU, products of other numbers of rows are rounded differently.
+        np.testing.assert_allclose(result.score, expected.score[:num_sentences], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "ensemble"])

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.translators import TEXTS, model_and_params, tokenizer, translator
 from transformer.batch import TokenBatch
-from transformer.config import EOS, UserError
+from transformer.config import EOS, DecodeConfig, UserError
 from transformer.data.batching import pad_rows
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.search import SearchResult
 from transformer.decoding.translator import Hypothesis, Translator
+from transformer.training.parallelism import Mesh
 
 LEARNED = (("positions", "learned"), ("max_positions", 12))
 
@@ -37,6 +38,16 @@ def greedy():
 def best(beam):
     """The three best translations of each of `TEXTS`."""
     return beam.hypotheses(TEXTS)
+
+
+@pytest.mark.slow
+def test_several_devices_translate_as_one(beam, best):
+    model, params = model_and_params()
+    config = DecodeConfig(beam_size=3, max_extra_length=5, batch_tokens=32, max_source_length=16)
+    mesh = Mesh(devices=jax.devices()).mesh
+    outputs = Translator(model, params, tokenizer(), config, 3, mesh).hypotheses(TEXTS)
+    for output, expected in zip(outputs, best, strict=True):
+        assert [hypothesis.text for hypothesis in output] == [hypothesis.text for hypothesis in expected]
 
 
 def rows_of(texts):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from transformer.config import DecodeConfig, UserError, choose
@@ -23,6 +25,7 @@ from transformer.decoding.search import (
 )
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
+from transformer.training.parallelism import pad_batch
 
 # Sentences are dropped only if at least this many hypotheses remain. On CPU, XLA's matrix products can round
 # a row of a small batch differently than the same row of a large batch, and an output must not depend on the
@@ -126,15 +129,22 @@ class ModelSearch:
         model_state = self.model.resize_cache(rows.state.model_state, length)
         return rows._replace(state=rows.state._replace(model_state=model_state))
 
-    def advance(self, params: PyTree, rows: SearchRows, length: int, max_unfinished: int = 0) -> SearchRows:
-        """Extends outputs until they have `length` tokens or only `max_unfinished` rows are unfinished."""
+    def advance(
+        self,
+        params: PyTree,
+        rows: SearchRows,
+        length: int,
+        max_unfinished: int = 0,
+        axes: Sequence[str] = (),
+    ) -> SearchRows:
+        """Extends outputs; see `search.advance`."""
 
         def step(tokens, parents, model_state, index):
             arguments = (rows.encoder_cache, model_state, tokens, parents, index)
             return self.model.apply({"params": params}, *arguments, method="decode_step")
 
         constraints = self._constraints(rows)
-        state = advance(self._search(rows), step, constraints, rows.state, length, max_unfinished)
+        state = advance(self._search(rows), step, constraints, rows.state, length, max_unfinished, axes)
         return rows._replace(state=state)
 
     def result(self, rows: SearchRows) -> SearchResult:
@@ -165,11 +175,13 @@ class ShrinkingSearch:
 
     Attributes:
       search: the search, which is run in several programs.
-      min_hypotheses: the number of rows is halved only if at least this many hypotheses remain.
+      min_hypotheses: the number of rows is halved only if this many hypotheses remain on each device.
+      mesh: the devices that the rows are split over; if None, one device.
     """
 
     search: ModelSearch
     min_hypotheses: int = MIN_HYPOTHESES
+    mesh: Mesh | None = None
 
     def __call__(
         self,
@@ -181,40 +193,74 @@ class ShrinkingSearch:
         sentence_ids: Int[np.ndarray, "b"] | None = None,
     ) -> SearchResult:
         """Returns the outputs of each row as NumPy arrays; see `ModelSearch.__call__` for the arguments."""
+        num_sentences = len(source)
+        sentence_ids = np.arange(num_sentences) if sentence_ids is None else sentence_ids
+        padded = pad_batch((source, limits, prefix, sentence_ids), self._num_devices)
+        source, limits, prefix, sentence_ids = self._split_rows(padded)
         rows = _start(self.search, params, source, limits, length, prefix, sentence_ids)
         members, outputs = np.arange(len(source)), None
         for number, size in enumerate(cache_sizes(length)):
             rows = _resize_cache(self.search, rows, size) if number else rows
             while True:
                 half = self._half(len(members))
-                rows, finished, result = _advance(self.search, params, rows, size, half)
+                rows, finished, result = _advance(self.search, params, rows, size, half, self.mesh)
                 finished, result = jax.device_get((finished, result))
                 outputs = result if outputs is None else _updated(outputs, members, result)
                 unfinished = np.flatnonzero(~finished)
                 if not len(unfinished):
-                    return outputs
+                    return jax.tree.map(lambda x: x[:num_sentences], outputs)
                 if len(unfinished) > half:
                     break
                 while len(unfinished) <= self._half(half):
                     half = self._half(half)
                 kept = np.append(unfinished, np.flatnonzero(finished))[:half]
-                rows, members = select_rows(rows, kept), members[kept]
-        return outputs
+                rows, members = self._split_rows(select_rows(rows, kept)), members[kept]
+        return jax.tree.map(lambda x: x[:num_sentences], outputs)
+
+    @property
+    def _num_devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    def _split_rows(self, tree: PyTree) -> PyTree:
+        """Splits the rows of arrays over the devices."""
+        if self.mesh is None:
+            return tree
+        specs = _row_specs(tree, self.mesh)
+        return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs))
 
     def _half(self, num_rows: int) -> int:
-        """Returns half of `num_rows`, or 0 if that would leave fewer than `min_hypotheses` hypotheses."""
-        half = num_rows // 2
-        return half if half * self.search.num_hypotheses >= self.min_hypotheses else 0
+        """Returns half of `num_rows`, or 0 if a device would have fewer than `min_hypotheses` hypotheses."""
+        half, rest = divmod(num_rows, 2 * self._num_devices)
+        is_enough = half * self.search.num_hypotheses >= self.min_hypotheses
+        return num_rows // 2 if is_enough and not rest else 0
 
 
 _start = jax.jit(ModelSearch.start, static_argnames=("self", "length"))
 _resize_cache = jax.jit(ModelSearch.resize_cache, static_argnames=("self", "length"))
 
 
-@functools.partial(jax.jit, static_argnames=("search", "length", "max_unfinished"))
-def _advance(search, params, rows, length, max_unfinished):
-    rows = search.advance(params, rows, length, max_unfinished)
-    return rows, rows.state.finished, search.result(rows)
+@functools.partial(jax.jit, static_argnames=("search", "length", "max_unfinished", "mesh"))
+def _advance(search, params, rows, length, max_unfinished, mesh):
+    def advance(params, rows, axes=()):
+        rows = search.advance(params, rows, length, max_unfinished, axes)
+        return rows, rows.state.finished, search.result(rows)
+
+    if mesh is None:
+        return advance(params, rows)
+    # The compiler alone would gather the logits of all rows on every device, to find the largest of each row.
+    specs, split = _row_specs(rows, mesh), PartitionSpec(mesh.axis_names)
+    return jax.shard_map(
+        functools.partial(advance, axes=mesh.axis_names),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), specs),
+        out_specs=(specs, split, split),
+        check_vma=False,  # the number of steps is equal on all devices, which JAX cannot infer
+    )(params, rows)
+
+
+def _row_specs(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Returns specs that split the rows of each array over all devices."""
+    return jax.tree.map(lambda x: PartitionSpec(mesh.axis_names) if x.ndim else PartitionSpec(), tree)
 
 
 @jax.jit

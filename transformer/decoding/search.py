@@ -8,7 +8,7 @@ selects the entries of the parents in its state.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -264,11 +264,21 @@ Search = BeamSearch | IndependentSearch
 
 
 def advance(
-    search: Search, step: Step, constraints: Constraints, state: PyTree, length: int, max_unfinished: int = 0
+    search: Search,
+    step: Step,
+    constraints: Constraints,
+    state: PyTree,
+    length: int,
+    max_unfinished: int = 0,
+    axes: Sequence[str] = (),
 ) -> PyTree:
-    """Extends outputs until they have `length` tokens or only `max_unfinished` sentences are unfinished."""
+    """Extends outputs until they have `length` tokens or only `max_unfinished` sentences are unfinished.
+
+    In `jax.shard_map`, `axes` are the mesh axes that split the sentences.
+    """
 
     def unfinished(state):
-        return (state.index < length) & (jnp.sum(~state.finished) > max_unfinished)
+        num_unfinished = jax.lax.psum(jnp.sum(~state.finished), axes)
+        return (state.index < length) & (num_unfinished > max_unfinished)
 
     return jax.lax.while_loop(unfinished, functools.partial(search.extend, step, constraints), state)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from transformer.batch import TokenBatch
@@ -22,6 +23,7 @@ from transformer.decoding.search import SearchResult
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 from transformer.model.masks import NEG_INF
+from transformer.training.parallelism import local_mesh
 
 # A vocabulary learned from unusual text may contain line ends, but a translation is one line of a text file.
 LINE_ENDS = str.maketrans("\n\r", "  ")
@@ -82,11 +84,25 @@ class Translator:
         tokenizer: Tokenizer,
         config: DecodeConfig | None = None,
         n_best: int = 1,
+        mesh: Mesh | None = None,
     ):
-        """Sets up the search of `config` or, if None, the paper's search (beam size 4, alpha 0.6)."""
-        self._model, self._params, self._tokenizer = model, jax.device_put(params), tokenizer
+        """Sets up a search.
+
+        Args:
+          model: the model.
+          params: the weights of the model.
+          tokenizer: the vocabulary.
+          config: settings of the search; if None, the paper's (beam size 4, alpha 0.6).
+          n_best: number of translations per text.
+          mesh: devices that the texts are split over; if None, all accelerators of this process.
+        """
+        local = local_mesh()
+        mesh = mesh or (local.mesh if local else None)
+        self._model, self._tokenizer = model, tokenizer
+        self._params = jax.device_put(params, mesh and NamedSharding(mesh, PartitionSpec()))
         self._config = config or DecodeConfig()
-        self._search = ShrinkingSearch(ModelSearch(model, self._config, n_best))
+        self._search = ShrinkingSearch(ModelSearch(model, self._config, n_best), mesh=mesh)
+        self._batch_tokens = self._config.batch_tokens * (mesh.size if mesh else 1)
         limit = self._config.max_source_length
         self.max_source_length = min(limit, model.max_lengths.source or limit)
 
@@ -126,7 +142,7 @@ class Translator:
         requests = self._requests(texts, prefixes, first, on_split)
         lengths = np.array([len(request.tokens) for request in requests], int)
         text_indices = np.array([request.text_index for request in requests], int)
-        batches = list(length_batches(lengths, self._config.batch_tokens))
+        batches = list(length_batches(lengths, self._batch_tokens))
         num_unfinished = np.bincount(text_indices, minlength=len(texts))
         results: list[list[Hypothesis]] = [[]] * len(requests)
         with ThreadPoolExecutor(NUM_THREADS) as threads:

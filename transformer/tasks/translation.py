@@ -40,7 +40,7 @@ from transformer.tasks.task import LoadedModel, Task
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
 from transformer.training.optimizers import make_optimizer, make_schedule
-from transformer.training.parallelism import PARALLELISMS, Single
+from transformer.training.parallelism import PARALLELISMS, Single, local_mesh
 from transformer.training.train_step import make_eval_step
 from transformer.training.trainable import Hyperparameters, LossFn, Totals
 
@@ -306,7 +306,7 @@ def _score_references(
     config: ExperimentConfig, model: EncoderDecoder, params: PyTree, tokens: Split
 ) -> dict[str, float]:
     """Returns the totals of a test set with teacher forcing."""
-    parallelism = Single()
+    parallelism = local_mesh() or Single()
     eval_step = make_eval_step(make_loss_fn(model), parallelism)
     hyperparameters = Hyperparameters.from_config(config)
     batches = evaluation_batches(tokens, config.decode.batch_tokens)

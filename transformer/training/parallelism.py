@@ -268,6 +268,15 @@ def make_parallelism(config: TrainConfig) -> Parallelism:
     return choose(PARALLELISMS, config.parallelism, "train.parallelism")(config)
 
 
+def local_mesh() -> Mesh | None:
+    """Returns a mesh of this process's devices, for evaluation and search; None if one device is enough.
+
+    Several virtual devices of a CPU would share the cores that one device already uses.
+    """
+    devices = jax.local_devices()
+    return Mesh(devices=devices) if len(devices) > 1 and devices[0].platform != "cpu" else None
+
+
 def put(parallelism: Parallelism, tree: PyTree) -> PyTree:
     """Moves a state to its devices. Processes that train together must have equal states."""
     return jax.device_put(tree, parallelism.shardings(tree))
