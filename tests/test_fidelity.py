@@ -199,6 +199,7 @@ UNREAD_VALUES = OTHER_VALUES | {
     "model.equal_parameters": True,
     "model.fused_attention": True,
     "model.remat": "block",
+    "model.scan_layers": True,
 }
 UNREAD = {field: UNREAD_VALUES[field] for field in MODEL_FIELDS if field not in READ}
 

@@ -197,6 +197,10 @@ class ModelConfig(Section):
     remat: str = option(
         "none", not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_has_attention_layers
     )
+    # Whether the layers of a stack share one compiled block, which shortens compilation.
+    scan_layers: bool = option(
+        False, not_in_paper=_CHANGES_ROUNDING, affects_result=False, read_if=_has_attention_layers
+    )
     # Type of the activations. Parameters, softmax and the statistics of norms stay float32.
     dtype: str = option("float32", paper={"section 6.1: single precision": ["float32"]}, changeable=True)
 
@@ -410,7 +414,7 @@ class DecodeConfig(Section):
     seed: int = search_option(0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
     # Number of checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
     average_last: int = search_option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]})
-    # Source tokens per batch of a search or a validation, padding included; two batches are searched at once.
+    # Source tokens per batch of a search (on each device) or of a validation, padding included.
     batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_ROUNDING)
     # Longest source that is translated whole, in tokens, EOS included. A longer source is split.
     max_source_length: int = search_option(

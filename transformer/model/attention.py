@@ -44,7 +44,7 @@ class LayerPositions(NamedTuple):
     """The position scheme for one layer of self-attention. Each method calls a hook of `PositionScheme`."""
 
     scheme: PositionScheme
-    layer: int
+    layer: int | Int[Array, ""]
     indices: RowIndices
 
     def transform(self, heads: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -139,6 +140,9 @@ class Stack(nn.Module):
         absent = [None] * len(self.layers)
         written = []
         x = dropout(self.positions(x, indices.positions, indices.length), self.path)
+        if self._is_scanned(caches):
+            x = self._scan(x, mask, indices, dropout, cross)
+            return x if self.norm is None else self.norm(x), (None,) * len(self.layers)
         for number, inputs in enumerate(zip(cross or absent, caches or absent, strict=True)):
             x, cache = self._apply(number, x, mask, indices, dropout, *inputs, index)
             written.append(cache)
@@ -154,6 +158,38 @@ class Stack(nn.Module):
         policy = REMAT[self.config.remat]
         return apply(self, x) if policy is None else nn.remat(apply, policy=policy)(self, x)
 
+    def _is_scanned(self, caches) -> bool:
+        """Returns whether all blocks share a program. A search would copy its caches for that."""
+        writes = any(map(self.is_mutable_collection, ("params", "intermediates")))
+        return self.config.scan_layers and caches is None and not writes
+
+    def _scan(self, x, mask, indices, dropout, cross):
+        """Applies all blocks in a program that is compiled once. Their weights are stacked for this call."""
+        names = [f"layers_{number}" for number in range(len(self.layers))]
+        paths = [(*self.path, name) for name in names]
+        weights = _stack([self.variables["params"][name] for name in names])
+        keys_values = _stack([inputs.keys_values for inputs in cross]) if cross else None
+        block = Block(self.config, self.is_decoder, parent=None)
+
+        def apply(x, layer):
+            number, weights, keys_values = layer
+            return block.apply(
+                {"params": weights},
+                x,
+                mask,
+                LayerPositions(self.positions, number, indices),
+                dropout.in_layer(paths, number),
+                cross[0]._replace(keys_values=keys_values) if cross else None,
+            )
+
+        policy = REMAT[self.config.remat]
+        apply = apply if policy is None else jax.checkpoint(apply, policy=policy)
+        return jax.lax.scan(apply, x, (jnp.arange(len(names)), weights, keys_values))[0]
+
     def cross_keys_values(self, encoder_output: Float[Array, "b s m"]) -> tuple[KeysValues, ...]:
         """Returns the keys and values of the encoder's output for the cross-attention of each layer."""
         return tuple(layer.cross_attention.keys_values(encoder_output) for layer in self.layers)
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)

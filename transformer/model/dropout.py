@@ -8,6 +8,7 @@ no recompilation. The mixing function is the 32-bit finalizer "lowbias32" of C. 
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,8 @@ class BoundDropout(NamedTuple):
       scale: factor on the activations that are not dropped, 1 / (1 - rate).
       batch: the tokens of the batch.
       sites: an entry of `DROPOUT_SITES`.
+      layers: paths of the layers that share a program; every site is relative to `layers[layer]`.
+      layer: index of the layer at work in `layers`; may be traced.
     """
 
     seed: UInt32[Array, ""] | None = None
@@ -57,12 +60,18 @@ class BoundDropout(NamedTuple):
     scale: Float[Array, ""] | float = 1.0
     batch: TokenBatch | None = None
     sites: frozenset[str] = frozenset()
+    layers: tuple[Site, ...] = ((),)
+    layer: Int[Array, ""] | int = 0
+
+    def in_layer(self, layers: Sequence[Site], layer: Int[Array, ""]) -> "BoundDropout":
+        """Returns the dropout of a layer in a program that several layers share; see the attributes."""
+        return self._replace(layers=tuple(layers), layer=layer)
 
     def __call__(self, x: Float[Array, "b t m"], site: Site) -> Float[Array, "b t m"]:
         """Applies dropout to the activations `x` at `site`."""
         if self.seed is None:
             return x
-        return x * self._mask(hash_bits(self.seed, site, self.batch, x.shape[-1])).astype(x.dtype)
+        return x * self._mask(hash_bits(self._site_seed(site), self.batch, x.shape[-1])).astype(x.dtype)
 
     def hidden(self, x: Float[Array, "b t f"], site: Site) -> Float[Array, "b t f"]:
         """Drops hidden activations of a feed-forward network if `sites` includes them."""
@@ -82,8 +91,13 @@ class BoundDropout(NamedTuple):
             return None
         keys = _spread(self.batch.positions if key_positions is None else key_positions)[:, None, None, :]
         heads = _spread(jnp.arange(num_heads))[None, :, None, None]
-        queries = _token_bits(self.seed, (*site, "weights"), self.batch)[:, None, :, None]
+        queries = _token_bits(self._site_seed((*site, "weights")), self.batch)[:, None, :, None]
         return self._mask(lowbias32(lowbias32(queries ^ heads) ^ keys))
+
+    def _site_seed(self, site):
+        checksums = [zlib.crc32("/".join((*layer, *site)).encode()) for layer in self.layers]
+        checksum = jnp.array(checksums, jnp.uint32)[self.layer] if len(checksums) > 1 else checksums[0]
+        return lowbias32(self.seed ^ jnp.uint32(checksum))
 
     def _mask(self, bits):
         return jnp.where(bits >= self.threshold, self.scale, 0)
@@ -108,17 +122,14 @@ def bind_dropout(dropout: Dropout | None, batch: TokenBatch, sites: str = "paper
     )
 
 
-def hash_bits(
-    seed: UInt32[Array, ""], site: Site, batch: TokenBatch, num_channels: int
-) -> UInt32[Array, "b t m"]:
+def hash_bits(seed: UInt32[Array, ""], batch: TokenBatch, num_channels: int) -> UInt32[Array, "b t m"]:
     """Returns 32 uniform random bits for each channel of each token."""
     channels = _spread(jnp.arange(num_channels))[None, None, :]
-    return lowbias32(_token_bits(seed, site, batch)[:, :, None] ^ channels)
+    return lowbias32(_token_bits(seed, batch)[:, :, None] ^ channels)
 
 
-def _token_bits(seed: UInt32[Array, ""], site: Site, batch: TokenBatch) -> UInt32[Array, "b t"]:
-    bits = lowbias32(seed ^ jnp.uint32(zlib.crc32("/".join(site).encode())))
-    bits = lowbias32(bits ^ batch.segment_ids.astype(jnp.uint32))
+def _token_bits(seed: UInt32[Array, ""], batch: TokenBatch) -> UInt32[Array, "b t"]:
+    bits = lowbias32(seed ^ batch.segment_ids.astype(jnp.uint32))
     return lowbias32(bits ^ batch.positions.astype(jnp.uint32))
 
 

@@ -104,7 +104,7 @@ class PositionScheme(nn.Module):
 
     def bias(
         self,
-        layer: int,
+        layer: int | Int[Array, ""],
         query_heads: Float[Array, "b q h d"],
         query_index: Int[Array, "q"],
         key_index: Int[Array, "k"],
@@ -117,7 +117,7 @@ class PositionScheme(nn.Module):
 
     def value_bias(
         self,
-        layer: int,
+        layer: int | Int[Array, ""],
         weights: Float[Array, "b h q k"],
         query_index: Int[Array, "q"],
         key_index: Int[Array, "k"],
