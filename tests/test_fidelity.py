@@ -197,6 +197,7 @@ UNREAD_VALUES = OTHER_VALUES | {
     "model.max_positions": 17,
     "model.max_distance": 5,
     "model.equal_parameters": True,
+    "model.prefix": "bidirectional",
     "model.fused_attention": True,
     "model.remat": "block",
     "model.scan_layers": True,
@@ -228,7 +229,17 @@ def test_a_recurrent_model_depends_on_exactly_the_fields_declared_as_read(kind):
 
 
 def test_a_transformer_does_not_read_the_fields_of_other_models():
-    assert computation(cell="gru", equal_parameters=True, max_positions=17) == computation()
+    unread = {"cell": "gru", "equal_parameters": True, "max_positions": 17, "prefix": "bidirectional"}
+    assert computation(**unread) == computation()
+
+
+def test_a_decoder_only_model_reads_the_prefix_and_no_encoder():
+    plain = computation(kind="decoder_only")
+    assert computation(kind="decoder_only", encoder_layers=3) == plain
+    assert computation(kind="decoder_only", prefix="bidirectional") != plain
+    assert fields(config("base.py", {"model.kind": "decoder_only", "model.encoder_layers": 3})) == [
+        "model.kind"
+    ]
 
 
 def test_a_departure_is_a_single_line():

@@ -65,6 +65,14 @@ def _has_attention_layers(config: "ExperimentConfig") -> bool:
     return not config.model.kind.startswith("recurrent")
 
 
+def _is_decoder_only(config: "ExperimentConfig") -> bool:
+    return config.model.kind == "decoder_only"
+
+
+def _has_encoder(config: "ExperimentConfig") -> bool:
+    return not _is_decoder_only(config)
+
+
 def _samples(config: "ExperimentConfig") -> bool:
     return config.decode.sampling
 
@@ -90,6 +98,10 @@ def paper_peak(config: "ExperimentConfig") -> float:
     return (config.model.d_model * config.optimizer.warmup_steps) ** -0.5
 
 
+# Declares a field that was added after the first published runs.
+added_option = functools.partial(option, hash_default=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
     """The model (paper, section 3; symbols as in Table 3)."""
@@ -102,11 +114,14 @@ class ModelConfig(Section):
     num_layers: int = option(
         6,
         paper={"section 3.1": [6], "Table 3, row C": [2, 4, 8]},
-        read_if=lambda config: None in (config.model.encoder_layers, config.model.decoder_layers),
+        read_if=lambda config: (
+            config.model.decoder_layers is None
+            or (_has_encoder(config) and config.model.encoder_layers is None)
+        ),
     )
     # Depths of the encoder and of the decoder; if None, num_layers.
     encoder_layers: int | None = option(
-        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
+        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}, read_if=_has_encoder
     )
     decoder_layers: int | None = option(
         None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
@@ -177,6 +192,8 @@ class ModelConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
     )
+    # What a source token of a decoder-only model sees: causal, or bidirectional within the source.
+    prefix: str = option("causal", not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
     # A name in model.embedding.EMBEDDINGS; selects which embedding matrices are shared.
     embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
     # A name in model.recurrent.CELLS, for recurrent kinds.
@@ -216,6 +233,7 @@ class ModelConfig(Section):
             or None not in (self.d_k, self.d_v),
             f"a multiple of model.num_heads ({self.num_heads}) unless model.d_k and model.d_v are set",
         )
+        self._require("prefix", self.prefix in ("causal", "bidirectional"), "causal or bidirectional")
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
 
     @property
@@ -347,6 +365,8 @@ class TrainConfig(Section):
     accumulation: int = option(1, not_in_paper=_CHANGES_ROUNDING)
     # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
+    # Whether a decoder-only model is also trained to predict the source tokens of a translation.
+    loss_on_source: bool = option(False, not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_ROUNDING, affects_result=False)
     # Sizes of two mesh axes: fsdp splits rows, weights and optimizer state; tensor splits heads, hidden units
@@ -502,7 +522,7 @@ def check_key(key: str) -> None:
 
 
 def result_hash(config: ExperimentConfig, options_type: type | None = None) -> str:
-    """Returns the SHA-256 digest of all fields that affect the result.
+    """Returns the SHA-256 digest of all fields that affect the result; see `Declaration.hash_default`.
 
     The names of run folders contain its first 8 digits.
 
@@ -511,14 +531,17 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
       options_type: the dataclass that declares the options of the data set; if None, every option affects
         the result.
     """
-    declared = declarations(ExperimentConfig)
+    declared, defaults = declarations(ExperimentConfig), flatten(to_dict(ExperimentConfig()))
     if options_type is not None:
         declared |= declarations(options_type, "data.options.")
-    relevant = {
-        key: value
-        for key, value in flatten(to_dict(config)).items()
-        if key not in declared or declared[key].affects_result
-    }
+
+    def is_relevant(key, value):
+        if key not in declared:
+            return True
+        is_new = declared[key].hash_default or value != defaults[key]
+        return declared[key].affects_result and is_new
+
+    relevant = {key: value for key, value in flatten(to_dict(config)).items() if is_relevant(key, value)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

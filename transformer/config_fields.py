@@ -53,6 +53,8 @@ class Declaration(NamedTuple):
       paper: maps each place in the paper, such as a section, to the values reported there.
       not_in_paper: if the paper reports no value, the reason why every value agrees with the paper.
       affects_result: whether a different value changes the trained model or its scores.
+      hash_default: whether `result_hash` covers the default value. It does not for a field whose default is
+        the behavior from before the field existed, so the hashes of earlier runs stay the same.
       changeable: whether a trained run may be used with a different value.
       read_if: conditions under which the field has an effect; all must be true.
       departs_if: condition under which an unreported value is a departure from the paper.
@@ -61,6 +63,7 @@ class Declaration(NamedTuple):
     paper: Mapping[str, Sequence[Any]]
     not_in_paper: str
     affects_result: bool
+    hash_default: bool
     changeable: bool
     read_if: tuple[Condition, ...]
     departs_if: Condition
@@ -72,6 +75,7 @@ def option(
     paper: Mapping[str, Sequence[Any]] | None = None,
     not_in_paper: str = "",
     affects_result: bool = True,
+    hash_default: bool = True,
     changeable: bool = False,
     read_if: Condition | tuple[Condition, ...] = (),
     departs_if: Condition = lambda config: True,
@@ -83,7 +87,7 @@ def option(
     conditions = read_if if isinstance(read_if, tuple) else (read_if,)
     metadata = {
         "declaration": Declaration(
-            paper or {}, not_in_paper, affects_result, changeable, conditions, departs_if
+            paper or {}, not_in_paper, affects_result, hash_default, changeable, conditions, departs_if
         )
     }
     if default_factory is not None:

@@ -38,6 +38,16 @@ def test_a_recurrent_model_has_only_cross_attention():
     np.testing.assert_allclose(weights.cross.sum(axis=-1), 1, rtol=1e-5)
 
 
+def test_the_weights_of_a_decoder_only_model_are_parts_of_one_attention():
+    weights = weights_of(kind="decoder_only")
+    assert weights.encoder.shape == (2, 3, 5, 5)
+    assert weights.cross.shape == (2, 3, 3, 5)
+    np.testing.assert_allclose(weights.encoder.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights.cross.sum(axis=-1) + weights.decoder.sum(axis=-1), 1, rtol=1e-5)
+    assert np.all(np.triu(weights.encoder[0, 0], 1) == 0)
+    assert np.all(np.triu(weights.decoder[0, 0], 1) == 0)
+
+
 def test_a_model_without_attention_is_refused():
     with pytest.raises(UserError, match="model.kind is 'recurrent', which has no attention to show"):
         weights_of(kind="recurrent", num_layers=1)
@@ -58,6 +68,18 @@ def test_the_entropy_of_uniform_weights_is_the_log_of_the_number_of_keys():
         assert entropies.pop(f"decoder.{layer}.self_attention") == pytest.approx(decoder, rel=1e-5)
         assert entropies.pop(f"decoder.{layer}.cross_attention") == pytest.approx(cross, rel=1e-5)
     assert not entropies
+
+
+def test_every_token_of_a_decoder_only_model_is_a_query():
+    """All parameters are zero, so the token at position i attends equally to i + 1 tokens."""
+    model = build_model(tiny_config(kind="decoder_only"), VOCAB)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
+    source, target = (TokenBatch.from_tokens(np.array([tokens])) for tokens in (SOURCE, TARGET))
+    entropies = attention_entropies(model, params, source, target)
+    expected = np.log(np.arange(1, 9)).mean()
+    assert entropies == {
+        f"decoder.layers_{layer}.self_attention": pytest.approx(expected, rel=1e-5) for layer in (0, 1)
+    }
 
 
 def test_a_model_without_attention_has_no_entropies():

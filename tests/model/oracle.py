@@ -207,6 +207,22 @@ def transformer(source, target, params, num_heads, positions="sinusoidal", max_d
     return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T
 
 
+def decoder_only(source, target, params, num_heads, bidirectional):
+    """Logits [s + t, v] of the source tokens, then of the target tokens, of one unpadded pair.
+
+    The only sequence is BOS, the source without its EOS, BOS, the target without its EOS.
+    """
+    table = params["embedding"]["table"]
+    tokens = np.concatenate([[1], source[:-1], [1], target[:-1]])
+    x = table[tokens] * np.sqrt(table.shape[1]) + sinusoid(len(tokens), table.shape[1])
+    visible = np.tril(np.ones((len(tokens), len(tokens)), bool))
+    if bidirectional:
+        visible[: len(source), : len(source)] = True
+    for number in range(count_modules(params["decoder"], "layers")):
+        x = post_norm_layer(x, params["decoder"][f"layers_{number}"], num_heads, visible)
+    return x @ table.T
+
+
 def additive_attention(s, h, w_a, u_a, v_a):
     """Returns the context of a state, and the weights (Bahdanau et al. 2015, section 3.1, appendix A.1.2)."""
     energies = np.array([v_a @ np.tanh(s @ w_a + h_j @ u_a) for h_j in h])

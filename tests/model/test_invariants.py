@@ -40,6 +40,10 @@ ROW_ROUNDING = 1e-6
 PER_TOKEN_FIELDS = {"norm", "feed_forward", "dropout_sites"}
 
 
+RECURRENT = ("recurrent", "recurrent_attention")
+DECODER_ONLY = (("causal", "sinusoidal"), ("bidirectional", "t5_bias"), ("bidirectional", "relative"))
+
+
 def variants() -> dict[str, dict]:
     """Variants by name: the paper's model with one change, and each recurrent kind with each cell."""
     default = ModelConfig()
@@ -47,9 +51,15 @@ def variants() -> dict[str, dict]:
     for field, entries in CHOICES.items():
         if field not in ("kind", "cell"):
             changes |= {name: {field: name} for name in entries if name != getattr(default, field)}
-    for kind, cell in itertools.product(KINDS, CELLS):
-        if kind != default.kind:
-            changes[f"{kind}-{cell}"] = {"kind": kind, "cell": cell}
+    for kind, cell in itertools.product(RECURRENT, CELLS):
+        changes[f"{kind}-{cell}"] = {"kind": kind, "cell": cell}
+    # A decoder-only model joins source and target, so its schemes see other positions and indices.
+    for prefix, positions in DECODER_ONLY:
+        changes[f"decoder_only-{prefix}-{positions}"] = {
+            "kind": "decoder_only",
+            "prefix": prefix,
+            "positions": positions,
+        }
     changes["uneven"] = {"encoder_layers": 1, "decoder_layers": 2}
     # In these two variants, sequences are longer than `max_positions`.
     changes["clamp"] = {"overflow": "clamp", "max_positions": 3}
@@ -237,8 +247,9 @@ def test_a_model_learns_to_copy(variant):
 
 def test_every_entry_has_a_variant():
     entries = sum(len(CHOICES[field]) - 1 for field in CHOICES if field not in ("kind", "cell"))
-    recurrent = (len(KINDS) - 1) * len(CELLS)
-    assert len(VARIANTS) == 1 + entries + recurrent + 3
+    recurrent = len(RECURRENT) * len(CELLS)
+    assert len(VARIANTS) == 1 + entries + recurrent + len(DECODER_ONLY) + 3
+    assert {*KINDS} == {"transformer", "decoder_only", *RECURRENT}
 
 
 @pytest.mark.parametrize("field", CHOICES)

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from tests.model import oracle
-from tests.support.tiny import VOCAB, random_params, random_tree, sentence_pairs, tiny_config, token_batch
+from tests.support.tiny import (
+    VOCAB,
+    packed_batch,
+    random_params,
+    random_tree,
+    sentence_pairs,
+    tiny_config,
+    token_batch,
+)
 from transformer.config import ModelConfig
-from transformer.model import KINDS, build_model
+from transformer.model import build_model
 from transformer.model.attention import MultiHeadAttention, scaled_dot_product_attention
 from transformer.model.block import Block, CrossInputs
 from transformer.model.dropout import NO_DROPOUT, Dropout, bind_dropout
@@ -87,8 +95,33 @@ def test_a_whole_transformer_equals_the_equations(positions, max_distance):
     np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["causal", "bidirectional"])
+def test_a_whole_decoder_only_model_equals_the_equations(prefix):
+    """Two pairs are packed in a row, whose sides have different lengths; a third row is padding."""
+    model = build_model(tiny_config(kind="decoder_only", prefix=prefix), VOCAB)
+    params, rng = random_params(model), np.random.default_rng(0)
+    pairs = [(rng.integers(4, VOCAB, s), rng.integers(4, VOCAB, t)) for s, t in ((5, 3), (2, 6), (4, 4))]
+    rows = [{7: pairs[0], 3: pairs[1]}, {5: pairs[2]}, {}]
+    source, target = (
+        packed_batch([{number: pair[side] for number, pair in row.items()} for row in rows])
+        for side in (0, 1)
+    )
+
+    factors = model.apply({"params": params}, source, target, method="both_factors")
+    logits = np.split(np.asarray(factors.logits()), [source.tokens.shape[1]], axis=1)
+    target_logits = model.apply({"params": params}, source, target)
+
+    np.testing.assert_allclose(target_logits[:2], logits[1][:2], atol=1e-5)
+    for row, start, pair in ((0, (0, 0), pairs[0]), (0, (5, 3), pairs[1]), (1, (0, 0), pairs[2])):
+        expected = oracle.decoder_only(*pair, float64(params), 3, prefix == "bidirectional")
+        expected = np.split(expected, [len(pair[0])])
+        for side in (0, 1):
+            tokens = slice(start[side], start[side] + len(pair[side]))
+            np.testing.assert_allclose(logits[side][row, tokens], expected[side], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
+@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
 def test_a_whole_recurrent_model_equals_the_equations(kind, cell):
     """The model has two layers per stack and uses dropout. Each side is padded in one row."""
     model = build_model(tiny_config(kind=kind, cell=cell), VOCAB)

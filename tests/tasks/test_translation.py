@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import base, t2t
@@ -19,6 +20,7 @@ from transformer.tasks.translation import Translation
 from transformer.training.checkpoints import Checkpoints, read_identity
 from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics
+from transformer.training.trainable import Hyperparameters
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
@@ -45,6 +47,24 @@ def run(config, folder, stop_after=None):
 
 def losses(folder):
     return [record["loss"] for record in read_metrics(folder) if record["kind"] == "train"]
+
+
+def test_the_loss_on_the_source_counts_its_tokens_in_training_only(config, tmp_path):
+    model = ModelConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.0, kind="decoder_only")
+    key, totals = jax.random.key(0), {}
+    for on_source in (False, True):
+        changes = {"model": model, "train": dataclasses.replace(config.train, loss_on_source=on_source)}
+        task = open_task(resolve(dataclasses.replace(config, **changes)), tmp_path)
+        params, hyperparameters = task.init(0), Hyperparameters.from_config(task.config)
+        batch = jax.tree.map(jnp.asarray, next(task.batches(0)))
+        totals[on_source] = [task.loss(params, batch, key, hyperparameters)[1] for key in (key, None)]
+    num_source, num_target = ((side.segment_ids != 0).sum() for side in (batch.source, batch.target))
+    trained, validated = totals[True]
+    assert trained["count"] == num_source + num_target
+    assert validated == totals[False][1]
+    assert validated["count"] == totals[False][0]["count"] == num_target
+    assert trained["nll"] > validated["nll"]
+    assert 0 < task.summary(trained)["padding"] == task.summary(validated)["padding"] < 1
 
 
 def with_sizes(config, preset):
@@ -245,7 +265,7 @@ def test_the_tests_run_on_a_cpu():
 def test_summary_by_hand():
     """Perplexities and nll come from the plain loss, not from the smoothed one."""
     totals = {"loss": 30.0, "nll": 20.0, "count": 10.0, "characters": 40.0, "unknown": 0.0, "correct": 5.0}
-    totals |= {"source_count": 6.0, "slots": 20.0}
+    totals |= {"tokens": 16.0, "slots": 20.0}
     summary = Translation.summary(None, totals)
     assert summary == pytest.approx(
         {

@@ -201,7 +201,7 @@ def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, model, 
 def test_totals_count_tokens_characters_and_padding(split, packed, reference):
     _, totals, _ = reference
     assert totals["count"] == split.target.lengths.sum()
-    assert totals["source_count"] == split.source.lengths.sum()
+    assert totals["tokens"] == split.source.lengths.sum() + split.target.lengths.sum()
     assert totals["characters"] == split.characters.sum()
     assert totals["slots"] == 2 * 7 * 15
     assert 0 <= totals["correct"] <= totals["count"]

@@ -11,13 +11,16 @@ from jaxtyping import Array, Float, Int, PyTree
 from transformer.batch import TokenBatch
 from transformer.config import UserError
 from transformer.data.batching import bucket, pad_rows
+from transformer.model.decoder_only import DecoderOnly, join
 from transformer.model.encoder_decoder import EncoderDecoder
 
 
 class AttentionWeights(NamedTuple):
     """Weights of every layer and head for one sentence pair. The weights of a query sum to 1.
 
-    A recurrent decoder has cross-attention only, with one layer and one head.
+    A recurrent decoder has cross-attention only, with one layer and one head. In a decoder-only model, all
+    three are parts of one self-attention: within the source, within the target, and from target to source. So
+    the weights of a query in `decoder` and `cross` sum to 1 together, and its source begins with BOS.
 
     Attributes:
       encoder: self-attention of the source.
@@ -53,6 +56,11 @@ def attention_weights(
         )
     encoder, decoder = intermediates.get("encoder", {}), intermediates["decoder"]
     num_source, num_target = len(source), len(target)
+    if isinstance(model, DecoderOnly):
+        joint = _stacked(decoder, "self_attention")
+        sides = slice(0, num_source), slice(num_source, num_source + num_target)
+        parts = ((0, 0), (1, 1), (1, 0))
+        return AttentionWeights(*(joint[..., sides[query], sides[key]] for query, key in parts))
     if "weights" in decoder:
         cross = decoder["weights"][0][0][:, :num_target, :num_source]
         return AttentionWeights(None, None, np.stack([cross]))
@@ -82,10 +90,13 @@ def attention_entropies(
       model without attention.
     """
     state = model.apply({"params": params}, source, target, mutable=["intermediates"])[1]
+    queries = {"encoder": source, "decoder": target}
+    if isinstance(model, DecoderOnly):
+        queries["decoder"] = join(source, target).batch
     entropies = {}
     for path, weights in jax.tree_util.tree_flatten_with_path(state.get("intermediates", {}))[0]:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][:-1]
-        is_query = ((source if names[0] == "encoder" else target).segment_ids != 0)[:, None]
+        is_query = (queries[names[0]].segment_ids != 0)[:, None]
         entropy = jnp.sum(jax.scipy.special.entr(weights), axis=-1)  # [b, h, q]
         mean = jnp.sum(entropy * is_query) / (jnp.sum(is_query) * weights.shape[1])
         entropies[".".join(names)] = mean

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from transformer.batch import TokenBatch
 from transformer.config import ModelConfig, choose
 from transformer.model.block import REMAT
+from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import DROPOUT_SITES, Dropout
 from transformer.model.embedding import EMBEDDINGS, LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
@@ -34,6 +35,7 @@ __all__ = [
 
 KINDS: dict[str, type[EncoderDecoder]] = {
     "transformer": Transformer,
+    "decoder_only": DecoderOnly,
     "recurrent": Recurrent,
     "recurrent_attention": RecurrentAttention,
 }

@@ -66,7 +66,7 @@ class Block(nn.Module):
         dropout: BoundDropout = NO_DROPOUT,
         cross: CrossInputs | None = None,
         cache: KVCache | None = None,
-        index: Int[Array, ""] | None = None,
+        first_entry: Int[Array, ""] | int | None = None,
     ) -> tuple[Float[Array, "b q m"], KVCache | None]:
         """Applies the block.
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
           dropout: dropout for the batch of `x`.
           cross: inputs of cross-attention.
           cache: keys and values of the previous steps; if None, only those of `x` are attended to.
-          index: the step of the search, at which the keys and values of `x` are written to the cache.
+          first_entry: the first entry of the cache to which the keys and values of `x` are written.
 
         Returns:
           The output, and the cache with the keys and values of `x` added; None without a cache.
@@ -85,7 +85,7 @@ class Block(nn.Module):
         y = self.self_attention_residual.before(x)
         keys_values = self.self_attention.keys_values(y, positions)
         if cache is not None:
-            cache = cache.write(keys_values, index)
+            cache = cache.write(keys_values, first_entry)
             keys_values = cache.load()
         y = self.self_attention(y, keys_values, mask, positions, dropout)
         x = self.self_attention_residual.after(x, y, dropout)
@@ -107,19 +107,23 @@ class Stack(nn.Module):
     """N identical blocks above the sum of embeddings and positions: the encoder or the decoder.
 
     Attributes:
-      is_decoder: whether the blocks have cross-attention and the positions are causal.
+      num_layers: number of blocks.
+      causal: whether no token sees a later one.
+      has_cross_attention: whether the blocks have cross-attention.
       trained_length: see `PositionScheme`.
     """
 
     config: ModelConfig
-    is_decoder: bool
+    num_layers: int
+    causal: bool
+    has_cross_attention: bool
     trained_length: int | None = None
 
     def setup(self):
         config = self.config
-        depth = config.decoder_depth if self.is_decoder else config.encoder_depth
-        self.positions = POSITIONS[config.positions](config, self.is_decoder, self.trained_length)
-        self.layers = [Block(config, self.is_decoder) for _ in range(depth)]
+        scheme = POSITIONS[config.positions]
+        self.positions = scheme(config, self.num_layers, self.causal, self.trained_length)
+        self.layers = [Block(config, self.has_cross_attention) for _ in range(self.num_layers)]
         self.norm = NORMS[config.norm](config) if RESIDUALS[config.residual].final_norm else None
 
     def __call__(
@@ -130,7 +134,7 @@ class Stack(nn.Module):
         dropout: BoundDropout = NO_DROPOUT,
         cross: Sequence[CrossInputs] | None = None,
         caches: Sequence[KVCache] | None = None,
-        index: Int[Array, ""] | None = None,
+        first_entry: Int[Array, ""] | int | None = None,
     ) -> tuple[Float[Array, "b q m"], tuple[KVCache | None, ...]]:
         """Applies the blocks to embedded tokens; see `Block`. `cross` and `caches` have one entry per layer.
 
@@ -144,16 +148,16 @@ class Stack(nn.Module):
             x = self._scan(x, mask, indices, dropout, cross)
             return x if self.norm is None else self.norm(x), (None,) * len(self.layers)
         for number, inputs in enumerate(zip(cross or absent, caches or absent, strict=True)):
-            x, cache = self._apply(number, x, mask, indices, dropout, *inputs, index)
+            x, cache = self._apply(number, x, mask, indices, dropout, *inputs, first_entry)
             written.append(cache)
         return x if self.norm is None else self.norm(x), tuple(written)
 
-    def _apply(self, number, x, mask, indices, dropout, cross, cache, index):
+    def _apply(self, number, x, mask, indices, dropout, cross, cache, first_entry):
         """Applies one block; in a backward pass, computes again what `config.remat` does not keep."""
 
         def apply(stack, x):
             positions = LayerPositions(stack.positions, number, indices)
-            return stack.layers[number](x, mask, positions, dropout, cross, cache, index)
+            return stack.layers[number](x, mask, positions, dropout, cross, cache, first_entry)
 
         policy = REMAT[self.config.remat]
         return apply(self, x) if policy is None else nn.remat(apply, policy=policy)(self, x)
@@ -169,7 +173,7 @@ class Stack(nn.Module):
         paths = [(*self.path, name) for name in names]
         weights = _stack([self.variables["params"][name] for name in names])
         keys_values = _stack([inputs.keys_values for inputs in cross]) if cross else None
-        block = Block(self.config, self.is_decoder, parent=None)
+        block = Block(self.config, self.has_cross_attention, parent=None)
 
         def apply(x, layer):
             number, weights, keys_values = layer

@@ -17,7 +17,8 @@ class KVCache(NamedTuple):
     """Cached keys and values of one attention layer.
 
     In cross-attention, an entry (axis k) belongs to a source token. In self-attention with n hypotheses per
-    sentence, entry t n + i belongs to step t of hypothesis i. The entries are the last axis; with another
+    sentence, entry t n + i belongs to step t of hypothesis i; a decoder-only model has the entries of the
+    source before them. The entries are the last axis; with another
     order of axes, the matrix products of attention would copy the whole cache at each step.
     """
 
@@ -41,10 +42,9 @@ class KVCache(NamedTuple):
         """Returns the cache with `num_entries` empty entries added."""
         return KVCache(*(jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, num_entries))) for array in self))
 
-    def write(self, keys_values: KeysValues, index: Int[Array, ""]) -> "KVCache":
-        """Writes the keys and values of all hypotheses at step `index`. Returns the new cache."""
+    def write(self, keys_values: KeysValues, start: Int[Array, ""] | int) -> "KVCache":
+        """Writes keys and values to the entries from `start` on. Returns the new cache."""
         new = KVCache.store(keys_values)
-        start = index * new.key.shape[-1]
         return KVCache(
             jax.lax.dynamic_update_slice_in_dim(self.key, new.key, start, axis=3),
             jax.lax.dynamic_update_slice_in_dim(self.value, new.value, start, axis=3),

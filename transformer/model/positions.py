@@ -25,7 +25,8 @@ class PositionScheme(nn.Module):
     """Base class: `add`, `transform`, `bias` and `value_bias` are hooks, which do nothing by default.
 
     Attributes:
-      causal: whether the scheme belongs to a decoder, where no query sees a later key.
+      num_layers: number of blocks in the stack.
+      causal: whether no query sees a later key, as in a decoder.
       trained_length: longest sequence, in tokens, that the stack was trained on; None during training.
       overflow_policies: allowed values of `overflow`, the default first. The value decides what happens at
         positions from `limit` on: `error` (longer sequences are refused; the model itself returns NaN),
@@ -37,6 +38,7 @@ class PositionScheme(nn.Module):
     """
 
     config: ModelConfig
+    num_layers: int = 0
     causal: bool = False
     trained_length: int | None = None
     overflow_policies: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
@@ -211,8 +213,9 @@ class Relative(PositionScheme):
     @nn.nowrap
     def _table(self, name: str, width: int) -> Array:
         init = nn.initializers.variance_scaling(1, "fan_avg", "uniform", batch_axis=(0, 1))
-        depth = self.config.decoder_depth if self.causal else self.config.encoder_depth
-        return self.param(name, init, (depth, self.config.num_heads, 2 * self.max_distance + 1, width))
+        return self.param(
+            name, init, (self.num_layers, self.config.num_heads, 2 * self.max_distance + 1, width)
+        )
 
     def _one_hot(self, query_index, key_index, dtype):
         """Returns one-hot indices [q, k, c] into the tables, which have c vectors per head."""

@@ -20,8 +20,9 @@ class Transformer(EncoderDecoder):
     def setup(self):
         super().setup()
         source_length, target_length = self.trained_lengths or (None, None)
-        self.encoder = Stack(self.config, is_decoder=False, trained_length=source_length)
-        self.decoder = Stack(self.config, is_decoder=True, trained_length=target_length)
+        config = self.config
+        self.encoder = Stack(config, config.encoder_depth, False, False, source_length)
+        self.decoder = Stack(config, config.decoder_depth, True, True, target_length)
 
     @classmethod
     def check(cls, config):
@@ -101,7 +102,7 @@ class Transformer(EncoderDecoder):
             indices,
             cross=cross,
             caches=state.layers,
-            index=index,
+            first_entry=index * num_hypotheses,
         )
         return self.embedding.logit_factors(x).logits(), DecoderState(caches, ancestors)
 

@@ -32,6 +32,7 @@ from transformer.evaluation.attention import attention_entropies
 from transformer.evaluation.metrics import Outputs, by_length, compute_scores, signatures
 from transformer.files import atomic_write
 from transformer.model import build_model, init_params
+from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
@@ -216,7 +217,8 @@ class Translation(Task):
         return init_params(self.model, seed)
 
     def loss(self, params, batch, key, hyperparameters):
-        return translation_loss(self.model, params, batch, key, hyperparameters)
+        both_sides = self.config.train.loss_on_source and isinstance(self.model, DecoderOnly)
+        return translation_loss(self.model, both_sides, params, batch, key, hyperparameters)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         split, num_steps = self.corpus.split("train"), self.config.train.steps
@@ -315,19 +317,27 @@ def _score_references(
 
 def translation_loss(
     model: EncoderDecoder,
+    loss_on_source: bool,
     params: PyTree,
     batch: Batch,
     key: Key[Array, ""] | None,
     hyperparameters: Hyperparameters,
 ) -> tuple[Float[Array, ""], Totals]:
-    """Returns cross-entropy with label smoothing, summed over target tokens, in nats; see `LossFn`."""
+    """Returns cross-entropy with label smoothing, summed over target tokens, in nats; see `LossFn`.
+
+    With `loss_on_source`, training (with a key) also counts the source tokens as target tokens.
+    """
     source, target = batch.source, batch.target
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
-    factors = model.apply({"params": params}, source, target, dropout, method="factored_logits")
-    counts = target.segment_ids != 0
+    both_sides = loss_on_source and key is not None
+    method = "both_factors" if both_sides else "factored_logits"
+    factors = model.apply({"params": params}, source, target, dropout, method=method)
+    sides = (source, target) if both_sides else (target,)
+    labels = jnp.concatenate([side.tokens for side in sides], axis=1)
+    counts = jnp.concatenate([side.segment_ids for side in sides], axis=1) != 0
     loss, nll, correct = summed_cross_entropy(
         LogitFactors(factors.vectors.reshape(-1, factors.vectors.shape[-1]), factors.table),
-        target.tokens.reshape(-1),
+        labels.reshape(-1),
         counts.reshape(-1),
         hyperparameters.label_smoothing,
     )
@@ -336,7 +346,7 @@ def translation_loss(
         "nll": nll,
         "correct": correct,  # target tokens that are the most probable prediction
         "count": jnp.sum(counts, dtype=jnp.float32),  # target tokens
-        "source_count": jnp.sum(source.segment_ids != 0, dtype=jnp.float32),
+        "tokens": sum(jnp.sum(side.segment_ids != 0, dtype=jnp.float32) for side in (source, target)),
         "characters": jnp.sum(batch.characters, dtype=jnp.float32),
         "unknown": jnp.sum(target.tokens == UNK, dtype=jnp.float32),
         "slots": jnp.float32(source.tokens.size + target.tokens.size),  # tokens and padding
@@ -359,14 +369,14 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
             _exp(nll / totals["characters"]) if totals["characters"] and not totals["unknown"] else math.inf
         ),
         "accuracy": totals["correct"] / count,
-        "padding": 1 - (count + totals["source_count"]) / totals["slots"],
+        "padding": 1 - totals["tokens"] / totals["slots"],
     }
     return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
 
 
-def make_loss_fn(model: EncoderDecoder) -> LossFn:
+def make_loss_fn(model: EncoderDecoder, loss_on_source: bool = False) -> LossFn:
     """Returns the loss of a batch as a function of the weights; see `translation_loss`."""
-    return functools.partial(translation_loss, model)
+    return functools.partial(translation_loss, model, loss_on_source)
 
 
 def check_lengths(
