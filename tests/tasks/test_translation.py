@@ -57,7 +57,10 @@ def test_the_loss_on_the_source_counts_its_tokens_in_training_only(config, tmp_p
         task = open_task(resolve(dataclasses.replace(config, **changes)), tmp_path)
         params, hyperparameters = task.init(0), Hyperparameters.from_config(task.config)
         batch = jax.tree.map(jnp.asarray, next(task.batches(0)))
-        totals[on_source] = [task.loss(params, batch, key, hyperparameters)[1] for key in (key, None)]
+        totals[on_source] = [
+            jax.tree.map(float, task.loss(params, batch, dropout_key, hyperparameters)[1])
+            for dropout_key in (key, None)
+        ]
     num_source, num_target = ((side.segment_ids != 0).sum() for side in (batch.source, batch.target))
     trained, validated = totals[True]
     assert trained["count"] == num_source + num_target
