@@ -166,8 +166,8 @@ class PreparationBars:
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Shows that `done` of `total` pairs are finished in the work `what`."""
+    def __call__(self, what: str, kind: str, done: int, total: int | None) -> None:
+        """Shows that `done` of `total` records are finished in the work `what`. The bars have no `kind`."""
         self._bars.start()  # not before the first call, because TFDS may still show bars
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)

@@ -93,7 +93,7 @@ class PackedTraining:
 def random_split(shape: Shape) -> Split:
     """Returns random sentences for the training that is timed, as a split in memory."""
     source, target = sentence_pairs(shape, NUM_PAIRS)
-    return Split(_side(source), _side(target), np.array([len(tokens) for tokens in target]))
+    return Split((_side(source), _side(target)), np.array([len(tokens) for tokens in target]))
 
 
 def _side(sentences: Sentences) -> Side:

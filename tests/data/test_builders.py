@@ -17,7 +17,7 @@ from transformer.data.builders import BUILDERS, options_type, prepare, resolve_o
 from transformer.data.corpus import Corpus
 from transformer.data.multi30k import CHECKSUMS, Multi30k
 from transformer.data.options import Options
-from transformer.data.pair_builder import PairBuilder
+from transformer.data.text_builder import PairBuilder
 
 TFDS_SET = "wmt14_translate/de-en"
 

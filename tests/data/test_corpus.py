@@ -154,7 +154,7 @@ def test_a_split_is_pickled_as_the_name_of_its_folder(number_words):
 
 
 def test_the_vocabulary_of_a_large_set_is_learned_from_a_sample(text, monkeypatch, caplog):
-    monkeypatch.setattr(corpora, "VOCABULARY_PAIRS", 50)
+    monkeypatch.setattr(corpora, "VOCABULARY_RECORDS", 50)
     with caplog.at_level("INFO"):
         corpus = Corpus(text)
         assert corpus.tokenizer.vocab_size == 60
@@ -188,22 +188,22 @@ def test_long_work_is_logged_and_short_work_is_not(caplog, monkeypatch):
         lines = LogLines(seconds=10.0)
         for done, seconds in [(0, 0), (100, 4), (200, 11), (300, 12), (400, 13)]:
             now[0] = 100.0 + seconds
-            lines("tokenizing train", done, 400)
+            lines("tokenizing train", "pairs", done, 400)
         for done in (0, 10, 20):
-            lines("tokenizing test", done, 20)
-        lines("writing train", 0, None)
+            lines("tokenizing test", "pairs", done, 20)
+        lines("writing train", "documents", 0, None)
         now[0] += 20
-        lines("writing train", 5_000, None)
+        lines("writing train", "documents", 5_000, None)
     assert caplog.messages == [
         "tokenizing train: 200 of 400 pairs, 18 per second",
         "tokenizing train: 400 of 400 pairs, 31 per second",
-        "writing train: 5,000 pairs, 250 per second",
+        "writing train: 5,000 documents, 250 per second",
     ]
 
 
 def prepare_and_measure(folder):
     """Prepares the text in a folder. Returns the number of pairs and the peak memory in MB."""
-    corpora.VOCABULARY_PAIRS = 10_000  # so that the sample has the same size for both texts
+    corpora.VOCABULARY_RECORDS = 10_000  # so that the sample has the same size for both texts
     train, validation = (f"{folder}/{name}.en,{folder}/{name}.de" for name in ("train", "valid"))
     options = {"train": train, "validation": validation}
     data = DataConfig(name="parallel_text", data_dir=f"{folder}/data", vocab_size=2_000, options=options)

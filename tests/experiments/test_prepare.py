@@ -42,8 +42,8 @@ def test_progress_bars_do_not_write_to_standard_output(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with preparing() as progress:
         with contextlib.redirect_stdout(io.StringIO()):
-            progress("writing train", 0, None)
-        progress("writing train", 5, 5)
+            progress("writing train", "pairs", 0, None)
+        progress("writing train", "pairs", 5, 5)
     print("prepared")
     captured = capsys.readouterr()
     assert captured.out == "prepared\n"

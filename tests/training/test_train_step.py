@@ -40,7 +40,7 @@ def random_side(rng, count):
 def split():
     """21 pairs of 2 to 5 tokens per side."""
     rng = np.random.default_rng(0)
-    return Split(random_side(rng, 21), random_side(rng, 21), np.arange(1, 22))
+    return Split((random_side(rng, 21), random_side(rng, 21)), np.arange(1, 22))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Data sets: names, options and preparation. A name that is not in `BUILDERS` is a data set of TFDS.
 
-To add a data set, write a subclass of `PairBuilder` and of `Options`, and add the builder to `BUILDERS`.
+To add a data set, write a subclass of `PairBuilder` or `DocumentBuilder` and a subclass of `Options`, and add
+the builder to `BUILDERS`.
 """
 
 import contextlib
@@ -19,14 +20,15 @@ from transformer.data import tfds_sets
 from transformer.data.multi30k import Multi30k
 from transformer.data.number_words import NumberWords
 from transformer.data.options import Options, read_options
-from transformer.data.pair_builder import PairBuilder
 from transformer.data.parallel_text import ParallelText
 from transformer.data.progress import Progress
+from transformer.data.records import DOCUMENT, Record
+from transformer.data.text_builder import DocumentBuilder, TextBuilder
 from transformer.files import full_disk, is_full, lock, path_component
 
 log = logging.getLogger(__name__)
 
-BUILDERS: dict[str, type[PairBuilder]] = {
+BUILDERS: dict[str, type[TextBuilder]] = {
     "number_words": NumberWords,
     "multi30k": Multi30k,
     "parallel_text": ParallelText,
@@ -66,7 +68,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
         with preparation_lock(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
             if not sys.stderr.isatty():
                 tfds.disable_progress_bar()
-            if isinstance(builder, PairBuilder):
+            if isinstance(builder, TextBuilder):
                 # Leftovers of killed processes: this process has the lock, so no other process is writing.
                 for partial in folder.glob("incomplete.*"):
                     shutil.rmtree(partial)
@@ -75,7 +77,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
                 tfds_sets.prepare(builder)
         # The first builder does not notice data that another process has prepared in the meantime.
         builder = _make_builder(data, progress)
-    if isinstance(builder, PairBuilder) and "report" in builder.info.metadata:
+    if isinstance(builder, TextBuilder) and "report" in builder.info.metadata:
         log.info(builder.info.metadata["report"])
     return builder
 
@@ -122,6 +124,32 @@ def split_names(data: DataConfig, stored_name: str) -> Sequence[str]:
         return BUILDERS[data.name].SPLITS
     builder = _find_prepared(data, stored_name)
     return () if builder is None else [*builder.info.splits]
+
+
+def columns_of(data: DataConfig, builder: tfds.core.DatasetBuilder) -> Record:
+    """Returns the columns of a data set: its two languages, or `DOCUMENT`."""
+    if isinstance(builder, TextBuilder):
+        return builder.columns
+    return tfds_sets.find_columns(data, builder.info.features)
+
+
+def check_kind(data: DataConfig, kind: str) -> None:
+    """Checks that the records of a data set are what a task needs, before the data is prepared.
+
+    Args:
+      data: the config of the data set.
+      kind: "pairs" or "documents".
+
+    Raises:
+      UserError: the data set has records of the other kind, or does not exist.
+    """
+    if data.name in BUILDERS:
+        has_documents = issubclass(BUILDERS[data.name], DocumentBuilder)
+    else:
+        has_documents = columns_of(data, _make_builder(data, None)) == DOCUMENT
+    if has_documents != (kind == "documents"):
+        present = "documents" if has_documents else "pairs"
+        raise UserError(f"data.name is {data.name!r}, a set of {present}; the task needs a set of {kind}")
 
 
 def data_name(data: DataConfig) -> str:

@@ -4,7 +4,7 @@ import collections
 import functools
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from transformer.config import DataConfig, UserError
 from transformer.data import tfds_sets
 from transformer.data.builders import (
     BUILDERS,
+    columns_of,
     open_prepared,
     preparation_lock,
     prepare,
     reporting_damage,
 )
 from transformer.data.progress import LogLines, Progress
-from transformer.data.records import ContentDigest, Pair, read_chunks
-from transformer.data.splits import Split, load_split, write_split
+from transformer.data.records import ContentDigest, Record, kind_of, read_chunks
+from transformer.data.splits import DOCUMENT_SIDES, PAIR_SIDES, Split, load_split, write_split
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import atomic_folder, atomic_write, is_writable
 from transformer.json_files import read_manifest, seal, write_manifest
@@ -30,13 +31,14 @@ from transformer.json_files import read_manifest, seal, write_manifest
 log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "tokenizer.model"
-VOCABULARY_PAIRS = 1_000_000  # largest number of pairs that the vocabulary is learned from
+VOCABULARY_RECORDS = 1_000_000  # largest number of records that the vocabulary is learned from
 
 
 class Corpus:
     """A prepared data set and its vocabulary.
 
     Attributes:
+      columns: names of the columns: the two languages of sentence pairs, or `text`.
       folder: the folder of the prepared data.
     """
 
@@ -74,6 +76,7 @@ class Corpus:
             if data.name in BUILDERS
             else tfds_sets.split_parts(data, info)
         )
+        self.columns = columns_of(data, self._builder)
         self.folder = Path(self._builder.data_dir)
         self._token_folders = [
             folder / "tokens" for folder in (self.folder, run_folder) if folder is not None
@@ -82,7 +85,7 @@ class Corpus:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The vocabulary of both languages. It is learned from the training split at the first use."""
+        """The vocabulary, shared by all columns. It is learned from the training split at the first use."""
         return self._given_tokenizer or self._load_tokenizer()
 
     @property
@@ -107,18 +110,17 @@ class Corpus:
         return [name for name in self.splits if self._split_folder(name).exists()]
 
     def size(self, split: str) -> int:
-        """Returns the number of pairs in a split."""
+        """Returns the number of records in a split."""
         return self._builder.info.splits[self._parts[split]].num_examples
 
-    def texts(self, split: str) -> tuple[list[str], list[str]]:
-        """Returns the raw source and target sentences of a split, in memory.
+    def texts(self, split: str) -> tuple[list[str], ...]:
+        """Returns the raw texts of a split, in memory: one list per column.
 
         Raises:
           UserError: the split does not exist or is empty, or the data is damaged.
         """
-        pairs = itertools.chain.from_iterable(self._chunks(split, f"reading {split}"))
-        sources, targets = zip(*pairs, strict=True)
-        return list(sources), list(targets)
+        records = itertools.chain.from_iterable(self._chunks(split, f"reading {split}"))
+        return tuple(map(list, zip(*records, strict=True)))
 
     def split(self, name: str) -> Split:
         """Returns the tokens of a split, and writes them to disk at the first use.
@@ -135,7 +137,7 @@ class Corpus:
                     content = ContentDigest()
                     with atomic_folder(folder) as partial:
                         chunks = self._chunks(name, f"tokenizing {name}", content)
-                        write_split(partial, chunks, self.tokenizer)
+                        write_split(partial, chunks, self.tokenizer, self._sides)
                         write_manifest(partial, text=content.hexdigest(), **self._split_origin(name))
         if name not in self._opened:
             stored = self._stored_content(name)
@@ -161,8 +163,11 @@ class Corpus:
             raise UserError(f"split {split!r} of {self._data.name} is empty; choose another split")
 
     def _split_folder(self, name: str) -> Path:
-        languages = f"{self._data.source}-{self._data.target}"
-        return self._find(Path(self.tokenizer.sha256[:16], languages, self._parts[name]))
+        return self._find(Path(self.tokenizer.sha256[:16], "-".join(self.columns), self._parts[name]))
+
+    @property
+    def _sides(self) -> Sequence[str]:
+        return PAIR_SIDES if kind_of(self.columns) == "pairs" else DOCUMENT_SIDES
 
     @functools.cached_property
     def _new_token_folder(self) -> Path:
@@ -178,7 +183,7 @@ class Corpus:
         """Returns the manifest entries that identify the origin of a split's tokens, except for the text."""
         return {
             "vocabulary": self.tokenizer.sha256,
-            "languages": f"{self._data.source}-{self._data.target}",
+            "languages": "-".join(self.columns),
             "split": self._parts[name],
         }
 
@@ -206,17 +211,17 @@ class Corpus:
         activity: str,
         content: ContentDigest | None = None,
         sample: Int[np.ndarray, "_"] | None = None,
-    ) -> Iterator[list[Pair]]:
-        """Yields the pairs of a split. If all pairs are read, checks their digest.
+    ) -> Iterator[list[Record]]:
+        """Yields the records of a split. If all records are read, checks their digest.
 
         Raises:
           UserError: the records are damaged.
         """
         self.check_split(split)
-        languages, content = (self._data.source, self._data.target), content or ContentDigest()
+        content = content or ContentDigest()
         with reporting_damage(self.folder):
             for chunk in read_chunks(
-                self._builder, self._parts[split], languages, self._progress, activity, sample
+                self._builder, self._parts[split], self.columns, self._progress, activity, sample
             ):
                 content.update(chunk)
                 yield chunk
@@ -247,19 +252,19 @@ class Corpus:
         return Tokenizer.load(folder / VOCABULARY_FILE)
 
     def _vocabulary_texts(self) -> Iterator[str]:
-        """Yields both sides of the training pairs, or of a random sample of `VOCABULARY_PAIRS` of them.
+        """Yields the texts of the training records, or of a random sample of `VOCABULARY_RECORDS` of them.
 
-        SentencePiece keeps all of these sentences in memory. The sample is always the same.
+        SentencePiece keeps all of these texts in memory. The sample is always the same.
         """
         self.check_split("train")
-        num_pairs, sample, suffix = self.size("train"), None, ""
-        if num_pairs > VOCABULARY_PAIRS:
-            sample = np.sort(np.random.default_rng(0).choice(num_pairs, VOCABULARY_PAIRS, replace=False))
-            suffix = f" from {len(sample):,} of {num_pairs:,} pairs, drawn at random"
+        num_records, sample, suffix = self.size("train"), None, ""
+        if num_records > VOCABULARY_RECORDS:
+            sample = np.sort(np.random.default_rng(0).choice(num_records, VOCABULARY_RECORDS, replace=False))
+            suffix = f" from {len(sample):,} of {num_records:,} {kind_of(self.columns)}, drawn at random"
         log.info("learning %d %s tokens%s", self._data.vocab_size, self._data.tokenizer, suffix)
         for chunk in self._chunks("train", "reading for the vocabulary", sample=sample):
-            for pair in chunk:
-                yield from pair
+            for record in chunk:
+                yield from record
 
 
 def _read_origin(folder: Path, **origin: str | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
-from transformer.data.pair_builder import PairBuilder
 from transformer.data.text import existing_file, fingerprint, local_path, read_pairs
+from transformer.data.text_builder import PairBuilder
 from transformer.files import is_full
 
 REVISION = "2cc0f2d7c615b60e07e2d51bb5edc004444d7e0e"  # of the repository, 2021-12-02

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
-from transformer.data.pair_builder import PairBuilder
+from transformer.data.text_builder import PairBuilder
 
 
 @dataclasses.dataclass(frozen=True)

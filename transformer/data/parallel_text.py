@@ -18,9 +18,9 @@ from jaxtyping import Bool, Int, UInt
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
-from transformer.data.pair_builder import PairBuilder
 from transformer.data.records import Pair
 from transformer.data.text import existing_file, fingerprint, local_path, read_pairs
+from transformer.data.text_builder import PairBuilder
 from transformer.data.tokenizer import normalize
 
 FORMS = "a file of pairs (such as pairs.tsv) or two files (such as source.txt,target.txt)"

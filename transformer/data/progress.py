@@ -14,13 +14,14 @@ Chunk = TypeVar("Chunk", bound=list)
 class Progress(Protocol):
     """Receiver of progress reports."""
 
-    def __call__(self, activity: str, done: int, total: int | None) -> None:
-        """Reports that `activity` has handled `done` of `total` pairs.
+    def __call__(self, activity: str, kind: str, done: int, total: int | None) -> None:
+        """Reports that `activity` has handled `done` of `total` records.
 
         Args:
           activity: description of the work, such as "tokenizing train".
-          done: number of handled pairs; 0 when the activity begins.
-          total: number of all pairs; None if it is unknown.
+          kind: word for the records, such as "pairs".
+          done: number of handled records; 0 when the activity begins.
+          total: number of all records; None if it is unknown.
         """
 
 
@@ -32,24 +33,24 @@ class LogLines:
         self._seconds = seconds
         self._began = self._last = 0.0
 
-    def __call__(self, activity: str, done: int, total: int | None) -> None:
+    def __call__(self, activity: str, kind: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if done == 0:
             self._began = self._last = now
         elif now - self._last >= self._seconds or (done == total and self._last > self._began):
             self._last = now
             count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            log.info("%s: %s pairs, %s per second", activity, count, f"{done / (now - self._began):,.0f}")
+            log.info("%s: %s %s, %s per second", activity, count, kind, f"{done / (now - self._began):,.0f}")
 
 
 def watched(
-    chunks: Iterable[Chunk], progress: Progress, activity: str, total: int | None = None
+    chunks: Iterable[Chunk], progress: Progress, activity: str, kind: str, total: int | None = None
 ) -> Iterator[Chunk]:
     """Yields the chunks. Reports a chunk when the next one is requested, and the total at the end."""
     done = 0
-    progress(activity, done, total)
+    progress(activity, kind, done, total)
     for chunk in chunks:
         yield chunk
         done += len(chunk)
-        progress(activity, done, total)
-    progress(activity, done, done)
+        progress(activity, kind, done, total)
+    progress(activity, kind, done, done)

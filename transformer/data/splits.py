@@ -11,65 +11,74 @@ from jaxtyping import Int, Integer
 
 from transformer.data.tokenizer import Tokenizer
 
-SIDES = ("source", "target")
+PAIR_SIDES = ("source", "target")
+DOCUMENT_SIDES = ("text",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The sentences of one language.
+    """The texts of one column: the sentences of one language, or documents.
 
     Attributes:
-      tokens: the tokens of all sentences. Sentence i is tokens[offsets[i]:offsets[i + 1]].
-      offsets: the start of each sentence in `tokens`, and the end of the last sentence.
+      tokens: the tokens of all texts. Text i is tokens[offsets[i]:offsets[i + 1]].
+      offsets: the start of each text in `tokens`, and the end of the last text.
     """
 
     tokens: Integer[np.ndarray, "tokens"]
     offsets: Int[np.ndarray, "offsets"]
 
     @property
-    def lengths(self) -> Int[np.ndarray, "sentences"]:
-        """Tokens of each sentence, EOS included."""
+    def lengths(self) -> Int[np.ndarray, "texts"]:
+        """Tokens of each text, EOS included."""
         return np.diff(self.offsets)
 
     def __getitem__(self, index: int | np.integer) -> Integer[np.ndarray, "_"]:
-        """Returns the tokens of a sentence."""
+        """Returns the tokens of a text."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The sentence pairs of a split, in the order of the data set.
+    """The sentence pairs or the documents of a split, in the order of the data set.
 
     Attributes:
-      source: the source sentences.
-      target: the target sentences.
-      characters: length of each raw target sentence, in characters.
+      sides: source and target sentences, or the documents alone.
+      characters: length of each raw text of the last side, in characters.
       folder: the folder that the arrays are mapped from; None if the arrays are in memory.
     """
 
-    source: Side
-    target: Side
-    characters: Int[np.ndarray, "pairs"]
+    sides: tuple[Side, ...]
+    characters: Int[np.ndarray, "records"]
     folder: Path | None = None
 
     def __reduce__(self):
         """Pickles the path of the folder, so that processes that assemble batches map the same files."""
         if self.folder is None:
-            return Split, (self.source, self.target, self.characters)
+            return Split, (self.sides, self.characters)
         return load_split, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.characters)
 
     @property
-    def lengths(self) -> Int[np.ndarray, "pairs"]:
-        """Tokens of the longer side of each pair."""
-        return np.maximum(self.source.lengths, self.target.lengths)
+    def source(self) -> Side:
+        """The first side. For documents, it is the same as `target`."""
+        return self.sides[0]
 
     @property
-    def side_lengths(self) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
-        """Tokens of each source and of each target."""
-        return self.source.lengths, self.target.lengths
+    def target(self) -> Side:
+        """The last side."""
+        return self.sides[-1]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "records"]:
+        """Tokens of the longer side of each pair, or of each document."""
+        return np.maximum.reduce(self.side_lengths)
+
+    @property
+    def side_lengths(self) -> tuple[Int[np.ndarray, "records"], ...]:
+        """Tokens of each text, per side."""
+        return tuple(side.lengths for side in self.sides)
 
 
 def encode_pairs(sources: Sequence[str], targets: Sequence[str], tokenizer: Tokenizer) -> Split:
@@ -78,40 +87,47 @@ def encode_pairs(sources: Sequence[str], targets: Sequence[str], tokenizer: Toke
     for texts in (sources, targets):
         sentences = tokenizer.encode_arrays(texts)
         sides.append(Side(np.concatenate(sentences), np.cumsum([0, *map(len, sentences)])))
-    return Split(*sides, np.array([len(target) for target in targets]))
+    return Split(tuple(sides), np.array([len(target) for target in targets]))
 
 
 def load_split(folder: Path) -> Split:
-    """Memory-maps the files that `write_split` wrote. A pair is read when it is used."""
+    """Memory-maps the files that `write_split` wrote. A record is read when it is used."""
     arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
-    source, target = (Side(arrays[side], arrays[f"{side}_offsets"]) for side in SIDES)
-    return Split(source, target, arrays["characters"], folder)
+    names = PAIR_SIDES if "source" in arrays else DOCUMENT_SIDES
+    sides = tuple(Side(arrays[name], arrays[f"{name}_offsets"]) for name in names)
+    return Split(sides, arrays["characters"], folder)
 
 
-def write_split(folder: Path, chunks: Iterable[list[tuple[str, str]]], tokenizer: Tokenizer) -> None:
-    """Tokenizes pairs and writes the arrays of a `Split`, in constant memory.
+def write_split(
+    folder: Path,
+    chunks: Iterable[list[tuple[str, ...]]],
+    tokenizer: Tokenizer,
+    sides: Sequence[str] = PAIR_SIDES,
+) -> None:
+    """Tokenizes records and writes the arrays of a `Split`, in constant memory.
 
     Args:
       folder: an empty folder.
-      chunks: the pairs, in lists.
+      chunks: the records, in lists.
       tokenizer: the vocabulary.
+      sides: `PAIR_SIDES` or `DOCUMENT_SIDES`.
     """
     token_type = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    types = dict.fromkeys(SIDES, token_type) | {f"{side}_offsets": np.int64 for side in SIDES}
+    types = dict.fromkeys(sides, token_type) | {f"{side}_offsets": np.int64 for side in sides}
     with contextlib.ExitStack() as stack:
         arrays = {
             name: stack.enter_context(contextlib.closing(GrowingArray(folder / f"{name}.npy", dtype)))
             for name, dtype in {**types, "characters": np.int32}.items()
         }
-        for side in SIDES:
+        for side in sides:
             arrays[f"{side}_offsets"].append([0])
-        for pairs in chunks:
-            for side, texts in zip(SIDES, zip(*pairs, strict=True), strict=True):
-                sentences = tokenizer.encode_arrays(texts)
-                ends = len(arrays[side]) + np.cumsum([len(tokens) for tokens in sentences])
+        for records in chunks:
+            for side, texts in zip(sides, zip(*records, strict=True), strict=True):
+                encoded = tokenizer.encode_arrays(texts)
+                ends = len(arrays[side]) + np.cumsum([len(tokens) for tokens in encoded])
                 arrays[f"{side}_offsets"].append(ends)
-                arrays[side].append(np.concatenate(sentences))
-            arrays["characters"].append([len(target) for _, target in pairs])
+                arrays[side].append(np.concatenate(encoded))
+            arrays["characters"].append([len(record[-1]) for record in records])
 
 
 class GrowingArray:

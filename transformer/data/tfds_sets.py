@@ -1,4 +1,4 @@
-"""Translation data sets of TFDS, selected by name: `wmt14_translate/de-en`, `opus/medical:0.1.0`."""
+"""Data sets of TFDS, selected by name: translations (`wmt14_translate/de-en`) or documents (`lm1b`)."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from transformer.config import DataConfig, Rule, UserError, option
 from transformer.data.options import Options, read_options
+from transformer.data.records import DOCUMENT, Record
 from transformer.files import is_full
 
 # The name of a set, its variant and its version.
@@ -49,7 +50,8 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
       UserError: the set, variant or version does not exist, the set lacks a language, or the set is prepared
         in a different format than array_record.
     """
-    import tensorflow_datasets.translate  # noqa: F401  (registers the sets)
+    import tensorflow_datasets.text
+    import tensorflow_datasets.translate  # noqa: F401  (these two register the sets)
 
     parts = NAME.fullmatch(data.name)
     try:
@@ -73,7 +75,7 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
         elif reason.startswith("File format"):
             reason += "; it must be array_record: set data.data_dir to another folder"
         raise UserError(f"data.name is {data.name!r}; TFDS says: {reason}") from error
-    _check_languages(data, builder.info.features)
+    find_columns(data, builder.info.features)
     return builder
 
 
@@ -145,16 +147,27 @@ def _overlap(first: FileInstruction, second: FileInstruction) -> bool:
     )
 
 
-def _check_languages(data: DataConfig, features: tfds.features.FeatureConnector) -> None:
-    """Checks that a set has both languages. Runs before the preparation, which may take hours."""
+def find_columns(data: DataConfig, features: tfds.features.FeatureConnector) -> Record:
+    """Returns the columns of a set: `DOCUMENT` if it has a text with this name, otherwise the two languages.
+
+    Runs before the preparation, which may take hours.
+
+    Raises:
+      UserError: the set has no text, or lacks a language.
+    """
     texts = []
     if isinstance(features, tfds.features.FeaturesDict):
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
     if not texts:
-        raise UserError(f"data.name is {data.name!r}, which has no text; choose a translation set")
+        raise UserError(
+            f"data.name is {data.name!r}, which has no text; choose a set of translations or texts"
+        )
+    if DOCUMENT[0] in texts:
+        return DOCUMENT
     for field, side in (("data.source", data.source), ("data.target", data.target)):
         if side not in texts:
             raise UserError(f"{field} is {side!r}; it must be a language of {data.name}: {', '.join(texts)}")
+    return data.source, data.target
 
 
 def _one_line(error: Exception) -> str:
