@@ -1,8 +1,11 @@
 """The tokenizer: from text to tokens and back."""
 
+import io
 import re
 
+import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,3 +168,95 @@ def test_a_file_that_is_not_a_model_gives_a_one_line_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} is not a SentencePiece model; restore it"):
         Tokenizer.load(path)
+
+
+DOCUMENTS = ["def f(x):\n    return  x\n", "\tif x:\r\n\t\ty = 'zwölf'\n\n\n", "  \n", "a"] * 3
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram", "char"])
+def exact(request):
+    return Tokenizer.train(DOCUMENTS, request.param, 285, byte_fallback=True, exact=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=60))
+def test_an_exact_vocabulary_restores_any_text_and_knows_its_bytes(exact, text):
+    tokens = exact.encode(text)
+    assert tokens.index(EOS) == len(tokens) - 1
+    assert exact.decode(tokens) == text
+    assert exact.byte_lengths[tokens].sum() == len(text.encode())
+    assert exact.lost(text) == ""
+
+
+@pytest.mark.parametrize(
+    "text", [" ", "  a  b ", "\n", "\r\n", "\t a\n\n", "\0", "</s><s><unk><0x41>", "\ufeff", "\u2585"]
+)
+def test_an_exact_vocabulary_keeps_spaces_and_special_characters(exact, text):
+    assert exact.decode(exact.encode(text)) == text
+    assert exact.byte_lengths[exact.encode(text)].sum() == len(text.encode())
+
+
+def test_an_exact_vocabulary_without_bytes_loses_only_characters_without_a_token():
+    tokenizer = Tokenizer.train(DOCUMENTS, "bpe", 40, exact=True)
+    for text in DOCUMENTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.lost("a\u4eba\u2581 \0\u4eba") == "\u4eba\u2581\0"
+
+
+def test_a_vocabulary_of_characters_has_all_characters_of_the_documents():
+    text = "zyx\n\t\r ü\u3000\u4eba"
+    needed = len(text) + 4
+    tokenizer = Tokenizer.train([text, "a\n"], "char", needed + 1, exact=True)
+    assert set(tokenizer.names(range(4, needed + 1))) == {*text.replace(" ", "\u2581"), "a"}
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    message = (
+        f"data.vocab_size is 9, but the characters of the training text need {needed + 1} tokens; set it to"
+    )
+    with pytest.raises(UserError, match=message):
+        Tokenizer.train([text, "a\n"], "char", 9, exact=True)
+
+
+@pytest.mark.parametrize("text", ["qz\n", "qz\r\n", "qz\n\n"])
+def test_line_ends_at_the_end_of_a_document_are_learned(text):
+    assert Tokenizer.train([text], "char", 20, exact=True).lost(text) == ""
+
+
+def test_the_spaces_of_an_indentation_become_one_token():
+    tokenizer = Tokenizer.train(["a\n        b\n"] * 9, "bpe", 270, byte_fallback=True, exact=True)
+    assert tokenizer.names(tokenizer.encode("        b")[:-1]) == ["\u2581" * 8, "b"]
+
+
+def test_a_model_file_knows_if_it_is_exact(tmp_path, exact, tokenizer):
+    (tmp_path / "exact").write_bytes(exact.model)
+    (tmp_path / "sentences").write_bytes(tokenizer.model)
+    assert Tokenizer.load(tmp_path / "exact").decode(exact.encode("  a")) == "  a"
+    assert Tokenizer.load(tmp_path / "exact").is_exact
+    assert not Tokenizer.load(tmp_path / "sentences").is_exact
+
+
+def test_special_tokens_stand_for_no_bytes(exact, tokenizer):
+    for vocabulary in (exact, tokenizer):
+        assert not vocabulary.byte_lengths[[PAD, BOS, EOS, UNK]].any()
+        assert (np.delete(vocabulary.byte_lengths, [PAD, BOS, EOS, UNK]) > 0).all()
+
+
+def test_documents_change_no_setting_of_the_vocabularies_of_sentences(tokenizer):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=90,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=True,
+        character_coverage=1.0,
+        max_sentence_length=2**30,
+        byte_fallback=False,
+        pad_id=PAD,
+        bos_id=BOS,
+        eos_id=EOS,
+        unk_id=UNK,
+        minloglevel=2,
+    )
+    assert model.getvalue() == tokenizer.model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Int, Integer
 
 from transformer.config import BOS, EOS, PAD, UNK, UserError
 
@@ -18,7 +18,9 @@ WORD_START = "\u2581"  # stands for the space before a word in the name of a tok
 # limit that can be set.
 RESERVED = "\u2585"
 MAX_BYTES = 2**30
-SPACES = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}
+SPACES = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}  # of sentences
+# Of documents. Several spaces, such as an indentation, may be one token.
+EXACT = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
 NUM_BYTE_TOKENS = 256
 
 _NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name="identity", escape_whitespaces=True, **SPACES)
@@ -66,15 +68,21 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], kind: str, vocab_size: int, byte_fallback: bool = False
+        cls,
+        texts: Iterable[str],
+        kind: str,
+        vocab_size: int,
+        byte_fallback: bool = False,
+        exact: bool = False,
     ) -> "Tokenizer":
         """Learns a vocabulary. The text is not normalized, except for spaces; see `normalize`.
 
         Args:
-          texts: sentences of both languages.
+          texts: sentences of both languages, or documents.
           kind: the model type of SentencePiece: bpe, unigram or char.
           vocab_size: number of tokens, special ones included.
           byte_fallback: whether the vocabulary has 256 byte tokens, which encode characters without a token.
+          exact: whether all spaces are kept, so that decoding restores a document.
 
         Raises:
           UserError: a vocabulary of this size cannot be learned from the texts.
@@ -84,11 +92,13 @@ class Tokenizer:
         def sentences():
             try:
                 for text in texts:
-                    yield text.replace(RESERVED, " ")
+                    text = text.replace(RESERVED, " ")
+                    yield _move_line_ends(text) if exact else text
             except Exception as error:  # SentencePiece would replace it with its own error
                 errors.append(error)
                 raise
 
+        needs_all_characters = exact and kind == "char" and not byte_fallback
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=sentences(),
@@ -96,7 +106,8 @@ class Tokenizer:
                 model_type=kind,
                 vocab_size=vocab_size,
                 normalization_rule_name="identity",
-                **SPACES,
+                **(EXACT if exact else SPACES),
+                **({"use_all_vocab": True} if needs_all_characters else {}),
                 character_coverage=1.0,
                 max_sentence_length=MAX_BYTES,
                 byte_fallback=byte_fallback,
@@ -108,7 +119,10 @@ class Tokenizer:
             )
         except RuntimeError as error:
             raise errors[0] if errors else UserError(_explain(str(error), vocab_size)) from None
-        return cls(model.getvalue())
+        tokenizer = cls(model.getvalue())
+        if needs_all_characters and tokenizer.vocab_size > vocab_size:
+            raise UserError(_too_small(vocab_size, tokenizer.vocab_size))
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of a text, followed by EOS."""
@@ -127,6 +141,32 @@ class Tokenizer:
         """Returns the text of the tokens before the first EOS."""
         tokens = list(map(int, tokens))
         return self._processor.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
+
+    @functools.cached_property
+    def is_exact(self) -> bool:
+        """Whether the vocabulary keeps all spaces of a text; see `train`."""
+        return bool(self._processor.encode(" "))
+
+    @functools.cached_property
+    def byte_lengths(self) -> Int[np.ndarray, "v"]:
+        """UTF-8 bytes that each token stands for. Special tokens stand for none.
+
+        If the vocabulary is exact and decoding restores a text, the sum over the tokens of the text is the
+        number of its bytes.
+        """
+        lengths = [len(name.replace(WORD_START, " ").encode()) for name in self.names(range(self.vocab_size))]
+        for token in range(self.vocab_size):
+            if self._processor.is_byte(token):
+                lengths[token] = 1
+            elif self._processor.is_control(token) or self._processor.is_unknown(token):
+                lengths[token] = 0
+        return np.array(lengths)
+
+    def lost(self, text: str) -> str:
+        """Returns the characters of a text that decoding does not restore, without repetitions."""
+        return "".join(
+            character for character in dict.fromkeys(text) if self.decode(self.encode(character)) != character
+        )
 
     def unknown(self, text: str) -> str:
         """Returns the characters of a text for which the vocabulary has no token, without repetitions."""
@@ -152,14 +192,26 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _move_line_ends(text: str) -> str:
+    """Moves line ends from the end of a text, where SentencePiece's trainer drops them, to its start."""
+    body = text.rstrip("\r\n")
+    return text[len(body) :] + body
+
+
+def _too_small(vocab_size: int, needed: int) -> str:
+    return (
+        f"data.vocab_size is {vocab_size}, but the characters of the training text need {needed} tokens; "
+        f"set it to {needed} or more"
+    )
+
+
 def _explain(message: str, vocab_size: int) -> str:
     """Rewrites the error message of SentencePiece's trainer as one line that says what to set."""
     field = f"data.vocab_size is {vocab_size}"
     if most := re.search(r"too high.*<= (\d+)", message):
         return f"{field}, but the training text yields at most {most[1]} tokens; set it to {most[1]} or less"
     if least := re.search(r"required_chars. \d+ vs (\d+)", message):
-        needed = f"the characters of the training text need {least[1]} tokens"
-        return f"{field}, but {needed}; set it to {least[1]} or more"
+        return _too_small(vocab_size, int(least[1]))
     if "sentences_.empty" in message or "all_chars_count" in message:
         return f"{field}, but the training text is empty; give a text to learn the vocabulary from"
     return f"{field}, but no vocabulary was learned; SentencePiece says: {message.rsplit('] ', 1)[-1]}"
