@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from transformer.config import DataConfig, UserError
-from transformer.data import tfds_sets
+from transformer.data import exactness, tfds_sets
 from transformer.data.builders import (
     BUILDERS,
     columns_of,
@@ -23,7 +23,13 @@ from transformer.data.builders import (
 )
 from transformer.data.progress import LogLines, Progress
 from transformer.data.records import ContentDigest, Record, kind_of, read_chunks
-from transformer.data.splits import DOCUMENT_SIDES, PAIR_SIDES, Split, load_split, write_split
+from transformer.data.splits import (
+    DOCUMENT_SIDES,
+    PAIR_SIDES,
+    Split,
+    load_split,
+    write_split,
+)
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import atomic_folder, atomic_write, is_writable
 from transformer.json_files import read_manifest, seal, write_manifest
@@ -31,7 +37,9 @@ from transformer.json_files import read_manifest, seal, write_manifest
 log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "tokenizer.model"
-VOCABULARY_RECORDS = 1_000_000  # largest number of records that the vocabulary is learned from
+# The vocabulary is learned from at most this many records, and from about this many bytes of documents.
+VOCABULARY_RECORDS = 1_000_000
+VOCABULARY_BYTES = 200_000_000
 
 
 class Corpus:
@@ -82,6 +90,7 @@ class Corpus:
             folder / "tokens" for folder in (self.folder, run_folder) if folder is not None
         ]
         self._opened: dict[str, Split] = {}
+        self._inexact: dict[str, int] = {}
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -138,12 +147,34 @@ class Corpus:
                     with atomic_folder(folder) as partial:
                         chunks = self._chunks(name, f"tokenizing {name}", content)
                         write_split(partial, chunks, self.tokenizer, self._sides)
-                        write_manifest(partial, text=content.hexdigest(), **self._split_origin(name))
+                        values = self._split_origin(name) | self._compare_decoded(name, partial)
+                        write_manifest(partial, text=content.hexdigest(), **values)
         if name not in self._opened:
             stored = self._stored_content(name)
-            _read_origin(folder, **self._split_origin(name), **({"text": stored} if stored else {}))
-            self._opened[name] = load_split(folder)
+            values = _read_origin(folder, **self._split_origin(name), **({"text": stored} if stored else {}))
+            self._opened[name], self._inexact[name] = load_split(folder), values.get("inexact", 0)
+            if self._inexact[name]:
+                log.warning("%s", exactness.describe(name, self.size(name), values))
         return self._opened[name]
+
+    def inexact(self, split: str) -> int:
+        """Returns the number of documents that differ from the texts that their tokens decode to.
+
+        Sentence pairs are not compared; their number is 0.
+
+        Raises:
+          UserError: see `split`.
+        """
+        self.split(split)
+        return self._inexact[split]
+
+    def _compare_decoded(self, name: str, folder: Path) -> dict[str, Any]:
+        """Returns the manifest entries of `exactness.compare` for documents, and none for pairs."""
+        if kind_of(self.columns) == "pairs":
+            return {}
+        chunks = self._chunks(name, f"checking the tokens of {name}")
+        texts = (text for chunk in chunks for (text,) in chunk)
+        return exactness.compare(load_split(folder), texts, self.tokenizer)
 
     def check_split(self, split: str) -> None:
         """Checks that a split exists and is not empty.
@@ -152,10 +183,10 @@ class Corpus:
           UserError: there is no such split, or it is empty.
         """
         if split not in self._parts:
-            advice = ""
-            if split in ("train", "validation", "test") and self._data.name == "parallel_text":
+            advice, is_standard = "", split in ("train", "validation", "test")
+            if is_standard and self._data.name in ("parallel_text", "text_files"):
                 advice = f", or set data.options.{split} to the files of this split"
-            elif split in ("train", "validation", "test") and self._data.name not in BUILDERS:
+            elif is_standard and self._data.name not in BUILDERS:
                 advice = f", or set data.options.{split} to a part of a split, such as train[99%:]"
             known = ", ".join(self.splits)
             raise UserError(f"{self._data.name} has no split {split!r}; choose {known}{advice}")
@@ -235,7 +266,8 @@ class Corpus:
     def _load_tokenizer(self) -> Tokenizer:
         """Loads the vocabulary that the config describes, and learns it at the first use."""
         kind, size, part = self._data.tokenizer, self._data.vocab_size, self._parts.get("train", "train")
-        suffix = "-bytes" if self._data.byte_fallback else ""
+        exact = kind_of(self.columns) == "documents"
+        suffix = ("-exact" if exact else "") + ("-bytes" if self._data.byte_fallback else "")
         suffix += "" if part == "train" else f".{part}"
         folder = self._find(Path(f"{kind}-{size}{suffix}"))
         origin = {"text": self._stored_content("train"), "settings": folder.name}
@@ -243,7 +275,7 @@ class Corpus:
             with preparation_lock(self._new_token_folder):
                 if not folder.exists():
                     tokenizer = Tokenizer.train(
-                        self._vocabulary_texts(), kind, size, self._data.byte_fallback
+                        self._vocabulary_texts(), kind, size, self._data.byte_fallback, exact
                     )
                     with atomic_folder(folder) as partial:
                         atomic_write(partial / VOCABULARY_FILE, tokenizer.model)
@@ -252,19 +284,29 @@ class Corpus:
         return Tokenizer.load(folder / VOCABULARY_FILE)
 
     def _vocabulary_texts(self) -> Iterator[str]:
-        """Yields the texts of the training records, or of a random sample of `VOCABULARY_RECORDS` of them.
+        """Yields the texts of the training records, or of a random sample of them.
 
         SentencePiece keeps all of these texts in memory. The sample is always the same.
         """
         self.check_split("train")
-        num_records, sample, suffix = self.size("train"), None, ""
-        if num_records > VOCABULARY_RECORDS:
-            sample = np.sort(np.random.default_rng(0).choice(num_records, VOCABULARY_RECORDS, replace=False))
+        num_records, limit, sample, suffix = self.size("train"), self._vocabulary_limit(), None, ""
+        if num_records > limit:
+            sample = np.sort(np.random.default_rng(0).choice(num_records, limit, replace=False))
             suffix = f" from {len(sample):,} of {num_records:,} {kind_of(self.columns)}, drawn at random"
         log.info("learning %d %s tokens%s", self._data.vocab_size, self._data.tokenizer, suffix)
         for chunk in self._chunks("train", "reading for the vocabulary", sample=sample):
             for record in chunk:
                 yield from record
+
+    def _vocabulary_limit(self) -> int:
+        """Returns the largest number of records that the vocabulary is learned from."""
+        if kind_of(self.columns) == "pairs":
+            return VOCABULARY_RECORDS
+        # The mean size is that of all splits, because TFDS does not know the size of a part of a split.
+        splits = self._builder.info.splits.values()
+        num_bytes = sum(split.num_bytes for split in splits)
+        num_documents = sum(split.num_examples for split in splits)
+        return min(VOCABULARY_RECORDS, max(1, VOCABULARY_BYTES * num_documents // max(1, num_bytes)))
 
 
 def _read_origin(folder: Path, **origin: str | None) -> dict[str, Any]:

@@ -46,11 +46,12 @@ class LogLines:
 def watched(
     chunks: Iterable[Chunk], progress: Progress, activity: str, kind: str, total: int | None = None
 ) -> Iterator[Chunk]:
-    """Yields the chunks. Reports a chunk when the next one is requested, and the total at the end."""
+    """Yields the chunks. Reports a chunk when the next one is requested; reports the total once."""
     done = 0
     progress(activity, kind, done, total)
     for chunk in chunks:
         yield chunk
         done += len(chunk)
         progress(activity, kind, done, total)
-    progress(activity, kind, done, done)
+    if done != total:
+        progress(activity, kind, done, done)

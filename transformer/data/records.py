@@ -20,13 +20,19 @@ from transformer.data.progress import Progress, watched
 Record = tuple[str, ...]  # one text per column
 Pair = tuple[str, str]  # a record with two columns: source and target
 DOCUMENT = ("text",)  # the columns of a document
-CHUNK = 4_096  # records read or written together, since single reads are slow
+CHUNK = 4_096  # pairs read or written together, since single reads are slow
+DOCUMENT_CHUNK = 256  # documents read or written together, since documents may be long
 SHARD = 1_000_000  # records per file
 
 
 def kind_of(columns: Sequence[str]) -> str:
     """Returns the word for records with these columns: "pairs" or "documents"."""
     return "documents" if len(columns) == 1 else "pairs"
+
+
+def chunk_size(columns: Sequence[str]) -> int:
+    """Returns the number of records that are read or written together."""
+    return DOCUMENT_CHUNK if kind_of(columns) == "documents" else CHUNK
 
 
 class ContentDigest:
@@ -60,13 +66,14 @@ def write_split(
     """
     template = builder._get_filename_template(split)
     records, num_bytes, shard_lengths, content = iter(records), 0, [], ContentDigest()
-    chunks = iter(lambda: list(itertools.islice(records, CHUNK)), [])
+    size = chunk_size(columns)
+    chunks = iter(lambda: list(itertools.islice(records, size)), [])
     chunks = watched(chunks, progress, f"writing {split}", kind_of(columns))
     while first := next(chunks, []):
         path = builder.data_path / _partial_name(split, len(shard_lengths))
         shard_lengths.append(0)
         with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:
-            for chunk in itertools.chain([first], itertools.islice(chunks, SHARD // CHUNK - 1)):
+            for chunk in itertools.chain([first], itertools.islice(chunks, SHARD // size - 1)):
                 for record in chunk:
                     encoded = _encode(columns, record)
                     writer.write(encoded)
@@ -90,7 +97,7 @@ def read_chunks(
     activity: str,
     sample: Int[np.ndarray, "_"] | None = None,
 ) -> Iterator[list[Record]]:
-    """Yields the records of a split in lists of `CHUNK` records.
+    """Yields the records of a split in lists of `chunk_size` records.
 
     Args:
       builder: a prepared data set.
@@ -103,9 +110,10 @@ def read_chunks(
     raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES  # the parser of TFDS is much slower than `_decode`
     source = builder.as_data_source(split=split, deserialize_method=raw_bytes)
     numbers: Sequence[int] | np.ndarray = range(len(source)) if sample is None else sample
+    size = chunk_size(columns)
     chunks = (
         [_decode(columns, encoded) for encoded in source.__getitems__(list(map(int, keys)))]
-        for keys in (numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK))
+        for keys in (numbers[first : first + size] for first in range(0, len(numbers), size))
     )
     return watched(chunks, progress, activity, kind_of(columns), len(numbers))
 
