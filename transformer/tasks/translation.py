@@ -18,7 +18,7 @@ from transformer.batch import Batch
 from transformer.config import UNK, ExperimentConfig, UserError, choose, result_hash
 from transformer.data.batching import evaluation_batches
 from transformer.data.bucketing import BucketedPlan
-from transformer.data.builders import is_prepared, options_type, present_name, resolve_options
+from transformer.data.builders import check_kind, is_prepared, options_type, present_name, resolve_options
 from transformer.data.corpus import Corpus
 from transformer.data.packing import PackedPlan
 from transformer.data.pipeline import TrainingBatches, serve
@@ -123,6 +123,7 @@ class Translation(Task):
 
     @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
+        check_kind(config.data, "pairs")
         path = folder / VOCABULARY_FILE
         if stored is None:
             corpus = Corpus(config.data, tokenizer, progress, run_folder=folder)
