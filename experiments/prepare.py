@@ -16,6 +16,7 @@ from experiments.progress import preparing
 from experiments.run_folder import Run
 from transformer.config import UserError
 from transformer.data.corpus import Corpus
+from transformer.data.records import kind_of
 from transformer.tasks import open_task
 
 
@@ -38,10 +39,13 @@ def main(flags: FlagValues) -> None:
             corpus = open_task(run.config, run.folder, progress, stored=run.identity).corpus
         splits = {name: corpus.split(name) for name in corpus.splits if corpus.size(name)}
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
-    dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0
+    kind, details = kind_of(corpus.columns), ""
+    if kind == "pairs":
+        dropped = int((splits["train"].lengths > data.row_length).sum()) if "train" in splits else 0
+        details = f"training drops {dropped:,} pairs longer than data.row_length ({data.row_length}); "
     print(
-        f"{corpus.name} is prepared in {corpus.folder}: pairs: {sizes}; training drops {dropped:,} pairs "
-        f"longer than data.row_length ({data.row_length}); vocabulary: {corpus.tokenizer.vocab_size:,} tokens"
+        f"{corpus.name} is prepared in {corpus.folder}: {kind}: {sizes}; {details}"
+        f"vocabulary: {corpus.tokenizer.vocab_size:,} tokens"
     )
 
 

@@ -61,6 +61,10 @@ __all__ = [
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 
+def _translates(config: "ExperimentConfig") -> bool:
+    return config.task == "translation"
+
+
 def _has_attention_layers(config: "ExperimentConfig") -> bool:
     return not config.model.kind.startswith("recurrent")
 
@@ -263,13 +267,15 @@ class DataConfig(Section):
 
     section: ClassVar[str] = "data"
 
-    # A name in data.builders.BUILDERS, or any translation set of TFDS.
+    # A name in data.builders.BUILDERS, or a TFDS set of translations or texts.
     name: str = option(
         "wmt14_translate/de-en",
         paper={"section 5.1": ["wmt14_translate/de-en", "wmt14_translate/fr-en"]},
     )
-    source: str = option("en", paper={"section 5.1": ["en"]})  # language translated from
-    target: str = option("de", paper={"section 5.1": ["de", "fr"]})  # language translated to
+    # Language translated from.
+    source: str = option("en", paper={"section 5.1": ["en"]}, read_if=_translates)
+    # Language translated to, or language of the documents.
+    target: str = option("de", paper={"section 5.1": ["de", "fr"]})
     # Folder for prepared data; if None, the default folder of TFDS.
     data_dir: str | None = option(None, not_in_paper="a path", affects_result=False)
     # Options of the data set, checked against the dataclass that declares them.
@@ -278,7 +284,7 @@ class DataConfig(Section):
     )
     # SentencePiece model type: bpe, unigram or char.
     tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
-    # Size of the vocabulary, which both languages share; special tokens included.
+    # Size of the vocabulary, which both languages of translation share; special tokens included.
     vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
     # Whether the vocabulary has 256 byte tokens, which encode characters without a token of their own.
     byte_fallback: bool = option(False, paper={"section 5.1": [False]})
@@ -295,7 +301,6 @@ class DataConfig(Section):
         for field in ("source", "target"):  # names become parts of paths
             is_code = re.fullmatch(r"\w[\w.-]{0,31}", getattr(self, field))
             self._require(field, is_code is not None, "a language code, such as de or zh_TW")
-        self._require("target", self.source != self.target, "a different language from data.source")
         self._require("data_dir", "://" not in (self.data_dir or ""), "a path on this machine")
 
 
@@ -475,6 +480,10 @@ class ExperimentConfig:
     decode: DecodeConfig = DecodeConfig()
 
     def __post_init__(self):
+        if self.task == "translation" and self.data.source == self.data.target:
+            raise UserError(
+                f"data.target is {self.data.target!r}; it must be a different language from data.source"
+            )
         if self.decode.average_last > self.train.keep_last:
             raise UserError(
                 f"decode.average_last is {self.decode.average_last}; "

@@ -6,7 +6,8 @@ import pytest
 
 from tests.support.text_files import ENGLISH, GERMAN, PAIRS, write_lines, write_pairs
 from transformer.config import UserError
-from transformer.data.text import existing_file, fingerprint, read_pairs
+from transformer.data import text
+from transformer.data.text import existing_file, fingerprint, name_hash, read_document, read_pairs
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -96,3 +97,34 @@ def test_a_fingerprint_depends_on_contents_and_suffix_but_not_on_names(tmp_path)
         fingerprint([first], "x"),
     ]
     assert len(set(different)) == 4
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_document_is_read_byte_for_byte_except_for_a_byte_order_mark(tmp_path, compress):
+    path = tmp_path / "book.txt"
+    path.write_bytes(compress("\ufeff a\r\n\tb\u2028\ufeff\n\n".encode()))
+    assert read_document(path) == " a\r\n\tb\u2028\ufeff\n\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ab\xff", "book.txt: not UTF-8 at byte 3; convert the file to UTF-8"),
+        (gzip.compress(b"text" * 9_999)[:-20], "book.txt: compressed file is damaged: .*; download or copy"),
+        (b"x" * 50_001, "book.txt has over 50,000 bytes; divide it into several files"),
+        (gzip.compress(b"x" * 50_001), "book.txt has over 50,000 bytes; divide it into several files"),
+    ],
+    ids=["latin1", "cut", "large", "compressed"],
+)
+def test_a_document_that_cannot_be_read_is_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 50_000)
+    (tmp_path / "book.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_document(tmp_path / "book.txt")
+
+
+def test_hashes_of_names_are_spread_evenly_and_do_not_change():
+    hashes = [name_hash(f"file {number}") for number in range(1_000)]
+    assert name_hash("a") == name_hash("a") == pytest.approx(0.25379361)
+    assert 30 < sum(value < 0.05 for value in hashes) < 70
+    assert 0 <= min(hashes) < max(hashes) < 1

@@ -1,4 +1,4 @@
-"""Translation sets of TFDS: a small set that TFDS writes as array_record, and a mocked WMT 2014."""
+"""Sets of TFDS, translations and documents: two small sets that TFDS writes as array_record, and a mocked WMT 2014."""
 
 import json
 from typing import ClassVar
@@ -9,12 +9,13 @@ from tensorflow_datasets.testing import mocking
 
 from configs import wmt14
 from tests.support.text_files import PAIRS
-from transformer.config import DataConfig, UserError, from_dict
+from transformer.config import DataConfig, ExperimentConfig, UserError, from_dict
 from transformer.data import tfds_sets
-from transformer.data.builders import prepare
+from transformer.data.builders import check_kind, is_prepared, prepare, present_name, split_names
 from transformer.data.corpus import Corpus
 from transformer.tasks import open_task, resolve
 
+REVIEWS = [f"  A film.\n\tIt has {number} parts.\n" for number in range(40)]
 GERMAN = sorted(german for _, german in PAIRS)
 
 
@@ -40,6 +41,23 @@ class TinyTranslate(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, pairs):
         for number, (english, german) in enumerate(pairs):
             yield number, {"de": german, "en": english}
+
+
+class TinyReviews(tfds.core.GeneratorBasedBuilder):
+    """A small TFDS set of documents with labels."""
+
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+        features = {"label": tfds.features.ClassLabel(names=["bad", "good"]), "text": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number, text in enumerate(REVIEWS):
+            yield number, {"label": number % 2, "text": text}
 
 
 def tiny(folder, name="tiny_translate/de-en", target="de", **options):
@@ -87,7 +105,7 @@ def test_a_split_may_be_a_part_of_a_tfds_split(folder):
         ({"target": "fr"}, r"data.target is 'fr'; it must be a language of tiny_translate/de-en: de, en$"),
         ({"name": "wmt14_translate"}, r"data.target is 'de'; it must be a language of wmt14_translate: cs, en$"),
         ({"name": "mnist"}, r"data.name is 'mnist', which has no text; choose a set of translations or texts$"),
-        ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; it must be number_words, multi30k, parallel_text or a TFDS set$"),
+        ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; it must be number_words, multi30k, parallel_text, python_stdlib, text_files or a TFDS set$"),
         ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; choose train, dev, or set data.options.validation to a part of a split, such as train\[99%:\]"),
         ({"validation": "train[90%:]"}, r"data.options.train is 'train' and data.options.validation is 'train\[90%:\]'; these parts overlap"),
         ({"validation": "valid"}, r"data.options.validation is 'valid'; it must be a split of tiny_translate/de-en \(train, dev\) or a part of a split, such as train\[99%:\]"),
@@ -102,6 +120,39 @@ def test_a_set_that_cannot_be_used_gives_a_one_line_error(folder, monkeypatch, c
     with pytest.raises(UserError, match=message) as raised:
         Corpus(tiny(folder, **changes)).split("validation")
     assert "\n" not in str(raised.value)
+
+
+def test_the_texts_of_a_set_are_documents(tmp_path):
+    options = {"train": "train[:90%]", "validation": "train[90%:]"}
+    data = DataConfig(
+        name="tiny_reviews", data_dir=str(tmp_path), vocab_size=300, byte_fallback=True, options=options
+    )
+    corpus = Corpus(data)
+    assert corpus.columns == ("text",)
+    assert corpus.name == "tiny_reviews/2.0.0"
+    training, validation = corpus.texts("train")[0], corpus.texts("validation")[0]
+    assert (len(training), len(validation)) == (36, 4)
+    assert sorted(training + validation) == sorted(corpus.texts("test")[0]) == sorted(REVIEWS)
+    split = corpus.split("validation")
+    assert [corpus.tokenizer.decode(split.target[number]) for number in range(4)] == validation
+    assert corpus.inexact("validation") == 0
+    assert is_prepared(data, corpus.name)
+    assert present_name(data) == corpus.name
+    assert {*split_names(data, corpus.name)} == {"train", "test"}
+
+
+def test_a_task_refuses_a_set_of_the_other_kind_before_it_is_prepared(tmp_path):
+    check_kind(tiny(tmp_path), "pairs")
+    check_kind(tiny(tmp_path, "tiny_reviews"), "documents")
+    message = "data.name is 'tiny_reviews', a set of documents; the task needs a set of pairs"
+    with pytest.raises(UserError, match=message):
+        open_task(ExperimentConfig(data=tiny(tmp_path, "tiny_reviews")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["lm1b", "wiki40b/en", "imdb_reviews/plain_text"])
+def test_well_known_sets_of_texts_are_documents(tmp_path, name):
+    check_kind(tiny(tmp_path, name), "documents")
 
 
 def test_a_set_prepared_in_a_different_format_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Text files of sentence pairs, and the config of a data set made from such files."""
+"""Text files of sentence pairs and of documents, and the config of a data set made from such files."""
 
 import gzip
 from pathlib import Path
@@ -20,6 +20,18 @@ def write_lines(path: Path, lines: list[str], end: str = "\n") -> str:
 def write_pairs(path: Path, pairs: list[tuple[str, str]] = PAIRS, end: str = "\n") -> str:
     """Writes tab-separated pairs; returns the name of the file."""
     return write_lines(path, [f"{source}\t{target}" for source, target in pairs], end)
+
+
+def text_files(tmp_path: Path, /, **options) -> DataConfig:
+    """The config of documents that are prepared in a folder."""
+    data = DataConfig(
+        name="text_files",
+        data_dir=str(tmp_path / "data"),
+        vocab_size=300,
+        byte_fallback=True,
+        options=options,
+    )
+    return resolve_options(data)
 
 
 def parallel_text(folder: Path, **options) -> DataConfig:

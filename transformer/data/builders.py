@@ -22,8 +22,10 @@ from transformer.data.number_words import NumberWords
 from transformer.data.options import Options, read_options
 from transformer.data.parallel_text import ParallelText
 from transformer.data.progress import Progress
+from transformer.data.python_stdlib import PythonStdlib
 from transformer.data.records import DOCUMENT, Record
 from transformer.data.text_builder import DocumentBuilder, TextBuilder
+from transformer.data.text_files import TextFiles
 from transformer.files import full_disk, is_full, lock, path_component
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ BUILDERS: dict[str, type[TextBuilder]] = {
     "number_words": NumberWords,
     "multi30k": Multi30k,
     "parallel_text": ParallelText,
+    "python_stdlib": PythonStdlib,
+    "text_files": TextFiles,
 }
 
 

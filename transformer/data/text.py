@@ -1,8 +1,9 @@
-"""Text files of sentence pairs, plain or compressed."""
+"""Text files of sentence pairs or documents, plain or compressed."""
 
 import codecs
 import gzip
 import hashlib
+import io
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from transformer.config import UserError
 from transformer.files import is_address
 
 MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may not even end
+MAX_DOCUMENT_BYTES = 1 << 30  # a record must stay below 2 GiB
 
 
 def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
@@ -41,6 +43,33 @@ def read_pairs(*paths: Path) -> Iterator[tuple[str, str]]:
                 "both must have the same number of lines"
             )
         yield pair
+
+
+def read_document(path: Path) -> str:
+    """Returns the text of a file. Only a byte order mark at its start is left out.
+
+    Raises:
+      UserError: the file is damaged, too large or not UTF-8.
+    """
+    with _open(path) as file:
+        try:
+            content = file.read(MAX_DOCUMENT_BYTES + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(
+                f"{path}: compressed file is damaged: {error}; download or copy it again"
+            ) from None
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise UserError(f"{path} has over {MAX_DOCUMENT_BYTES:,} bytes; divide it into several files")
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start + 1:,}; convert the file to UTF-8") from None
+
+
+def name_hash(name: str) -> float:
+    """Returns a number from 0 to 1 that depends only on the name. It decides the split of a file."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def local_path(text: str, field: str) -> Path:
@@ -80,11 +109,16 @@ def fingerprint(paths: Iterable[Path], suffix: str = "") -> str:
     return digest.hexdigest()[:12]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _open(path: Path) -> io.BufferedIOBase:
+    """Opens a file to read its bytes, and decompresses them if its first bytes are those of gzip."""
     with open(path, "rb") as file:
         is_compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if is_compressed else open(path, "rb")
+
+
+def _lines(path: Path) -> Iterator[str]:
     number = 0
-    with gzip.open(path, "rb") if is_compressed else open(path, "rb") as file:
+    with _open(path) as file:
         try:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
