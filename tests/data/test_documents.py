@@ -71,7 +71,10 @@ def test_documents_and_tokens_do_not_depend_on_chunks_and_files(snippets, tmp_pa
     corpus = Corpus(dataclasses.replace(snippets, data_dir=str(tmp_path / "chunks")))
     assert corpus.texts("train") == (TEXTS,)
     assert len(list(corpus.folder.glob("*-train.array_record-0000?-of-00003"))) == 3
-    np.testing.assert_array_equal(corpus.split("train").target.tokens, expected.target.tokens)
+    split = corpus.split("train")
+    np.testing.assert_array_equal(split.target.tokens, expected.target.tokens)
+    np.testing.assert_array_equal(split.target.offsets, expected.target.offsets)
+    np.testing.assert_array_equal(split.characters, expected.characters)
 
 
 def test_a_split_of_documents_is_pickled_as_the_name_of_its_folder(snippets):
@@ -112,10 +115,11 @@ def test_a_character_without_a_token_is_named(snippets, monkeypatch, caplog):
 
 
 def test_messages_and_progress_speak_of_documents(snippets, monkeypatch):
-    kinds = set()
-    corpus = Corpus(snippets, progress=lambda activity, kind, done, total: kinds.add(kind))
+    reports = []
+    corpus = Corpus(snippets, progress=lambda *report: reports.append(report))
     corpus.split("train")
-    assert kinds == {"documents"}
+    assert {kind for _, kind, _, _ in reports} == {"documents"}
+    assert [done for activity, _, done, _ in reports if activity == "tokenizing train"] == [0, len(TEXTS)]
     monkeypatch.setattr(Snippets, "texts", {"train": TEXTS, "validation": []})
     shutil.rmtree(corpus.folder)
     with pytest.raises(

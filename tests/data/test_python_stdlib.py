@@ -59,9 +59,9 @@ def test_a_file_of_the_library_is_a_document(tmp_path, folder, caplog):
 def test_the_name_changes_with_contents_and_paths(tmp_path, folder):
     data = library(tmp_path, folder=str(folder))
     names = [data_name(data), data_name(data)]
-    (folder / "package" / "module_1.py").rename(folder / "package" / "module_a.py")
+    (folder / "package" / "module_59.py").rename(folder / "package" / "module_590.py")  # in the same place
     names.append(data_name(data))
-    write(folder / "package" / "module_a.py", "changed")
+    write(folder / "package" / "module_590.py", "changed")
     names.append(data_name(data))
     assert names[0] == names[1]
     assert len(set(names)) == 3

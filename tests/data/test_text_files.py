@@ -110,6 +110,17 @@ def test_the_name_changes_with_the_contents_and_with_the_splits(tmp_path):
     assert data_name(text_files(tmp_path, **options[0])) == names[0]
 
 
+def test_the_name_changes_with_the_split_of_a_file(tmp_path):
+    for path in ("start/1.txt", "start/2.txt", "3.txt", "1.txt", "end/2.txt", "end/3.txt"):
+        write(tmp_path / path, path[-5:])
+    options = [("start", "3.txt"), ("1.txt", "end")]
+    names = [
+        data_name(text_files(tmp_path, train=str(tmp_path / train), validation=str(tmp_path / validation)))
+        for train, validation in options
+    ]
+    assert len(set(names)) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,7 +137,7 @@ def test_the_name_changes_with_the_contents_and_with_the_splits(tmp_path):
         ({"folder": "books", "glob": ""}, r"data.options.glob is ''; it must be a pattern of files"),
         ({"folder": "books", "glob": "/*.txt"}, r"data.options.glob is '/\*.txt'; it must be a pattern of files"),
         ({"file": "empty.txt"}, r"data.options.file: .*empty.txt is empty; give a file that has text"),
-        ({"file": "one.txt"}, r"data.options.file: .*one.txt has 1 characters; it must have at least 2"),
+        ({"file": "one.txt"}, r"data.options.file: .*one.txt has fewer than 2 characters; give a file"),
         ({"file": "latin1.txt"}, r"latin1.txt: not UTF-8 at byte 4; convert the file to UTF-8"),
         ({"train": "book.txt", "validation": "latin1.txt"}, r"latin1.txt: not UTF-8 at byte 4; convert the file to UTF-8"),
         ({"train": "empty.txt", "validation": "book.txt"}, r"data.options.train: .*empty.txt is empty"),

@@ -1,4 +1,4 @@
-"""Documents that their tokens do not restore: how many there are, and what they lose."""
+"""Documents that their tokens do not restore: their number, and the lost characters."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -166,8 +166,8 @@ def divide(path: Path) -> tuple[str, str]:
     text = read_document(path)
     if len(text) < 2:
         raise UserError(
-            f"data.options.file: {path} has {len(text)} characters; it must have at least 2, "
-            "one to train and one to validate"
+            f"data.options.file: {path} has fewer than 2 characters; give a file with text to train and to "
+            "validate on"
         )
     size = int(TRAIN_SHARE * len(text))
     return text[:size], text[size:]

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,16 @@ MAX_BYTES = 2**30
 SPACES = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}  # of sentences
 # Of documents. Several spaces, such as an indentation, may be one token.
 EXACT = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
+TRAINING = {
+    "normalization_rule_name": "identity",
+    "character_coverage": 1.0,
+    "max_sentence_length": MAX_BYTES,
+    "pad_id": PAD,
+    "bos_id": BOS,
+    "eos_id": EOS,
+    "unk_id": UNK,
+    "minloglevel": 2,
+}
 NUM_BYTE_TOKENS = 256
 
 _NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name="identity", escape_whitespaces=True, **SPACES)
@@ -88,34 +98,18 @@ class Tokenizer:
           UserError: a vocabulary of this size cannot be learned from the texts.
         """
         model, errors = io.BytesIO(), []
-
-        def sentences():
-            try:
-                for text in texts:
-                    text = text.replace(RESERVED, " ")
-                    yield _move_line_ends(text) if exact else text
-            except Exception as error:  # SentencePiece would replace it with its own error
-                errors.append(error)
-                raise
-
         needs_all_characters = exact and kind == "char" and not byte_fallback
+        settings = TRAINING | (EXACT if exact else SPACES)
+        if needs_all_characters:
+            settings["use_all_vocab"] = True  # otherwise, a small vocabulary would lack the rarest characters
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences(),
+                sentence_iterator=_sentences(texts, exact, errors),
                 model_writer=model,
                 model_type=kind,
                 vocab_size=vocab_size,
-                normalization_rule_name="identity",
-                **(EXACT if exact else SPACES),
-                **({"use_all_vocab": True} if needs_all_characters else {}),
-                character_coverage=1.0,
-                max_sentence_length=MAX_BYTES,
                 byte_fallback=byte_fallback,
-                pad_id=PAD,
-                bos_id=BOS,
-                eos_id=EOS,
-                unk_id=UNK,
-                minloglevel=2,
+                **settings,
             )
         except RuntimeError as error:
             raise errors[0] if errors else UserError(_explain(str(error), vocab_size)) from None
@@ -144,7 +138,7 @@ class Tokenizer:
 
     @functools.cached_property
     def is_exact(self) -> bool:
-        """Whether the vocabulary keeps all spaces of a text; see `train`."""
+        """True if the vocabulary keeps all spaces of a text; see `train`."""
         return bool(self._processor.encode(" "))
 
     @functools.cached_property
@@ -190,6 +184,20 @@ class Tokenizer:
 def _encodable(text: str) -> str:
     """Replaces lone surrogates, which UTF-8 cannot encode, by "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sentences(texts: Iterable[str], exact: bool, errors: list[Exception]) -> Iterator[str]:
+    """Yields texts in the form in which the trainer learns from all of their characters.
+
+    Appends an exception of `texts` to `errors`, because SentencePiece replaces it with its own exception.
+    """
+    try:
+        for text in texts:
+            text = text.replace(RESERVED, " ")
+            yield _move_line_ends(text) if exact else text
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
 def _move_line_ends(text: str) -> str:
