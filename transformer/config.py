@@ -323,6 +323,12 @@ class OptimizerConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: config.optimizer.schedule not in ("paper", "constant", "cosine"),
     )
+    # Learning rate after the last step of `cosine` and `wsd`, as a fraction of the peak.
+    final_fraction: float = option(
+        0.0,
+        not_in_paper=_READ_BY_DEPARTURES,
+        read_if=lambda config: config.optimizer.schedule not in ("paper", "constant"),
+    )
     beta1: float = option(0.9, paper={"section 5.3": [0.9]})  # with sgd, the momentum
     beta2: float = option(
         0.98, paper={"section 5.3": [0.98]}, read_if=lambda config: config.optimizer.name != "sgd"
@@ -344,7 +350,7 @@ class OptimizerConfig(Section):
     def __post_init__(self):
         self._at_least(1, "warmup_steps", "decay_steps")
         self._at_least(0, "skip_nonfinite")
-        self._fraction("beta1", "beta2")
+        self._fraction("beta1", "beta2", "final_fraction")
         for field in ("epsilon", "learning_rate", "clip_norm"):
             value = getattr(self, field)
             self._require(field, value is None or value > 0, "above 0")

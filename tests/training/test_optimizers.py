@@ -48,6 +48,8 @@ def test_cosine_schedule_warms_up_and_falls_along_a_cosine():
     cosine = 0.25 * (1 + np.cos(np.pi * (steps - 10) / 91))
     assert actual == pytest.approx([0.25, *cosine[1:]], abs=1e-7)  # float32 cosine
     assert 0 < actual[-1] < 1e-3
+    above = rates([10, 60, 100], 0.5, schedule="cosine", warmup_steps=10, final_fraction=0.1)
+    assert above == pytest.approx([0.5, *(0.05 + 0.9 * cosine[3:])], abs=1e-7)
 
 
 def test_wsd_schedule_is_stable_and_then_falls_linearly():
@@ -55,6 +57,8 @@ def test_wsd_schedule_is_stable_and_then_falls_linearly():
     assert actual == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.05])
     tenth = rates([90, 91, 96], 1.0, schedule="wsd", warmup_steps=10)
     assert tenth == pytest.approx([1.0, 1.0, 0.5])
+    above = rates([80, 91, 100], 1.0, schedule="wsd", warmup_steps=10, decay_steps=20, final_fraction=0.5)
+    assert above == pytest.approx([1.0, 0.75, 0.525])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -41,17 +41,21 @@ def constant(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Sched
 
 
 def cosine(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine, which is 0 after the last step (Loshchilov and Hutter 2017).
+    """Linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    After the last step, it is `final_fraction` of the peak.
 
     Differs from the paper: the decay.
     """
     _require_steps(config.warmup_steps, num_steps, "optimizer.warmup_steps")
-    decay = optax.cosine_decay_schedule(peak, num_steps - config.warmup_steps + 1)
+    decay = optax.cosine_decay_schedule(peak, num_steps - config.warmup_steps + 1, config.final_fraction)
     return _join(config, peak, [decay], [])
 
 
 def wsd(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
-    """Warm-up, stable peak, linear decay over `decay_steps` to 0 after the last step (Hu et al. 2024).
+    """Warm-up, stable peak, linear decay over `decay_steps` (Hu et al. 2024).
+
+    After the last step, it is `final_fraction` of the peak.
 
     Differs from the paper: the decay.
     """
@@ -59,7 +63,7 @@ def wsd(config: OptimizerConfig, peak: Peak, num_steps: int) -> optax.Schedule:
     _require_steps(
         config.warmup_steps + decay_steps, num_steps, "optimizer.warmup_steps + optimizer.decay_steps"
     )
-    decay = optax.linear_schedule(peak, 0.0, decay_steps)
+    decay = optax.linear_schedule(peak, config.final_fraction * peak, decay_steps)
     return _join(config, peak, [optax.constant_schedule(peak), decay], [num_steps - decay_steps + 1])
 
 
