@@ -14,10 +14,10 @@ from transformer.decoding.translator import Translator
 from transformer.evaluation.ablation import Effect, effects, parts
 from transformer.files import atomic_write
 from transformer.json_files import write_sealed
-from transformer.tasks.translation import TestSet
+from transformer.tasks.translation import SentencePairs
 
 
-def report_ablation(files: ScoreFiles, test_set: TestSet, trained: Trained) -> list[Path]:
+def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained) -> list[Path]:
     """Masks each part of a model in turn, prints the effects on a test set, and returns the written files."""
     tokens = trained.tokenizer.encode_arrays(test_set.references)
     num_tokens = np.array([len(sentence) for sentence in tokens])

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
 from jaxtyping import PyTree
 
-from transformer.batch import Batch, TokenBatch
 from transformer.config import ExperimentConfig, flatten, to_dict
 from transformer.data.builders import options_type, resolve_options
 from transformer.fidelity import departures, is_read
 from transformer.model import build_model, parameter_shapes
 from transformer.model.flops import matmul_flops
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks import task_type
 from transformer.training.train_step import init_state
 from transformer.training.trainable import Hyperparameters, LossFn
 
@@ -58,8 +57,9 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
     hyperparameters = Hyperparameters.from_config(config)
     params = parameter_shapes(model)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = full_rows(step["rows"] // step["parts"], step["row_length"])
-    passes = trace_passes(make_loss_fn(model), params, batch, key, hyperparameters)
+    task = task_type(config)
+    batch = task.full_rows(config, step["rows"] // step["parts"])
+    passes = trace_passes(task.loss_fn(config, model), params, batch, key, hyperparameters)
     difference, departing = _difference(config), departures(config, options_type(config.data.name))
     return {
         "parameters": _size(params),
@@ -77,12 +77,6 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
 def count_parameters(config: ExperimentConfig) -> int:
     """Returns the number of parameters, as in `describe`, without the time that the other costs take."""
     return _size(parameter_shapes(build_model(config.model, config.data.vocab_size)))
-
-
-def full_rows(num_rows: int, length: int) -> Batch:
-    """Returns the shapes of a batch that has `num_rows` rows of `length` tokens on each side."""
-    side = TokenBatch(*[jax.ShapeDtypeStruct((num_rows, length), jnp.int32)] * len(TokenBatch._fields))
-    return Batch(side, side, jax.ShapeDtypeStruct((num_rows,), jnp.int32))
 
 
 class Passes(NamedTuple):

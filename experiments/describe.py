@@ -68,8 +68,8 @@ def main(flags: FlagValues) -> None:
     step = costs["step"]
     parameters = f"{costs['parameters']:,} parameters, with a vocabulary of {step['vocab_size']:,} tokens"
     _print_table(console, parameters, _parameter_table(costs))
-    length = f"{step['row_length']:,}"
-    rows = f"{step['rows']:,} rows of {length} source and {length} target tokens, without padding"
+    sides = "" if config.task == "language_modeling" else " on each side"
+    rows = f"{step['rows']:,} rows of {step['row_length']:,} tokens{sides}, without padding"
     parts = f", computed in {step['parts']} parts" if step["parts"] > 1 else ""
     _print_table(console, f"One training step: {rows}{parts}", _cost_table(costs, config.train.steps))
     if costs["difference"]:
@@ -113,13 +113,14 @@ def _cost_table(costs: dict[str, Any], num_steps: int) -> Table:
 def _print_topology(console: Console, name: str, compiled: dict[str, Any]) -> None:
     axes = " x ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items())
     available = f"{compiled['available_bytes'] / 2**30:.2f} GiB available on each"
-    training, search = compiled["training"], compiled["search"]
-    rows = f"{training['rows']:,} rows of {training['row_length']:,} tokens on each side"
+    training = compiled["training"]
+    rows = f"{training['rows']:,} rows of {training['row_length']:,} tokens"
     _print_table(
         console, f"One training step on {name}: {axes}, {available}, {rows}", _program_table(training)
     )
-    sentences = f"{search['sentences']:,} sentences of {search['source_length']:,} tokens"
-    _print_table(console, f"One search on one chip: {sentences}", _program_table(search))
+    if (search := compiled["search"]) is not None:
+        sentences = f"{search['sentences']:,} sentences of {search['source_length']:,} tokens"
+        _print_table(console, f"One search on one chip: {sentences}", _program_table(search))
     if compiled["padding"]:
         table = Table(
             "width", "value", "padded to", "unused", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False

@@ -20,9 +20,9 @@ its evaluation. To compare with an evaluation that used --set, add the changes:
 """
 
 import dataclasses
-import math
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ from transformer.evaluation.ablation import ablate
 from transformer.evaluation.metrics import METRICS, Metric, metrics_for
 from transformer.evaluation.significance import Comparison
 from transformer.files import path_component
-from transformer.tasks import open_task
-from transformer.tasks.translation import LINE_ENDS, TestSet, check_lengths, evaluate
+from transformer.tasks import LoadedModel, open_task, task_type
+from transformer.tasks.task import TestSet
+from transformer.tasks.translation import LINE_ENDS, SentencePairs, check_lengths
 
 SPLITS = ("train", "validation", "test")  # --name must be none of these, whatever the data set
 
@@ -75,12 +76,13 @@ def main(flags: FlagValues) -> None:
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
+    is_translation = run.config.task == "translation"
+    if not is_translation:
+        _check_flags_without_pairs(flags, run)
     test_sets = _test_sets(flags, run, trained)
     for test_set in test_sets:  # checks every test set before scoring the first
-        tokens = encode_pairs(test_set.sources, test_set.references, trained.tokenizer)
-        check_lengths(trained.model, test_set.name, tokens.side_lengths)
-        for side, texts in (("source", test_set.sources), ("reference", test_set.references)):
-            report_unknown(f"{test_set.name}: {side}", texts, trained.tokenizer)
+        if isinstance(test_set, SentencePairs):
+            _check_pairs(test_set, trained)
     ablated = flags.ablate or ""
     is_split = flags.source is None
     files = [ScoreFiles(run, test_set.name, changes, ablated, is_split) for test_set in test_sets]
@@ -91,7 +93,8 @@ def main(flags: FlagValues) -> None:
     if ablated:
         model, params = ablate(trained.model, trained.params, ablated)
         trained = dataclasses.replace(trained, model=model, params=params)
-    written = [str(set_files.path(", ".join((".json", *TEXT_FILES)))) for set_files in files]
+    endings = (".json", *TEXT_FILES) if is_translation else (".json",)
+    written = [str(set_files.path(", ".join(endings))) for set_files in files]
     compared = [None] * len(files)
     if flags.compare:
         compared = [_compared(*pair, flags.compare) for pair in zip(files, test_sets, strict=True)]
@@ -101,7 +104,10 @@ def main(flags: FlagValues) -> None:
     scores = {
         set_files.split: evaluation.scores for set_files, evaluation in zip(files, evaluations, strict=True)
     }
-    _print_scores(scores, trained.config.data.target)
+    if is_translation:
+        _print_scores(scores, trained.config.data.target)
+    else:
+        _print_table(scores, [METRICS[name] for name in task_type(trained.config).metrics(trained.config)])
     for set_files, evaluation, baseline in zip(files, evaluations, compared, strict=True):
         if baseline is None:
             continue
@@ -125,6 +131,22 @@ def _check_flags(flags: FlagValues) -> None:
         raise UserError("--split is empty; give at least one split, such as test")
 
 
+def _check_flags_without_pairs(flags: FlagValues, run: Run) -> None:
+    for name in ("source", "target", "name", "ablate", "compare"):
+        if flags[name].value is not None:
+            raise UserError(
+                f"--{name} needs a run of translation, but the task of {run.folder} is {run.config.task}"
+            )
+
+
+def _check_pairs(pairs: SentencePairs, trained: Trained) -> None:
+    """Checks that the model can read the sentences, and reports their unknown characters."""
+    tokens = encode_pairs(pairs.sources, pairs.references, trained.tokenizer)
+    check_lengths(trained.model, pairs.name, tokens.side_lengths)
+    for side, texts in (("source", pairs.sources), ("reference", pairs.references)):
+        report_unknown(f"{pairs.name}: {side}", texts, trained.tokenizer)
+
+
 def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
     """Returns the texts of the files in --source and --target, or of the splits in --split.
 
@@ -143,10 +165,10 @@ def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
     if not pairs:
         raise UserError(f"{paths[0]} has no lines; give a file that has sentences")
     sources, references = zip(*pairs, strict=True)
-    return [TestSet(name, sources, [reference.translate(LINE_ENDS) for reference in references])]
+    return [SentencePairs(name, sources, [reference.translate(LINE_ENDS) for reference in references])]
 
 
-def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[ScoreFiles, Evaluation]:
+def _compared(files: ScoreFiles, test_set: SentencePairs, compare: str) -> tuple[ScoreFiles, Evaluation]:
     """Returns the evaluation that `--compare` names.
 
     Raises:
@@ -164,35 +186,25 @@ def _compared(files: ScoreFiles, test_set: TestSet, compare: str) -> tuple[Score
 
 
 def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluation:
-    """Translates and scores a test set, and writes the files of the evaluation."""
-    name, config = test_set.name, trained.config
-    with counting(len(test_set.sources), name) as progress:
-        evaluated = evaluate(config, trained.model, trained.tokenizer, trained.params, test_set, progress)
-    outputs = evaluated.outputs
-    print(f"{name}: {len(outputs.sources)} sentences in {evaluated.seconds:.1f} s, compilation included")
-    if evaluated.num_in_parts:
-        limit = min(config.decode.max_source_length, trained.model.max_lengths.source or math.inf)
-        print(f"{name}: translated {evaluated.num_in_parts} sentences of more than {limit} tokens in parts")
+    """Scores a test set, and writes the files of the evaluation."""
+    config, loaded = trained.config, LoadedModel(trained.model, trained.tokenizer)
+    with counting(test_set.num_examples, test_set.name) as progress:
+        evaluated = task_type(config).evaluate(config, loaded, trained.params, test_set, progress)
+    for note in evaluated.notes:
+        print(f"{test_set.name}: {note}")
     made_from = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
         "checkpoints": trained.steps,
         "params_sha256": trained.params_sha256,
     }
-    evaluation = Evaluation(
-        evaluated.scores | made_from, outputs.sources, outputs.hypotheses, outputs.references
-    )
-    return files.write(evaluation)
+    return files.write(Evaluation(evaluated.scores | made_from, *evaluated.texts))
 
 
 def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:
     metrics = metrics_for(language).values()
-    table = Table("", *map(escape, scores))
     shown = [metric for metric in metrics if metric.shown]
-    for metric in shown:
-        table.add_row(metric.name, *(_score(scores[split][metric.name], metric) for split in scores))
-    table.add_row("sentences", *(str(scores[split]["sentences"]) for split in scores))
-    console().print(table)
+    _print_table(scores, shown, "sentences")
     ranged = [metric for metric in metrics if metric.by_length]
     names = [metric.name for metric in ranged]
     lengths = Table(
@@ -208,6 +220,16 @@ def _print_scores(scores: dict[str, dict[str, Any]], language: str) -> None:
     for metric in shown:
         if signature := metric.signature(language):
             print(f"{metric.name:<8} {signature}")
+
+
+def _print_table(scores: dict[str, dict[str, Any]], metrics: Sequence[Metric], *counts: str) -> None:
+    """Prints one column per test set, and one row per score and per count of examples."""
+    table = Table("", *map(escape, scores))
+    for metric in metrics:
+        table.add_row(metric.name, *(_score(scores[split].get(metric.name), metric) for split in scores))
+    for count in counts:
+        table.add_row(count, *(f"{scores[split][count]:,}" for split in scores))
+    console().print(table)
 
 
 def _score(value: float | None, metric: Metric) -> str:

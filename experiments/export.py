@@ -38,7 +38,7 @@ def main(flags: FlagValues) -> None:
     out = Path(flags.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} exists and is not an empty folder; name another folder")
-    trained = run.load()
+    trained = run.load(task="translation")
     export(trained, form, out)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     difference = largest_difference(trained, form, out)

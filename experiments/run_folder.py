@@ -246,15 +246,18 @@ class Run:
         }
         write_sealed(self.folder / "result.json", values | environment)
 
-    def load(self, changes: Mapping[str, Any] | None = None) -> Trained:
+    def load(self, changes: Mapping[str, Any] | None = None, task: str | None = None) -> Trained:
         """Loads the trained model: the mean of the last `decode.average_last` checkpoints.
 
         Args:
           changes: new values by config field, for this call only; see `changed`.
+          task: the task that the run must have; None for any task.
 
         Raises:
-          UserError: there is no readable checkpoint, or a field cannot be changed.
+          UserError: there is no readable checkpoint, a field cannot be changed, or the task is another.
         """
+        if task is not None and self.config.task != task:
+            raise UserError(f"the task of {self.folder} is {self.config.task}; name a run of {task}")
         config = changed(self.config, changes or {})
         skipped: set[int] = set()
         last_step = self.result["step"] if self.result.get("status") == "done" else math.inf

@@ -38,12 +38,15 @@ SCORE_TYPES = {
 
 
 class Evaluation(NamedTuple):
-    """The content of the files of an evaluation: the scores, and the sentences of the three texts."""
+    """The content of the files of an evaluation: the scores, and the sentences of the three texts.
+
+    A task without translations has no texts.
+    """
 
     scores: dict[str, Any]
-    sources: Sequence[str]
-    hypotheses: Sequence[str]
-    references: Sequence[str]
+    sources: Sequence[str] = ()
+    hypotheses: Sequence[str] = ()
+    references: Sequence[str] = ()
 
 
 class ScoreFiles(NamedTuple):
@@ -99,7 +102,7 @@ class ScoreFiles(NamedTuple):
         return self.path(".json").exists()
 
     def write(self, evaluation: Evaluation) -> Evaluation:
-        """Writes .src.txt, .hyp.txt, .ref.txt and then .json, which contains the digests of the texts.
+        """Writes .src.txt, .hyp.txt and .ref.txt, if there are texts, and then .json with their digests.
 
         Returns:
           The evaluation, with the test set, the changes and the ablation added to the scores.
@@ -109,6 +112,7 @@ class ScoreFiles(NamedTuple):
         texts = {
             ending: "".join(f"{line.translate(LINE_ENDS)}\n" for line in lines)
             for ending, lines in zip(TEXT_FILES, evaluation[1:], strict=True)
+            if evaluation.references
         }
         with lock(self.run.folder / "eval", wait=True):
             for ending, text in texts.items():

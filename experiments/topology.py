@@ -18,12 +18,12 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from experiments.costs import full_rows, step_shape
+from experiments.costs import step_shape
 from transformer.config import ExperimentConfig, UserError
 from transformer.decoding.model_search import ModelSearch
 from transformer.fidelity import is_read
 from transformer.model import build_model, parameter_shapes
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks import task_type
 from transformer.training.parallelism import Mesh
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
@@ -58,7 +58,8 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
       available_bytes: memory that programs may use.
       training: figures of the training step (see `_figures`), with rows, row_length, parameter_bytes and
         optimizer_bytes.
-      search: figures of the search, which runs on one chip, with sentences and source_length.
+      search: figures of the search, which runs on one chip, with sentences and source_length; None for a
+        task without a search.
       padding: widths that are no multiple of 128: name, value and padded value.
       largest_batch: batch_tokens, rows and needed_bytes; None if a single row per chip does not fit. Missing
         unless `largest`.
@@ -76,14 +77,17 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
     mesh = Mesh(config.train.fsdp, config.train.tensor, devices)
     program = TrainingProgram(config, mesh, progress)
     training = program.figures(step_shape(config)["rows"])
-    progress("compiling a search for one chip")
+    search = None
+    if config.task == "translation":
+        progress("compiling a search for one chip")
+        search = _search_figures(config, devices[0])
     available = available_bytes(devices[0])
     result = {
         "chips": len(devices),
         "mesh": dict(mesh.mesh.shape),
         "available_bytes": available,
         "training": training,
-        "search": _search_figures(config, devices[0]),
+        "search": search,
         "padding": _padding(config),
     }
     if largest:
@@ -147,7 +151,7 @@ class TrainingProgram:
         model = build_model(config.model, config.data.vocab_size)
         self._config, self._mesh, self._progress = config, mesh, progress
         self._figures: dict[int, dict[str, Any]] = {}
-        self._step = make_train_step(make_loss_fn(model), config, mesh)
+        self._step = make_train_step(task_type(config).loss_fn(config, model), config, mesh)
         state = jax.eval_shape(lambda params: init_state(params, config), parameter_shapes(model))
         self._state = jax.tree.map(_with_sharding, state, mesh.shardings(state))
 
@@ -171,7 +175,7 @@ class TrainingProgram:
         return self._figures[rows]
 
     def _compile(self, rows: int) -> jax.stages.Compiled:
-        batch = full_rows(rows, self._config.data.row_length)
+        batch = task_type(self._config).full_rows(self._config, rows)
         key = jax.eval_shape(lambda: jax.random.key(0))
         hyperparameters = Hyperparameters(
             *[jax.ShapeDtypeStruct((), jnp.float32)] * len(Hyperparameters._fields)

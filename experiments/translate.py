@@ -137,7 +137,7 @@ def _is_interactive(flags: FlagValues) -> bool:
 def _load(flags: FlagValues) -> Loaded:
     changes = read_changes(flags.set, "set")
     runs = [Run(folder) for folder in (flags.workdir, *flags.ensemble)]
-    members = [run.load(changes) for run in runs]
+    members = [run.load(changes, task="translation") for run in runs]
     trained = members[0]
     for run, member in zip(runs, members, strict=True):
         if member.tokenizer.sha256 != trained.tokenizer.sha256:

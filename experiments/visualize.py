@@ -54,7 +54,7 @@ def main(flags: FlagValues) -> None:
 
 def _attention(run: Run, sentence: str, layer: int | None) -> Figure:
     cli.set_up_jax()
-    trained = run.load()
+    trained = run.load(task="translation")
     tokenizer = trained.tokenizer
     translator = Translator(trained.model, trained.params, tokenizer, trained.config.decode)
     source = tokenizer.encode(sentence)

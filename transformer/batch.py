@@ -51,3 +51,17 @@ class Batch(NamedTuple):
     source: TokenBatch
     target: TokenBatch
     characters: IntArray
+
+
+class TextBatch(NamedTuple):
+    """A batch of windows of documents.
+
+    Attributes:
+      inputs: for each token to predict, the token before it; BOS at the start of a document.
+      labels: [b, t], the tokens to predict, padded with `PAD`.
+      bytes: [b], the number of bytes in the text of the labels of each row.
+    """
+
+    inputs: TokenBatch
+    labels: IntArray
+    bytes: IntArray

@@ -9,9 +9,8 @@ from experiments.config_files import load_values, with_changes
 from experiments.study.equal import equalize
 from transformer.config import ExperimentConfig, UserError, flatten, from_dict, result_hash, to_dict
 from transformer.data.builders import check_split_name, options_type
-from transformer.evaluation.metrics import metrics_for
 from transformer.fidelity import is_read
-from transformer.tasks import resolve
+from transformer.tasks import resolve, task_type
 
 Changes = Mapping[str, Any]  # new values by dotted config key
 
@@ -129,10 +128,13 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
         changes = {**changes, **chosen.get(variant, {})}
         config = _changed(variant, values, {**overrides, "train.seed": 0}, changes)
         for metric in sweep.metrics:
-            if metric not in metrics_for(config.data.target):
+            if metric not in task_type(config).metrics(config):
+                place = f"the target language {config.data.target}"
+                if config.task != "translation":
+                    place = f"task={config.task}"
                 raise UserError(
-                    f"METRICS has {metric}, which is undefined for the target language {config.data.target} "
-                    f"(variant {variant}); leave {metric} out"
+                    f"METRICS has {metric}, which is undefined for {place} (variant {variant}); "
+                    f"leave {metric} out"
                 )
         for split in sweep.splits:
             check_split_name(config.data, split)

@@ -12,7 +12,6 @@ from experiments.costs import (
     VOCABULARY_NOTE,
     count_parameters,
     describe,
-    full_rows,
     parameters_by_module,
     trace_passes,
 )
@@ -21,7 +20,7 @@ from transformer.config import DataConfig, ExperimentConfig, ModelConfig, TrainC
 from transformer.model import KINDS, build_model, init_params, parameter_shapes
 from transformer.model.flops import matmul_flops
 from transformer.tasks import resolve
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import Translation, make_loss_fn
 from transformer.training.parallelism import Single
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
@@ -105,7 +104,7 @@ def train_step(config):
     model = build_model(config.model, config.data.vocab_size)
     state = jax.eval_shape(lambda: init_state(init_params(model, 0), config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = full_rows(step["rows"], step["row_length"])
+    batch = Translation.full_rows(config, step["rows"])
     function = make_train_step(make_loss_fn(model), config, Single())
     return function, (state, batch, key, Hyperparameters.from_config(config))
 

@@ -15,7 +15,7 @@ from transformer.config import (
     option,
     result_hash,
 )
-from transformer.tasks.task import LoadedModel, Task
+from transformer.tasks.task import Evaluated, LoadedModel, Task
 from transformer.training.metric_log import add_totals
 
 BATCH_SIZE, WIDTH, NUM_EXAMPLES = 8, 3, 40
@@ -56,10 +56,28 @@ class Regression(Task):
     def load_model(cls, config, folder, metadata):
         return LoadedModel(cls(config), tokenizer=None)
 
-    def evaluate(self, model, params, split, progress):
-        """Returns the summary of the validation examples, which are the only split."""
-        totals = [model.loss(params, batch, None, None)[1] for batch in self.validation_batches()]
-        return self.summary(add_totals(totals))
+    @classmethod
+    def loss_fn(cls, config, model):
+        return cls.loss
+
+    @classmethod
+    def full_rows(cls, config, num_rows):
+        row = {"x": jax.ShapeDtypeStruct((num_rows, WIDTH), jnp.float32)}
+        numbers = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
+        return row | {"y": jax.ShapeDtypeStruct((num_rows,), jnp.float32), "number": numbers}
+
+    @classmethod
+    def metrics(cls, config):
+        return ("loss",)
+
+    def test_set(self, split):
+        return self
+
+    @classmethod
+    def evaluate(cls, config, loaded, params, test_set, progress=None):
+        """Returns the loss of the validation examples, which are the only split."""
+        totals = [cls.loss(params, batch, None, None)[1] for batch in test_set.validation_batches()]
+        return Evaluated(test_set.summary(add_totals(totals)))
 
     def init(self, seed):
         return {
@@ -67,7 +85,8 @@ class Regression(Task):
             "bias": jnp.zeros(1),
         }
 
-    def loss(self, params, batch, key, hyperparameters):
+    @staticmethod
+    def loss(params, batch, key, hyperparameters):
         x = batch["x"]
         if key is not None:
             keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])

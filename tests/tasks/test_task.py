@@ -51,8 +51,12 @@ def test_options_of_a_new_task_are_checked():
 def test_a_new_task_loads_and_scores_a_model_without_opening_a_run(tmp_path):
     config = resolve(toy_config())
     task = open_task(config, tmp_path)
-    model, tokenizer = task.load_model(config, tmp_path, {"task": task.metadata})
+    loaded, test_set = task.load_model(config, tmp_path, {"task": task.metadata}), task.test_set("validation")
     perfect = {"dense": {"kernel": np.full((3, 1), 2.0, np.float32)}, "bias": np.zeros(1, np.float32)}
-    assert tokenizer is None
-    assert task.evaluate(model, perfect, "validation", None)["loss"] == pytest.approx(0, abs=1e-10)
-    assert task.evaluate(model, task.init(0), "validation", None)["loss"] > 0.1
+    assert loaded.tokenizer is None
+    losses = [
+        Regression.evaluate(config, loaded, params, test_set).scores["loss"]
+        for params in (perfect, task.init(0))
+    ]
+    assert losses[0] == pytest.approx(0, abs=1e-10)
+    assert losses[1] > 0.1

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 
@@ -44,7 +45,16 @@ class TrainingBatches:
         return assemble(self._split, rows, -(-num_rows // self._process_count), source_length, target_length)
 
 
-def serve(batches: TrainingBatches, first_step: int, workers: int) -> Iterator[Batch]:
+@runtime_checkable
+class Batches(Protocol):
+    """The batches of all steps, such as `TrainingBatches`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> Any: ...
+
+
+def serve(batches: Batches, first_step: int, workers: int) -> Iterator[Any]:
     """Yields the batches from `first_step` on. Later batches are assembled in the background.
 
     Args:

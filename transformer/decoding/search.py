@@ -268,7 +268,7 @@ def advance(
     step: Step,
     constraints: Constraints,
     state: PyTree,
-    length: int,
+    length: int | Int[Array, ""],
     max_unfinished: int = 0,
     axes: Sequence[str] = (),
 ) -> PyTree:

@@ -1,4 +1,4 @@
-"""Metrics of translations: the entries of `METRICS`, which tables, JSON, comparisons and reports read.
+"""Metrics of trained models: the entries of `METRICS`, which tables, JSON, comparisons and reports read.
 
 References are raw sentences, not decoded tokens, so that scores can be compared with published scores.
 """
@@ -83,6 +83,7 @@ class Metric:
       signature: maps a target language to a text that names the settings of the score. Scores with different
         signatures are not comparable.
       needs_spaces: whether the metric is meaningful only for languages with spaces between words.
+      of_translations: whether the metric applies to translations; otherwise only to other tasks.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Metric:
     scorer: Callable[[str], Callable[..., sacrebleu.metrics.base.Metric]] | None = None
     signature: Callable[[str], str] = lambda language: ""
     needs_spaces: bool = False
+    of_translations: bool = True
 
 
 def mean_metric(name: str, sentence_scores: Callable[[Outputs], Sequence[float]], **options: Any) -> Metric:
@@ -260,15 +262,20 @@ METRICS: dict[str, Metric] = {
         summary_metric("perplexity", format=".3f", higher_is_better=False),
         Metric("perplexity_per_word", perplexity_per_word, higher_is_better=False, needs_spaces=True),
         summary_metric("perplexity_per_character", format=".4f", higher_is_better=False),
+        summary_metric("bits_per_byte", format=".4f", higher_is_better=False, of_translations=False),
     )
 }
 FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 
 def metrics_for(language: str) -> dict[str, Metric]:
-    """Returns the metrics that are meaningful for a target language, by name."""
+    """Returns the metrics that are meaningful for translations into a language, by name."""
     unspaced = script(language) in UNSPACED
-    return {name: metric for name, metric in METRICS.items() if not (metric.needs_spaces and unspaced)}
+    return {
+        name: metric
+        for name, metric in METRICS.items()
+        if metric.of_translations and not (metric.needs_spaces and unspaced)
+    }
 
 
 def compute_scores(outputs: Outputs) -> dict[str, float | None]:

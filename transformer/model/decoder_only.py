@@ -57,14 +57,18 @@ class DecoderOnly(EncoderDecoder):
         POSITIONS[config.positions].check(config)
 
     @property
+    def max_length(self) -> int | None:
+        """The largest number of tokens on both sides together; None if there is no limit."""
+        trained_length = sum(self.trained_lengths) if self.trained_lengths else None
+        scheme = POSITIONS[self.config.positions]
+        return scheme(self.config, trained_length=trained_length, parent=None).max_length
+
+    @property
     def max_lengths(self):
         """See `EncoderDecoder`. Until a model is trained, either side gets half of the positions."""
-        if self.trained_lengths:
-            scheme = POSITIONS[self.config.positions]
-            limit = scheme(self.config, trained_length=sum(self.trained_lengths), parent=None).max_length
-            return MaxLengths() if limit is None else MaxLengths(*self.trained_lengths)
-        limit = POSITIONS[self.config.positions](self.config, parent=None).max_length
-        return MaxLengths() if limit is None else MaxLengths(limit // 2, limit - limit // 2)
+        if (limit := self.max_length) is None:
+            return MaxLengths()
+        return MaxLengths(*self.trained_lengths or (limit // 2, limit - limit // 2))
 
     def encode(self, source: TokenBatch, dropout: Dropout | None = None) -> tuple[()]:
         """Returns nothing, since there is no encoder."""

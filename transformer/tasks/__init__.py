@@ -6,12 +6,25 @@ from typing import Any
 
 from transformer.config import ExperimentConfig, choose
 from transformer.data.progress import Progress
+from transformer.tasks.language_modeling import LanguageModeling
 from transformer.tasks.task import LoadedModel, Task
 from transformer.tasks.translation import Translation
 
-__all__ = ["TASKS", "LoadedModel", "Task", "Translation", "open_task", "resolve", "task_type"]
+__all__ = [
+    "TASKS",
+    "LanguageModeling",
+    "LoadedModel",
+    "Task",
+    "Translation",
+    "open_task",
+    "resolve",
+    "task_type",
+]
 
-TASKS: dict[str, type[Task]] = {"translation": Translation}
+TASKS: dict[str, type[Task]] = {
+    "translation": Translation,
+    "language_modeling": LanguageModeling,
+}
 
 
 def task_type(config: ExperimentConfig) -> type[Task]:

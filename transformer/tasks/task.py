@@ -1,15 +1,15 @@
 """The interface of a task."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
 from transformer.config import ExperimentConfig
 from transformer.data.progress import Progress
-from transformer.training.trainable import Trainable
+from transformer.training.trainable import LossFn, Trainable
 
 
 class LoadedModel(NamedTuple):
@@ -22,6 +22,39 @@ class LoadedModel(NamedTuple):
 
     model: Any
     tokenizer: Any
+
+
+@runtime_checkable
+class TestSet(Protocol):
+    """Examples to score a model on.
+
+    Attributes:
+      name: name of the split or of the files, for messages.
+      digest: digest of the examples.
+      num_examples: number of examples.
+    """
+
+    name: str
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def num_examples(self) -> int: ...
+
+
+class Evaluated(NamedTuple):
+    """The result of scoring a model on a test set.
+
+    Attributes:
+      scores: JSON data: one score per metric, and further entries of the task.
+      texts: the sources, the translations and the references; empty for a task without translations.
+      notes: remarks for the user, one line each.
+    """
+
+    scores: dict[str, Any]
+    texts: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
 
 
 class Task(Trainable):
@@ -83,6 +116,45 @@ class Task(Trainable):
           UserError: a file is missing from the folder, or was changed after the training.
         """
 
+    @classmethod
     @abc.abstractmethod
-    def evaluate(self, model: Any, params: PyTree, split: str, progress) -> Any:
-        """Scores a trained model on a split."""
+    def loss_fn(cls, config: ExperimentConfig, model: Any) -> LossFn:
+        """Returns the loss of a batch as a function of the weights of a model."""
+
+    @classmethod
+    @abc.abstractmethod
+    def full_rows(cls, config: ExperimentConfig, num_rows: int) -> PyTree:
+        """Returns the shapes of a batch whose rows have no padding."""
+
+    @classmethod
+    @abc.abstractmethod
+    def metrics(cls, config: ExperimentConfig) -> Collection[str]:
+        """Returns the names in `METRICS` of the scores that `evaluate` returns, in the order of tables."""
+
+    @abc.abstractmethod
+    def test_set(self, split: str) -> TestSet:
+        """Returns the examples of a split.
+
+        Raises:
+          UserError: there is no such split, or its data is damaged.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def evaluate(
+        cls,
+        config: ExperimentConfig,
+        loaded: LoadedModel,
+        params: PyTree,
+        test_set: TestSet,
+        progress: Callable[[int], None] = lambda num_done: None,
+    ) -> Evaluated:
+        """Scores a trained model on a test set.
+
+        Args:
+          config: the config of the run.
+          loaded: the model and its vocabulary.
+          params: the weights of the model.
+          test_set: the examples.
+          progress: called with the number of finished examples.
+        """

@@ -1,12 +1,10 @@
 """Translation: sentence pairs, an encoder-decoder, cross-entropy, beam search and sacreBLEU."""
 
-import dataclasses
 import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,42 +13,35 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from transformer.batch import Batch
-from transformer.config import UNK, ExperimentConfig, UserError, choose, result_hash
+from transformer.config import UNK, ExperimentConfig, UserError
 from transformer.data.batching import evaluation_batches
 from transformer.data.bucketing import BucketedPlan
-from transformer.data.builders import check_kind, is_prepared, options_type, present_name, resolve_options
-from transformer.data.corpus import Corpus
 from transformer.data.packing import PackedPlan
 from transformer.data.pipeline import TrainingBatches, serve
 from transformer.data.plan import Plan
 from transformer.data.records import ContentDigest
 from transformer.data.splits import Split, encode_pairs
-from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.length_penalty import PENALTIES
 from transformer.decoding.translator import LINE_ENDS, Translator
 from transformer.evaluation.attention import attention_entropies
-from transformer.evaluation.metrics import Outputs, by_length, compute_scores, signatures
-from transformer.files import atomic_write
-from transformer.model import build_model, init_params
+from transformer.evaluation.metrics import Outputs, by_length, compute_scores, metrics_for, signatures
+from transformer.model import build_model
 from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.positions import POSITIONS
-from transformer.tasks.task import LoadedModel, Task
+from transformer.tasks.task import Evaluated
+from transformer.tasks.text import TextTask, finite_exp, token_shapes
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
-from transformer.training.optimizers import make_optimizer, make_schedule
-from transformer.training.parallelism import PARALLELISMS, Single, local_mesh
+from transformer.training.parallelism import Single, local_mesh
 from transformer.training.train_step import make_eval_step
 from transformer.training.trainable import Hyperparameters, LossFn, Totals
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_FILE = "tokenizer.model"
 
-
-class TestSet(NamedTuple):
+class SentencePairs(NamedTuple):
     """Sentences to translate, and a reference translation of each.
 
     Attributes:
@@ -64,6 +55,11 @@ class TestSet(NamedTuple):
     references: Sequence[str]
 
     @property
+    def num_examples(self) -> int:
+        """Number of sentence pairs."""
+        return len(self.sources)
+
+    @property
     def digest(self) -> str:
         """`ContentDigest` of the pairs."""
         content = ContentDigest()
@@ -71,106 +67,24 @@ class TestSet(NamedTuple):
         return content.hexdigest()
 
 
-class Evaluated(NamedTuple):
-    """The scores of a model on a test set.
+class Translation(TextTask):
+    """Translates sentences of one language into another (paper, section 6.1)."""
 
-    Attributes:
-      scores: JSON data: one score per metric, signatures, number of sentences, scores by source length.
-      outputs: the sources, the translations and the references.
-      num_in_parts: number of sources that were split because they were too long.
-      seconds: duration of the search, compilation included.
-    """
-
-    scores: dict[str, Any]
-    outputs: Outputs
-    num_in_parts: int
-    seconds: float
-
-
-class Translation(Task):
-    """Translates sentences of one language into another (paper, section 6.1).
-
-    Attributes:
-      config: the resolved config.
-      corpus: the tokens of each split, and the vocabulary.
-      model: the model without weights; every method takes the weights as an argument.
-    """
-
-    criterion = "nll"
-
-    def __init__(self, config: ExperimentConfig, corpus: Corpus):
-        self.config, self.corpus = config, corpus
-        self.model = build_model(config.model, corpus.tokenizer.vocab_size)
-
-    @classmethod
-    def resolve(cls, config):
-        build_model(config.model, vocab_size=1)  # checks the names of the model
-        make_optimizer(config.optimizer, make_schedule(config.optimizer, 1.0, config.train.steps))
-        choose(PARALLELISMS, config.train.parallelism, "train.parallelism")
-        choose(PENALTIES, config.decode.penalty, "decode.penalty")
-        return dataclasses.replace(config, data=resolve_options(config.data))
+    records = "pairs"
+    kinds = ("transformer", "decoder_only", "recurrent", "recurrent_attention")
 
     @classmethod
     def check_vectorized(cls, config):
-        for name, size in (("fsdp", config.train.fsdp), ("tensor", config.train.tensor)):
-            if size > 1:
-                raise UserError(f"train.{name} is {size}, but runs in one program are not split; set it to 1")
+        super().check_vectorized(config)
         if not build_model(config.model, vocab_size=1).supports_packing:
             raise UserError(
                 f"runs with model.kind={config.model.kind} cannot be vectorized, because the shapes of their "
                 "batches depend on the seed; train them one by one"
             )
 
-    @classmethod
-    def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
-        check_kind(config.data, "pairs")
-        path = folder / VOCABULARY_FILE
-        if stored is None:
-            corpus = Corpus(config.data, tokenizer, progress, run_folder=folder)
-            atomic_write(path, corpus.tokenizer.model)
-            return cls(config, corpus)
-        if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
-            raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
-        tokenizer = _load_tokenizer(path, stored)
-        prepared = stored["data"]
-        if may_prepare:
-            if (present := present_name(config.data)) not in (None, prepared):
-                raise UserError(
-                    f"{folder} was trained on {prepared}, but the text is now {present}; restore the text, "
-                    "or train in another folder"
-                )
-            if not is_prepared(config.data, prepared):
-                prepared = None
-        corpus = Corpus(config.data, tokenizer, progress, prepared, folder)
-        if corpus.content != stored["content"]:
-            raise UserError(
-                f"{corpus.folder} does not contain the text that {folder} was trained on; "
-                f"delete {corpus.folder} and prepare the original text again"
-            )
-        return cls(config, corpus)
-
-    @classmethod
-    def load_model(cls, config, folder, metadata):
-        tokenizer = _load_tokenizer(folder / VOCABULARY_FILE, metadata["identity"])
-        trained_lengths = tuple(metadata["task"]["trained_lengths"])
-        return LoadedModel(build_model(config.model, tokenizer.vocab_size, trained_lengths), tokenizer)
-
-    @functools.cached_property
-    def identity(self) -> dict[str, str]:
-        return {
-            "config": result_hash(self.config, options_type(self.config.data.name)),
-            "data": self.corpus.name,
-            "content": self.corpus.content,
-            "vocabulary": self.corpus.tokenizer.sha256,
-        }
-
     @property
     def metadata(self) -> dict[str, Any]:
         return {"trained_lengths": list(self.plan.max_lengths)}
-
-    @property
-    def uniform_loss(self) -> float:
-        return math.log(self.corpus.tokenizer.vocab_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -214,12 +128,19 @@ class Translation(Task):
         )
         return plan
 
-    def init(self, seed: int) -> PyTree:
-        return init_params(self.model, seed)
+    @classmethod
+    def loss_fn(cls, config, model):
+        both_sides = config.train.loss_on_source and isinstance(model, DecoderOnly)
+        return make_loss_fn(model, both_sides)
 
-    def loss(self, params, batch, key, hyperparameters):
-        both_sides = self.config.train.loss_on_source and isinstance(self.model, DecoderOnly)
-        return translation_loss(self.model, both_sides, params, batch, key, hyperparameters)
+    @classmethod
+    def metrics(cls, config):
+        return metrics_for(config.data.target)
+
+    @classmethod
+    def full_rows(cls, config, num_rows):
+        side = token_shapes(num_rows, config.data.row_length)
+        return Batch(side, side, jax.ShapeDtypeStruct((num_rows,), jnp.int32))
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         split, num_steps = self.corpus.split("train"), self.config.train.steps
@@ -242,43 +163,26 @@ class Translation(Task):
         entropies = attention_entropies(self.model, params, batch.source, batch.target)
         return {f"attention_entropy.{name}": float(value) for name, value in entropies.items()}
 
-    def test_set(self, split: str) -> TestSet:
+    def test_set(self, split: str) -> SentencePairs:
         """Returns the texts of a split.
 
         Raises:
           UserError: there is no such split, or its data is damaged.
         """
         sources, references = self.corpus.texts(split)
-        return TestSet(split, sources, [reference.translate(LINE_ENDS) for reference in references])
+        return SentencePairs(split, sources, [reference.translate(LINE_ENDS) for reference in references])
 
-    def evaluate(
-        self, model: EncoderDecoder, params: PyTree, split: str, progress: Callable[[int], None]
-    ) -> Evaluated:
-        """Translates and scores a split; see `evaluate`."""
-        return evaluate(self.config, model, self.corpus.tokenizer, params, self.test_set(split), progress)
+    @classmethod
+    def evaluate(cls, config, loaded, params, test_set, progress=lambda num_done: None):
+        """Translates and scores a test set; see `Task.evaluate`.
+
+        Raises:
+          UserError: a sentence has more tokens than the model has positions.
+        """
+        return _evaluate(config, *loaded, params, test_set, progress)
 
 
-def evaluate(
-    config: ExperimentConfig,
-    model: EncoderDecoder,
-    tokenizer: Tokenizer,
-    params: PyTree,
-    test_set: TestSet,
-    progress: Callable[[int], None] = lambda num_done: None,
-) -> Evaluated:
-    """Translates and scores a test set.
-
-    Args:
-      config: the config of the run.
-      model: the model, built with `trained_lengths`.
-      tokenizer: the vocabulary.
-      params: the weights of the model.
-      test_set: the texts.
-      progress: called with the number of finished sentences.
-
-    Raises:
-      UserError: a sentence has more tokens than the model has positions.
-    """
+def _evaluate(config, model, tokenizer, params, test_set, progress) -> Evaluated:
     tokens = encode_pairs(test_set.sources, test_set.references, tokenizer)
     check_lengths(model, test_set.name, tokens.side_lengths)
     totals = _score_references(config, model, params, tokens)
@@ -301,8 +205,11 @@ def evaluate(
         "sentences": len(test_set.sources),
         "by_length": by_length(outputs, tokens.source.lengths),
     }
-    num_in_parts = int((tokens.source.lengths > translator.max_source_length).sum())
-    return Evaluated(scores, outputs, num_in_parts, seconds)
+    notes = [f"{len(test_set.sources)} sentences in {seconds:.1f} s, compilation included"]
+    if num_in_parts := int((tokens.source.lengths > translator.max_source_length).sum()):
+        limit = translator.max_source_length
+        notes.append(f"translated {num_in_parts} sentences of more than {limit} tokens in parts")
+    return Evaluated(scores, (outputs.sources, outputs.hypotheses, outputs.references), notes)
 
 
 def _score_references(
@@ -365,9 +272,11 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     summary = {
         "loss": totals["loss"] / count,
         "nll": nll / count,
-        "perplexity": _exp(nll / count),
+        "perplexity": finite_exp(nll / count),
         "perplexity_per_character": (
-            _exp(nll / totals["characters"]) if totals["characters"] and not totals["unknown"] else math.inf
+            finite_exp(nll / totals["characters"])
+            if totals["characters"] and not totals["unknown"]
+            else math.inf
         ),
         "accuracy": totals["correct"] / count,
         "padding": 1 - totals["tokens"] / totals["slots"],
@@ -417,23 +326,3 @@ def check_lengths(
         else:
             advice = f"{scheme} has only {limit} positions; increase model.max_positions"
         raise UserError(f"{longest}, but {advice}")
-
-
-def _load_tokenizer(path: Path, identity: Mapping[str, str]) -> Tokenizer:
-    """Reads the vocabulary of a run.
-
-    Raises:
-      UserError: the file is missing, or is not the vocabulary that the run was trained with.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; restore it or train the run again")
-    tokenizer = Tokenizer.load(path)
-    if identity["vocabulary"] != tokenizer.sha256:
-        raise UserError(
-            f"{path} is not the vocabulary that the checkpoints were trained with; restore the original file"
-        )
-    return tokenizer
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf

@@ -1,0 +1,144 @@
+"""What the tasks on text have in common: a corpus, a vocabulary, and a model over its tokens."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from transformer.batch import TokenBatch
+from transformer.config import ExperimentConfig, UserError, choose, result_hash
+from transformer.data.builders import check_kind, is_prepared, options_type, present_name, resolve_options
+from transformer.data.corpus import Corpus
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.length_penalty import PENALTIES
+from transformer.files import atomic_write
+from transformer.model import build_model, init_params
+from transformer.tasks.task import LoadedModel, Task
+from transformer.training.optimizers import make_optimizer, make_schedule
+from transformer.training.parallelism import PARALLELISMS
+
+VOCABULARY_FILE = "tokenizer.model"
+
+
+class TextTask(Task):
+    """Base class of tasks on text.
+
+    Attributes:
+      records: what the data set must have: pairs or documents.
+      kinds: the values of `model.kind` that the task can use.
+      config: the resolved config.
+      corpus: the tokens of each split, and the vocabulary.
+      model: the model without weights; every method takes the weights as an argument.
+    """
+
+    criterion = "nll"
+    records: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: ExperimentConfig, corpus: Corpus):
+        self.config, self.corpus = config, corpus
+        self.model = build_model(config.model, corpus.tokenizer.vocab_size)
+
+    @classmethod
+    def resolve(cls, config):
+        build_model(config.model, vocab_size=1)  # checks the names of the model
+        if config.model.kind not in cls.kinds:
+            raise UserError(
+                f"model.kind is {config.model.kind!r}; with task={config.task}, it must be one of: "
+                f"{', '.join(cls.kinds)}"
+            )
+        make_optimizer(config.optimizer, make_schedule(config.optimizer, 1.0, config.train.steps))
+        choose(PARALLELISMS, config.train.parallelism, "train.parallelism")
+        choose(PENALTIES, config.decode.penalty, "decode.penalty")
+        return dataclasses.replace(config, data=resolve_options(config.data))
+
+    @classmethod
+    def check_vectorized(cls, config):
+        for name, size in (("fsdp", config.train.fsdp), ("tensor", config.train.tensor)):
+            if size > 1:
+                raise UserError(f"train.{name} is {size}, but runs in one program are not split; set it to 1")
+
+    @classmethod
+    def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
+        check_kind(config.data, cls.records)
+        path = folder / VOCABULARY_FILE
+        if stored is None:
+            corpus = Corpus(config.data, tokenizer, progress, run_folder=folder)
+            atomic_write(path, corpus.tokenizer.model)
+            return cls(config, corpus)
+        if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
+            raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
+        tokenizer = _load_tokenizer(path, stored)
+        prepared = stored["data"]
+        if may_prepare:
+            if (present := present_name(config.data)) not in (None, prepared):
+                raise UserError(
+                    f"{folder} was trained on {prepared}, but the text is now {present}; restore the text, "
+                    "or train in another folder"
+                )
+            if not is_prepared(config.data, prepared):
+                prepared = None
+        corpus = Corpus(config.data, tokenizer, progress, prepared, folder)
+        if corpus.content != stored["content"]:
+            raise UserError(
+                f"{corpus.folder} does not contain the text that {folder} was trained on; "
+                f"delete {corpus.folder} and prepare the original text again"
+            )
+        return cls(config, corpus)
+
+    @classmethod
+    def load_model(cls, config, folder, metadata):
+        tokenizer = _load_tokenizer(folder / VOCABULARY_FILE, metadata["identity"])
+        trained_lengths = tuple(metadata["task"]["trained_lengths"])
+        return LoadedModel(build_model(config.model, tokenizer.vocab_size, trained_lengths), tokenizer)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        return {
+            "config": result_hash(self.config, options_type(self.config.data.name)),
+            "data": self.corpus.name,
+            "content": self.corpus.content,
+            "vocabulary": self.corpus.tokenizer.sha256,
+        }
+
+    @property
+    def uniform_loss(self) -> float:
+        return math.log(self.corpus.tokenizer.vocab_size)
+
+    def init(self, seed: int) -> PyTree:
+        return init_params(self.model, seed)
+
+    def loss(self, params, batch, key, hyperparameters):
+        return self.loss_fn(self.config, self.model)(params, batch, key, hyperparameters)
+
+
+def token_shapes(num_rows: int, length: int) -> TokenBatch:
+    """Returns the shapes of rows of `length` tokens."""
+    return TokenBatch(*[jax.ShapeDtypeStruct((num_rows, length), jnp.int32)] * len(TokenBatch._fields))
+
+
+def finite_exp(x: float) -> float:
+    """Returns e^x, or infinity if it is too large for a floating-point number."""
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _load_tokenizer(path: Path, identity: Mapping[str, Any]) -> Tokenizer:
+    """Reads the vocabulary of a run.
+
+    Raises:
+      UserError: the file is missing, or is not the vocabulary that the run was trained with.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it or train the run again")
+    tokenizer = Tokenizer.load(path)
+    if identity["vocabulary"] != tokenizer.sha256:
+        raise UserError(
+            f"{path} is not the vocabulary that the checkpoints were trained with; restore the original file"
+        )
+    return tokenizer
