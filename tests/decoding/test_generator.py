@@ -1,0 +1,69 @@
+"""Continuation of texts: the tokens of the whole forward pass, in pieces, within limits."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support.tiny import random_params, tiny_config, token_batch
+from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.generator import Generator
+from transformer.model import build_model
+
+GREEDY = DecodeConfig(sampling=False)
+
+
+@functools.cache
+def tokenizer():
+    return Tokenizer.train(["ab cd\n", "é"] * 9, "char", 270, byte_fallback=True, exact=True)
+
+
+@functools.cache
+def model_and_params(**changes):
+    model = build_model(tiny_config(kind="decoder_only", num_layers=1, **changes), 270, (0, 64))
+    return model, jax.tree.map(lambda x: 3 * x, random_params(model, 1))
+
+
+def generate(prompt, num_tokens, config=GREEDY, sample=0, **changes):
+    model, params = model_and_params(**changes)
+    return list(Generator(model, params, tokenizer(), config).stream(prompt, num_tokens, sample))
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative"])
+@pytest.mark.parametrize("prompt", ["", "ab", "ab cd ab cd ab cd"])
+def test_greedy_text_equals_that_of_whole_forward_passes(prompt, positions):
+    """The prompt is read at once, and the rest with caches; the expected text is computed without caches."""
+    model, params = model_and_params(positions=positions)
+    tokens, num_prompt = [BOS, *tokenizer().encode(prompt)[:-1]], len(tokenizer().encode(prompt))
+    forward = jax.jit(functools.partial(model.apply, method="continuation_factors"))
+    for _ in range(20):
+        batch = token_batch([tokens], 64)
+        logits = np.array(forward({"params": params}, batch).logits()[0, len(tokens) - 1])
+        logits[[PAD, BOS]] = -np.inf
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] == EOS:
+            break
+    expected = tokenizer().decode(tokens[num_prompt:])
+    assert "".join(generate(prompt, 20, positions=positions)) == expected
+
+
+def test_samples_depend_on_the_seed_and_their_number():
+    sampled = functools.partial(generate, "ab", 20)
+    one = "".join(sampled(DecodeConfig(sampling=True)))
+    assert "".join(sampled(DecodeConfig(sampling=True))) == one
+    assert "".join(sampled(DecodeConfig(sampling=True), sample=1)) != one
+    assert "".join(sampled(DecodeConfig(sampling=True, seed=1))) != one
+
+
+def test_the_text_does_not_depend_on_the_pieces():
+    """More tokens are generated in more pieces."""
+    short, long = generate("ab", 10), generate("ab", 40)
+    assert len(long) > len(short) == 1
+    assert "".join(long).startswith("".join(short).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_a_text_longer_than_the_positions_is_refused():
+    with pytest.raises(UserError, match="the prompt has 3 tokens, and 62 are to follow, but .*64 positions"):
+        generate("ab ", 62, positions="learned", max_positions=64)

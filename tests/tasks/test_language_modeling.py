@@ -1,0 +1,167 @@
+"""The task of language modeling: losses by hand, resumed runs, bits per byte, and commands."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support.commands import call
+from tests.support.observers import Recorder
+from tests.support.tiny import token_batch
+from transformer.config import (
+    BOS,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    UserError,
+)
+from transformer.tasks import LanguageModeling, LoadedModel, open_task, resolve
+from transformer.tasks.language_modeling import summarize
+from transformer.training.checkpoints import read_identity
+from transformer.training.loop import train
+
+TEXT = "".join(f"def f_{n}(x):\n\treturn  x + {n * n}  # zwölf\n" for n in range(60))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of 12 steps on one text, with one layer and d_model 16."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    return ExperimentConfig(
+        task="language_modeling",
+        model=ModelConfig(
+            kind="decoder_only",
+            num_layers=1,
+            d_model=16,
+            d_ff=32,
+            num_heads=2,
+            positions="rope",
+            dropout_rate=0.1,
+        ),
+        data=DataConfig(
+            name="text_files",
+            data_dir=str(tmp_path / "prepared"),
+            options={"file": str(tmp_path / "text.txt")},
+            vocab_size=300,
+            byte_fallback=True,
+            row_length=32,
+        ),
+        optimizer=OptimizerConfig(warmup_steps=5, learning_rate=1e-2),
+        train=TrainConfig(
+            steps=12,
+            batch_tokens=128,
+            log_every=1,
+            validate_every=4,
+            label_smoothing=0.0,
+            parallelism="single",
+        ),
+    )
+
+
+def run(config, folder, stop_after=None):
+    folder.mkdir(exist_ok=True)
+    recorder = Recorder(stop_after)
+    task = open_task(resolve(config), folder, stored=read_identity(folder / "checkpoints"))
+    return train(config, task, folder, recorder, recorder.should_stop)
+
+
+def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
+    whole = run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts", stop_after=6)
+    resumed = run(config, tmp_path / "parts")
+    assert resumed.finished
+    assert resumed.params_sha256 == whole.params_sha256
+    assert whole.validation["nll"] < math.log(300)
+    assert whole.validation["perplexity"] == pytest.approx(math.exp(whole.validation["nll"]))
+    assert whole.tokens_seen == pytest.approx(12 * 128, rel=0.1)  # the last row of an epoch is not full
+
+
+def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
+    """Every window is computed alone; its first input is the token before it."""
+    task = open_task(resolve(config), tmp_path)
+    params = task.init(0)
+    evaluated = LanguageModeling.evaluate(
+        task.config, LoadedModel(task.model, task.corpus.tokenizer), params, task.test_set("validation")
+    )
+    tokens = [BOS, *task.corpus.split("validation").target[0].tolist()]
+    nll, correct = 0.0, 0
+    for first in range(0, len(tokens) - 1, 32):
+        labels = np.array(tokens[first + 1 : first + 33])
+        inputs = token_batch([tokens[first : first + len(labels)]])
+        factors = task.model.apply({"params": params}, inputs, method="continuation_factors")
+        log_probs = np.asarray(jax.nn.log_softmax(factors.logits()[0]), np.float64)
+        nll -= log_probs[np.arange(len(labels)), labels].sum()
+        correct += (log_probs.argmax(axis=-1) == labels).sum()
+    text = TEXT[len(TEXT) * 9 // 10 :]
+    scores = evaluated.scores
+    assert scores["tokens"] == len(tokens) - 1
+    assert scores["nll"] == pytest.approx(nll / (len(tokens) - 1), rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(correct / (len(tokens) - 1))
+    assert scores["bits_per_byte"] == pytest.approx(nll / math.log(2) / len(text.encode()), rel=1e-5)
+    assert scores["perplexity_per_word"] == pytest.approx(math.exp(nll / len(text.split())), rel=1e-5)
+    assert set(LanguageModeling.metrics(config)) <= scores.keys()
+
+
+def test_bits_per_byte_need_tokens_that_restore_the_text(config, tmp_path):
+    """Without byte tokens, characters of the validation text that training lacks are lost."""
+    totals = {"loss": 8.0, "nll": 6.0, "correct": 1.0, "count": 4.0, "bytes": 12.0, "slots": 8.0}
+    summary = summarize(totals, is_exact=True)
+    assert summary["bits_per_byte"] == pytest.approx(6 / math.log(2) / 12)
+    assert summary["perplexity"] == pytest.approx(math.exp(1.5))
+    assert summary["padding"] == 0.5
+    assert "bits_per_byte" not in summarize(totals, is_exact=False)
+    (tmp_path / "text.txt").write_text(TEXT + "€" * 20)
+    data = dataclasses.replace(config.data, byte_fallback=False, vocab_size=60, tokenizer="char")
+    task = open_task(resolve(dataclasses.replace(config, data=data)), tmp_path)
+    assert not task.is_exact
+    assert "bits_per_byte" not in task.summary(totals)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"kind": "transformer"}},
+            "model.kind is 'transformer'; with task=language_modeling, it must",
+        ),
+        (
+            {"data": {"name": "number_words", "options": {}}},
+            "'number_words', a set of pairs; the task needs a set",
+        ),
+        (
+            {"model": {"positions": "learned", "max_positions": 16}},
+            "data.row_length is 32, but model.positions='learned' has only 16 positions; increase",
+        ),
+    ],
+    ids=["kind", "pairs", "positions"],
+)
+def test_an_unusable_config_is_refused(config, tmp_path, changes, message):
+    sections = {
+        name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()
+    }
+    with pytest.raises(UserError, match=message):
+        open_task(resolve(dataclasses.replace(config, **sections)), tmp_path).plan  # noqa: B018
+
+
+def test_a_language_model_is_trained_scored_and_asked_by_commands(config, tmp_path):
+    folder, source = tmp_path / "run", tmp_path / "text.txt"
+    words = "configs/gpt.py:shakespeare,smoke"
+    arguments = (f"--config.data.options.file={source}", f"--config.data.data_dir={tmp_path / 'prepared'}")
+    call("train", f"--config={words}", f"--workdir={folder}", *arguments)
+    scored = call("evaluate", f"--workdir={folder}", "--split=validation").stdout
+    assert "bits_per_byte" in scored
+    text = call("generate", f"--workdir={folder}", "--prompt=def f", "--num_tokens=8", "--samples=2").stdout
+    assert text.count("def f") >= 2
+    assert "sample 2" in text
+    for command, flag in (
+        ("translate", f"--input={source}"),
+        ("visualize", "--sentence=x"),
+        ("evaluate", "--ablate=all"),
+    ):
+        refused = call(command, f"--workdir={folder}", flag, status=2)
+        assert "translation" in refused.stderr
+        assert "Traceback" not in refused.stderr
