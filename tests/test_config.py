@@ -220,6 +220,11 @@ def test_the_result_hash_changes_only_with_fields_that_affect_the_result():
     assert len({base, *different}) == 4
 
 
+def test_an_added_field_with_its_default_does_not_change_the_hash():
+    """The digest is that of the code by which stored runs are named."""
+    assert result_hash(ExperimentConfig())[:8] == "118de3ff"
+
+
 def test_difference_names_three_fields_and_counts_the_rest():
     stored = ExperimentConfig()
     given = ExperimentConfig(

@@ -197,7 +197,7 @@ class ModelConfig(Section):
         read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
     )
     # What a source token of a decoder-only model sees: causal, or bidirectional within the source.
-    prefix: str = option("causal", not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
+    prefix: str = added_option("causal", not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
     # A name in model.embedding.EMBEDDINGS; selects which embedding matrices are shared.
     embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
     # A name in model.recurrent.CELLS, for recurrent kinds.
@@ -324,7 +324,7 @@ class OptimizerConfig(Section):
         read_if=lambda config: config.optimizer.schedule not in ("paper", "constant", "cosine"),
     )
     # Learning rate after the last step of `cosine` and `wsd`, as a fraction of the peak.
-    final_fraction: float = option(
+    final_fraction: float = added_option(
         0.0,
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=lambda config: config.optimizer.schedule not in ("paper", "constant"),
@@ -377,7 +377,7 @@ class TrainConfig(Section):
     # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # Whether a decoder-only model is also trained to predict the source tokens of a translation.
-    loss_on_source: bool = option(False, not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
+    loss_on_source: bool = added_option(False, not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_ROUNDING, affects_result=False)
     # Sizes of two mesh axes: fsdp splits rows, weights and optimizer state; tensor splits heads, hidden units
@@ -551,10 +551,10 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
         declared |= declarations(options_type, "data.options.")
 
     def is_relevant(key, value):
-        if key not in declared:
+        declaration = declared.get(key)
+        if declaration is None:
             return True
-        is_new = declared[key].hash_default or value != defaults[key]
-        return declared[key].affects_result and is_new
+        return declaration.affects_result and (declaration.hash_default or value != defaults[key])
 
     relevant = {key: value for key, value in flatten(to_dict(config)).items() if is_relevant(key, value)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
