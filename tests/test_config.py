@@ -71,6 +71,7 @@ def test_key_and_value_width_are_d_k_and_d_v_if_set():
         ({"model": {"encoder_layers": -1}}, "model.encoder_layers is -1; it must be at least 1"),
         ({"model": {"decoder_layers": 0}}, "model.decoder_layers is 0; it must be at least 1"),
         ({"model": {"max_distance": 0}}, "model.max_distance is 0; it must be at least 1"),
+        ({"train": {"z_loss": -1e-4}}, "train.z_loss is -0.0001; it must be at least 0"),
         ({"train": {"seed": 2**32}}, "train.seed is 4294967296; it must be at least 0 and below 2^32"),
         ({"train": {"seed": -1}}, "train.seed is -1; it must be at least 0 and below 2^32"),
         (

@@ -93,7 +93,7 @@ OTHER_VALUES = {
     "data.vocab_size": 40_500, "optimizer.name": "adamw", "optimizer.schedule": "cosine",
     "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 8_000, "optimizer.beta1": 0.5,
     "optimizer.beta2": 0.5, "optimizer.epsilon": 1e-8, "optimizer.clip_norm": 1.0, "train.steps": 7,
-    "train.batch_tokens": 4_096, "train.label_smoothing": 0.3, "train.validate_every": 1_000,
+    "train.batch_tokens": 4_096, "train.label_smoothing": 0.3, "train.z_loss": 1e-4, "train.validate_every": 1_000,
     "train.patience": 10, "decode.beam_size": 5, "decode.penalty": "length", "decode.length_penalty": 0.7,
     "decode.max_extra_length": 100, "decode.max_output_length": 100, "decode.min_output_length": 2,
     "decode.sampling": True, "decode.average_last": 10,

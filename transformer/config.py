@@ -378,6 +378,8 @@ class TrainConfig(Section):
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # Whether a decoder-only model is also trained to predict the source tokens of a translation.
     loss_on_source: bool = added_option(False, not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
+    # Coefficient of log(Z)^2 in the loss, where Z is the normalizer of the softmax over the vocabulary.
+    z_loss: float = added_option(0.0, paper={"section 5.4": [0.0]})
     # A name in training.parallelism.PARALLELISMS.
     parallelism: str = option("auto", not_in_paper=_CHANGES_ROUNDING, affects_result=False)
     # Sizes of two mesh axes: fsdp splits rows, weights and optimizer state; tensor splits heads, hidden units
@@ -408,6 +410,7 @@ class TrainConfig(Section):
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
         self._at_least(1, "patience", "fsdp", "tensor")
         self._fraction("label_smoothing")
+        self._require("z_loss", self.z_loss >= 0, "at least 0")
         self._require("on_divergence", self.on_divergence in ("stop", "warn"), "stop or warn")
 
 

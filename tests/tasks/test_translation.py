@@ -105,6 +105,15 @@ def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_pa
     assert Checkpoints(tmp_path / "checkpoints").steps == [16, 20]
 
 
+def test_z_loss_is_part_of_the_loss_but_not_of_the_nll(config, tmp_path):
+    """Without label smoothing, the two would be equal without z-loss."""
+    options = dataclasses.replace(config.train, z_loss=0.1, label_smoothing=0.0)
+    task = open_task(dataclasses.replace(config, train=options), tmp_path)
+    arguments = next(task.batches(0)), None, Hyperparameters.from_config(task.config)
+    _, totals = jax.jit(task.loss)(task.init(0), *arguments)
+    assert totals["loss"] > totals["nll"] + 0.1 * totals["count"]
+
+
 @pytest.fixture
 def recurrent(config, monkeypatch):
     """The config of a recurrent model on bucketed batches of two shapes, each of which is compiled."""

@@ -19,20 +19,22 @@ def test_smoothed_cross_entropy_equals_values_computed_by_hand():
     assert not entropy.correct[0]
 
 
-def definition(logits, labels, epsilon):
-    """The loss -sum(q log p), with the smoothed distribution q written out."""
+def definition(logits, labels, epsilon, z_loss=0.0):
+    """The loss -sum(q log p) + z_loss log(Z)^2, with the smoothed distribution q and Z written out."""
     classes = logits.shape[-1]
     target = (1 - epsilon) * jax.nn.one_hot(labels, classes) + epsilon / classes
-    return -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
+    smoothed = -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
+    return smoothed + z_loss * jnp.log(jnp.exp(logits).sum(axis=-1)) ** 2
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
-def test_loss_and_gradient_equal_the_one_hot_definition(epsilon):
+@pytest.mark.parametrize(("epsilon", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.5, 0.0), (0.1, 0.3)])
+def test_loss_and_gradient_equal_the_one_hot_definition(epsilon, z_loss):
     rng = np.random.default_rng(0)
     logits, labels = jnp.float32(3 * rng.normal(size=(7, 11))), jnp.array(rng.integers(0, 11, 7))
-    entropy = smoothed_cross_entropy(logits, labels, epsilon)
-    np.testing.assert_allclose(entropy.loss, definition(logits, labels, epsilon), rtol=1e-5)
-    gradient = jax.grad(lambda z: definition(z, labels, epsilon).sum())(logits)
+    entropy = smoothed_cross_entropy(logits, labels, epsilon, z_loss)
+    np.testing.assert_allclose(entropy.loss, definition(logits, labels, epsilon, z_loss), rtol=1e-5)
+    np.testing.assert_allclose(entropy.nll, definition(logits, labels, 0.0), rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda z: definition(z, labels, epsilon, z_loss).sum())(logits)
     np.testing.assert_allclose(entropy.gradient, gradient, atol=1e-6)
 
 
@@ -57,18 +59,18 @@ def tokens():
     return factors, jnp.array(rng.integers(0, 11, 17)), jnp.asarray(rng.random(17) < 0.7)
 
 
-@pytest.mark.parametrize("chunk", [17, 5, 1])
-def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, monkeypatch):
+@pytest.mark.parametrize(("chunk", "z_loss"), [(17, 0.0), (5, 0.3), (1, 0.0)])
+def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, z_loss, monkeypatch):
     """The reference computes all logits at once. The loss is weighted by 3."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     factors, labels, counts = tokens
 
     def reference(factors):
-        loss = definition(factors.logits(), labels, 0.1)
+        loss = definition(factors.logits(), labels, 0.1, z_loss)
         return 3 * jnp.sum(loss, where=counts)
 
     def chunked(factors):
-        sums = summed_cross_entropy(factors, labels, counts, 0.1)
+        sums = summed_cross_entropy(factors, labels, counts, 0.1, z_loss)
         return 3 * sums[0], sums
 
     (value, sums), gradient = jax.value_and_grad(chunked, has_aux=True)(factors)
@@ -76,11 +78,26 @@ def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, monkeypatch):
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     # The tolerance is float32 rounding of sums over 17 tokens in a different order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, expected_gradient)
-    np.testing.assert_allclose(sums, summed_cross_entropy(factors, labels, counts, 0.1), rtol=1e-6)
+    sums_without_gradient = summed_cross_entropy(factors, labels, counts, 0.1, z_loss)
+    np.testing.assert_allclose(sums, sums_without_gradient, rtol=1e-6)
     nll = definition(factors.logits(), labels, 0.0)
     np.testing.assert_allclose(sums[1], jnp.sum(nll, where=counts), rtol=1e-5)
     correct = factors.logits().argmax(axis=-1) == labels
     assert sums[2] == (correct & counts).sum() > 0
+
+
+def test_the_program_without_z_loss_is_that_of_the_paper(tokens):
+    """A coefficient of 0 is not a product with 0, and another coefficient is not ignored."""
+    factors, labels, counts = tokens
+
+    def program(*z_loss):
+        def loss(factors):
+            return summed_cross_entropy(factors, labels, counts, 0.1, *z_loss)[0]
+
+        return str(jax.make_jaxpr(jax.grad(loss))(factors))
+
+    assert program(0.0) == program()
+    assert program(1e-4) != program()
 
 
 def test_only_one_chunk_of_logits_is_in_memory(tokens, monkeypatch):

@@ -108,7 +108,7 @@ class LanguageModeling(TextTask):
 
     @classmethod
     def loss_fn(cls, config, model):
-        return functools.partial(language_modeling_loss, model)
+        return functools.partial(language_modeling_loss, model, z_loss=config.train.z_loss)
 
     @classmethod
     def metrics(cls, config):
@@ -191,8 +191,9 @@ def language_modeling_loss(
     batch: TextBatch,
     key: Key[Array, ""] | None,
     hyperparameters: Hyperparameters,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Array, ""], Totals]:
-    """Returns cross-entropy with label smoothing, summed over tokens, in nats; see `LossFn`."""
+    """Returns cross-entropy with label smoothing and z-loss, summed over tokens, in nats; see `LossFn`."""
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
     factors = model.apply({"params": params}, batch.inputs, dropout, method="continuation_factors")
     counts = batch.inputs.segment_ids != 0
@@ -201,6 +202,7 @@ def language_modeling_loss(
         batch.labels.reshape(-1),
         counts.reshape(-1),
         hyperparameters.label_smoothing,
+        z_loss,
     )
     totals = {
         "loss": loss,

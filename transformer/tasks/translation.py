@@ -131,7 +131,7 @@ class Translation(TextTask):
     @classmethod
     def loss_fn(cls, config, model):
         both_sides = config.train.loss_on_source and isinstance(model, DecoderOnly)
-        return make_loss_fn(model, both_sides)
+        return make_loss_fn(model, both_sides, config.train.z_loss)
 
     @classmethod
     def metrics(cls, config):
@@ -217,7 +217,7 @@ def _score_references(
 ) -> dict[str, float]:
     """Returns the totals of a test set with teacher forcing."""
     parallelism = local_mesh() or Single()
-    eval_step = make_eval_step(make_loss_fn(model), parallelism)
+    eval_step = make_eval_step(make_loss_fn(model, config.train.z_loss), parallelism)
     hyperparameters = Hyperparameters.from_config(config)
     batches = evaluation_batches(tokens, config.decode.batch_tokens)
     return add_totals(eval_step(params, parallelism.shard(batch), None, hyperparameters) for batch in batches)
@@ -225,15 +225,17 @@ def _score_references(
 
 def translation_loss(
     model: EncoderDecoder,
-    loss_on_source: bool,
     params: PyTree,
     batch: Batch,
     key: Key[Array, ""] | None,
     hyperparameters: Hyperparameters,
+    loss_on_source: bool = False,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Array, ""], Totals]:
-    """Returns cross-entropy with label smoothing, summed over target tokens, in nats; see `LossFn`.
+    """Returns cross-entropy with label smoothing and z-loss, summed over target tokens; see `LossFn`.
 
-    With `loss_on_source`, training (with a key) also counts the source tokens as target tokens.
+    All sums are in nats. With `loss_on_source`, training (with a key) also counts the source tokens as target
+    tokens.
     """
     source, target = batch.source, batch.target
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
@@ -248,6 +250,7 @@ def translation_loss(
         labels.reshape(-1),
         counts.reshape(-1),
         hyperparameters.label_smoothing,
+        z_loss,
     )
     totals = {
         "loss": loss,
@@ -284,9 +287,9 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
 
 
-def make_loss_fn(model: EncoderDecoder, loss_on_source: bool = False) -> LossFn:
+def make_loss_fn(model: EncoderDecoder, loss_on_source: bool = False, z_loss: float = 0.0) -> LossFn:
     """Returns the loss of a batch as a function of the weights; see `translation_loss`."""
-    return functools.partial(translation_loss, model, loss_on_source)
+    return functools.partial(translation_loss, model, loss_on_source=loss_on_source, z_loss=z_loss)
 
 
 def check_lengths(
