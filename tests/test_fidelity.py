@@ -242,6 +242,13 @@ def test_a_decoder_only_model_reads_the_prefix_and_no_encoder():
     ]
 
 
+def test_without_norms_the_name_of_the_norm_is_no_departure():
+    changes = {"model.residual": "rezero", "model.norm": "rms_norm"}
+    assert fields(config("base.py", changes)) == ["model.residual"]
+    rezero = computation(residual="rezero")
+    assert computation(residual="rezero", norm="rms_norm") == rezero != computation()
+
+
 def test_a_departure_is_a_single_line():
     named = lines(config("multi30k.py:smoke", {"model.positions": "rope", "model.encoder_layers": 3}))
     assert all("\n" not in line for line in named)

@@ -185,7 +185,11 @@ class ModelConfig(Section):
     # Largest distance that `relative` and `t5_bias` distinguish; if None, the default of the position scheme.
     max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
     # A name in model.layers.NORMS.
-    norm: str = option("layer_norm", paper={"section 3.1": ["layer_norm"]}, read_if=_has_attention_layers)
+    norm: str = option(
+        "layer_norm",
+        paper={"section 3.1": ["layer_norm"]},
+        read_if=(_has_attention_layers, lambda config: config.model.residual != "rezero"),
+    )
     # A name in model.residual.RESIDUALS.
     residual: str = option("post_norm", paper={"section 3.1": ["post_norm"]}, read_if=_has_attention_layers)
     # A name in model.layers.FEED_FORWARDS.

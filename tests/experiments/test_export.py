@@ -279,6 +279,8 @@ REFUSED = [
     ("ctranslate2", {"feed_forward": "bilinear"}, "model.feed_forward is 'bilinear'; "),
     ("ctranslate2", {"kind": "recurrent"}, "model.kind is 'recurrent'; --format=ctranslate2 supports only: transformer"),
     ("ctranslate2", {"d_v": 5}, "model.d_v is 5; with --format=ctranslate2 it must equal model.d_k (8)"),
+    ("ctranslate2", {"residual": "sandwich"}, "model.residual is 'sandwich'; "),
+    ("ctranslate2", {"norm": "dynamic_tanh"}, "model.norm is 'dynamic_tanh'; "),
     ("marian", {"positions": "learned"}, "model.positions is 'learned'; --format=marian supports only: sinusoidal"),
     ("marian", {"positions": "sinusoidal_concat"}, "model.positions is 'sinusoidal_concat'; "),
     ("marian", {"residual": "pre_norm"}, "model.residual is 'pre_norm'; --format=marian supports only: post_norm"),

@@ -44,6 +44,11 @@ def layer_norm(x, weights, eps=1e-6):
     return centred / deviation * weights["scale"] + weights["bias"]
 
 
+def rms_norm(x, weights, eps=1e-6):
+    """Zhang and Sennrich 2019."""
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weights["scale"]
+
+
 def sinusoid(length, d_model):
     """Section 3.5, entry by entry."""
     table = np.zeros((length, d_model))

@@ -22,7 +22,7 @@ from transformer.model import build_model
 from transformer.model.attention import MultiHeadAttention, scaled_dot_product_attention
 from transformer.model.block import Block, CrossInputs
 from transformer.model.dropout import NO_DROPOUT, Dropout, bind_dropout
-from transformer.model.layers import FEED_FORWARDS, FeedForward, rms_norm
+from transformer.model.layers import FEED_FORWARDS, DynamicTanh, FeedForward, rms_norm
 from transformer.model.position_tables import alibi_slopes, sinusoid_table, t5_range_starts
 from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import CELLS, additive_attention
@@ -171,8 +171,19 @@ def test_rms_norm_equals_the_equation():
     norm = rms_norm(ModelConfig(d_model=7, num_heads=1))
     output = norm.apply({"params": {"scale": jnp.float32(scale)}}, jnp.float32(x))
 
-    expected = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * scale
+    expected = oracle.rms_norm(x, {"scale": scale})
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dynamic_tanh_equals_the_equation():
+    """The equation is gamma * tanh(alpha x) + beta (Zhu et al. 2025, section 4)."""
+    rng = np.random.default_rng(6)
+    x, scale, bias = rng.normal(size=(5, 7)), rng.normal(size=7), rng.normal(size=7)
+    params = {"alpha": jnp.float32(0.7), "scale": jnp.float32(scale), "bias": jnp.float32(bias)}
+
+    output = DynamicTanh(ModelConfig(d_model=7, num_heads=1)).apply({"params": params}, jnp.float32(x)[None])
+
+    np.testing.assert_allclose(output[0], scale * np.tanh(0.7 * x) + bias, rtol=1e-5, atol=1e-6)
 
 
 ACTIVATIONS = {

@@ -17,16 +17,22 @@ PROJECTIONS = [f"{name}/kernel" for name in ("query", "key", "value", "output")]
 FEED_FORWARD = [f"{name}/{leaf}" for name in ("inner", "outer") for leaf in ("bias", "kernel")]
 
 
-def expected_names(num_layers=2, feed_forward=FEED_FORWARD, norm=("bias", "scale")) -> set[str]:
+def expected_names(
+    num_layers=2,
+    feed_forward=FEED_FORWARD,
+    norm=("bias", "scale"),
+    residual=("norm",),
+    projections=PROJECTIONS,
+) -> set[str]:
     names = {"embedding/table"}
     for stack, attentions in (("encoder", ["self"]), ("decoder", ["self", "cross"])):
         for number in range(num_layers):
             layer = f"{stack}/layers_{number}"
             names |= {f"{layer}/feed_forward/{leaf}" for leaf in feed_forward}
             for name in ["feed_forward", *(f"{attention}_attention" for attention in attentions)]:
-                names |= {f"{layer}/{name}_residual/norm/{leaf}" for leaf in norm}
+                names |= {f"{layer}/{name}_residual/{part}/{leaf}" for part in residual for leaf in norm}
             for attention in attentions:
-                names |= {f"{layer}/{attention}_attention/{leaf}" for leaf in PROJECTIONS}
+                names |= {f"{layer}/{attention}_attention/{leaf}" for leaf in projections}
     return names
 
 
@@ -53,7 +59,17 @@ def in_both_stacks(*names) -> set[str]:
         ({"positions": "rope"}, expected_names()),
         ({"positions": "alibi"}, expected_names()),
         ({"residual": "pre_norm"}, expected_names() | in_both_stacks("norm/bias", "norm/scale")),
+        (
+            {"residual": "sandwich"},
+            expected_names(residual=["norm", "output_norm"]) | in_both_stacks("norm/bias", "norm/scale"),
+        ),
+        ({"residual": "deepnorm"}, expected_names()),
+        (
+            {"residual": "rezero"},
+            {name.replace("/norm/", "/") for name in expected_names(norm=["alpha"])},
+        ),
         ({"norm": "rms_norm"}, expected_names(norm=["scale"])),
+        ({"norm": "dynamic_tanh"}, expected_names(norm=["alpha", "bias", "scale"])),
         (
             {"feed_forward": "swiglu"},
             expected_names(feed_forward=["inner/kernel", "gate/kernel", "outer/kernel"]),
@@ -64,7 +80,7 @@ def in_both_stacks(*names) -> set[str]:
             expected_names() | {"embedding/source_table", "embedding/output_table"},
         ),
     ],
-    ids=lambda value: "-".join(value.values()) or "paper" if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(map(str, value.values())) or "paper" if isinstance(value, dict) else "",
 )
 def test_parameters_have_fixed_names(changes, expected):
     assert parameter_names(**changes) == expected

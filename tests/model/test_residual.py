@@ -1,107 +1,17 @@
-"""Residual connections: the equations of registered connections, and connections that this file adds."""
+"""Residual connections: their equations and their initial values."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from tests.model import oracle
-
-# These tests run on the connections that this file adds.
-from tests.model.test_invariants import (  # noqa: F401
-    Variant,
-    test_a_target_token_changes_only_later_logits,
-    test_an_example_has_the_same_logits_in_every_row,
-    test_cached_decoding_equals_full_decoding,
-    test_the_loss_halves_in_30_steps,
-)
-from tests.support.tiny import VOCAB, tiny_config, token_batch
+from tests.support.tiny import VOCAB, random_tree, tiny_config, token_batch
 from transformer.config import ModelConfig
-from transformer.model import build_model, parameter_shapes
+from transformer.model import build_model
 from transformer.model.dropout import NO_DROPOUT
 from transformer.model.layers import NORMS
-from transformer.model.residual import RESIDUALS, Residual
-
-
-class Sandwich(Residual):
-    """x + LayerNorm(Sublayer(LayerNorm(x))) (Ding et al. 2021)."""
-
-    final_norm = True
-
-    def setup(self):
-        super().setup()
-        self.inner_norm = NORMS[self.config.norm](self.config)
-
-    def before(self, x):
-        return self.norm(x)
-
-    def after(self, x, y, dropout):
-        return x + dropout(self.inner_norm(y), self.path)
-
-
-class DeepNorm(Residual):
-    """LayerNorm(alpha x + Sublayer(x)), with initial kernels scaled by beta (Wang et al. 2022, figure 2)."""
-
-    @classmethod
-    def initial_gain(cls, config, has_cross_attention):
-        n, m = config.encoder_depth, config.decoder_depth
-        return (12 * m) ** -0.25 if has_cross_attention else 0.87 * (n**4 * m) ** (-1 / 16)
-
-    def before(self, x):
-        return x
-
-    def after(self, x, y, dropout):
-        n, m = self.config.encoder_depth, self.config.decoder_depth
-        alpha = (3 * m) ** 0.25 if self.has_cross_attention else 0.81 * (n**4 * m) ** (1 / 16)
-        return self.norm(alpha * x + dropout(y, self.path))
-
-
-class ReZero(Residual):
-    """x + a Sublayer(x), where a is trained and 0 at first; no norm (Bachlechner et al. 2021)."""
-
-    def setup(self):
-        self.a = self.param("a", nn.initializers.zeros, ())
-
-    def before(self, x):
-        return x
-
-    def after(self, x, y, dropout):
-        return x + self.a.astype(x.dtype) * dropout(y, self.path)
-
-
-NEW = {"sandwich": Sandwich, "deep_norm": DeepNorm, "rezero": ReZero}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _new_entries():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, connection in NEW.items():
-            patch.setitem(RESIDUALS, name, connection)
-        yield
-
-
-@pytest.fixture(scope="module", params=NEW)
-def variant(request, _new_entries):
-    return Variant({"residual": request.param})
-
-
-def leaf_names(params) -> set[str]:
-    paths = (path for path, _ in jax.tree.leaves_with_path(params))
-    return {jax.tree_util.keystr(path[-3:], simple=True, separator="/") for path in paths}
-
-
-def test_new_connections_have_their_parameters_and_no_others():
-    names = {
-        name: leaf_names(parameter_shapes(build_model(tiny_config(residual=name), VOCAB))) for name in NEW
-    }
-
-    norm = "feed_forward_residual/norm/scale"
-    assert norm in names["deep_norm"]
-    assert {norm, "feed_forward_residual/inner_norm/scale", "encoder/norm/scale"} <= names["sandwich"]
-    assert "feed_forward_residual/a" in {name.partition("/")[2] for name in names["rezero"]}
-    assert not any("norm" in name for name in names["rezero"])
-    assert "encoder/norm/scale" not in names["deep_norm"]
+from transformer.model.residual import RESIDUALS
 
 
 def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
@@ -111,7 +21,7 @@ def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
         build_model(tiny_config(residual=name, encoder_layers=1), VOCAB).init(
             jax.random.key(0), sentence, sentence
         )["params"]
-        for name in ("post_norm", "deep_norm")
+        for name in ("post_norm", "deepnorm")
     )
 
     gains = {"encoder": 0.87 * 2 ** (-1 / 16), "decoder": 24**-0.25}
@@ -125,25 +35,44 @@ def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
             assert block["feed_forward"][layer]["kernel"] == pytest.approx(gain, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "equation"),
-    [
-        ("post_norm", lambda x, norm: norm(x + 3 * x)),
-        ("pre_norm", lambda x, norm: x + 3 * norm(x)),
-    ],
-)
-def test_registered_connections_equal_their_equations(name, equation):
-    """The equations are LayerNorm(x + Sublayer(x)) and x + Sublayer(LayerNorm(x)), with Sublayer(x) = 3 x."""
+# The equations of the papers for N = 2 encoder layers and M = 5 decoder layers. The sub-layer is not linear,
+# since LayerNorm would hide a factor on x + Sublayer(x).
+EQUATIONS = {
+    "post_norm": lambda x, norm: norm(x + x**2),
+    "pre_norm": lambda x, norm: x + norm(x) ** 2,
+    "sandwich": lambda x, norm: x + norm(norm(x) ** 2, "output_norm"),
+    "deepnorm": lambda x, norm: norm(0.81 * (2**4 * 5) ** (1 / 16) * x + x**2),
+    "deepnorm in a decoder": lambda x, norm: norm((3 * 5) ** (1 / 4) * x + x**2),
+    "rezero": lambda x, norm: x + 0.7 * x**2,
+}
+
+
+@pytest.mark.parametrize("case", EQUATIONS)
+def test_connections_equal_their_equations(case):
     x = np.random.default_rng(4).normal(size=(5, 7))
-    rng = np.random.default_rng(5)
-    weights = {"scale": rng.normal(size=7), "bias": rng.normal(size=7)}
 
     def connect(residual, x):
-        return residual.after(x, 3 * residual.before(x), NO_DROPOUT)
+        return residual.after(x, residual.before(x) ** 2, NO_DROPOUT)
 
-    module = RESIDUALS[name](ModelConfig(d_model=7, num_heads=1))
-    params = {"norm": jax.tree.map(jnp.float32, weights)}
-    output = module.apply({"params": params}, jnp.float32(x)[None], method=connect)[0]
+    config = ModelConfig(d_model=7, num_heads=1, encoder_layers=2, decoder_layers=5)
+    module = RESIDUALS[case.split()[0]](config, has_cross_attention="decoder" in case)
+    inputs = jnp.float32(x)[None]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), inputs, method=connect))
+    params = random_tree(shapes["params"]) | ({"alpha": jnp.float32(0.7)} if case == "rezero" else {})
+    output = module.apply({"params": params}, inputs, method=connect)[0]
 
-    expected = equation(x, lambda x: oracle.layer_norm(x, weights))
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    expected = EQUATIONS[case](x, lambda x, name="norm": oracle.layer_norm(x, weights[name]))
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_connection_has_an_equation():
+    assert {case.split()[0] for case in EQUATIONS} == set(RESIDUALS)
+
+
+def test_trained_scalars_have_the_initial_values_of_the_papers():
+    x = jnp.ones((1, 2, 7))
+    config = ModelConfig(d_model=7, num_heads=1)
+    rezero = RESIDUALS["rezero"](config).init(jax.random.key(0), x, x, NO_DROPOUT, method="after")
+    dynamic_tanh = NORMS["dynamic_tanh"](config).init(jax.random.key(0), x)
+    assert (rezero["params"]["alpha"], dynamic_tanh["params"]["alpha"]) == (0, 0.5)

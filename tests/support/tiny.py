@@ -71,7 +71,8 @@ def random_tree(shapes: PyTree, seed: int = 0) -> PyTree:
         noise = rng.normal(size=leaf.shape)
         if leaf.ndim > 1:
             return jnp.asarray(noise / np.sqrt(leaf.shape[0]), leaf.dtype)
-        return jnp.asarray((path[-1].key == "scale") + 0.1 * noise, leaf.dtype)
+        mean = {"scale": 1, "alpha": 0.5}.get(path[-1].key, 0)
+        return jnp.asarray(mean + 0.1 * noise, leaf.dtype)
 
     return jax.tree.map_with_path(draw, shapes)
 

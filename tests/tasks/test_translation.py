@@ -231,7 +231,7 @@ def test_a_validation_sentence_beyond_the_position_table_is_refused(config, tmp_
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("model", {"norm": "x"}, "model.norm is 'x'; it must be one of: layer_norm, rms_norm"),
+        ("model", {"norm": "x"}, "model.norm is 'x'; it must be one of: dynamic_tanh, layer_norm, rms_norm"),
         ("optimizer", {"name": "x"}, "optimizer.name is 'x'; it must be one of: adam, adamw, muon, sgd"),
         ("optimizer", {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of"),
         (

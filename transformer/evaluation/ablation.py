@@ -64,8 +64,9 @@ def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDec
     """Returns a model and its parameters with one part masked.
 
     For a head, its rows of W^O are set to zero. For a sub-layer, its last linear map is set to zero, so only
-    the residual connection is left. For the positions, the position scheme is replaced by `none`: no vectors
-    are added to the embeddings, no logits are biased, and queries and keys are not rotated.
+    the residual connection is left; with `sandwich`, the bias of the norm of its output, too. For the
+    positions, the position scheme is replaced by `none`: no vectors are added to the embeddings, no logits
+    are biased, and queries and keys are not rotated.
 
     Args:
       model: the model.

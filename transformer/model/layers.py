@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -86,4 +87,28 @@ def rms_norm(config: ModelConfig) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype)
 
 
-NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+class DynamicTanh(nn.Module):
+    """DyT(x) = scale * tanh(alpha x) + bias (Zhu et al. 2025, section 4); alpha starts at 0.5.
+
+    Each activation is transformed alone, in float32; there are no statistics.
+
+    Differs from the paper: LayerNorm is replaced.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
+        """Transforms the activations of each token."""
+        alpha = self.param("alpha", nn.initializers.constant(0.5), ())
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = scale[None, None] * jnp.tanh(alpha * x) + bias[None, None]
+        return y.astype(self.config.dtype)
+
+
+NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "dynamic_tanh": DynamicTanh,
+}

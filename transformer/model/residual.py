@@ -73,4 +73,81 @@ class PreNorm(Residual):
         return x + dropout(y, self.path)
 
 
-RESIDUALS: dict[str, type[Residual]] = {"post_norm": PostNorm, "pre_norm": PreNorm}
+class Sandwich(Residual):
+    """x + LayerNorm(Sublayer(LayerNorm(x))), and one more norm at the end of each stack (Ding et al. 2021).
+
+    Differs from the paper: the residual path is never normalized, and the output of a sub-layer is normalized
+    before it is added.
+    """
+
+    final_norm = True
+
+    def setup(self):
+        super().setup()
+        self.output_norm = NORMS[self.config.norm](self.config)
+
+    def before(self, x):
+        return self.norm(x)
+
+    def after(self, x, y, dropout):
+        return x + self.output_norm(dropout(y, self.path))
+
+
+class DeepNorm(Residual):
+    """LayerNorm(alpha x + Sublayer(x)), with initial kernels scaled by beta (Wang et al. 2022, figure 2).
+
+    For N encoder layers and M decoder layers, the encoder has alpha = 0.81 (N^4 M)^(1/16) and beta = 0.87
+    (N^4 M)^(-1/16); the decoder has alpha = (3 M)^(1/4) and beta = (12 M)^(-1/4). A decoder-only model has
+    alpha = (2 M)^(1/4) and beta = (8 M)^(-1/4).
+
+    Differs from the paper, where alpha and beta are 1. Differs from Wang et al.: kernels are Xavier-uniform,
+    not Xavier-normal, with the same variance.
+    """
+
+    @classmethod
+    def initial_gain(cls, config, has_cross_attention):
+        return _deepnorm_constants(config, has_cross_attention)[1]
+
+    def before(self, x):
+        return x
+
+    def after(self, x, y, dropout):
+        alpha = _deepnorm_constants(self.config, self.has_cross_attention)[0]
+        return self.norm(alpha * x + dropout(y, self.path))
+
+
+def _deepnorm_constants(config: ModelConfig, has_cross_attention: bool) -> tuple[float, float]:
+    """Returns alpha and beta of `DeepNorm`."""
+    n, m = config.encoder_depth, config.decoder_depth
+    if config.kind == "decoder_only":
+        return (2 * m) ** 0.25, (8 * m) ** -0.25
+    if has_cross_attention:
+        return (3 * m) ** 0.25, (12 * m) ** -0.25
+    return 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)
+
+
+class ReZero(Residual):
+    """x + alpha Sublayer(x), where alpha is trained and starts at 0 (Bachlechner et al. 2021, equation 1).
+
+    At first, a stack returns its input.
+
+    Differs from the paper: there are no norms.
+    """
+
+    def setup(self):
+        self.alpha = self.param("alpha", nn.initializers.zeros, ())
+
+    def before(self, x):
+        return x
+
+    def after(self, x, y, dropout):
+        return x + self.alpha.astype(x.dtype) * dropout(y, self.path)
+
+
+RESIDUALS: dict[str, type[Residual]] = {
+    "post_norm": PostNorm,
+    "pre_norm": PreNorm,
+    "sandwich": Sandwich,
+    "deepnorm": DeepNorm,
+    "rezero": ReZero,
+}
