@@ -71,6 +71,20 @@ def test_key_and_value_width_are_d_k_and_d_v_if_set():
         ({"model": {"encoder_layers": -1}}, "model.encoder_layers is -1; it must be at least 1"),
         ({"model": {"decoder_layers": 0}}, "model.decoder_layers is 0; it must be at least 1"),
         ({"model": {"max_distance": 0}}, "model.max_distance is 0; it must be at least 1"),
+        ({"model": {"num_kv_heads": 0}}, "model.num_kv_heads is 0; it must be at least 1"),
+        (
+            {"model": {"num_kv_heads": 3}},
+            "model.num_kv_heads is 3; it must be a divisor of model.num_heads (8)",
+        ),
+        (
+            {"model": {"num_kv_heads": 16}},
+            "model.num_kv_heads is 16; it must be a divisor of model.num_heads (8)",
+        ),
+        ({"model": {"logit_cap": 0}}, "model.logit_cap is 0.0; it must be above 0"),
+        ({"model": {"attention_window": 0}}, "model.attention_window is 0; it must be at least 1"),
+        ({"model": {"rope_base": 1}}, "model.rope_base is 1.0; it must be above 1"),
+        ({"model": {"rope_fraction": 0}}, "model.rope_fraction is 0.0; it must be above 0 and at most 1"),
+        ({"model": {"rope_fraction": 1.5}}, "model.rope_fraction is 1.5; it must be above 0 and at most 1"),
         ({"train": {"z_loss": -1e-4}}, "train.z_loss is -0.0001; it must be at least 0"),
         ({"train": {"seed": 2**32}}, "train.seed is 4294967296; it must be at least 0 and below 2^32"),
         ({"train": {"seed": -1}}, "train.seed is -1; it must be at least 0 and below 2^32"),
@@ -221,9 +235,34 @@ def test_the_result_hash_changes_only_with_fields_that_affect_the_result():
     assert len({base, *different}) == 4
 
 
-def test_an_added_field_with_its_default_does_not_change_the_hash():
-    """The digest is that of the code by which stored runs are named."""
-    assert result_hash(ExperimentConfig())[:8] == "118de3ff"
+# For each field that was added after the first published runs, a value other than the default.
+ADDED = {
+    "model.num_kv_heads": 4,
+    "model.qk_norm": True,
+    "model.logit_cap": 50.0,
+    "model.attention_window": 3,
+    "model.attention_gate": True,
+    "model.rope_base": 100.0,
+    "model.rope_fraction": 0.5,
+    "model.prefix": "bidirectional",
+    "optimizer.final_fraction": 0.1,
+    "train.loss_on_source": True,
+    "train.z_loss": 1e-4,
+}
+
+
+def test_the_hash_covers_an_added_field_only_if_it_is_set():
+    """The digest is that of the code before the fields were added, by which stored runs are named."""
+    added = {key for key, declared in declarations(ExperimentConfig).items() if not declared.hash_default}
+    assert added == set(ADDED)
+    default = ExperimentConfig()
+    assert result_hash(default)[:8] == "118de3ff"
+    changed = []
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        values = dataclasses.replace(getattr(default, section), **{name: value})
+        changed.append(result_hash(dataclasses.replace(default, **{section: values})))
+    assert len({result_hash(default), *changed}) == 1 + len(added)
 
 
 def test_difference_names_three_fields_and_counts_the_rest():

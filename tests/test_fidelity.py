@@ -86,7 +86,8 @@ def test_other_configs_have_departures(case):
 OTHER_VALUES = {
     "task": "x", "model.kind": "recurrent", "model.num_layers": 3, "model.encoder_layers": 3,
     "model.decoder_layers": 3, "model.d_model": 768, "model.d_ff": 512, "model.num_heads": 2, "model.d_k": 65,
-    "model.d_v": 32, "model.dropout_rate": 0.4, "model.dropout_sites": "all", "model.positions": "rope",
+    "model.d_v": 32, "model.num_kv_heads": 2, "model.qk_norm": True, "model.logit_cap": 50.0,
+    "model.attention_window": 3, "model.attention_gate": True, "model.dropout_rate": 0.4, "model.dropout_sites": "all", "model.positions": "rope",
     "model.overflow": "clamp", "model.norm": "rms_norm", "model.residual": "pre_norm",
     "model.feed_forward": "swiglu", "model.embeddings": "untied", "model.dtype": "bfloat16",
     "data.name": "wmt16_translate/de-en", "data.source": "fr", "data.target": "fr", "data.tokenizer": "unigram", "data.byte_fallback": True,
@@ -168,6 +169,8 @@ def test_a_version_in_the_name_of_the_data_set_is_no_departure():
         {"model.d_k": 64, "model.d_v": 64},  # the values that None stands for
         {"model.encoder_layers": 6},
         {"model.encoder_layers": 4, "model.decoder_layers": 4, "model.num_layers": 17},
+        {"model.num_kv_heads": 8},  # the value that None stands for
+        {"model.rope_base": 100.0, "model.rope_fraction": 0.5},
         {"model.cell": "gru"},
         {"model.equal_parameters": True},
         {"model.dropout_rate": 0.0, "model.dropout_sites": "all"},
@@ -198,6 +201,8 @@ UNREAD_VALUES = OTHER_VALUES | {
     "model.max_distance": 5,
     "model.equal_parameters": True,
     "model.prefix": "bidirectional",
+    "model.rope_base": 100.0,
+    "model.rope_fraction": 0.5,
     "model.fused_attention": True,
     "model.remat": "block",
     "model.scan_layers": True,
@@ -229,8 +234,8 @@ def test_a_recurrent_model_depends_on_exactly_the_fields_declared_as_read(kind):
 
 
 def test_a_transformer_does_not_read_the_fields_of_other_models():
-    unread = {"cell": "gru", "equal_parameters": True, "max_positions": 17, "prefix": "bidirectional"}
-    assert computation(**unread) == computation()
+    unread = {"cell": "gru", "equal_parameters": True, "rope_base": 100.0, "rope_fraction": 0.5}
+    assert computation(**unread, max_positions=17, prefix="bidirectional") == computation()
 
 
 def test_a_decoder_only_model_reads_the_prefix_and_no_encoder():

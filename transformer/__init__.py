@@ -12,7 +12,8 @@ Shapes are part of signatures. These letters name the axes in models, einsums an
     k  key length                h  heads
     n  hypotheses per sentence   v  vocabulary
     r  rows times hypotheses     a  width of a recurrent encoder's state, both directions together
-    c  distinct distances        p  prefix length
+    c  distinct distances        g  key and value heads
+    p  prefix length
 
 In losses and metrics, n is a number of tokens or sentences. Masks are boolean; True means "may attend".
 """

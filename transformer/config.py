@@ -77,6 +77,10 @@ def _has_encoder(config: "ExperimentConfig") -> bool:
     return not _is_decoder_only(config)
 
 
+def _rotates(config: "ExperimentConfig") -> bool:
+    return _has_attention_layers(config) and config.model.positions == "rope"
+
+
 def _samples(config: "ExperimentConfig") -> bool:
     return config.decode.sampling
 
@@ -90,6 +94,7 @@ def _has_beam(config: "ExperimentConfig") -> bool:
 
 
 _AS_DEEP = Rule("num_layers", lambda config: config.model.num_layers)
+_AS_MANY = Rule("num_heads", lambda config: config.model.num_heads)
 _AS_WIDE = Rule("d_model / num_heads", lambda config: config.model.d_model / config.model.num_heads)
 _PEAK = Rule("(d_model * warmup_steps)^-0.5", lambda config: paper_peak(config))
 _CHANGES_NOTHING = "changes no result"
@@ -142,6 +147,10 @@ class ModelConfig(Section):
     num_heads: int = option(
         8, paper={"section 3.2.2": [8], "Table 3, row A": [1, 4, 16, 32]}, read_if=_has_attention_layers
     )
+    # Number of key and value heads, each shared by num_heads / num_kv_heads query heads; if None, num_heads.
+    num_kv_heads: int | None = added_option(
+        None, paper={"section 3.2.2": [_AS_MANY]}, read_if=_has_attention_layers
+    )
     # Width of the queries and keys of a head; if None, d_model / num_heads.
     d_k: int | None = option(
         None,
@@ -150,6 +159,20 @@ class ModelConfig(Section):
     )
     # Width of the values of a head; if None, d_model / num_heads.
     d_v: int | None = option(None, paper={"section 3.2.2": [_AS_WIDE]}, read_if=_has_attention_layers)
+    # Whether queries and keys are normalized.
+    qk_norm: bool = added_option(False, paper={"equation 1": [False]}, read_if=_has_attention_layers)
+    # Bound of the attention logits; if None, they have no bound.
+    logit_cap: float | None = added_option(
+        None, paper={"equation 1": [Rule("no bound")]}, read_if=_has_attention_layers
+    )
+    # Number of positions that self-attention sees in a direction, its own included; if None, all positions.
+    attention_window: int | None = added_option(
+        None, paper={"section 3.2.3": [Rule("all positions")]}, read_if=_has_attention_layers
+    )
+    # Whether the heads are multiplied by a sigmoid gate before W^O.
+    attention_gate: bool = added_option(
+        False, paper={"section 3.2.2": [False]}, read_if=_has_attention_layers
+    )
     # P_drop, the probability that an activation is dropped.
     dropout_rate: float = option(
         0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2], "Table 3, big": [0.3]}
@@ -184,6 +207,9 @@ class ModelConfig(Section):
     )
     # Largest distance that `relative` and `t5_bias` distinguish; if None, the default of the position scheme.
     max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
+    # Base of the wavelengths of `rope`, and the share of the channels of a head that it rotates.
+    rope_base: float = added_option(10_000.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_rotates)
+    rope_fraction: float = added_option(1.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_rotates)
     # A name in model.layers.NORMS.
     norm: str = option(
         "layer_norm",
@@ -231,9 +257,17 @@ class ModelConfig(Section):
 
     def __post_init__(self):
         self._at_least(1, "num_layers", "encoder_layers", "decoder_layers", "d_model", "d_ff", "num_heads")
-        self._at_least(1, "d_k", "d_v", "max_distance")
+        self._at_least(1, "d_k", "d_v", "max_distance", "num_kv_heads", "attention_window")
         self._at_least(2, "max_positions")  # a token and EOS
         self._fraction("dropout_rate")
+        self._require(
+            "num_kv_heads",
+            self.num_heads % self.key_value_heads == 0,
+            f"a divisor of model.num_heads ({self.num_heads})",
+        )
+        self._require("logit_cap", self.logit_cap is None or self.logit_cap > 0, "above 0")
+        self._require("rope_base", self.rope_base > 1, "above 1")
+        self._require("rope_fraction", 0 < self.rope_fraction <= 1, "above 0 and at most 1")
         self._require(
             "d_model",
             self.kind.startswith("recurrent")
@@ -253,6 +287,11 @@ class ModelConfig(Section):
     def decoder_depth(self) -> int:
         """Number of decoder layers."""
         return self.decoder_layers or self.num_layers
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of key and value heads: num_kv_heads or its default."""
+        return self.num_kv_heads or self.num_heads
 
     @property
     def key_width(self) -> int:

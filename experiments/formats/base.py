@@ -14,6 +14,15 @@ from experiments.run_folder import Trained
 from transformer.config import ModelConfig, UserError
 from transformer.files import atomic_folder
 
+# The paper's attention, by field of `ModelConfig`, for formats that support nothing else.
+PAPER_ATTENTION: dict[str, tuple[Any, ...]] = {
+    "num_kv_heads": (None,),
+    "qk_norm": (False,),
+    "logit_cap": (None,),
+    "attention_window": (None,),
+    "attention_gate": (False,),
+}
+
 
 class Format(abc.ABC):
     """Writes a trained model for another toolkit, and computes log-probabilities with that toolkit.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.formats.base import Format, table_lengths, to_numpy
+from experiments.formats.base import PAPER_ATTENTION, Format, table_lengths, to_numpy
 from transformer.config import BOS, EOS, UNK, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 from transformer.model.layers import FEED_FORWARDS
@@ -40,6 +40,9 @@ class CTranslate2(Format):
         "norm": ("layer_norm", "rms_norm"),
         "residual": ("post_norm", "pre_norm"),
         "feed_forward": tuple(ACTIVATIONS),
+        "rope_base": (10_000.0,),
+        "rope_fraction": (1.0,),
+        **PAPER_ATTENTION,
     }
     usage = """\
 import ctranslate2, sentencepiece as spm

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.formats.base import Format, table_lengths, to_numpy
+from experiments.formats.base import PAPER_ATTENTION, Format, table_lengths, to_numpy
 from experiments.run_folder import Trained
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
@@ -38,6 +38,7 @@ class Marian(Format):
         "residual": ("post_norm",),
         "norm": ("layer_norm",),
         "feed_forward": ("relu", "gelu"),
+        **PAPER_ATTENTION,
     }
     usage = """\
 from transformers import MarianMTModel as Model, MarianTokenizer as Tokenizer

@@ -281,6 +281,13 @@ REFUSED = [
     ("ctranslate2", {"d_v": 5}, "model.d_v is 5; with --format=ctranslate2 it must equal model.d_k (8)"),
     ("ctranslate2", {"residual": "sandwich"}, "model.residual is 'sandwich'; "),
     ("ctranslate2", {"norm": "dynamic_tanh"}, "model.norm is 'dynamic_tanh'; "),
+    ("ctranslate2", {"rope_base": 100.0}, "model.rope_base is 100.0; --format=ctranslate2 supports only: 10000.0"),
+    ("ctranslate2", {"rope_fraction": 0.5}, "model.rope_fraction is 0.5; "),
+    *(
+        (name, {field: value}, f"model.{field} is {value!r}; --format={name} supports only: ")
+        for name in FORMATS
+        for field, value in (("num_kv_heads", 1), ("qk_norm", True), ("logit_cap", 2.0), ("attention_window", 3), ("attention_gate", True))
+    ),
     ("marian", {"positions": "learned"}, "model.positions is 'learned'; --format=marian supports only: sinusoidal"),
     ("marian", {"positions": "sinusoidal_concat"}, "model.positions is 'sinusoidal_concat'; "),
     ("marian", {"residual": "pre_norm"}, "model.residual is 'pre_norm'; --format=marian supports only: post_norm"),

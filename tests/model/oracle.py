@@ -10,25 +10,39 @@ def softmax(x):
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def attention(q, k, v, visible):
+def soft_cap(scores, cap):
+    """Gemma Team 2024, section 2."""
+    return scores if cap is None else cap * np.tanh(scores / cap)
+
+
+def attention(q, k, v, visible, cap=None):
     """Equation 1, with -inf where a query may not see a key."""
-    scores = q @ k.T / np.sqrt(q.shape[1])
+    scores = soft_cap(q @ k.T / np.sqrt(q.shape[1]), cap)
     return softmax(np.where(visible, scores, -np.inf)) @ v
 
 
-def multi_head(x, memory, weights, num_heads, visible, positions=None):
-    """Section 3.2.2. Head i uses its own columns of W^Q, W^K and W^V."""
-    w_q, w_k, w_v = (
-        np.split(weights[name]["kernel"], num_heads, axis=1) for name in ("query", "key", "value")
-    )
+def multi_head(x, memory, weights, num_heads, visible, positions=None, num_kv_heads=None, cap=None):
+    """Section 3.2.2. Head i uses its own columns of W^Q, and the columns of its group in W^K and W^V.
+
+    The groups are those of Ainslie et al. 2023. Norms and gates are applied if they have weights.
+    """
+    num_kv_heads = num_kv_heads or num_heads
+    heads = {"query": num_heads, "key": num_kv_heads, "value": num_kv_heads}
+    w_q, w_k, w_v = (np.split(weights[name]["kernel"], heads[name], axis=1) for name in heads)
     concat = []
     for i in range(num_heads):
-        q, k, v = x @ w_q[i], memory @ w_k[i], memory @ w_v[i]
+        group = i * num_kv_heads // num_heads
+        q, k, v = x @ w_q[i], memory @ w_k[group], memory @ w_v[group]
+        if "query_norm" in weights:
+            q, k = rms_norm(q, weights["query_norm"]), rms_norm(k, weights["key_norm"])
         if positions is None:
-            concat.append(attention(q, k, v, visible))
+            concat.append(attention(q, k, v, visible, cap))
         else:
             concat.append(positions.attend(i, q, k, v, visible))
-    return np.concatenate(concat, axis=1) @ weights["output"]["kernel"]
+    y = np.concatenate(concat, axis=1)
+    if "gate" in weights:  # Qiu et al. 2025
+        y = y * sigmoid(x @ weights["gate"]["kernel"])
+    return y @ weights["output"]["kernel"]
 
 
 def feed_forward(x, weights):
@@ -72,9 +86,19 @@ def sinusoid_concat(length, d_model):
 class PlainAttention:
     """Self-attention, computed one logit at a time. Subclasses are position schemes that act in attention."""
 
-    def __init__(self, params=None, layer=0, num_heads=1, causal=False, max_distance=None):
+    def __init__(
+        self,
+        params=None,
+        layer=0,
+        num_heads=1,
+        causal=False,
+        max_distance=None,
+        cap=None,
+        rope=(10_000, None),
+    ):
         self.params, self.layer, self.num_heads, self.causal = params, layer, num_heads, causal
-        self.max_distance = max_distance
+        self.max_distance, self.cap = max_distance, cap
+        self.rope_base, self.num_rotated = rope
 
     def score(self, head, q, k, i, j):
         return q @ k / np.sqrt(len(q))
@@ -85,7 +109,7 @@ class PlainAttention:
     def attend(self, head, q, k, v, visible):
         keys = range(len(k))
         scores = np.array([[self.score(head, q[i], k[j], i, j) for j in keys] for i in range(len(q))])
-        weights = softmax(np.where(visible, scores, -np.inf))
+        weights = softmax(np.where(visible, soft_cap(scores, self.cap), -np.inf))
         return np.array(
             [
                 sum(weights[i, j] * self.value(head, v[j], i, j) for j in keys if visible[i, j])
@@ -138,13 +162,15 @@ class Alibi(PlainAttention):
 
 
 class Rope(PlainAttention):
-    """Su et al. 2021, equation 15: a block-diagonal matrix of rotations by m theta_i."""
+    """Su et al. 2021, equation 15: a block-diagonal matrix of rotations by m theta_i.
 
-    @staticmethod
-    def rotation(m, d):
-        matrix = np.zeros((d, d))
-        for i in range(d // 2):
-            angle = m * 10_000 ** (-2 * i / d)
+    The first `num_rotated` channels are rotated, the others are not (Black et al. 2022, section 2.1.1).
+    """
+
+    def rotation(self, m, d):
+        matrix, num_rotated = np.eye(d), self.num_rotated or d
+        for i in range(num_rotated // 2):
+            angle = m * self.rope_base ** (-2 * i / num_rotated)
             block = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
             matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = block
         return matrix
@@ -170,17 +196,20 @@ SCHEMES = {
 }
 
 
-def post_norm_layer(x, weights, num_heads, visible, memory=None, positions=None):
+def post_norm_layer(x, weights, num_heads, visible, memory=None, positions=None, num_kv_heads=None):
     """An encoder layer or, with `memory`, a decoder layer: LayerNorm(x + Sublayer(x)), section 3.1."""
 
     def add_and_norm(name, y):
         return layer_norm(x + y, weights[f"{name}_residual"]["norm"])
 
-    self_attended = multi_head(x, x, weights["self_attention"], num_heads, visible, positions)
+    self_attended = multi_head(x, x, weights["self_attention"], num_heads, visible, positions, num_kv_heads)
     x = add_and_norm("self_attention", self_attended)
     if memory is not None:
         everything = np.ones((len(x), len(memory)), bool)
-        cross = multi_head(x, memory, weights["cross_attention"], num_heads, everything)
+        cap = None if positions is None else positions.cap
+        cross = multi_head(
+            x, memory, weights["cross_attention"], num_heads, everything, None, num_kv_heads, cap
+        )
         x = add_and_norm("cross_attention", cross)
     return add_and_norm("feed_forward", feed_forward(x, weights["feed_forward"]))
 
@@ -190,8 +219,10 @@ def count_modules(params, name):
     return sum(key.startswith(f"{name}_") for key in params)
 
 
-def transformer(source, target, params, num_heads, positions="sinusoidal", max_distance=None):
-    """Logits [t, v] of one unpadded sentence pair: the whole of figure 1."""
+def transformer(
+    source, target, params, num_heads, positions="sinusoidal", num_kv_heads=None, window=None, **options
+):
+    """Logits [t, v] of one unpadded sentence pair: the whole of figure 1. `options` are those of the scheme."""
     table = params["embedding"]["table"]
     d_model = table.shape[1]
     added, scheme = SCHEMES[positions]
@@ -203,10 +234,12 @@ def transformer(source, target, params, num_heads, positions="sinusoidal", max_d
         causal = memory is not None
         visible = np.ones((len(x), len(x)), bool)
         visible = np.tril(visible) if causal else visible
+        if window is not None:  # the diagonal, and window - 1 diagonals on each side
+            visible = np.triu(np.tril(visible, window - 1), 1 - window)
         for number in range(count_modules(params[name], "layers")):
-            attention_positions = scheme(trained, number, num_heads, causal, max_distance)
+            attention_positions = scheme(trained, number, num_heads, causal, **options)
             weights = params[name][f"layers_{number}"]
-            x = post_norm_layer(x, weights, num_heads, visible, memory, attention_positions)
+            x = post_norm_layer(x, weights, num_heads, visible, memory, attention_positions, num_kv_heads)
         return x
 
     return stack("decoder", [1, *target[:-1]], stack("encoder", source)) @ table.T

@@ -47,13 +47,16 @@ def forward_flops(config: ModelConfig) -> int:
     return matmul_flops(model.apply, {"params": parameter_shapes(model)}, *batches)
 
 
-def test_flops_of_a_transformer_equal_a_formula():
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1, "attention_gate": True}], ids=str)
+def test_flops_of_a_transformer_equal_a_formula(changes):
     """The formula adds the products of attention, of the feed-forward networks and of the output."""
-    config = ModelConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7)
+    config = ModelConfig(num_layers=2, d_model=22, d_ff=11, num_heads=3, d_k=5, d_v=7, **changes)
     s, t, m, f, d, e = SOURCE_LENGTH, TARGET_LENGTH, 22, 11, 15, 21  # d and e: d_k and d_v times the heads
+    shared = d + e if not changes else (d + e) // 3  # width of the keys and values of all heads
+    gate = e if changes else 0
 
     def attention(queries, keys):
-        return queries * m * (d + e) + keys * m * (d + e) + queries * keys * (d + e)
+        return queries * m * (d + e + gate) + keys * m * shared + queries * keys * (d + e)
 
     encoder = attention(s, s) + 2 * s * m * f
     decoder = attention(t, t) + attention(t, s) + 2 * t * m * f

@@ -50,12 +50,24 @@ def test_the_loss_and_the_gradient_are_the_same(positions, calls):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), fused, plain)
 
 
+@pytest.mark.slow
+def test_other_attention_has_the_same_loss_and_gradient(calls):
+    changes = {"num_kv_heads": 1, "qk_norm": True, "attention_window": 2, "attention_gate": True}
+    params = random_params(build_model(tiny_config(num_layers=1, d_v=6, **changes), VOCAB))
+    plain, fused = (loss_and_gradient(params, fused, **changes) for fused in (False, True))
+    assert len(calls) == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), fused, plain)
+
+
 @pytest.mark.parametrize(
-    "changes", [{"dropout_sites": "all"}, {"d_k": 7}], ids=["dropout of weights", "widths"]
+    "changes",
+    [{"dropout_sites": "all"}, {"d_k": 7}, {"logit_cap": 2.0}],
+    ids=["dropout of weights", "widths", "logit cap"],
 )
-def test_attention_falls_back_where_the_weights_are_needed(changes, calls):
+def test_attention_falls_back_where_the_function_does_not_suffice(changes, calls):
     config = tiny_config(num_layers=1, **{"d_v": 6, **changes})
-    loss_and_gradient(random_params(build_model(config, VOCAB)), fused=True, **changes)
+    params = random_params(build_model(config, VOCAB))
+    jax.eval_shape(lambda: loss_and_gradient(params, fused=True, **changes))
     assert not calls
 
 

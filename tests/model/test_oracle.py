@@ -61,7 +61,19 @@ def test_a_query_that_sees_no_key_does_not_give_nan():
     assert np.isfinite(weights).all()
 
 
-def test_multi_head_attention_equals_the_equations():
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {}),
+        ({"num_heads": 6, "num_kv_heads": 2}, {"num_kv_heads": 2}),
+        ({"num_kv_heads": 1}, {"num_kv_heads": 1}),
+        ({"qk_norm": True}, {}),
+        ({"logit_cap": 0.5}, {"cap": 0.5}),
+        ({"attention_gate": True}, {}),
+    ],
+    ids=str,
+)
+def test_multi_head_attention_equals_the_equations(changes, options):
     rng = np.random.default_rng(1)
     x, memory = rng.normal(size=(1, 3, 22)), rng.normal(size=(1, 5, 22))
     mask = jnp.array([[[1, 1, 0, 1, 0], [0, 1, 1, 1, 1], [1, 0, 0, 0, 0]]], bool)
@@ -69,11 +81,14 @@ def test_multi_head_attention_equals_the_equations():
     def attend(attention, x, memory):
         return attention(x, attention.keys_values(memory), mask)
 
-    module, inputs = MultiHeadAttention(tiny_config()), (jnp.float32(x), jnp.float32(memory))
+    config = tiny_config(**changes)
+    module, inputs = MultiHeadAttention(config), (jnp.float32(x), jnp.float32(memory))
     params = module_params(module, *inputs, method=attend)
     output = module.apply({"params": params}, *inputs, method=attend)
 
-    expected = oracle.multi_head(x[0], memory[0], float64(params), 3, np.array(mask[0]))
+    expected = oracle.multi_head(
+        x[0], memory[0], float64(params), config.num_heads, np.array(mask[0]), **options
+    )
     np.testing.assert_allclose(output[0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -90,7 +105,7 @@ def test_a_whole_transformer_equals_the_equations(positions, max_distance):
 
     logits = model.apply({"params": params}, token_batch([source]), token_batch([target]))
 
-    expected = oracle.transformer(source, target, float64(params), 3, positions, max_distance)
+    expected = oracle.transformer(source, target, float64(params), 3, positions, max_distance=max_distance)
     assert logits.shape == (1, 23, VOCAB)
     np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -118,6 +133,31 @@ def test_a_whole_decoder_only_model_equals_the_equations(prefix):
         for side in (0, 1):
             tokens = slice(start[side], start[side] + len(pair[side]))
             np.testing.assert_allclose(logits[side][row, tokens], expected[side], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["rope", pytest.param("relative", marks=pytest.mark.slow)])
+def test_a_whole_transformer_with_other_attention_equals_the_equations(positions):
+    """`rope` rotates four of the six channels of a head. The cap is near the logits, which are of order 1."""
+    config = tiny_config(
+        num_layers=1,
+        positions=positions,
+        num_kv_heads=1,
+        qk_norm=True,
+        logit_cap=2.0,
+        attention_window=3,
+        attention_gate=True,
+        rope_base=100.0,
+        rope_fraction=2 / 3,
+    )
+    model = build_model(config, VOCAB)
+    params = random_params(model)
+    source, target = [4, 9, 11, 5, 5, 7, 2], [8, 4, 12, 6, 2]
+
+    logits = jax.jit(model.apply)({"params": params}, token_batch([source]), token_batch([target]))
+
+    options = {"num_kv_heads": 1, "window": 3, "cap": 2.0, "rope": (100, 4), "max_distance": 16}
+    expected = oracle.transformer(source, target, float64(params), 3, positions, **options)
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)

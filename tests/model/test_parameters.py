@@ -70,6 +70,12 @@ def in_both_stacks(*names) -> set[str]:
         ),
         ({"norm": "rms_norm"}, expected_names(norm=["scale"])),
         ({"norm": "dynamic_tanh"}, expected_names(norm=["alpha", "bias", "scale"])),
+        ({"num_kv_heads": 1}, expected_names()),
+        ({"attention_gate": True}, expected_names(projections=[*PROJECTIONS, "gate/kernel"])),
+        (
+            {"qk_norm": True},
+            expected_names(projections=[*PROJECTIONS, "query_norm/scale", "key_norm/scale"]),
+        ),
         (
             {"feed_forward": "swiglu"},
             expected_names(feed_forward=["inner/kernel", "gate/kernel", "outer/kernel"]),

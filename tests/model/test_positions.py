@@ -93,6 +93,14 @@ def test_only_learned_positions_have_the_error_policy_by_default():
             "model.d_k is 5; it must be even, since 'rope' rotates pairs of channels",
         ),
         (
+            {"positions": "rope", "rope_fraction": 0.5},
+            "model.rope_fraction is 0.5, which rotates 3 of the 6 channels of a head; it must rotate an even number of channels, 2 or more",
+        ),
+        (
+            {"positions": "rope", "rope_fraction": 0.01},
+            "model.rope_fraction is 0.01, which rotates 0 of the 6 channels of a head; it must rotate an even number of channels, 2 or more",
+        ),
+        (
             {"positions": "sinusoidal", "d_model": 21},
             "model.d_model is 21; it must be even: sinusoids come in pairs",
         ),

@@ -23,7 +23,16 @@ def loss_fn(**changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "block"])
-@pytest.mark.parametrize("changes", [{"positions": "relative"}, {"residual": "pre_norm"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "relative"},
+        {"residual": "pre_norm"},
+        {"residual": "sandwich", "norm": "dynamic_tanh", "num_kv_heads": 1, "qk_norm": True},
+        {"residual": "rezero", "logit_cap": 2.0, "attention_window": 2, "attention_gate": True},
+    ],
+    ids=str,
+)
 def test_the_gradient_is_the_same(changes, remat):
     """The scheme `relative` has other parameters in each layer, and dropout other masks."""
     model, loss = loss_fn(num_layers=3, **changes)

@@ -146,6 +146,15 @@ def test_several_devices_compute_the_same_updates(packed, on_one_device, make, a
     assert relative_error(last.params, expected_last.params) < 1e-4
 
 
+@pytest.mark.slow
+def test_a_mesh_may_split_a_head_that_all_queries_share(packed):
+    """The axis tensor splits the only key head, and norms and gates beside it."""
+    changes = EVEN | {"num_kv_heads": 1, "qk_norm": True, "attention_gate": True, "residual": "sandwich"}
+    expected = update(Single(), packed, **changes)
+    results = update(Mesh(fsdp=2, tensor=2), packed, **changes)
+    assert relative_error(results[0].params, expected[0].params) < 1e-4
+
+
 def relative_error(tree, expected):
     """The norm of the difference, relative to the norm of `expected`."""
     difference = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, expected)

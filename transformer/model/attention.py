@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import ModelConfig
 from transformer.model.dropout import NO_DROPOUT, BoundDropout
-from transformer.model.layers import xavier_uniform
+from transformer.model.layers import rms_norm, xavier_uniform
 from transformer.model.masks import NEG_INF
 from transformer.model.positions import PositionScheme
 
@@ -61,45 +61,77 @@ class LayerPositions(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """Projected keys and values, split into heads."""
+    """Projected keys and values, split into heads. Query heads may share them; see `group_queries`."""
 
-    key: Float[Array, "b k h d"]
-    value: Float[Array, "b k h e"]
+    key: Float[Array, "b k g d"]
+    value: Float[Array, "b k g e"]
 
 
 def scaled_dot_product_attention(
     query: Float[Array, "b q h d"],
-    key: Float[Array, "b k h d"],
-    value: Float[Array, "b k h e"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g e"],
     mask: Bool[Array, "#b #q k"],
     bias: Float[Array, "#b h q k"] | None = None,
     dropout_mask: Float[Array, "b h q k"] | None = None,
+    logit_cap: float | None = None,
 ) -> tuple[Float[Array, "b q h e"], Float[Array, "b h q k"]]:
     """softmax(Q K^T / sqrt(d_k) + bias) V, equation 1, with the logits and the softmax in float32.
 
     Args:
-      query, key, value: Q, K and V after their projections.
+      query, key, value: Q, K and V after their projections. If h > g, h / g adjacent query heads share a key
+        and value head.
       mask: True where a query may see a key.
       bias: added to the scaled logits; the paper has no bias.
       dropout_mask: factors on the weights, 0 where a weight is dropped; the paper drops no weights.
+      logit_cap: bound c of the logits z, which become c tanh(z / c) (Gemma 2, Gemma Team 2024, section 2); if
+        None, the logits have no bound, as in the paper.
 
     Returns:
       The attended values and the weights. If a query may see no key, its weights are uniform, not NaN.
     """
-    scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    (num_queries, num_heads, width), num_groups = query.shape[1:], key.shape[2]
+    query = group_queries(query * width**-0.5, num_groups)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(len(query), num_heads, num_queries, -1)
     if bias is not None:
         logits = logits + bias
+    if logit_cap is not None:
+        logits = logit_cap * jnp.tanh(logits / logit_cap)
     weights = jax.nn.softmax(jnp.where(mask[:, None], logits, NEG_INF), axis=-1)
     if dropout_mask is not None:
         weights = weights * dropout_mask
-    return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value), weights
+    shared = weights.astype(value.dtype).reshape(len(query), num_groups, -1, key.shape[1])
+    heads = jnp.einsum("bhqk,bkhe->bqhe", shared, value)
+    return ungroup_queries(heads, num_heads), weights
+
+
+def group_queries(query: Float[Array, "b q h d"], num_groups: int) -> Float[Array, "b _ g d"]:
+    """Makes the heads that share a key head further queries of one head (Ainslie et al. 2023, section 2.2).
+
+    Head i belongs to group i // (h / g). The q h / g queries of a group are in the order of its heads. So the
+    logits [b, g, q h / g, k] of the result are the logits [b, h, q, k] in another shape.
+    """
+    rows, num_queries, num_heads, width = query.shape
+    if num_heads == num_groups:
+        return query
+    query = query.reshape(rows, num_queries, num_groups, -1, width)
+    return jnp.moveaxis(query, 3, 1).reshape(rows, -1, num_groups, width)
+
+
+def ungroup_queries(heads: Float[Array, "b _ g e"], num_heads: int) -> Float[Array, "b q h e"]:
+    """Returns the heads of the queries that `group_queries` made queries of one head."""
+    rows, _, num_groups, width = heads.shape
+    if num_heads == num_groups:
+        return heads
+    heads = heads.reshape(rows, num_heads // num_groups, -1, num_groups, width)
+    return jnp.moveaxis(heads, 1, 3).reshape(rows, -1, num_heads, width)
 
 
 def fused_attention(
     query: Float[Array, "b q h d"],
-    key: Float[Array, "b k h d"],
-    value: Float[Array, "b k h d"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g d"],
     mask: Bool[Array, "#b #q k"],
     bias: Float[Array, "#b h q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
@@ -122,6 +154,13 @@ class MultiHeadAttention(nn.Module):
     in self-attention, from the encoder's output in cross-attention, and from a cache in a decoding step. The
     attention weights are sown in Flax's collection `intermediates`.
 
+    Differs from the paper:
+      with `num_kv_heads`, query heads share keys and values (Shazeer 2019; Ainslie et al. 2023);
+      with `qk_norm`, RMSNorm is applied to the queries and keys of each head, before positions; the heads
+      share its trained scale (Dehghani et al. 2023, section 2: LayerNorm without centering and bias);
+      with `attention_gate`, the heads are multiplied by sigmoid(x W_g) (Qiu et al. 2025, section 2.2);
+      with `logit_cap`, the logits are bounded; see `scaled_dot_product_attention`.
+
     Attributes:
       gain: factor on the initial kernels of the value and output projections.
     """
@@ -132,9 +171,13 @@ class MultiHeadAttention(nn.Module):
     def setup(self):
         config = self.config
         self.query = self._dense(config.num_heads * config.key_width)
-        self.key = self._dense(config.num_heads * config.key_width)
-        self.value = self._dense(config.num_heads * config.value_width, self.gain)
+        self.key = self._dense(config.key_value_heads * config.key_width)
+        self.value = self._dense(config.key_value_heads * config.value_width, self.gain)
         self.output = self._dense(config.d_model, self.gain)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = rms_norm(config), rms_norm(config)
+        if config.attention_gate:
+            self.gate = self._dense(config.num_heads * config.value_width)
 
     def __call__(
         self,
@@ -155,41 +198,51 @@ class MultiHeadAttention(nn.Module):
           dropout: dropout for the queries' batch.
           key_positions: see `BoundDropout.weights_mask`.
         """
-        query = self._split(self.query(x))
+        config = self.config
+        query = self._split(self.query(x), config.num_heads)
+        query = self.query_norm(query) if config.qk_norm else query
         key, value = keys_values
         bias = None
         if positions is not None:
             query = positions.transform(query)
             bias = positions.bias(query)
-        dropout_mask = dropout.weights_mask(self.path, self.config.num_heads, key_positions)
+        dropout_mask = dropout.weights_mask(self.path, config.num_heads, key_positions)
         if self._is_fused(positions, dropout_mask):
-            heads = fused_attention(query, key, value, mask, bias)
-            return self.output(heads.reshape(*heads.shape[:2], -1))
-        heads, weights = scaled_dot_product_attention(query, key, value, mask, bias, dropout_mask)
+            return self._join(x, fused_attention(query, key, value, mask, bias))
+        heads, weights = scaled_dot_product_attention(
+            query, key, value, mask, bias, dropout_mask, config.logit_cap
+        )
         if positions is not None:
             value_bias = positions.value_bias(weights.astype(value.dtype))
             heads = heads if value_bias is None else heads + value_bias
         self.sow("intermediates", "weights", weights)
-        return self.output(heads.reshape(*heads.shape[:2], -1))
+        return self._join(x, heads)
 
     def _is_fused(self, positions: LayerPositions | None, dropout_mask: Array | None) -> bool:
-        """Returns whether to compute no weights: it was asked for, and nothing reads the weights."""
+        """Returns whether to compute no weights: it was asked for, it is possible, and nothing reads them."""
         config = self.config
         weights_are_read = (
             dropout_mask is not None
             or (positions is not None and positions.scheme.reads_weights)
             or self.is_mutable_collection("intermediates")
         )
-        return config.fused_attention and config.key_width == config.value_width and not weights_are_read
+        is_possible = config.key_width == config.value_width and config.logit_cap is None
+        return config.fused_attention and is_possible and not weights_are_read
 
     def keys_values(self, x: Float[Array, "b k m"], positions: LayerPositions | None = None) -> KeysValues:
         """Projects tokens to keys and values (K W^K and V W^V), split into heads."""
-        key, value = self._split(self.key(x)), self._split(self.value(x))
+        key, value = (self._split(dense(x), self.config.key_value_heads) for dense in (self.key, self.value))
+        key = self.key_norm(key) if self.config.qk_norm else key
         return KeysValues(key if positions is None else positions.transform(key), value)
+
+    def _join(self, x, heads):
+        """Concatenates the heads [b, q, h, e]; multiplies them by the gate, if there is one, and by W^O."""
+        joined = heads.reshape(*heads.shape[:2], -1)
+        return self.output(joined * jax.nn.sigmoid(self.gate(x)) if self.config.attention_gate else joined)
 
     @nn.nowrap
     def _dense(self, features: int, gain: float = 1.0) -> nn.Dense:
         return nn.Dense(features, use_bias=False, dtype=self.config.dtype, kernel_init=xavier_uniform(gain))
 
-    def _split(self, x):
-        return x.reshape(*x.shape[:2], self.config.num_heads, -1)
+    def _split(self, x, num_heads):
+        return x.reshape(*x.shape[:2], num_heads, -1)

@@ -13,6 +13,7 @@ from transformer.model.attention import KeysValues, LayerPositions, MultiHeadAtt
 from transformer.model.cache import KVCache
 from transformer.model.dropout import NO_DROPOUT, BoundDropout
 from transformer.model.layers import NORMS, FeedForward
+from transformer.model.masks import window_mask
 from transformer.model.positions import POSITIONS
 from transformer.model.residual import RESIDUALS
 
@@ -143,6 +144,8 @@ class Stack(nn.Module):
         """
         absent = [None] * len(self.layers)
         written = []
+        if (window := self.config.attention_window) is not None:
+            mask = mask & window_mask(indices.query_index, indices.key_index, window)
         x = dropout(self.positions(x, indices.positions, indices.length), self.path)
         if self._is_scanned(caches):
             x = self._scan(x, mask, indices, dropout, cross)

@@ -22,8 +22,8 @@ class KVCache(NamedTuple):
     order of axes, the matrix products of attention would copy the whole cache at each step.
     """
 
-    key: Float[Array, "b h d k"]
-    value: Float[Array, "b h e k"]
+    key: Float[Array, "b g d k"]
+    value: Float[Array, "b g e k"]
 
     @classmethod
     def store(cls, keys_values: KeysValues) -> "KVCache":

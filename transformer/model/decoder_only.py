@@ -175,7 +175,7 @@ class DecoderOnly(EncoderDecoder):
         tokens = jnp.take_along_axis(inputs, positions, axis=1)
         visible = self._visible(is_token[:, None] & is_token[:, :, None], is_token)
         config = self.config
-        heads = (num_rows, config.num_heads)
+        heads = (num_rows, config.key_value_heads)
         empty = KVCache(
             jnp.zeros((*heads, config.key_width, length), config.dtype),
             jnp.zeros((*heads, config.value_width, length), config.dtype),

@@ -20,6 +20,19 @@ def causal_mask(length: int) -> Bool[Array, "1 q k"]:
     return (index[:, None] >= index[None, :])[None]
 
 
+def window_mask(
+    query_index: Int[Array, "q"], key_index: Int[Array, "k"], window: int
+) -> Bool[Array, "1 q k"]:
+    """Hides tokens at a distance of `window` or more (Child et al. 2019; Beltagy et al. 2020, section 3.1).
+
+    A query sees itself and at most `window` - 1 tokens on each side; a causal mask hides the later ones.
+    Indices count tokens from the start of a row.
+
+    Differs from the paper, which leaves restricted attention to future work (section 4).
+    """
+    return (jnp.abs(query_index[:, None] - key_index[None, :]) < window)[None]
+
+
 def ancestor_mask(ancestors: Int[Array, "b n t"], index: Int[Array, ""]) -> Bool[Array, "b n k"]:
     """Lets each hypothesis of a search see only the cache entries of its own tokens.
 

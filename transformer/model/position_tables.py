@@ -3,10 +3,10 @@
 import numpy as np
 
 
-def sinusoid_table(length: int, d_model: int) -> np.ndarray:
+def sinusoid_table(length: int, d_model: int, base: float = 10_000.0) -> np.ndarray:
     """Returns the paper's table [length, d_model], in float64: sine in even, cosine in odd channels."""
     exponent = np.arange(0, d_model, 2) / d_model
-    angle = np.arange(length)[:, None] / 10_000 ** exponent[None, :]
+    angle = np.arange(length)[:, None] / base ** exponent[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
 
 

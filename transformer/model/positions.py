@@ -276,8 +276,10 @@ class Alibi(PositionScheme):
 class Rope(PositionScheme):
     """Queries and keys rotated by angles that grow with the position (Su et al. 2021, equations 14 and 34).
 
-    Channels 2i and 2i + 1 are rotated by pos / 10000^(2i/d_k). So positions affect a logit only through the
-    distance between query and key. The sines and cosines are those of the paper's table with width d_k.
+    Channels 2i and 2i + 1 are rotated by pos / rope_base^(2i/r), where r is the number of rotated channels:
+    d_k, or the first d_k * rope_fraction channels (GPT-NeoX; Black et al. 2022, section 2.1.1). So positions
+    affect a logit only through the distance between query and key. With the default base, the sines and
+    cosines are those of the paper's table with width r.
 
     Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
     """
@@ -285,17 +287,33 @@ class Rope(PositionScheme):
     @classmethod
     def check(cls, config):
         super().check(config)
-        if config.key_width % 2:
+        num_rotated = cls.num_rotated(config)
+        if config.rope_fraction < 1 and (num_rotated % 2 or not num_rotated):
+            raise UserError(
+                f"model.rope_fraction is {config.rope_fraction}, which rotates {num_rotated} of the "
+                f"{config.key_width} channels of a head; it must rotate an even number of channels, 2 or more"
+            )
+        if num_rotated % 2:
             raise UserError(
                 f"model.d_k is {config.key_width}; it must be even, since 'rope' rotates pairs of channels"
             )
 
+    @staticmethod
+    def num_rotated(config: ModelConfig) -> int:
+        """Returns the number of channels of a head that are rotated."""
+        return round(config.key_width * config.rope_fraction)
+
     def transform(self, heads, positions, length):
-        table = jnp.asarray(sinusoid_table(length, heads.shape[-1]), jnp.float32)[positions][:, :, None]
+        num_rotated = self.num_rotated(self.config)
+        table = sinusoid_table(length, num_rotated, self.config.rope_base)
+        table = jnp.asarray(table, jnp.float32)[positions][:, :, None]
         sin, cos = table[..., 0::2], table[..., 1::2]
-        even, odd = heads[..., 0::2], heads[..., 1::2]
+        even, odd = heads[..., 0:num_rotated:2], heads[..., 1:num_rotated:2]
         rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-        return rotated.reshape(heads.shape).astype(heads.dtype)
+        rotated = rotated.reshape(*heads.shape[:-1], num_rotated).astype(heads.dtype)
+        if num_rotated == heads.shape[-1]:
+            return rotated
+        return jnp.concatenate([rotated, heads[..., num_rotated:]], axis=-1)
 
 
 POSITIONS: dict[str, type[PositionScheme]] = {
