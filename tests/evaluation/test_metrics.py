@@ -154,10 +154,10 @@ def test_metrics_without_a_meaning_for_a_language_are_left_out():
     words = {"bleu_lc", "bleu_intl", "bleu_lc_intl", "bleu_tok", "bleu_legacy", "perplexity_per_word"}
     for language in ("zh", "ja_JP", "th"):
         scores = compute_scores(outputs_of(["a"], ["a"], language=language))
-        assert METRICS.keys() - scores.keys() == words
+        assert metrics_for("de").keys() - scores.keys() == words
         assert not words & signatures(language).keys()
     for language in ("de", "ko", "xx", ""):
-        assert metrics_for(language) == METRICS
+        assert metrics_for(language).keys() == METRICS.keys() - {"bits_per_byte"}
 
 
 def test_a_score_that_is_not_finite_is_missing():
@@ -167,7 +167,7 @@ def test_a_score_that_is_not_finite_is_missing():
     assert scores["nll"] == 1e3
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", metrics_for("de"))
 def test_every_metric_fulfils_the_contract(name, scores):
     metric = METRICS[name]
     assert metric.name == name

@@ -226,8 +226,8 @@ def test_an_ensemble_needs_models_with_the_same_vocabulary(trained, tmp_path, mo
     folder = shutil.copytree(trained, tmp_path / "other")
     load = Run.load
 
-    def load_with_other_vocabulary(run, changes):
-        loaded = load(run, changes)
+    def load_with_other_vocabulary(run, changes, task):
+        loaded = load(run, changes, task)
         if run.folder == folder:
             loaded.tokenizer.sha256 = "other"
         return loaded

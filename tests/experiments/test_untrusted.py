@@ -12,6 +12,7 @@ import pytest
 
 from experiments.run_folder import Run
 from tests.support.commands import ROOT, call
+from transformer.data.builders import BUILDERS
 from transformer.json_files import sealed, write_sealed
 
 RECORDED: list[str] = []
@@ -121,7 +122,7 @@ def use(folder: Path, refused: str | None, command: str = "evaluate", *flags: st
 def test_a_data_set_of_a_stranger_runs_no_code(folder, canary, command, name):
     hostile_data_set(folder)
     forge(folder, name=name, data_dir=str(folder / "data"), options={})
-    refused = f"data.name is {name!r}; it must be number_words, multi30k, parallel_text or a TFDS set"
+    refused = f"data.name is {name!r}; it must be {', '.join(BUILDERS)} or a TFDS set"
     use(folder, refused if command == "evaluate" else None, command)
     canary()
 

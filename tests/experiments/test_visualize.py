@@ -66,7 +66,7 @@ def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(run, mo
     model = build_model(tiny_config(positions="learned"), VOCAB)
     trained = Trained(ExperimentConfig(), NumberTokenizer(VOCAB), model, random_params(model), [0])
     longest = " ".join(["5"] * model.max_lengths.target)
-    monkeypatch.setattr(Run, "load", lambda self: trained)
+    monkeypatch.setattr(Run, "load", lambda self, task: trained)
     cut = [Hypothesis(longest, -1.0, ended=False)]
     monkeypatch.setattr(Translator, "hypotheses", lambda self, sentences: [cut])
     drawn, attention_map = [], plots.attention_map

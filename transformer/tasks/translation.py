@@ -217,7 +217,7 @@ def _score_references(
 ) -> dict[str, float]:
     """Returns the totals of a test set with teacher forcing."""
     parallelism = local_mesh() or Single()
-    eval_step = make_eval_step(make_loss_fn(model, config.train.z_loss), parallelism)
+    eval_step = make_eval_step(Translation.loss_fn(config, model), parallelism)
     hyperparameters = Hyperparameters.from_config(config)
     batches = evaluation_batches(tokens, config.decode.batch_tokens)
     return add_totals(eval_step(params, parallelism.shard(batch), None, hyperparameters) for batch in batches)
