@@ -20,7 +20,7 @@ from experiments import cli
 from experiments.config_files import read_changes
 from experiments.run_folder import Run
 from transformer.config import UserError
-from transformer.data.text import read_document
+from transformer.data.text import existing_file, read_document
 from transformer.decoding.generator import Generator
 
 
@@ -46,7 +46,9 @@ def main(flags: FlagValues) -> None:
         return
     prompt = flags.prompt
     if prompt is None:
-        prompt = read_document(Path(flags.input)) if flags.input else sys.stdin.read()
+        prompt = (
+            read_document(existing_file(Path(flags.input), "--input")) if flags.input else sys.stdin.read()
+        )
     _print_samples(generator, prompt, flags)
 
 

@@ -107,7 +107,7 @@ def paper_peak(config: "ExperimentConfig") -> float:
     return (config.model.d_model * config.optimizer.warmup_steps) ** -0.5
 
 
-# Declares a field that was added after the first published runs.
+# Declares a field whose default `result_hash` leaves out, so that the runs in docs/studies keep their names.
 added_option = functools.partial(option, hash_default=False)
 
 
@@ -226,8 +226,10 @@ class ModelConfig(Section):
         not_in_paper=_READ_BY_DEPARTURES,
         read_if=(_has_attention_layers, lambda config: config.model.feed_forward not in ("relu", "gelu")),
     )
-    # What a source token of a decoder-only model sees: causal, or bidirectional within the source.
-    prefix: str = added_option("causal", not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
+    # Visibility of source tokens in a decoder-only model: causal, or bidirectional within the source.
+    prefix: str = added_option(
+        "causal", not_in_paper=_READ_BY_DEPARTURES, read_if=(_is_decoder_only, _translates)
+    )
     # A name in model.embedding.EMBEDDINGS; selects which embedding matrices are shared.
     embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
     # A name in model.recurrent.CELLS, for recurrent kinds.
@@ -420,7 +422,9 @@ class TrainConfig(Section):
     # eps_ls, the weight of the uniform distribution in the target distribution.
     label_smoothing: float = option(0.1, paper={"section 5.4": [0.1], "Table 3, row D": [0.0, 0.2]})
     # Whether a decoder-only model is also trained to predict the source tokens of a translation.
-    loss_on_source: bool = added_option(False, not_in_paper=_READ_BY_DEPARTURES, read_if=_is_decoder_only)
+    loss_on_source: bool = added_option(
+        False, not_in_paper=_READ_BY_DEPARTURES, read_if=(_is_decoder_only, _translates)
+    )
     # Coefficient of log(Z)^2 in the loss, where Z is the normalizer of the softmax over the vocabulary.
     z_loss: float = added_option(0.0, paper={"section 5.4": [0.0]})
     # A name in training.parallelism.PARALLELISMS.

@@ -1,4 +1,4 @@
-"""How far do runs of one recipe scatter, and do they reach the published score of Multi30k?
+"""Do runs of one recipe on Multi30k agree, and do they reach the published score?
 
 Wu et al. 2021 report 41.02 tokenized BLEU on test_2016_flickr for a Transformer of this size.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config_files import load_config, load_module
+from experiments.study.equal import ADJUSTED_FIELD
 from experiments.study.sweep import expand
 from experiments.study.sweep_file import load_sweep
 from tests.support.commands import ROOT
@@ -260,7 +261,7 @@ def test_every_sweep_can_be_expanded_into_runs(path, monkeypatch):
     assert len(runs) == 2 * len(sweep.variants)
     assert len({run.id for run in runs}) == len(runs)
     for run in runs:
-        varied = set(sweep.variants[run.variant]) | {"train.seed"}
+        varied = {*sweep.variants[run.variant], "train.seed", ADJUSTED_FIELD.get(sweep.equal)}
         assert differing(run.config, runs[0].config) <= varied
 
 

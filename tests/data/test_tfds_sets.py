@@ -144,7 +144,7 @@ def test_the_texts_of_a_set_are_documents(tmp_path):
 def test_a_task_refuses_a_set_of_the_other_kind_before_it_is_prepared(tmp_path):
     check_kind(tiny(tmp_path), "pairs")
     check_kind(tiny(tmp_path, "tiny_reviews"), "documents")
-    message = "data.name is 'tiny_reviews', a set of documents; the task needs a set of pairs"
+    message = "data.name is 'tiny_reviews', a set of documents; choose a set of pairs"
     with pytest.raises(UserError, match=message):
         open_task(ExperimentConfig(data=tiny(tmp_path, "tiny_reviews")), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -86,9 +86,8 @@ def test_processes_share_the_rows_of_a_batch():
     parts = [WindowBatches(split, lengths, plan(), 5, process, 2) for process in (0, 1)]
     assert len(whole) == 5
     for step in range(5):
-        rows = {tuple(row) for row in whole[step].labels}
-        shared = {tuple(row) for part in parts for row in part[step].labels}
-        assert shared - {(0,) * ROW} == rows - {(0,) * ROW}
+        rows = sorted(tuple(row) for row in whole[step].labels if row.any())
+        assert rows == sorted(tuple(row) for part in parts for row in part[step].labels if row.any())
 
 
 def test_evaluation_has_every_token_once_in_order():

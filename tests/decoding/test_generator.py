@@ -1,4 +1,4 @@
-"""Continuation of texts: the tokens of the whole forward pass, in pieces, within limits."""
+"""Continuation of texts: the tokens of the whole forward pass, in parts, within limits."""
 
 import functools
 
@@ -51,19 +51,19 @@ def test_greedy_text_equals_that_of_whole_forward_passes(prompt, positions):
 
 def test_samples_depend_on_the_seed_and_their_number():
     sampled = functools.partial(generate, "ab", 20)
-    one = "".join(sampled(DecodeConfig(sampling=True)))
-    assert "".join(sampled(DecodeConfig(sampling=True))) == one
-    assert "".join(sampled(DecodeConfig(sampling=True), sample=1)) != one
-    assert "".join(sampled(DecodeConfig(sampling=True, seed=1))) != one
+    first = "".join(sampled(DecodeConfig(sampling=True)))
+    assert "".join(sampled(DecodeConfig(sampling=True))) == first
+    assert "".join(sampled(DecodeConfig(sampling=True), sample=1)) != first
+    assert "".join(sampled(DecodeConfig(sampling=True, seed=1))) != first
 
 
-def test_the_text_does_not_depend_on_the_pieces():
-    """More tokens are generated in more pieces."""
+def test_the_text_does_not_depend_on_its_parts():
+    """More tokens are generated in more parts."""
     short, long = generate("ab", 10), generate("ab", 40)
     assert len(long) > len(short) == 1
     assert "".join(long).startswith("".join(short).rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
 def test_a_text_longer_than_the_positions_is_refused():
-    with pytest.raises(UserError, match="the prompt has 3 tokens, and 62 are to follow, but .*64 positions"):
+    with pytest.raises(UserError, match="the prompt has 3 tokens, and 62 are requested, but .*64 positions"):
         generate("ab ", 62, positions="learned", max_positions=64)

@@ -35,6 +35,11 @@ def test_the_initial_gain_scales_values_outputs_and_feed_forward_kernels():
             assert block["feed_forward"][layer]["kernel"] == pytest.approx(gain, rel=1e-5)
 
 
+def test_the_initial_gain_of_deepnorm_in_a_decoder_only_model():
+    config = ModelConfig(kind="decoder_only", decoder_layers=5)
+    assert RESIDUALS["deepnorm"].initial_gain(config, False) == pytest.approx((8 * 5) ** -0.25)
+
+
 # The equations of the papers for N = 2 encoder layers and M = 5 decoder layers. The sub-layer is not linear,
 # since LayerNorm would hide a factor on x + Sublayer(x).
 EQUATIONS = {
@@ -43,6 +48,7 @@ EQUATIONS = {
     "sandwich": lambda x, norm: x + norm(norm(x) ** 2, "output_norm"),
     "deepnorm": lambda x, norm: norm(0.81 * (2**4 * 5) ** (1 / 16) * x + x**2),
     "deepnorm in a decoder": lambda x, norm: norm((3 * 5) ** (1 / 4) * x + x**2),
+    "deepnorm in a decoder_only model": lambda x, norm: norm((2 * 5) ** (1 / 4) * x + x**2),
     "rezero": lambda x, norm: x + 0.7 * x**2,
 }
 
@@ -54,8 +60,9 @@ def test_connections_equal_their_equations(case):
     def connect(residual, x):
         return residual.after(x, residual.before(x) ** 2, NO_DROPOUT)
 
-    config = ModelConfig(d_model=7, num_heads=1, encoder_layers=2, decoder_layers=5)
-    module = RESIDUALS[case.split()[0]](config, has_cross_attention="decoder" in case)
+    kind = "decoder_only" if "decoder_only" in case else "transformer"
+    config = ModelConfig(kind=kind, d_model=7, num_heads=1, encoder_layers=2, decoder_layers=5)
+    module = RESIDUALS[case.split()[0]](config, has_cross_attention=case.endswith("in a decoder"))
     inputs = jnp.float32(x)[None]
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), inputs, method=connect))
     params = random_tree(shapes["params"]) | ({"alpha": jnp.float32(0.7)} if case == "rezero" else {})

@@ -129,15 +129,19 @@ def test_bits_per_byte_need_tokens_that_restore_the_text(config, tmp_path):
             "model.kind is 'transformer'; with task=language_modeling, it must",
         ),
         (
+            {"model": {"prefix": "bidirectional"}},
+            "model.prefix is 'bidirectional'; .*must be causal, since there is no source",
+        ),
+        (
             {"data": {"name": "number_words", "options": {}}},
-            "'number_words', a set of pairs; the task needs a set",
+            "'number_words', a set of pairs; choose a set of doc",
         ),
         (
             {"model": {"positions": "learned", "max_positions": 16}},
             "data.row_length is 32, but model.positions='learned' has only 16 positions; increase",
         ),
     ],
-    ids=["kind", "pairs", "positions"],
+    ids=["kind", "prefix", "pairs", "positions"],
 )
 def test_an_unusable_config_is_refused(config, tmp_path, changes, message):
     sections = {
@@ -147,7 +151,7 @@ def test_an_unusable_config_is_refused(config, tmp_path, changes, message):
         open_task(resolve(dataclasses.replace(config, **sections)), tmp_path).plan  # noqa: B018
 
 
-def test_a_language_model_is_trained_scored_and_asked_by_commands(config, tmp_path):
+def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     folder, source = tmp_path / "run", tmp_path / "text.txt"
     words = "configs/gpt.py:shakespeare,smoke"
     arguments = (f"--config.data.options.file={source}", f"--config.data.data_dir={tmp_path / 'prepared'}")

@@ -67,7 +67,20 @@ def test_the_loss_on_the_source_counts_its_tokens_in_training_only(config, tmp_p
     assert validated == totals[False][1]
     assert validated["count"] == totals[False][0]["count"] == num_target
     assert trained["nll"] > validated["nll"]
+    assert "perplexity_per_character" not in task.summary(trained)
+    assert "perplexity_per_character" in task.summary(validated)
     assert 0 < task.summary(trained)["padding"] == task.summary(validated)["padding"] < 1
+
+
+def test_a_loss_on_a_source_that_sees_itself_is_refused(config):
+    model = dataclasses.replace(config.model, kind="decoder_only", prefix="bidirectional")
+    both = dataclasses.replace(
+        config, model=model, train=dataclasses.replace(config.train, loss_on_source=True)
+    )
+    with pytest.raises(
+        UserError, match="train.loss_on_source is True, but with model.prefix='bidirectional' a"
+    ):
+        resolve(both)
 
 
 def with_sizes(config, preset):

@@ -153,7 +153,7 @@ def check_kind(data: DataConfig, kind: str) -> None:
         has_documents = columns_of(data, _make_builder(data, None)) == DOCUMENT
     if has_documents != (kind == "documents"):
         present = "documents" if has_documents else "pairs"
-        raise UserError(f"data.name is {data.name!r}, a set of {present}; the task needs a set of {kind}")
+        raise UserError(f"data.name is {data.name!r}, a set of {present}; choose a set of {kind}")
 
 
 def data_name(data: DataConfig) -> str:

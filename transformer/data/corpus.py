@@ -184,7 +184,8 @@ class Corpus:
         """
         if split not in self._parts:
             advice, is_standard = "", split in ("train", "validation", "test")
-            if is_standard and self._data.name in ("parallel_text", "text_files"):
+            has_folder = self._data.options.get("folder") is not None
+            if is_standard and self._data.name in ("parallel_text", "text_files") and not has_folder:
                 advice = f", or set data.options.{split} to the files of this split"
             elif is_standard and self._data.name not in BUILDERS:
                 advice = f", or set data.options.{split} to a part of a split, such as train[99%:]"

@@ -121,10 +121,10 @@ def find_files(folder: Path, pattern: str, field: str) -> list[Path]:
       UserError: the pattern is not valid, or no file matches it.
     """
     try:
-        plain, compressed = (sorted(folder.glob(f"{pattern}{suffix}")) for suffix in ("", ".gz"))
+        plain, compressed = (set(folder.glob(f"{pattern}{suffix}")) for suffix in ("", ".gz"))
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"data.options.glob is {pattern!r}; it must be a pattern of files: {error}") from None
-    paths = {*plain, *(path for path in compressed if path.with_suffix("") not in plain)}
+    paths = plain | {path for path in compressed if path.with_suffix("") not in plain}
     files = sorted(path for path in paths if path.is_file() and path.stat().st_size)
     if not files:
         raise UserError(

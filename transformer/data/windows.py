@@ -48,6 +48,7 @@ class WindowPlan:
         num_rows = -(-self._num_tokens // row_length)
         self.num_rows = min(num_rows, max(1, round(batch_tokens / row_length)))
         self.steps_per_epoch = -(-num_rows // self.num_rows)
+        self.num_rows = -(-num_rows // self.steps_per_epoch)
         self._num_all_rows = num_rows
         self._last_epoch: tuple[int, tuple[np.ndarray, np.ndarray, int, np.ndarray]] | None = None
 
@@ -137,8 +138,8 @@ def assemble_windows(
 ) -> TextBatch:
     """Makes a batch whose rows hold windows one after another.
 
-    The segment id of a window is the index of its first token in the split plus one, so windows have
-    different ids and thus different dropout masks.
+    The segment id of a window is the index of its first token in the split plus one, modulo 2^31 - 2. So
+    windows have different ids and thus different dropout masks.
 
     Args:
       split: the documents.

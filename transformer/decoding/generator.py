@@ -2,14 +2,13 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from transformer.config import BOS, DecodeConfig, UserError
+from transformer.config import BOS, PAD, DecodeConfig, UserError
 from transformer.data.batching import bucket
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.sampling import Sampler
@@ -31,7 +30,7 @@ class Generator:
         self._config = config
 
     def stream(self, prompt: str, num_tokens: int, sample: int = 0) -> Iterator[str]:
-        """Yields the continuation of a prompt in pieces, as it is generated.
+        """Yields the continuation of a prompt in parts, as it is generated.
 
         It ends at the end of the document, or after `num_tokens` tokens.
 
@@ -47,20 +46,21 @@ class Generator:
         limit = self._model.max_length
         if limit is not None and len(tokens) - 1 + num_tokens > limit:
             raise UserError(
-                f"the prompt has {len(tokens) - 1} tokens, and {num_tokens} are to follow, but the model has "
-                f"only {limit} positions; ask for fewer tokens or shorten the prompt"
+                f"the prompt has {len(tokens) - 1} tokens, and {num_tokens} are requested, but the model has "
+                f"only {limit} positions; decrease --num_tokens or shorten the prompt"
             )
         length = -(-num_tokens // CHUNK) * CHUNK
         # The prompt is read except for its last token, which is the first input of the search.
         prompts = np.zeros((1, bucket(len(tokens))), np.int32)
         prompts[0, : len(tokens) - 1] = tokens[:-1]
-        search_settings = (self._model, self._config)
-        encoder_cache, state = _start(*search_settings, self._params, prompts, tokens[-1], length)
+        encoder_cache, state = _start(self._model, self._params, prompts, tokens[-1], length)
         text, limits = "", jnp.array([num_tokens])
         for end in range(CHUNK, length + 1, CHUNK):
-            state = _advance(*search_settings, self._params, encoder_cache, state, limits, sample, end)
-            output = [int(token) for token in state.tokens[0, 0, 1 : end + 1]]
-            whole = self._tokenizer.decode([token for token in output if token])
+            state = _advance(
+                self._model, self._config, self._params, encoder_cache, state, limits, sample, end
+            )
+            output = np.asarray(state.tokens[0, 0, 1 : end + 1]).tolist()
+            whole = self._tokenizer.decode([token for token in output if token != PAD])
             is_last = bool(state.finished[0])
             # A character of several byte tokens may be incomplete.
             stable = whole if is_last else whole.rstrip("\N{REPLACEMENT CHARACTER}")
@@ -70,20 +70,19 @@ class Generator:
                 return
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "length"))
+@functools.partial(jax.jit, static_argnames=("model", "length"))
 def _start(
     model: DecoderOnly,
-    config: DecodeConfig,
     params: PyTree,
     prompts: Int[Array, "1 s"],
-    last: Any,
+    last_token: Int[Array, ""] | int,
     length: int,
 ) -> tuple[PyTree, IndependentState]:
     """Reads a prompt. Returns the mask of its tokens, and the state of the search before the first step."""
     cache, model_state = model.apply({"params": params}, prompts, 1, length, method="start_continuation")
     constraints = Constraints(jnp.array([length]))
     state = IndependentSearch().init(model_state, constraints, length)
-    return cache, state._replace(tokens=state.tokens.at[:, :, 0].set(last))
+    return cache, state._replace(tokens=state.tokens.at[:, :, 0].set(last_token))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))

@@ -166,7 +166,7 @@ class Stack(nn.Module):
         return apply(self, x) if policy is None else nn.remat(apply, policy=policy)(self, x)
 
     def _is_scanned(self, caches) -> bool:
-        """Returns whether all blocks share a program. A search would copy its caches for that."""
+        """Returns whether all blocks share a program. A decoder with caches would copy them for that."""
         writes = any(map(self.is_mutable_collection, ("params", "intermediates")))
         return self.config.scan_layers and caches is None and not writes
 

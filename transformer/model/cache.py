@@ -17,8 +17,8 @@ class KVCache(NamedTuple):
     """Cached keys and values of one attention layer.
 
     In cross-attention, an entry (axis k) belongs to a source token. In self-attention with n hypotheses per
-    sentence, entry t n + i belongs to step t of hypothesis i; a decoder-only model has the entries of the
-    source before them. The entries are the last axis; with another
+    sentence, entry t n + i belongs to step t of hypothesis i. A decoder-only model has s entries of the
+    source first, so that this is entry s + t n + i. The entries are the last axis; with another
     order of axes, the matrix products of attention would copy the whole cache at each step.
     """
 

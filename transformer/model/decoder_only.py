@@ -49,8 +49,13 @@ class DecoderOnly(EncoderDecoder):
         names = names._replace(source=names.target)
         self.embedding = Embedding(self.vocab_size, config.d_model, names, config.dtype)
         trained_length = sum(self.trained_lengths) if self.trained_lengths else None
-        is_causal = config.prefix == "causal"
-        self.decoder = Stack(config, config.decoder_depth, is_causal, False, trained_length)
+        self.decoder = Stack(
+            config,
+            config.decoder_depth,
+            causal=config.prefix == "causal",
+            has_cross_attention=False,
+            trained_length=trained_length,
+        )
 
     @classmethod
     def check(cls, config):

@@ -131,7 +131,8 @@ class ReZero(Residual):
 
     At first, a stack returns its input.
 
-    Differs from the paper: there are no norms.
+    Differs from the paper: there are no norms. Differs from Bachlechner et al.: each sub-layer has its own
+    alpha; in their Transformer, the sub-layers of a layer share one.
     """
 
     def setup(self):

@@ -21,8 +21,20 @@ class Transformer(EncoderDecoder):
         super().setup()
         source_length, target_length = self.trained_lengths or (None, None)
         config = self.config
-        self.encoder = Stack(config, config.encoder_depth, False, False, source_length)
-        self.decoder = Stack(config, config.decoder_depth, True, True, target_length)
+        self.encoder = Stack(
+            config,
+            config.encoder_depth,
+            causal=False,
+            has_cross_attention=False,
+            trained_length=source_length,
+        )
+        self.decoder = Stack(
+            config,
+            config.decoder_depth,
+            causal=True,
+            has_cross_attention=True,
+            trained_length=target_length,
+        )
 
     @classmethod
     def check(cls, config):

@@ -31,7 +31,7 @@ from transformer.training.trainable import Hyperparameters, Totals
 
 log = logging.getLogger(__name__)
 
-METRICS_OF_TEXT = ("loss", "nll", "accuracy", "perplexity", "perplexity_per_word", "bits_per_byte")
+DOCUMENT_METRICS = ("loss", "nll", "accuracy", "perplexity", "perplexity_per_word", "bits_per_byte")
 
 
 class Documents(NamedTuple):
@@ -68,6 +68,16 @@ class LanguageModeling(TextTask):
     records = "documents"
     kinds = ("decoder_only",)
 
+    @classmethod
+    def resolve(cls, config):
+        config = super().resolve(config)
+        if config.model.prefix != "causal":
+            raise UserError(
+                f"model.prefix is {config.model.prefix!r}; with task=language_modeling, it must be causal, "
+                "since there is no source"
+            )
+        return config
+
     @property
     def metadata(self) -> dict[str, Any]:
         return {"trained_lengths": [0, self.config.data.row_length]}
@@ -103,7 +113,7 @@ class LanguageModeling(TextTask):
 
     @functools.cached_property
     def is_exact(self) -> bool:
-        """Whether the tokens of all documents for training and validation decode to their texts."""
+        """True if the tokens of all training and validation documents decode to their texts."""
         return not any(self.corpus.inexact(split) for split in ("train", "validation"))
 
     @classmethod
@@ -112,7 +122,7 @@ class LanguageModeling(TextTask):
 
     @classmethod
     def metrics(cls, config):
-        return METRICS_OF_TEXT
+        return DOCUMENT_METRICS
 
     @classmethod
     def full_rows(cls, config, num_rows):
@@ -169,7 +179,7 @@ class LanguageModeling(TextTask):
         scores = summarize(summed, test_set.is_exact)
         if test_set.num_words:
             scores["perplexity_per_word"] = finite_exp(summed["nll"] / test_set.num_words)
-        scores = {name: finite(scores[name]) for name in METRICS_OF_TEXT if name in scores}
+        scores = {name: finite(scores[name]) for name in DOCUMENT_METRICS if name in scores}
         counts = {"documents": test_set.num_examples, "tokens": int(summed["count"])}
         return Evaluated({**scores, **counts, "signatures": {}, "by_length": []})
 

@@ -1,4 +1,4 @@
-"""What the tasks on text have in common: a corpus, a vocabulary, and a model over its tokens."""
+"""Base of the tasks on text: a corpus, a vocabulary, and a model over its tokens."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from transformer.batch import TokenBatch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
 from transformer.data.builders import check_kind, is_prepared, options_type, present_name, resolve_options
-from transformer.data.corpus import Corpus
+from transformer.data.corpus import VOCABULARY_FILE, Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.files import atomic_write
@@ -23,14 +23,12 @@ from transformer.tasks.task import LoadedModel, Task
 from transformer.training.optimizers import make_optimizer, make_schedule
 from transformer.training.parallelism import PARALLELISMS
 
-VOCABULARY_FILE = "tokenizer.model"
-
 
 class TextTask(Task):
     """Base class of tasks on text.
 
     Attributes:
-      records: what the data set must have: pairs or documents.
+      records: kind of the records that the task needs: pairs or documents.
       kinds: the values of `model.kind` that the task can use.
       config: the resolved config.
       corpus: the tokens of each split, and the vocabulary.

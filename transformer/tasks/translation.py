@@ -74,6 +74,17 @@ class Translation(TextTask):
     kinds = ("transformer", "decoder_only", "recurrent", "recurrent_attention")
 
     @classmethod
+    def resolve(cls, config):
+        config = super().resolve(config)
+        model, train = config.model, config.train
+        if train.loss_on_source and (model.kind, model.prefix) == ("decoder_only", "bidirectional"):
+            raise UserError(
+                "train.loss_on_source is True, but with model.prefix='bidirectional' a source token sees "
+                "itself; set model.prefix=causal or train.loss_on_source=false"
+            )
+        return config
+
+    @classmethod
     def check_vectorized(cls, config):
         super().check_vectorized(config)
         if not build_model(config.model, vocab_size=1).supports_packing:
@@ -130,8 +141,9 @@ class Translation(TextTask):
 
     @classmethod
     def loss_fn(cls, config, model):
-        both_sides = config.train.loss_on_source and isinstance(model, DecoderOnly)
-        return make_loss_fn(model, both_sides, config.train.z_loss)
+        train = config.train
+        both_sides = train.loss_on_source and isinstance(model, DecoderOnly)
+        return make_loss_fn(model, both_sides, train.z_loss)
 
     @classmethod
     def metrics(cls, config):
@@ -258,7 +270,8 @@ def translation_loss(
         "correct": correct,  # target tokens that are the most probable prediction
         "count": jnp.sum(counts, dtype=jnp.float32),  # target tokens
         "tokens": sum(jnp.sum(side.segment_ids != 0, dtype=jnp.float32) for side in (source, target)),
-        "characters": jnp.sum(batch.characters, dtype=jnp.float32),
+        # A loss on both sides has no perplexity per character of the target.
+        "characters": jnp.float32(0) if both_sides else jnp.sum(batch.characters, dtype=jnp.float32),
         "unknown": jnp.sum(target.tokens == UNK, dtype=jnp.float32),
         "slots": jnp.float32(source.tokens.size + target.tokens.size),  # tokens and padding
     }
