@@ -10,6 +10,7 @@ in translate: --set=decode.temperature=0.8, --set=decode.top_p=0.95, or --set=de
 most probable tokens. The same seed (decode.seed) gives the same text.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.config_files import read_changes
 from experiments.run_folder import Run
+from experiments.text_io import report_unknown
 from transformer.config import UserError
-from transformer.data.text import existing_file, read_document
-from transformer.decoding.generator import Generator
+from transformer.data.text import decode_document, existing_file, read_document
+from transformer.decoding.generator import DEFAULT_TOKENS, Generator
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -30,7 +32,11 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string("prompt", None, "Beginning of the text.", flag_values=flags)
     absl_flags.DEFINE_string("input", None, "File with the beginning of the text.", flag_values=flags)
     absl_flags.DEFINE_integer(
-        "num_tokens", 200, "Largest number of tokens to add.", lower_bound=1, flag_values=flags
+        "num_tokens",
+        None,
+        f"Largest number of tokens to add. Default: {DEFAULT_TOKENS}, or as many as there are positions for.",
+        lower_bound=1,
+        flag_values=flags,
     )
     absl_flags.DEFINE_integer("samples", 1, "Number of continuations.", lower_bound=1, flag_values=flags)
 
@@ -45,20 +51,22 @@ def main(flags: FlagValues) -> None:
         _converse(generator, flags)
         return
     prompt = flags.prompt
-    if prompt is None:
-        prompt = (
-            read_document(existing_file(Path(flags.input), "--input")) if flags.input else sys.stdin.read()
-        )
+    if flags.input is not None:
+        prompt = read_document(existing_file(Path(flags.input), "--input"))
+    elif prompt is None:
+        prompt = decode_document(sys.stdin.buffer.read(), "standard input")
+    report_unknown("prompt", [prompt], trained.tokenizer)
     _print_samples(generator, prompt, flags)
 
 
 def _print_samples(generator: Generator, prompt: str, flags: FlagValues) -> None:
     for sample in range(flags.samples):
+        parts = generator.stream(prompt, flags.num_tokens, sample)
+        first = next(parts)  # refuses a prompt that is too long before the prompt is printed
         if flags.samples > 1:
             print(f"--- sample {sample + 1}")
-        print(prompt, end="", flush=True)
-        for piece in generator.stream(prompt, flags.num_tokens, sample):
-            print(piece, end="", flush=True)
+        for part in itertools.chain([prompt + first], parts):
+            print(part, end="", flush=True)
         print()
 
 
@@ -72,7 +80,10 @@ def _converse(generator: Generator, flags: FlagValues) -> None:
             return
         if not prompt:
             return
-        _print_samples(generator, prompt, flags)
+        try:
+            _print_samples(generator, prompt, flags)
+        except UserError as error:
+            print(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import random_params, tiny_config, token_batch
-from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
+from transformer.config import BOS, EOS, PAD, UNK, DecodeConfig, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.generator import Generator
 from transformer.model import build_model
@@ -62,6 +62,19 @@ def test_the_text_does_not_depend_on_its_parts():
     short, long = generate("ab", 10), generate("ab", 40)
     assert len(long) > len(short) == 1
     assert "".join(long).startswith("".join(short).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_by_default_a_text_ends_at_the_last_position():
+    model, params = model_and_params(positions="learned", max_positions=64)
+    generator = Generator(model, params, tokenizer(), DecodeConfig(sampling=True, min_output_length=60))
+    assert len(tokenizer().encode("ab " + "".join(generator.stream("ab ")))) > 40
+
+
+def test_an_unknown_token_is_never_text():
+    model, params = model_and_params()
+    params = jax.tree.map(np.array, params)
+    params["embedding"]["table"][UNK] *= 100
+    assert "\u2047" not in "".join(Generator(model, params, tokenizer(), GREEDY).stream("ab", 20))
 
 
 def test_a_text_longer_than_the_positions_is_refused():

@@ -161,6 +161,15 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     text = call("generate", f"--workdir={folder}", "--prompt=def f", "--num_tokens=8", "--samples=2").stdout
     assert text.count("def f") >= 2
     assert "sample 2" in text
+    assert call("generate", f"--workdir={folder}", stdin=b"\xef\xbb\xbfdef").stdout.startswith("def")
+    refused = [
+        call("generate", f"--workdir={folder}", *flags, stdin=b"\xff", status=2)
+        for flags in ((), ("--prompt=a", "--num_tokens=99"), (f"--input={tmp_path / 'none.txt'}",))
+    ]
+    assert "standard input: not UTF-8 at byte 1" in refused[0].stderr
+    assert "only 64 positions" in refused[1].stderr
+    assert "is not a file" in refused[2].stderr
+    assert not any(done.stdout for done in refused)
     for command, flag in (
         ("translate", f"--input={source}"),
         ("visualize", "--sentence=x"),

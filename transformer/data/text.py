@@ -60,10 +60,25 @@ def read_document(path: Path) -> str:
             ) from None
     if len(content) > MAX_DOCUMENT_BYTES:
         raise UserError(f"{path} has over {MAX_DOCUMENT_BYTES:,} bytes; divide it into several files")
+    return decode_document(content, str(path))
+
+
+def decode_document(content: bytes, origin: str) -> str:
+    """Returns the text of a document, without a byte order mark at its start.
+
+    Args:
+      content: the bytes of the document.
+      origin: name of the file, for the message.
+
+    Raises:
+      UserError: the bytes are not UTF-8.
+    """
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start + 1:,}; convert the file to UTF-8") from None
+        raise UserError(
+            f"{origin}: not UTF-8 at byte {error.start + 1:,}; convert the file to UTF-8"
+        ) from None
 
 
 def name_hash(name: str) -> float:

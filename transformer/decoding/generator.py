@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from transformer.config import BOS, PAD, DecodeConfig, UserError
+from transformer.config import BOS, PAD, UNK, DecodeConfig, UserError
 from transformer.data.batching import bucket
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.sampling import Sampler
 from transformer.decoding.search import Constraints, IndependentSearch, IndependentState, advance
 from transformer.model.decoder_only import DecoderOnly
+from transformer.model.masks import NEG_INF
 
 CHUNK = 16  # tokens that are generated between two outputs
+DEFAULT_TOKENS = 200
 
 
 class Generator:
@@ -29,14 +31,15 @@ class Generator:
         self._model, self._params, self._tokenizer = model, jax.device_put(params), tokenizer
         self._config = config
 
-    def stream(self, prompt: str, num_tokens: int, sample: int = 0) -> Iterator[str]:
+    def stream(self, prompt: str, num_tokens: int | None = None, sample: int = 0) -> Iterator[str]:
         """Yields the continuation of a prompt in parts, as it is generated.
 
         It ends at the end of the document, or after `num_tokens` tokens.
 
         Args:
           prompt: the beginning of a document; may be empty.
-          num_tokens: largest number of tokens of the continuation.
+          num_tokens: largest number of tokens of the continuation; if None, `DEFAULT_TOKENS`, or fewer if the
+            model has not as many positions.
           sample: number of the sample; different samples of a prompt differ.
 
         Raises:
@@ -44,6 +47,10 @@ class Generator:
         """
         tokens = [BOS, *self._tokenizer.encode(prompt)[:-1]]
         limit = self._model.max_length
+        if num_tokens is None:
+            num_tokens = (
+                DEFAULT_TOKENS if limit is None else max(1, min(DEFAULT_TOKENS, limit - len(tokens) + 1))
+            )
         if limit is not None and len(tokens) - 1 + num_tokens > limit:
             raise UserError(
                 f"the prompt has {len(tokens) - 1} tokens, and {num_tokens} are requested, but the model has "
@@ -91,7 +98,8 @@ def _advance(model, config, params, encoder_cache, state, limits, sample, end) -
 
     def step(tokens, parents, model_state, index):
         arguments = (encoder_cache, model_state, tokens, parents, index)
-        return model.apply({"params": params}, *arguments, method="decode_step")
+        logits, model_state = model.apply({"params": params}, *arguments, method="decode_step")
+        return logits.at[..., UNK].set(NEG_INF), model_state  # an unknown token is no text
 
     search = IndependentSearch()
     if config.sampling:

@@ -341,4 +341,6 @@ def check_lengths(
             advice = f"{scheme} was trained on at most {limit}; add --set=model.overflow={values}"
         else:
             advice = f"{scheme} has only {limit} positions; increase model.max_positions"
+            if isinstance(model, DecoderOnly):
+                advice += ", which source and target share"
         raise UserError(f"{longest}, but {advice}")
