@@ -252,7 +252,15 @@ def test_the_study_of_table_3_has_every_row():
         assert load_config(str(ROOT / "configs/table3.py:number_words"), changes) == expected
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Equal parameters or FLOPs are computed from traced programs.
+        pytest.param(path, marks=pytest.mark.slow if "decoder_only" in path.stem else ())
+        for path in SWEEPS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_sweep_can_be_expanded_into_runs(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     # With smoke, some rows of Table 3 have the same config.

@@ -36,10 +36,9 @@ def random_sources(num_rows):
 @pytest.mark.parametrize(
     ("config", "length"),
     [
-        (DecodeConfig(beam_size=4), 24),  # the cache grows from 16 to 24 tokens
-        (DecodeConfig(sampling=True, temperature=2.0), 16),
+        pytest.param(DecodeConfig(beam_size=4), 24, id="beam search"),  # the cache grows from 16 to 24 tokens
+        pytest.param(DecodeConfig(sampling=True, temperature=2.0), 16, id="sampling", marks=pytest.mark.slow),
     ],
-    ids=["beam search", "sampling"],
 )
 def test_shrinking_search_equals_search_in_one_program(row_counts, config, length):
     """Rows end at different steps because their limits differ; two rows are padding.

@@ -205,7 +205,13 @@ def test_outputs_that_reach_their_limit_have_not_ended(kind, token, ended):
     assert [ranked[0].ended for ranked in hypotheses] == [ended or not text for text in TEXTS]
 
 
-@pytest.mark.parametrize("decode", [{"n_best": 3}, {"sampling": True}], ids=["beam", "sampling"])
+@pytest.mark.parametrize(
+    "decode",
+    [
+        pytest.param({"n_best": 3}, id="beam"),
+        pytest.param({"sampling": True}, id="sampling", marks=pytest.mark.slow),
+    ],
+)
 def test_output_begins_with_its_prefix(decode):
     """An empty prefix changes nothing. The prefix of a split text is used only for the first part."""
     translate = translator(**decode)

@@ -361,6 +361,7 @@ def test_files_of_a_test_set_are_scored_like_a_split(first, tmp_path):
     assert line == f"{tmp_path}/en has no lines; give a file that has sentences"
 
 
+@pytest.mark.slow
 def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
     folder = shutil.copytree(first.folder, tmp_path / "first")
     plain = contents(folder)
@@ -403,6 +404,7 @@ def test_sentences_longer_than_any_in_training_need_an_overflow_policy(first):
     assert "--set=model.overflow=extrapolate or clamp or zero" in line
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
     """The evaluation is compared with the evaluation of the same run without changes.
 

@@ -157,6 +157,7 @@ def test_each_variant_gets_the_best_of_its_trials(study_flags, written_by_hand, 
     assert plan.endswith("these trials tune the variants; 2 runs with the best values follow\n")
 
 
+@pytest.mark.slow
 def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, written_by_hand, tmp_path):
     (tmp_path / "rates.py").write_text(TUNED_SWEEP)
     call("launch", *study_flags, "--seeds=3", "--only=two/1")

@@ -81,8 +81,14 @@ def variants() -> dict[str, dict]:
 VARIANTS = variants()
 
 
-# Each of these is also part of a variant in the fast set.
-SLOW = {*ATTENTION, "decoder_only-bidirectional-relative"}
+# Each of these is also part of a variant in the fast set, or differs from one in a part that acts on each token
+# alone and that is compared with its equation.
+SLOW = {
+    *ATTENTION,
+    *("decoder_only-bidirectional-relative", "decoder_only-bidirectional-t5_bias"),
+    *("recurrent-gru", "recurrent_attention-gru", "zero", "two_way"),
+    *("sandwich", "deepnorm", "rezero", "dynamic_tanh", "glu", "bilinear", "reglu", "geglu"),
+}
 
 
 class Variant:

@@ -110,7 +110,7 @@ def test_a_whole_transformer_equals_the_equations(positions, max_distance):
     np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["causal", "bidirectional"])
+@pytest.mark.parametrize("prefix", ["bidirectional", pytest.param("causal", marks=pytest.mark.slow)])
 def test_a_whole_decoder_only_model_equals_the_equations(prefix):
     """Two pairs are packed in a row, whose sides have different lengths; a third row is padding."""
     model = build_model(tiny_config(kind="decoder_only", prefix=prefix), VOCAB)
