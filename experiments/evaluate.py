@@ -176,6 +176,8 @@ def _compared(files: ScoreFiles, test_set: SentencePairs, compare: str) -> tuple
     """
     folder, *texts = re.split(r",(?=(?:decode|model|ablate)[.=])", compare)
     run, ablated = Run(folder), ""
+    if run.config.task != "translation":
+        raise UserError(f"the task of {folder} in --compare is {run.config.task}; name a run of translation")
     for text in [text for text in texts if text.startswith("ablate=")]:
         ablated = text.removeprefix("ablate=")
         texts.remove(text)
