@@ -405,12 +405,12 @@ def test_sentences_longer_than_any_in_training_need_an_overflow_policy(first):
 
 
 def test_a_comparison_with_a_run_of_another_task_is_refused(first, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
+    folder = tmp_path / "other"
+    folder.mkdir()
     values = json.loads((first.folder / "config.json").read_text()) | {"task": "language_modeling"}
-    (other / "config.json").write_text(json.dumps(values))
-    line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={other}")
-    assert line == f"the task of {other} in --compare is language_modeling; name a run of translation"
+    (folder / "config.json").write_text(json.dumps(values))
+    line = refuse("evaluate", f"--workdir={first.folder}", f"--compare={folder}")
+    assert line == f"the task of {folder} in --compare is language_modeling; name a run of translation"
 
 
 @pytest.mark.slow

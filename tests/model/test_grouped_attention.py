@@ -17,6 +17,19 @@ def test_a_key_head_for_each_query_head_is_multi_head_attention_bit_for_bit():
     np.testing.assert_array_equal(*logits)
 
 
+def test_one_key_head_is_multi_head_attention_with_equal_key_heads():
+    plain, grouped = (
+        build_model(tiny_config(num_layers=1, num_kv_heads=number), VOCAB) for number in (None, 1)
+    )
+    params = init_params(grouped, seed=0)
+    tiled = jax.tree.map_with_path(
+        lambda path, x: np.tile(x, (1, 3)) if {"key", "value"} & {entry.key for entry in path} else x, params
+    )
+    logits = grouped.apply({"params": params}, *sentence_pairs())
+    expected = plain.apply({"params": tiled}, *sentence_pairs())
+    np.testing.assert_allclose(logits, expected, atol=1e-5)  # float32 sums in another order
+
+
 def test_caches_and_projections_have_only_the_key_heads():
     model = build_model(tiny_config(num_layers=1, num_heads=6, num_kv_heads=2), VOCAB)
     shapes = parameter_shapes(model)

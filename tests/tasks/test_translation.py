@@ -74,13 +74,13 @@ def test_the_loss_on_the_source_counts_its_tokens_in_training_only(config, tmp_p
 
 def test_a_loss_on_a_source_that_sees_itself_is_refused(config):
     model = dataclasses.replace(config.model, kind="decoder_only", prefix="bidirectional")
-    both = dataclasses.replace(
+    refused = dataclasses.replace(
         config, model=model, train=dataclasses.replace(config.train, loss_on_source=True)
     )
     with pytest.raises(
         UserError, match="train.loss_on_source is True, but with model.prefix='bidirectional' a"
     ):
-        resolve(both)
+        resolve(refused)
 
 
 def with_sizes(config, preset):

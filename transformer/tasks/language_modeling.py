@@ -82,10 +82,6 @@ class LanguageModeling(TextTask):
     def metadata(self) -> dict[str, Any]:
         return {"trained_lengths": [0, self.config.data.row_length]}
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
-
     @functools.cached_property
     def plan(self) -> WindowPlan:
         """The assignment of tokens to training batches.

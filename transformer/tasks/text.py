@@ -29,6 +29,7 @@ class TextTask(Task):
 
     Attributes:
       records: kind of the records that the task needs: pairs or documents.
+      plan: the assignment of the training split to batches.
       kinds: the values of `model.kind` that the task can use.
       config: the resolved config.
       corpus: the tokens of each split, and the vocabulary.
@@ -38,6 +39,7 @@ class TextTask(Task):
     criterion = "nll"
     records: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    plan: Any
 
     def __init__(self, config: ExperimentConfig, corpus: Corpus):
         self.config, self.corpus = config, corpus
@@ -104,6 +106,10 @@ class TextTask(Task):
             "content": self.corpus.content,
             "vocabulary": self.corpus.tokenizer.sha256,
         }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
 
     @property
     def uniform_loss(self) -> float:

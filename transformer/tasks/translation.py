@@ -97,10 +97,6 @@ class Translation(TextTask):
     def metadata(self) -> dict[str, Any]:
         return {"trained_lengths": list(self.plan.max_lengths)}
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
-
     @functools.cached_property
     def plan(self) -> Plan:
         """The assignment of examples to training batches.
