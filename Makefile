@@ -1,4 +1,4 @@
-# Targets: env, demo, test, test-faults, test-tpu, test-all, lint, clean.
+# Targets: env, demo, docs, test, test-faults, test-tpu, test-all, lint, clean.
 
 # The first Python on PATH that is new enough and can make virtual environments.
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell \
@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 DEMO := runs/demo
 SENTENCE := twelve thousand, three hundred and forty-five; sixty-seven; eight hundred and nine
 
-.PHONY: env demo test test-faults test-tpu test-all lint clean
+.PHONY: env demo docs test test-faults test-tpu test-all lint clean
 env: .venv/.complete
 
 .venv/.complete: setup.py constraints.txt
@@ -31,6 +31,19 @@ demo: env
 	@echo
 	$(RUN) experiments.visualize --workdir=$(DEMO) --sentence='$(SENTENCE)'
 	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
+
+# MathJax comes from npm, so that the site needs no network.
+docs: env
+	@if command -v uv >/dev/null; then \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs]'; \
+	else \
+		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'; \
+	fi
+	@mkdir -p docs/_build/static
+	@test -f docs/_build/static/tex-svg.js || { cd docs/_build && npm pack --silent mathjax@3.2.2 >/dev/null && \
+		tar -xzf mathjax-3.2.2.tgz -O package/es5/tex-svg.js > static/tex-svg.js; }
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 test: env
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not faults and not tpu"

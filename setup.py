@@ -43,5 +43,6 @@ setup(
         "peers": ["ctranslate2", "torch", "transformers"],
         "test": TEST,
         "dev": [*TEST, "ruff"],
+        "docs": ["myst-nb", "sphinx", "sphinx-book-theme"],
     },
 )

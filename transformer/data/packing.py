@@ -16,7 +16,7 @@ class PackedPlan:
     source length and a target length to every place in a row. Each epoch fills the places with pairs of these
     lengths at random, and shuffles the rows.
 
-    Attributes, besides those of `Plan`:
+    Attributes:
       source_length: tokens per source row.
       target_length: tokens per target row. The language that needs fewer tokens has shorter rows.
       num_rows: rows per batch. The rows of an epoch are spread evenly over its batches, so the last rows of a

@@ -15,8 +15,8 @@ def matmul_flops(function: Callable, *args, **kwargs) -> int:
 
     Args:
       function: the function.
-      *args: arrays or `jax.ShapeDtypeStruct`s.
-      **kwargs: arrays or `jax.ShapeDtypeStruct`s.
+      *args: arrays, or their shapes as `jax.ShapeDtypeStruct`.
+      **kwargs: arrays, or their shapes as `jax.ShapeDtypeStruct`.
 
     Raises:
       ValueError: a while loop has matrix products, so their number is unknown.

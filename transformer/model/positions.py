@@ -61,7 +61,7 @@ class PositionScheme(nn.Module):
 
     @property
     def overflow(self) -> str:
-        """The policy for positions beyond the last trained one: the config's, or the default."""
+        """Policy for positions beyond the last trained one; the first of `overflow_policies` by default."""
         return self.config.overflow or self.overflow_policies[0]
 
     @property

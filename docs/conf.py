@@ -1,0 +1,42 @@
+"""Configuration of the documentation site, which `make docs` builds with Sphinx."""
+
+project = "transformer-reference"
+author = "the developers of transformer-reference"
+copyright = author
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "studies/*/results"]
+
+# A page without an executed cell is plain Markdown.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 4
+
+default_role = "code"  # docstrings write code as in Markdown: `name`
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_attr_annotations = False
+napoleon_use_ivar = True
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["_build/static"]
+html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
+# `make docs` installs MathJax from npm, so that the site needs no network.
+mathjax_path = "tex-svg.js"
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _is_plain_field)
+
+
+def _is_plain_field(app, kind, name, member, skip, options) -> bool | None:
+    """Skips the fields of a NamedTuple, which its docstring describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None
