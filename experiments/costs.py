@@ -11,9 +11,8 @@ from jax.extend.core import Literal, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from transformer.config import ExperimentConfig, flatten, to_dict
-from transformer.data.builders import options_type, resolve_options
 from transformer.fidelity import departures, is_read
-from transformer.model import build_model, parameter_shapes
+from transformer.model import parameter_shapes
 from transformer.model.flops import matmul_flops
 from transformer.tasks import task_type
 from transformer.training.train_step import init_state
@@ -32,15 +31,16 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
 
     The figures are for one training step without padding. Each row has `data.row_length` source tokens and as
     many target tokens; there are enough rows for `train.batch_tokens` target tokens. No data is read: the
-    vocabulary is assumed to have `data.vocab_size` tokens.
+    vocabulary is assumed to have `data.vocab_size` tokens. For images, a row is an image, and there are
+    `train.batch_size` of them.
 
     Returns:
       parameters: number of parameters.
       parameters_by_module: number of parameters by module path; the sum is `parameters`.
       resolved: the values of settings that may be None in the config: numbers of layers, head widths and the
         learning rate.
-      step: shape of the training step: vocab_size, rows, row_length, and parts (`train.accumulation`), the
-        number of groups of rows that are computed one after the other.
+      step: shape of the training step: vocab_size (for text), rows, row_length, and parts
+        (`train.accumulation`), the number of groups of rows that are computed one after the other.
       flops_per_step: FLOPs of the matrix products of one training step, forward and backward.
       memory_bytes: memory on one device for parameters, gradients, optimizer (the optimizer's state) and
         activations (arrays that the forward pass keeps for the backward pass), and the total. XLA may keep
@@ -52,15 +52,14 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
     Raises:
       UserError: the config has an unknown name, such as an unknown position scheme.
     """
-    step = step_shape(config)
-    model = build_model(config.model, config.data.vocab_size)
+    task = task_type(config)
+    step, model = task.step_shape(config), task.planned_model(config)
     hyperparameters = Hyperparameters.from_config(config)
     params = parameter_shapes(model)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    task = task_type(config)
     batch = task.full_rows(config, step["rows"] // step["parts"])
     passes = trace_passes(task.loss_fn(config, model), params, batch, key, hyperparameters)
-    difference, departing = _difference(config), departures(config, options_type(config.data.name))
+    difference, departing = _difference(config), departures(config, task.options_type(config))
     return {
         "parameters": _size(params),
         "parameters_by_module": parameters_by_module(params),
@@ -76,7 +75,7 @@ def describe(config: ExperimentConfig) -> dict[str, Any]:
 
 def count_parameters(config: ExperimentConfig) -> int:
     """Returns the number of parameters, as in `describe`, without the time that the other costs take."""
-    return _size(parameter_shapes(build_model(config.model, config.data.vocab_size)))
+    return _size(parameter_shapes(task_type(config).planned_model(config)))
 
 
 class Passes(NamedTuple):
@@ -123,17 +122,6 @@ def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def step_shape(config: ExperimentConfig) -> dict[str, int]:
-    """Returns the shape of a training step; see `describe`.
-
-    The number of rows is rounded up to a multiple of the number of parts.
-    """
-    parts, length = config.train.accumulation, config.data.row_length
-    rows = -(-config.train.batch_tokens // length)
-    rows += -rows % parts
-    return {"vocab_size": config.data.vocab_size, "rows": rows, "row_length": length, "parts": parts}
-
-
 def _memory(config: ExperimentConfig, params: PyTree, passes: Passes) -> dict[str, int]:
     copies = min(config.train.accumulation, 2)  # with accumulation: the sum, and the gradients of one part
     memory = {
@@ -162,7 +150,8 @@ def _difference(config: ExperimentConfig) -> dict[str, list[Any]]:
 
     Options of the data set are compared with the defaults of that data set.
     """
-    options = resolve_options(dataclasses.replace(config.data, options={})).options
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, options={}))
+    options = task_type(config).resolve(plain).data.options
     base = flatten(to_dict(ExperimentConfig())) | flatten(options, "data.options.")
     values = flatten(to_dict(config))
     return {field: [base[field], value] for field, value in values.items() if value != base[field]}

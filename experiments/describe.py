@@ -30,7 +30,18 @@ from experiments.topology import compile_for
 from transformer.config import UserError
 
 # Prefixes of module names, in the order in which the modules run. Modules with other names come last.
-ORDER = ("embedding", "encoder", "decoder", "positions", "layers", "self_", "cross_", "feed_forward")
+ORDER = (
+    "embedding",
+    "patches",
+    "class_token",
+    "encoder",
+    "decoder",
+    "positions",
+    "layers",
+    "self_",
+    "cross_",
+    "feed_forward",
+)
 PARAMETERS = ""  # key of the module's own parameters in a nested dict; other keys are inner modules
 
 
@@ -66,10 +77,14 @@ def main(flags: FlagValues) -> None:
     resolved = (f"{field.split('.')[1]} {value:.6g}" for field, value in costs["resolved"].items())
     _print_list(console, flags.config, [", ".join(resolved)])
     step = costs["step"]
-    parameters = f"{costs['parameters']:,} parameters, with a vocabulary of {step['vocab_size']:,} tokens"
+    parameters = f"{costs['parameters']:,} parameters"
+    if "vocab_size" in step:
+        parameters += f", with a vocabulary of {step['vocab_size']:,} tokens"
     _print_table(console, parameters, _parameter_table(costs))
-    sides = "" if config.task == "language_modeling" else " on each side"
+    sides = " on each side" if config.task == "translation" else ""
     rows = f"{step['rows']:,} rows of {step['row_length']:,} tokens{sides}, without padding"
+    if config.task == "image_classification":
+        rows = f"{step['rows']:,} images of {step['row_length']:,} tokens"
     parts = f", computed in {step['parts']} parts" if step["parts"] > 1 else ""
     _print_table(console, f"One training step: {rows}{parts}", _cost_table(costs, config.train.steps))
     if costs["difference"]:
@@ -134,7 +149,8 @@ def _print_topology(console: Console, name: str, compiled: dict[str, Any]) -> No
         text = "none: not even one row fits on a chip"
         if largest is not None:
             needed = f"{largest['needed_bytes'] / 2**30:.2f} GiB"
-            text = f"train.batch_tokens={largest['batch_tokens']} ({largest['rows']:,} rows, {needed})"
+            field = next(field for field in ("batch_tokens", "batch_size") if field in largest)
+            text = f"train.{field}={largest[field]} ({largest['rows']:,} rows, {needed})"
         _print_list(console, "Largest batch that fits", [text])
 
 

@@ -40,9 +40,15 @@ def record_line(record: Record) -> str:
     perplexity = f"perplexity {record['perplexity']:.3f}  " if "perplexity" in record else ""
     return (
         f"step {record['step']}  epoch {record['epoch']:.2f}  {loss}  {perplexity}"
-        f"lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"lr {record['learning_rate']:.2e}  {_rate(record)}  "
         f"{clock(record['seconds_left'])} left{_speed_text(record)}"
     )
+
+
+def _rate(record: Record) -> str:
+    """Returns the speed of training, such as "1,200 tokens/s" or "300 images/s"."""
+    (key,) = (key for key in record if key.endswith("_per_second"))
+    return f"{record[key]:,.0f} {key.removesuffix('_per_second')}/s"
 
 
 def _speed_text(record: Record) -> str:
@@ -104,10 +110,7 @@ class TrainingBar:
         else:
             name = "perplexity" if "perplexity" in record else "loss"
             value = f"{name} {record[name]:.2f}" if name in record else "no update"
-            text = (
-                f"{value}, {record['tokens_per_second']:,.0f} tokens/s, {clock(record['seconds_left'])} left"
-                f"{_speed_text(record)}"
-            )
+            text = f"{value}, {_rate(record)}, {clock(record['seconds_left'])} left{_speed_text(record)}"
             self._progress.update(self._task, description=text)
 
     def __enter__(self) -> "TrainingBar":

@@ -27,11 +27,10 @@ from transformer.config import (
     result_hash,
     to_dict,
 )
-from transformer.data.builders import options_type
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import lock, refuse_links
 from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
-from transformer.model import EncoderDecoder, parameter_shapes
+from transformer.model import EncoderDecoder, ImageClassifier, parameter_shapes
 from transformer.tasks import task_type
 from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, read_identity
 from transformer.training.digests import digest
@@ -77,7 +76,7 @@ class Trained:
 
     Attributes:
       config: the config of the run, with the changes given to `Run.load`.
-      tokenizer: the vocabulary.
+      tokenizer: the vocabulary; None for images.
       model: the model without weights.
       params: the weights: the mean over the checkpoints at `steps`.
       steps: the steps of these checkpoints.
@@ -85,8 +84,8 @@ class Trained:
     """
 
     config: ExperimentConfig
-    tokenizer: Tokenizer
-    model: EncoderDecoder
+    tokenizer: Tokenizer | None
+    model: EncoderDecoder | ImageClassifier
     params: PyTree
     steps: list[int]
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -140,8 +139,7 @@ class Run:
     @property
     def config_hash(self) -> str:
         """Digest of the fields of `config` that affect the result."""
-        config = self.config
-        return result_hash(config, options_type(config.data.name))
+        return config_hash(self.config)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -212,7 +210,7 @@ class Run:
             if init_from is not None and identity is None:
                 self._note_source(init_from)
             return self.config
-        if identity and identity["config"] != result_hash(config, options_type(config.data.name)):
+        if identity and identity["config"] != config_hash(config):
             is_stored = (self.folder / "config.json").is_file()
             differing = f": {difference(self.config, config)}" if is_stored else ""
             raise UserError(f"{self.folder} has a run with another config{differing}; name another --workdir")
@@ -320,6 +318,11 @@ class Run:
             raise UserError(
                 f"checkpoint {step} of {self.folder} is from another run; delete it or restore the original"
             )
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    """Returns the digest of the fields of a config that affect the result; see `result_hash`."""
+    return result_hash(config, task_type(config).options_type(config))
 
 
 def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:

@@ -18,7 +18,6 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from experiments.costs import step_shape
 from transformer.config import ExperimentConfig, UserError
 from transformer.decoding.model_search import ModelSearch
 from transformer.fidelity import is_read
@@ -61,8 +60,8 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
       search: figures of the search, which runs on one chip, with sentences and source_length; None for a
         task without a search.
       padding: widths that are no multiple of 128: name, value and padded value.
-      largest_batch: batch_tokens, rows and needed_bytes; None if a single row per chip does not fit. Missing
-        unless `largest`.
+      largest_batch: batch_tokens (or batch_size), rows and needed_bytes; None if a single row per chip does
+        not fit. Missing unless `largest`.
 
     Raises:
       UserError: libtpu or the slice does not exist, the mesh does not fit the slice, or `train.parallelism`
@@ -76,7 +75,7 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
     devices = open_topology(name)
     mesh = Mesh(config.train.fsdp, config.train.tensor, devices)
     program = TrainingProgram(config, mesh, progress)
-    training = program.figures(step_shape(config)["rows"])
+    training = program.figures(task_type(config).step_shape(config)["rows"])
     search = None
     if config.task == "translation":
         progress("compiling a search for one chip")
@@ -94,10 +93,17 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
         largest_rows = largest_batch(program.figures, training["rows"], program.round_up(1), available)
         result["largest_batch"] = largest_rows and {
             "rows": largest_rows,
-            "batch_tokens": largest_rows * config.data.row_length,
+            **_batch_fields(config, largest_rows),
             "needed_bytes": program.figures(largest_rows)["needed_bytes"],
         }
     return result
+
+
+def _batch_fields(config: ExperimentConfig, rows: int) -> dict[str, int]:
+    """Returns the field of `train` that gives a batch this number of rows, with its value."""
+    if is_read("train.batch_size", config):
+        return {"batch_size": rows}
+    return {"batch_tokens": rows * config.data.row_length}
 
 
 def open_topology(name: str) -> Sequence[jax.Device]:
@@ -148,7 +154,7 @@ class TrainingProgram:
 
     def __init__(self, config: ExperimentConfig, mesh: Mesh, progress: Progress):
         """Makes the step; `progress` is called with a line before each compilation."""
-        model = build_model(config.model, config.data.vocab_size)
+        model = task_type(config).planned_model(config)
         self._config, self._mesh, self._progress = config, mesh, progress
         self._figures: dict[int, dict[str, Any]] = {}
         self._step = make_train_step(task_type(config).loss_fn(config, model), config, mesh)
@@ -167,7 +173,7 @@ class TrainingProgram:
             self._progress(f"compiling a training step with {rows:,} rows for {chips:,} chips")
             self._figures[rows] = {
                 "rows": rows,
-                "row_length": self._config.data.row_length,
+                "row_length": task_type(self._config).step_shape(self._config)["row_length"],
                 "parameter_bytes": _bytes_on_a_chip(self._state.params),
                 "optimizer_bytes": _bytes_on_a_chip(self._state.opt_state),
                 **_figures(functools.partial(self._compile, rows)),

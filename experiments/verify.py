@@ -24,9 +24,8 @@ from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
 from experiments.study.results import read_study
 from experiments.study.study_file import run_folders
 from transformer.config import UserError
-from transformer.data.builders import is_prepared
 from transformer.json_files import check_types, read_sealed
-from transformer.tasks import open_task
+from transformer.tasks import open_task, task_type
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.metric_log import read_metrics
 
@@ -112,15 +111,12 @@ class Verification:
 
     def _verify_data(self, identity: dict[str, str]) -> None:
         config = self._run.config
-        if not is_prepared(config.data, identity["data"]):
+        if not task_type(config).is_prepared(config, identity):
             self.checked.append("data: not prepared on this machine")
             return
         task = self._try(lambda: open_task(config, self._run.folder, stored=identity, may_prepare=False))
         if task is not None:
-            splits = task.corpus.tokenized_splits
-            for split in splits:
-                self._try(lambda split=split: task.corpus.split(split))
-            self.checked.append(f"data: {task.corpus.name} ({', '.join(splits)})")
+            self.checked.append(f"data: {self._try(task.check_data)}")
 
     def _verify_evaluations(self) -> None:
         files = list(self._score_files())

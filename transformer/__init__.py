@@ -13,7 +13,7 @@ Shapes are part of signatures. These letters name the axes in models, einsums an
     n  hypotheses per sentence   v  vocabulary
     r  rows times hypotheses     a  width of a recurrent encoder's state, both directions together
     c  distinct distances        g  key and value heads
-    p  prefix length
+    p  prefix length             y, x, c  height, width and channels of an image
 
 In losses and metrics, n is a number of tokens or sentences. Masks are boolean; True means "may attend".
 """

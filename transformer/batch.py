@@ -1,6 +1,7 @@
-"""Batches of tokens, which the data pipeline makes and the models read."""
+"""Batches of tokens and images, which the data pipeline makes and the models read."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +66,38 @@ class TextBatch(NamedTuple):
     inputs: TokenBatch
     labels: IntArray
     bytes: IntArray
+
+
+class ImageBatch(NamedTuple):
+    """A batch of images with their classes.
+
+    Attributes:
+      images: [b, y, x, c], the pixels, uint8.
+      labels: [b], the number of the class of each image.
+      ids: [b], the index of each image in its split plus one, which is unique in a batch; 0 for padding.
+    """
+
+    images: IntArray
+    labels: IntArray
+    ids: IntArray
+
+
+class ImageFormat(NamedTuple):
+    """The images and classes of a data set, for which a model is made.
+
+    Attributes:
+      shape: height and width in pixels, and number of channels: 1 (grey) or 3 (red, green, blue).
+      classes: names of the classes.
+      mean: mean of each channel over the training images, where white is 1.
+      deviation: standard deviation of each channel over the training images.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageFormat":
+        """Returns the format whose fields JSON has stored as lists."""
+        return cls(*(tuple(values[field]) for field in cls._fields))

@@ -65,6 +65,14 @@ def _translates(config: "ExperimentConfig") -> bool:
     return config.task == "translation"
 
 
+def _classifies_images(config: "ExperimentConfig") -> bool:
+    return config.task == "image_classification"
+
+
+def _reads_text(config: "ExperimentConfig") -> bool:
+    return not _classifies_images(config)
+
+
 def _has_attention_layers(config: "ExperimentConfig") -> bool:
     return not config.model.kind.startswith("recurrent")
 
@@ -81,8 +89,12 @@ def _rotates(config: "ExperimentConfig") -> bool:
     return _has_attention_layers(config) and config.model.positions == "rope"
 
 
+def _rotates_on_grid(config: "ExperimentConfig") -> bool:
+    return _classifies_images(config) and config.model.positions == "rope_2d"
+
+
 def _samples(config: "ExperimentConfig") -> bool:
-    return config.decode.sampling
+    return _reads_text(config) and config.decode.sampling
 
 
 def _may_use_mesh(config: "ExperimentConfig") -> bool:
@@ -124,7 +136,7 @@ class ModelConfig(Section):
         6,
         paper={"section 3.1": [6], "Table 3, row C": [2, 4, 8]},
         read_if=lambda config: (
-            config.model.decoder_layers is None
+            (_reads_text(config) and config.model.decoder_layers is None)
             or (_has_encoder(config) and config.model.encoder_layers is None)
         ),
     )
@@ -133,7 +145,7 @@ class ModelConfig(Section):
         None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}, read_if=_has_encoder
     )
     decoder_layers: int | None = option(
-        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}
+        None, paper={"section 3.1": [_AS_DEEP, 6], "Table 3, row C": [2, 4, 8]}, read_if=_reads_text
     )
     d_model: int = option(
         512, paper={"section 3.1": [512], "Table 3, row C": [256], "Table 3, row C and big": [1_024]}
@@ -167,7 +179,9 @@ class ModelConfig(Section):
     )
     # Number of positions that self-attention sees in a direction, its own included; if None, all positions.
     attention_window: int | None = added_option(
-        None, paper={"section 3.2.3": [Rule("all positions")]}, read_if=_has_attention_layers
+        None,
+        paper={"section 3.2.3": [Rule("all positions")]},
+        read_if=(_has_attention_layers, _reads_text),
     )
     # Whether the heads are multiplied by a sigmoid gate before W^O.
     attention_gate: bool = added_option(
@@ -194,7 +208,7 @@ class ModelConfig(Section):
     max_positions: int = option(
         1_024,
         not_in_paper="the paper does not say how many positions it learns; sinusoids have no end",
-        read_if=_has_attention_layers,
+        read_if=(_has_attention_layers, _reads_text),
     )
     # Behavior beyond the longest sequence trained on: error, clamp, zero or extrapolate; if None, the default
     # of the position scheme.
@@ -202,13 +216,20 @@ class ModelConfig(Section):
         None,
         paper={"section 3.5": [Rule("sinusoids continue"), "extrapolate"]},
         changeable=True,
-        read_if=_has_attention_layers,
+        read_if=(_has_attention_layers, _reads_text),
         departs_if=lambda config: config.model.overflow != "error",  # an error changes no result
     )
     # Largest distance that `relative` and `t5_bias` distinguish; if None, the default of the position scheme.
-    max_distance: int | None = option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_has_attention_layers)
-    # Base of the wavelengths of `rope`, and the share of the channels of a head that it rotates.
-    rope_base: float = added_option(10_000.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_rotates)
+    max_distance: int | None = option(
+        None, not_in_paper=_READ_BY_DEPARTURES, read_if=(_has_attention_layers, _reads_text)
+    )
+    # Base of the wavelengths of `rope` and `rope_2d`.
+    rope_base: float = added_option(
+        10_000.0,
+        not_in_paper=_READ_BY_DEPARTURES,
+        read_if=lambda config: _rotates(config) or _rotates_on_grid(config),
+    )
+    # Share of the channels of a head that `rope` rotates.
     rope_fraction: float = added_option(1.0, not_in_paper=_READ_BY_DEPARTURES, read_if=_rotates)
     # A name in model.layers.NORMS.
     norm: str = option(
@@ -231,7 +252,11 @@ class ModelConfig(Section):
         "causal", not_in_paper=_READ_BY_DEPARTURES, read_if=(_is_decoder_only, _translates)
     )
     # A name in model.embedding.EMBEDDINGS; selects which embedding matrices are shared.
-    embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]})
+    embeddings: str = option("three_way", paper={"section 3.4": ["three_way"]}, read_if=_reads_text)
+    # Height and width of the patches of an image, in pixels.
+    patch_size: int = added_option(4, not_in_paper=_READ_BY_DEPARTURES, read_if=_classifies_images)
+    # A name in model.image_classifier.POOLINGS: what the classes of an image are predicted from.
+    pooling: str = added_option("class_token", not_in_paper=_READ_BY_DEPARTURES, read_if=_classifies_images)
     # A name in model.recurrent.CELLS, for recurrent kinds.
     cell: str = option(
         "lstm",
@@ -259,7 +284,7 @@ class ModelConfig(Section):
 
     def __post_init__(self):
         self._at_least(1, "num_layers", "encoder_layers", "decoder_layers", "d_model", "d_ff", "num_heads")
-        self._at_least(1, "d_k", "d_v", "max_distance", "num_kv_heads", "attention_window")
+        self._at_least(1, "d_k", "d_v", "max_distance", "num_kv_heads", "attention_window", "patch_size")
         self._at_least(2, "max_positions")  # a token and EOS
         self._fraction("dropout_rate")
         self._require(
@@ -308,11 +333,11 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
-    """The text and its tokens (paper, section 5.1)."""
+    """The text and its tokens (paper, section 5.1), or the images."""
 
     section: ClassVar[str] = "data"
 
-    # A name in data.builders.BUILDERS, or a TFDS set of translations or texts.
+    # A name in data.builders.BUILDERS or data.image_sets.IMAGE_SETS, or a TFDS set.
     name: str = option(
         "wmt14_translate/de-en",
         paper={"section 5.1": ["wmt14_translate/de-en", "wmt14_translate/fr-en"]},
@@ -320,7 +345,7 @@ class DataConfig(Section):
     # Language translated from.
     source: str = option("en", paper={"section 5.1": ["en"]}, read_if=_translates)
     # Language translated to, or language of the documents.
-    target: str = option("de", paper={"section 5.1": ["de", "fr"]})
+    target: str = option("de", paper={"section 5.1": ["de", "fr"]}, read_if=_reads_text)
     # Folder for prepared data; if None, the default folder of TFDS.
     data_dir: str | None = option(None, not_in_paper="a path", affects_result=False)
     # Options of the data set, checked against the dataclass that declares them.
@@ -328,13 +353,15 @@ class DataConfig(Section):
         default_factory=dict, not_in_paper="declared by each builder for itself"
     )
     # SentencePiece model type: bpe, unigram or char.
-    tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]})
+    tokenizer: str = option("bpe", paper={"section 5.1": ["bpe"]}, read_if=_reads_text)
     # Size of the vocabulary, which both languages of translation share; special tokens included.
-    vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]})
+    vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]}, read_if=_reads_text)
     # Whether the vocabulary has 256 byte tokens, which encode characters without a token of their own.
-    byte_fallback: bool = option(False, paper={"section 5.1": [False]})
+    byte_fallback: bool = option(False, paper={"section 5.1": [False]}, read_if=_reads_text)
     # Tokens per packed row. Training pairs with a longer side are dropped, and the log says how many.
-    row_length: int = option(256, not_in_paper="the paper does not say which pairs are too long to train on")
+    row_length: int = option(
+        256, not_in_paper="the paper does not say which pairs are too long to train on", read_if=_reads_text
+    )
     # Processes that assemble batches; if 0, a thread of the training process assembles them.
     workers: int = option(0, not_in_paper=_CHANGES_NOTHING, affects_result=False)
 
@@ -416,7 +443,9 @@ class TrainConfig(Section):
     seed: int = option(0, not_in_paper="the paper reports no seed")
     steps: int = option(100_000, paper={"section 5.2": [100_000, 300_000]})
     # Target tokens per step, on average, padding not counted.
-    batch_tokens: int = option(25_000, paper={"section 5.1": [25_000]})
+    batch_tokens: int = option(25_000, paper={"section 5.1": [25_000]}, read_if=_reads_text)
+    # Images per step, for image classification, and images per batch of a validation.
+    batch_size: int = added_option(64, not_in_paper=_READ_BY_DEPARTURES, read_if=_classifies_images)
     # Number of parts into which a batch is split to save memory (gradient accumulation).
     accumulation: int = option(1, not_in_paper=_CHANGES_ROUNDING)
     # eps_ls, the weight of the uniform distribution in the target distribution.
@@ -455,14 +484,14 @@ class TrainConfig(Section):
     def __post_init__(self):
         self._seed()
         self._at_least(1, "steps", "batch_tokens", "accumulation", "log_every", "validate_every", "keep_last")
-        self._at_least(1, "patience", "fsdp", "tensor")
+        self._at_least(1, "patience", "fsdp", "tensor", "batch_size")
         self._fraction("label_smoothing")
         self._require("z_loss", self.z_loss >= 0, "at least 0")
         self._require("on_divergence", self.on_divergence in ("stop", "warn"), "stop or warn")
 
 
-# Declares a field that may be changed after training.
-search_option = functools.partial(option, changeable=True)
+# Declares a field of the search for texts, which may be changed after training.
+search_option = functools.partial(option, changeable=True, read_if=_reads_text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,7 +502,7 @@ class DecodeConfig(Section):
 
     # Hypotheses per sentence; 1 is greedy search.
     beam_size: int = search_option(
-        4, paper={"section 6.1": [4]}, read_if=lambda config: not config.decode.sampling
+        4, paper={"section 6.1": [4]}, read_if=(_reads_text, lambda config: not config.decode.sampling)
     )
     # A name in decoding.length_penalty.PENALTIES.
     penalty: str = search_option("wu", paper={"section 6.1": ["wu"]}, departs_if=_has_beam)
@@ -494,7 +523,7 @@ class DecodeConfig(Section):
     top_p: float | None = search_option(None, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
     seed: int = search_option(0, not_in_paper=_READ_BY_DEPARTURES, read_if=_samples)
     # Number of checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
-    average_last: int = search_option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]})
+    average_last: int = option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]}, changeable=True)
     # Source tokens per batch of a search (on each device) or of a validation, padding included.
     batch_tokens: int = search_option(1_024, not_in_paper=_CHANGES_ROUNDING)
     # Longest source that is translated whole, in tokens, EOS included. A longer source is split.

@@ -77,7 +77,8 @@ def _departs(field: str, value: Any, declared: Declaration, config: ExperimentCo
 
 def _unequal_depths(config: ExperimentConfig) -> Iterator[str]:
     encoder, decoder = config.model.encoder_depth, config.model.decoder_depth
-    if encoder != decoder and is_read("model.encoder_layers", config):
+    has_two_stacks = all(is_read(f"model.{side}_layers", config) for side in ("encoder", "decoder"))
+    if encoder != decoder and has_two_stacks:
         yield (
             f"model.encoder_layers is {encoder} and model.decoder_layers {decoder}; "
             "the paper's: equal numbers (section 3.1)"

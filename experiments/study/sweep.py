@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.config_files import load_values, with_changes
+from experiments.run_folder import config_hash
 from experiments.study.equal import equalize
-from transformer.config import ExperimentConfig, UserError, flatten, from_dict, result_hash, to_dict
-from transformer.data.builders import check_split_name, options_type
+from transformer.config import ExperimentConfig, UserError, flatten, from_dict, to_dict
 from transformer.fidelity import is_read
 from transformer.tasks import resolve, task_type
 
@@ -75,7 +75,7 @@ class PlannedRun:
     @property
     def config_hash(self) -> str:
         """Digest of the fields of the config that affect the result."""
-        return result_hash(self.config, options_type(self.config.data.name))
+        return config_hash(self.config)
 
 
 def expand(
@@ -137,7 +137,7 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
                     f"leave {metric} out"
                 )
         for split in sweep.splits:
-            check_split_name(config.data, split)
+            task_type(config).check_split_name(config, split)
         configs[variant] = config
     if sweep.equal:
         configs = equalize(sweep.equal, configs, sweep.baseline)

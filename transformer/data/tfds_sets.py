@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import io
 import itertools
 import logging
 import re
+from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
@@ -40,19 +42,32 @@ def describe(name: str) -> str:
 
 
 def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a set of texts, prepared or not; see `find_builder`.
+
+    Raises:
+      UserError: the builder cannot be made, or the set lacks a language.
+    """
+    builder = find_builder(data, other_names, ("text", "translate"))
+    find_columns(data, builder.info.features)
+    return builder
+
+
+def find_builder(
+    data: DataConfig, other_names: Sequence[str], packages: Sequence[str]
+) -> tfds.core.DatasetBuilder:
     """Returns the builder of a set, prepared or not.
 
     Args:
       data: the config. `data.name` may end in a version; otherwise the newest version is used.
       other_names: names of the data sets that do not come from TFDS, for the message.
+      packages: packages of TFDS that register sets when they are imported.
 
     Raises:
-      UserError: the set, variant or version does not exist, the set lacks a language, or the set is prepared
-        in a different format than array_record.
+      UserError: the set, variant or version does not exist, or the set is prepared in a different format than
+        array_record.
     """
-    import tensorflow_datasets.text
-    import tensorflow_datasets.translate  # noqa: F401  (these two register the sets)
-
+    for package in packages:
+        importlib.import_module(f"tensorflow_datasets.{package}")
     parts = NAME.fullmatch(data.name)
     try:
         # `tfds.builder` would also import code that a prepared folder or another namespace names.
@@ -75,7 +90,6 @@ def find(data: DataConfig, other_names: list[str]) -> tfds.core.DatasetBuilder:
         elif reason.startswith("File format"):
             reason += "; it must be array_record: set data.data_dir to another folder"
         raise UserError(f"data.name is {data.name!r}; TFDS says: {reason}") from error
-    find_columns(data, builder.info.features)
     return builder
 
 
@@ -117,6 +131,13 @@ def split_parts(data: DataConfig, info: tfds.core.DatasetInfo) -> dict[str, str]
       UserError: an option is not a part of a split, or two splits overlap.
     """
     given = dataclasses.asdict(read_options(TfdsOptions, data, describe(data.name)))
+    return checked_parts(data, info, given)
+
+
+def checked_parts(
+    data: DataConfig, info: tfds.core.DatasetInfo, given: Mapping[str, str | None]
+) -> dict[str, str]:
+    """Returns the part of each split of a set, with those in `given` that are not None; see `split_parts`."""
     parts = {name: name for name in info.splits}
     parts |= {name: part for name, part in given.items() if part is not None}
     files = {name: _files(data, info, name, parts[name]) for name in parts if name in given}

@@ -1,13 +1,16 @@
-"""Models, which map tokens to next-token logits. Models know nothing of text, losses or devices."""
+"""Models, which map tokens to next-token logits, or images to classes.
+
+Models know nothing of text, files, losses or devices.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.batch import TokenBatch
+from transformer.batch import ImageFormat
 from transformer.config import ModelConfig, choose
 from transformer.model.block import REMAT
 from transformer.model.decoder_only import DecoderOnly
@@ -15,6 +18,7 @@ from transformer.model.dropout import DROPOUT_SITES, Dropout
 from transformer.model.embedding import EMBEDDINGS, LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
+from transformer.model.image_classifier import POOLINGS, ImageClassifier
 from transformer.model.layers import FEED_FORWARDS, NORMS
 from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import CELLS, Recurrent, RecurrentAttention
@@ -24,21 +28,28 @@ from transformer.model.transformer import Transformer
 __all__ = [
     "CHOICES",
     "KINDS",
+    "TEXT_KINDS",
     "Dropout",
     "EncoderDecoder",
     "Ensemble",
+    "ImageClassifier",
     "LogitFactors",
+    "build_image_classifier",
     "build_model",
+    "check_names",
     "init_params",
     "parameter_shapes",
 ]
 
-KINDS: dict[str, type[EncoderDecoder]] = {
+KINDS: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "decoder_only": DecoderOnly,
     "recurrent": Recurrent,
     "recurrent_attention": RecurrentAttention,
+    "image_classifier": ImageClassifier,
 }
+# The kinds that `build_model` makes.
+TEXT_KINDS = {name: kind for name, kind in KINDS.items() if issubclass(kind, EncoderDecoder)}
 
 # For each field of `ModelConfig` that selects an entry of a dict: the dict.
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -50,30 +61,50 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "dropout_sites": DROPOUT_SITES,
     "embeddings": EMBEDDINGS,
     "cell": CELLS,
+    "pooling": POOLINGS,
 }
+
+
+def check_names(config: ModelConfig) -> None:
+    """Checks the names in a config.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    for field, entries in (CHOICES | {"remat": REMAT}).items():
+        choose(entries, getattr(config, field), f"model.{field}")
 
 
 def build_model(
     config: ModelConfig, vocab_size: int, trained_lengths: tuple[int, int] | None = None
 ) -> EncoderDecoder:
-    """Makes the model that a config describes; see `EncoderDecoder` for `trained_lengths`.
+    """Makes the model of text that a config describes; see `EncoderDecoder` for `trained_lengths`.
 
     Raises:
       UserError: a name is unknown, or the position scheme does not accept the config.
     """
-    for field, entries in (CHOICES | {"remat": REMAT}).items():
-        choose(entries, getattr(config, field), f"model.{field}")
-    kind = KINDS[config.kind]
+    check_names(config)
+    kind = choose(TEXT_KINDS, config.kind, "model.kind")
     kind.check(config)
     return kind(config, vocab_size, trained_lengths)
 
 
-def init_params(model: EncoderDecoder, seed: int) -> PyTree:
-    """Returns the initial parameters, which depend only on the config, the vocabulary size and the seed."""
-    batch = TokenBatch.from_tokens(jnp.ones((1, 2), jnp.int32))
-    return jax.jit(model.init)(jax.random.key(seed), batch, batch)["params"]
+def build_image_classifier(config: ModelConfig, image_format: ImageFormat) -> ImageClassifier:
+    """Makes the model of images that a config describes.
+
+    Raises:
+      UserError: a name is unknown, or the model does not accept the config or the size of the images.
+    """
+    check_names(config)
+    ImageClassifier.check(config, image_format.shape)
+    return ImageClassifier(config, image_format)
 
 
-def parameter_shapes(model: EncoderDecoder) -> PyTree:
+def init_params(model: nn.Module, seed: int) -> PyTree:
+    """Returns the initial parameters, which depend only on the model and the seed."""
+    return jax.jit(model.init)(jax.random.key(seed), *model.example_inputs())["params"]
+
+
+def parameter_shapes(model: nn.Module) -> PyTree:
     """Returns the shapes and types of the parameters without computing the parameters."""
     return jax.eval_shape(lambda: init_params(model, seed=0))

@@ -14,6 +14,7 @@ from transformer.model.cache import KVCache
 from transformer.model.dropout import NO_DROPOUT, BoundDropout
 from transformer.model.layers import NORMS, FeedForward
 from transformer.model.masks import window_mask
+from transformer.model.position_scheme import Grid
 from transformer.model.positions import POSITIONS
 from transformer.model.residual import RESIDUALS
 
@@ -112,6 +113,7 @@ class Stack(nn.Module):
       causal: whether no token sees a later one.
       has_cross_attention: whether the blocks have cross-attention.
       trained_length: see `PositionScheme`.
+      grid: see `PositionScheme`.
     """
 
     config: ModelConfig
@@ -119,11 +121,12 @@ class Stack(nn.Module):
     causal: bool
     has_cross_attention: bool
     trained_length: int | None = None
+    grid: Grid | None = None
 
     def setup(self):
         config = self.config
         scheme = POSITIONS[config.positions]
-        self.positions = scheme(config, self.num_layers, self.causal, self.trained_length)
+        self.positions = scheme(config, self.num_layers, self.causal, self.trained_length, self.grid)
         self.layers = [Block(config, self.has_cross_attention) for _ in range(self.num_layers)]
         self.norm = NORMS[config.norm](config) if RESIDUALS[config.residual].final_norm else None
 

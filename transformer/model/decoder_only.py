@@ -15,7 +15,7 @@ from transformer.model.dropout import Dropout, bind_dropout
 from transformer.model.embedding import EMBEDDINGS, Embedding, LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder, MaxLengths, shift_right
 from transformer.model.masks import ancestor_mask, causal_mask, segment_mask
-from transformer.model.positions import POSITIONS
+from transformer.model.positions import POSITIONS, check_positions
 
 
 class Joined(NamedTuple):
@@ -59,7 +59,7 @@ class DecoderOnly(EncoderDecoder):
 
     @classmethod
     def check(cls, config):
-        POSITIONS[config.positions].check(config)
+        check_positions(config)
 
     @property
     def max_length(self) -> int | None:

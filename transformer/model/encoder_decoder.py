@@ -46,6 +46,12 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
     def check(cls, config: ModelConfig) -> None:
         """Raises a `UserError` if no model can be made from a config."""
 
+    @nn.nowrap
+    def example_inputs(self) -> tuple[TokenBatch, TokenBatch]:
+        """Returns inputs of `__call__` that are enough to make the parameters."""
+        batch = TokenBatch.from_tokens(jnp.ones((1, 2), jnp.int32))
+        return batch, batch
+
     @property
     def max_lengths(self) -> MaxLengths:
         """The longest sequences that the model accepts."""

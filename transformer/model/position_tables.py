@@ -18,6 +18,20 @@ def sinusoid_concat_table(length: int, d_model: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
+def grid_table(
+    rows: int, columns: int, num_class_tokens: int, width: int, base: float = 10_000.0
+) -> np.ndarray:
+    """Returns the sinusoids [tokens, width] of the rows and of the columns of a grid, in float64.
+
+    The first half of the channels has the paper's table of the row, and the second half that of the column.
+    The tokens are in raster order, after `num_class_tokens` tokens at row 0 and column 0.
+    """
+    places = np.divmod(np.arange(rows * columns), columns)
+    indices = np.pad(places, ((0, 0), (num_class_tokens, 0)))
+    table = sinusoid_table(max(rows, columns), width // 2, base)
+    return np.concatenate([table[index] for index in indices], axis=1)
+
+
 def t5_range_starts(num_ranges: int, max_distance: int) -> np.ndarray:
     """Returns the smallest distance of each range of T5 in one direction, without the first range."""
     exact = num_ranges // 2

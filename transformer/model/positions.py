@@ -1,7 +1,8 @@
 """Position schemes, which tell a model the order of tokens (paper, section 3.5).
 
 A scheme is a subclass of `PositionScheme` that overrides some of its hooks, and an entry in `POSITIONS`.
-The encoder and the decoder each have an instance of the scheme; cross-attention sees no positions.
+The encoder and the decoder each have an instance of the scheme; cross-attention sees no positions. On the
+patches of an image, a scheme without a second dimension counts them in raster order.
 """
 
 from typing import ClassVar
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from transformer.config import ModelConfig, UserError
+from transformer.model.grid_positions import Rope2D, Sinusoidal2D
+from transformer.model.position_scheme import PositionScheme, rotate
 from transformer.model.position_tables import (
     alibi_slopes,
     sinusoid_concat_table,
@@ -21,115 +24,10 @@ from transformer.model.position_tables import (
 )
 
 
-class PositionScheme(nn.Module):
-    """Base class: `add`, `transform`, `bias` and `value_bias` are hooks, which do nothing by default.
-
-    Attributes:
-      num_layers: number of blocks in the stack.
-      causal: whether no query sees a later key, as in a decoder.
-      trained_length: longest sequence, in tokens, that the stack was trained on; None during training.
-      overflow_policies: allowed values of `overflow`, the default first. The value decides what happens at
-        positions from `limit` on: `error` (longer sequences are refused; the model itself returns NaN),
-        `clamp` (use the last position), `zero` (add nothing), `extrapolate` (continue the definition of the
-        scheme).
-      default_max_distance: value of `max_distance` if the config has none; None if the scheme has no
-        maximum distance.
-      reads_weights: whether the scheme has a `value_bias`.
-    """
-
-    config: ModelConfig
-    num_layers: int = 0
-    causal: bool = False
-    trained_length: int | None = None
-    overflow_policies: ClassVar[tuple[str, ...]] = ("extrapolate", "error")
-    default_max_distance: ClassVar[int | None] = None
-    reads_weights: ClassVar[bool] = False
-
-    @classmethod
-    def check(cls, config: ModelConfig) -> None:
-        """Raises a `UserError` if the scheme does not work with a config."""
-        if config.overflow not in (None, *cls.overflow_policies):
-            raise UserError(
-                f"model.overflow is {config.overflow!r}; for model.positions={config.positions!r} "
-                f"it must be one of: {', '.join(cls.overflow_policies)}"
-            )
-        if config.max_distance is not None and cls.default_max_distance is None:
-            raise UserError(
-                f"model.max_distance is {config.max_distance}; "
-                f"it must be None for model.positions={config.positions!r}, which has no maximum distance"
-            )
-
-    @property
-    def overflow(self) -> str:
-        """Policy for positions beyond the last trained one; the first of `overflow_policies` by default."""
-        return self.config.overflow or self.overflow_policies[0]
-
-    @property
-    def limit(self) -> int:
-        """The first position that does not exist or was not reached in training."""
-        return min(self.config.max_positions, self.trained_length or self.config.max_positions)
-
-    @property
-    def max_length(self) -> int | None:
-        """Maximum sequence length in tokens, including EOS; None if longer sequences are also accepted."""
-        return self.limit if self.overflow == "error" else None
-
-    @property
-    def max_distance(self) -> int | None:
-        """Largest distance that the scheme distinguishes; None if the scheme has no maximum distance."""
-        return self.config.max_distance or self.default_max_distance
-
-    def __call__(
-        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t m"]:
-        """Calls `add` and applies the overflow policy at positions from `limit` on."""
-        if self.overflow == "extrapolate":
-            return self.add(x, positions, length)
-        limit = self.limit
-        added = self.add(x, jnp.minimum(positions, limit - 1), min(length, limit))
-        if self.overflow == "clamp":
-            return added
-        beyond = x if self.overflow == "zero" else jnp.nan
-        return jnp.where((positions < limit)[..., None], added, beyond)
-
-    def add(
-        self, x: Float[Array, "b t m"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t m"]:
-        """Adds positions to the scaled embeddings. Every position is below the static bound `length`."""
-        return x
-
-    def transform(
-        self, heads: Float[Array, "b t h d"], positions: Int[Array, "b t"], length: int
-    ) -> Float[Array, "b t h d"]:
-        """Transforms the queries and the keys of self-attention; see `add` for `length`."""
-        return heads
-
-    def bias(
-        self,
-        layer: int | Int[Array, ""],
-        query_heads: Float[Array, "b q h d"],
-        query_index: Int[Array, "q"],
-        key_index: Int[Array, "k"],
-    ) -> Float[Array, "#b h q k"] | None:
-        """Returns the bias that is added to the scaled logits of self-attention, or None.
-
-        Indices count tokens from the start of a row, which may contain several examples. So only differences
-        between indices are meaningful.
-        """
-
-    def value_bias(
-        self,
-        layer: int | Int[Array, ""],
-        weights: Float[Array, "b h q k"],
-        query_index: Int[Array, "q"],
-        key_index: Int[Array, "k"],
-    ) -> Float[Array, "b q h e"] | None:
-        """Returns the bias that is added to the attended values, or None; see `bias` for the indices."""
-
-
 class Sinusoidal(PositionScheme):
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same); no parameters."""
 
+    inputs = ("sequence", "grid")
     overflow_policies = ("extrapolate", "error", "clamp", "zero")
 
     @classmethod
@@ -161,13 +59,16 @@ class Learned(PositionScheme):
     """A trained vector per position (Table 3, row E; Gehring et al. 2017), one table per stack.
 
     The paper does not give the initial values; here they are normal with standard deviation d_model^-0.5,
-    like the embeddings.
+    like the embeddings. An image has a vector for each of its tokens, whatever `max_positions` is
+    (Dosovitskiy et al. 2021, section 3.1).
     """
 
+    inputs = ("sequence", "grid")
     overflow_policies = ("error", "clamp", "zero")
 
     def setup(self):
-        shape = (self.config.max_positions, self.config.d_model)
+        num_positions = self.config.max_positions if self.grid is None else self.grid.num_tokens
+        shape = (num_positions, self.config.d_model)
         self.table = self.param("table", nn.initializers.normal(self.config.d_model**-0.5), shape)
 
     def add(self, x, positions, length):
@@ -179,6 +80,8 @@ class NoPositions(PositionScheme):
 
     Differs from the paper: nothing is added (Haviv et al. 2022; Kazemnejad et al. 2023).
     """
+
+    inputs = ("sequence", "grid")
 
 
 class Relative(PositionScheme):
@@ -284,6 +187,8 @@ class Rope(PositionScheme):
     Differs from the paper: queries and keys are rotated; nothing is added to the embeddings.
     """
 
+    inputs = ("sequence", "grid")
+
     @classmethod
     def check(cls, config):
         super().check(config)
@@ -305,12 +210,11 @@ class Rope(PositionScheme):
 
     def transform(self, heads, positions, length):
         num_rotated = self.num_rotated(self.config)
-        table = sinusoid_table(length, num_rotated, self.config.rope_base)
-        table = jnp.asarray(table, jnp.float32)[positions][:, :, None]
-        sin, cos = table[..., 0::2], table[..., 1::2]
-        even, odd = heads[..., 0:num_rotated:2], heads[..., 1:num_rotated:2]
-        rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-        rotated = rotated.reshape(*heads.shape[:-1], num_rotated).astype(heads.dtype)
+        rotated = rotate(
+            heads[..., :num_rotated],
+            sinusoid_table(length, num_rotated, self.config.rope_base),
+            positions,
+        )
         if num_rotated == heads.shape[-1]:
             return rotated
         return jnp.concatenate([rotated, heads[..., num_rotated:]], axis=-1)
@@ -325,4 +229,22 @@ POSITIONS: dict[str, type[PositionScheme]] = {
     "t5_bias": T5Bias,
     "alibi": Alibi,
     "rope": Rope,
+    "sinusoidal_2d": Sinusoidal2D,
+    "rope_2d": Rope2D,
 }
+
+
+def check_positions(config: ModelConfig) -> None:
+    """Checks that the position scheme of a config works with its model.
+
+    Raises:
+      UserError: the scheme is not defined for the kind of model, or does not accept the config.
+    """
+    needed = "grid" if config.kind == "image_classifier" else "sequence"
+    if needed not in POSITIONS[config.positions].inputs:
+        names = ", ".join(sorted(name for name, scheme in POSITIONS.items() if needed in scheme.inputs))
+        raise UserError(
+            f"model.positions is {config.positions!r}; with model.kind={config.kind}, it must be one of: "
+            f"{names}"
+        )
+    POSITIONS[config.positions].check(config)

@@ -98,7 +98,7 @@ class DeepNorm(Residual):
 
     For N encoder layers and M decoder layers, the encoder has alpha = 0.81 (N^4 M)^(1/16) and beta = 0.87
     (N^4 M)^(-1/16); the decoder has alpha = (3 M)^(1/4) and beta = (12 M)^(-1/4). A decoder-only model has
-    alpha = (2 M)^(1/4) and beta = (8 M)^(-1/4).
+    alpha = (2 M)^(1/4) and beta = (8 M)^(-1/4), and an image classifier has the same with N.
 
     Differs from the paper, where alpha and beta are 1. Differs from Wang et al.: kernels are Xavier-uniform,
     not Xavier-normal, with the same variance.
@@ -119,8 +119,8 @@ class DeepNorm(Residual):
 def _deepnorm_constants(config: ModelConfig, has_cross_attention: bool) -> tuple[float, float]:
     """Returns alpha and beta of `DeepNorm`."""
     n, m = config.encoder_depth, config.decoder_depth
-    if config.kind == "decoder_only":
-        return (2 * m) ** 0.25, (8 * m) ** -0.25
+    if (depth := {"decoder_only": m, "image_classifier": n}.get(config.kind)) is not None:
+        return (2 * depth) ** 0.25, (8 * depth) ** -0.25
     if has_cross_attention:
         return (3 * m) ** 0.25, (12 * m) ** -0.25
     return 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)

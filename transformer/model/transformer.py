@@ -11,7 +11,7 @@ from transformer.model.cache import DecoderState, EncoderCache, KVCache
 from transformer.model.dropout import BoundDropout, Dropout, bind_dropout
 from transformer.model.encoder_decoder import EncoderDecoder, MaxLengths, shift_right
 from transformer.model.masks import ancestor_mask, causal_mask, segment_mask
-from transformer.model.positions import POSITIONS
+from transformer.model.positions import POSITIONS, check_positions
 
 
 class Transformer(EncoderDecoder):
@@ -38,7 +38,7 @@ class Transformer(EncoderDecoder):
 
     @classmethod
     def check(cls, config):
-        POSITIONS[config.positions].check(config)
+        check_positions(config)
 
     @property
     def max_lengths(self):

@@ -6,12 +6,14 @@ from typing import Any
 
 from transformer.config import ExperimentConfig, choose
 from transformer.data.progress import Progress
+from transformer.tasks.image_classification import ImageClassification
 from transformer.tasks.language_modeling import LanguageModeling
 from transformer.tasks.task import LoadedModel, Task
 from transformer.tasks.translation import Translation
 
 __all__ = [
     "TASKS",
+    "ImageClassification",
     "LanguageModeling",
     "LoadedModel",
     "Task",
@@ -24,6 +26,7 @@ __all__ = [
 TASKS: dict[str, type[Task]] = {
     "translation": Translation,
     "language_modeling": LanguageModeling,
+    "image_classification": ImageClassification,
 }
 
 
@@ -35,7 +38,7 @@ def task_type(config: ExperimentConfig) -> type[Task]:
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
     """Checks the names in a config, and adds the defaults of options missing from `data.options`.
 
-    A name that is not in `data.builders.BUILDERS` is checked by TFDS when the data is opened.
+    The name of a TFDS set is checked when the data is opened.
 
     Raises:
       UserError: an unknown name, or an option that the data set does not have.

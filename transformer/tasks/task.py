@@ -5,10 +5,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import ExperimentConfig
+from transformer.config import ExperimentConfig, UserError, choose
 from transformer.data.progress import Progress
+from transformer.training.optimizers import make_optimizer, make_schedule
+from transformer.training.parallelism import PARALLELISMS
 from transformer.training.trainable import LossFn, Trainable
 
 
@@ -73,12 +76,27 @@ class Task(Trainable):
         """
 
     @classmethod
+    def options_type(cls, config: ExperimentConfig) -> type | None:
+        """Returns the dataclass that declares `data.options`; None if every option affects the result."""
+
+    @classmethod
+    def check_split_name(cls, config: ExperimentConfig, split: str) -> None:
+        """Checks the name of a split before the data is prepared. Does nothing if the names are unknown.
+
+        Raises:
+          UserError: the data set has no such split.
+        """
+
+    @classmethod
     def check_vectorized(cls, config: ExperimentConfig) -> None:
         """Checks that several runs can be trained in one program; see `training.vectorized`.
 
         Raises:
-          UserError: the shapes of batches depend on the seed.
+          UserError: the shapes of batches depend on the seed, or the weights are to be split.
         """
+        for name, size in (("fsdp", config.train.fsdp), ("tensor", config.train.tensor)):
+            if size > 1:
+                raise UserError(f"train.{name} is {size}, but runs in one program are not split; set it to 1")
 
     @classmethod
     @abc.abstractmethod
@@ -115,6 +133,36 @@ class Task(Trainable):
         Raises:
           UserError: a file is missing from the folder, or was changed after the training.
         """
+
+    @classmethod
+    def is_prepared(cls, config: ExperimentConfig, identity: Mapping[str, str]) -> bool:
+        """Returns whether the data of a run with this identity is prepared on this machine."""
+        return False
+
+    def check_data(self) -> str:
+        """Reads the stored data of all splits, and returns its name and the names of the splits.
+
+        Raises:
+          UserError: the data is damaged.
+        """
+        return self.identity["data"]
+
+    @classmethod
+    def planned_model(cls, config: ExperimentConfig) -> nn.Module:
+        """Returns the model of a config before its data is prepared, to compute its costs.
+
+        Raises:
+          UserError: the config has an unknown name, or the task does not know its model before the data.
+        """
+        raise UserError(f"the costs of task={config.task} are unknown; choose another task")
+
+    @classmethod
+    def step_shape(cls, config: ExperimentConfig) -> dict[str, int]:
+        """Returns the shape of a training step: rows, row_length in tokens, and parts.
+
+        The number of rows is a multiple of the number of parts, `train.accumulation`.
+        """
+        return {"rows": config.train.accumulation, "row_length": 1, "parts": config.train.accumulation}
 
     @classmethod
     @abc.abstractmethod
@@ -158,3 +206,13 @@ class Task(Trainable):
           test_set: the examples.
           progress: called with the number of finished examples.
         """
+
+
+def check_training(config: ExperimentConfig) -> None:
+    """Checks the names of the optimizer, the schedule and the parallelism.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    make_optimizer(config.optimizer, make_schedule(config.optimizer, 1.0, config.train.steps))
+    choose(PARALLELISMS, config.train.parallelism, "train.parallelism")

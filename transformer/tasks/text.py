@@ -13,15 +13,20 @@ from jaxtyping import PyTree
 
 from transformer.batch import TokenBatch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
-from transformer.data.builders import check_kind, is_prepared, options_type, present_name, resolve_options
+from transformer.data.builders import (
+    check_kind,
+    check_split_name,
+    is_prepared,
+    options_type,
+    present_name,
+    resolve_options,
+)
 from transformer.data.corpus import VOCABULARY_FILE, Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.files import atomic_write
 from transformer.model import build_model, init_params
-from transformer.tasks.task import LoadedModel, Task
-from transformer.training.optimizers import make_optimizer, make_schedule
-from transformer.training.parallelism import PARALLELISMS
+from transformer.tasks.task import LoadedModel, Task, check_training
 
 
 class TextTask(Task):
@@ -53,16 +58,38 @@ class TextTask(Task):
                 f"model.kind is {config.model.kind!r}; with task={config.task}, it must be one of: "
                 f"{', '.join(cls.kinds)}"
             )
-        make_optimizer(config.optimizer, make_schedule(config.optimizer, 1.0, config.train.steps))
-        choose(PARALLELISMS, config.train.parallelism, "train.parallelism")
+        check_training(config)
         choose(PENALTIES, config.decode.penalty, "decode.penalty")
         return dataclasses.replace(config, data=resolve_options(config.data))
 
     @classmethod
-    def check_vectorized(cls, config):
-        for name, size in (("fsdp", config.train.fsdp), ("tensor", config.train.tensor)):
-            if size > 1:
-                raise UserError(f"train.{name} is {size}, but runs in one program are not split; set it to 1")
+    def options_type(cls, config):
+        return options_type(config.data.name)
+
+    @classmethod
+    def check_split_name(cls, config, split):
+        check_split_name(config.data, split)
+
+    @classmethod
+    def is_prepared(cls, config, identity):
+        return is_prepared(config.data, identity["data"])
+
+    def check_data(self):
+        splits = self.corpus.tokenized_splits
+        for split in splits:
+            self.corpus.split(split)
+        return f"{self.corpus.name} ({', '.join(splits)})"
+
+    @classmethod
+    def planned_model(cls, config):
+        return build_model(config.model, config.data.vocab_size)
+
+    @classmethod
+    def step_shape(cls, config):
+        parts, length = config.train.accumulation, config.data.row_length
+        rows = -(-config.train.batch_tokens // length)
+        rows += -rows % parts
+        return {"vocab_size": config.data.vocab_size, "rows": rows, "row_length": length, "parts": parts}
 
     @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):

@@ -100,11 +100,11 @@ class Meter:
             **({"skipped": num_skipped} if num_skipped else {}),
             "learning_rate": float(info.learning_rate),
             **({} if info.skipped else _gradient_norms(info)),
-            "tokens_per_second": totals["count"] / seconds,
+            f"{self._task.unit}_per_second": totals["count"] / seconds,
             "waiting_for_data": waited / seconds,  # share of the time
             **({} if peak is None else {"utilization": sum(f for _, _, f in fetched) / seconds / peak}),
             **_peak_memory(),
-            "tokens_seen": self.tokens_seen,
+            f"{self._task.unit}_seen": self.tokens_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
         }
 

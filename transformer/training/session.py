@@ -43,7 +43,7 @@ class Outcome:
     Attributes:
       step: number of updates that the run has done.
       finished: whether the run is complete; otherwise the same call resumes the run.
-      tokens_seen: target tokens trained on.
+      tokens_seen: target tokens, or other units of the task, trained on.
       validation: the last validation record; empty before the first validation.
       params_sha256: digest of the weights.
       identity: the identity of the task; see `Trainable`. If the run began with `initial_weights`, their

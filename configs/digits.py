@@ -1,0 +1,31 @@
+"""A small Vision Transformer on the 1,797 digits of scikit-learn.
+
+    python -m experiments.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    config = base.defaults()
+    config.task = "image_classification"
+    config.model.update(
+        kind="image_classifier",
+        num_layers=4,
+        d_model=64,
+        d_ff=128,
+        num_heads=4,
+        patch_size=2,
+        positions="learned",
+        residual="pre_norm",
+        feed_forward="gelu",
+        dropout_rate=0.1,
+    )
+    config.data.update(name="digits", options={})
+    config.optimizer.update(
+        name="adamw", schedule="cosine", learning_rate=2e-3, warmup_steps=100, weight_decay=0.05
+    )
+    config.train.update(steps=1_500, batch_size=64, log_every=50, validate_every=250)
+    return base.with_arguments(config, argument, {})
