@@ -53,6 +53,7 @@ PATH_FLAGS = {
         "output",
         "prefix",
         "targets",
+        "image",
     ),
     *("attention", "source", "target", "figure", "out"),
 }

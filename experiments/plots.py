@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager, get_font
@@ -38,6 +38,7 @@ INSTALLED_FONTS = {font.name: font.fname for font in reversed(fontManager.ttflis
 FAMILIES = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in INSTALLED_FONTS)]
 MAX_INCHES = 60  # longest side of a figure, 7,200 pixels
 MAX_LABEL = 30  # characters
+MAX_TITLE = 80
 LINE_STYLES = ("-", "--", ":", "-.")
 
 matplotlib.rcParams.update(
@@ -93,13 +94,13 @@ def visible(text: str, allowed: str = "") -> str:
     return "".join(c if c.isprintable() or c in allowed else f"<U+{ord(c):04X}>" for c in text)
 
 
-def label(text: str) -> str:
-    """Returns a text as a label: see `visible`, and cut to at most `MAX_LABEL` characters.
+def label(text: str, max_characters: int = MAX_LABEL) -> str:
+    """Returns a text as a label: see `visible`, and cut to at most `max_characters` characters.
 
     matplotlib leaves a label that begins with "_" out of the legend; a word joiner before "_" prevents this.
     """
     shown = visible(text)
-    shown = shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 1]}…"
+    shown = shown if len(shown) <= max_characters else f"{shown[: max_characters - 1]}…"
     return f"\N{WORD JOINER}{shown}" if shown.startswith("_") else shown
 
 
@@ -160,6 +161,39 @@ def attention_map(
     figure.supylabel("target token", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
     figure.suptitle(title if is_labeled else f"{title} (too many tokens to label)", fontsize=11)
+    return figure
+
+
+def image_attention_map(
+    image: UInt8[np.ndarray, "y x c"], weights: Float[np.ndarray, "layers h rows columns"], title: str
+) -> Figure:
+    """Draws an image and the attention of the class token to its patches.
+
+    A row of panels has a layer: the mean of its heads, then each head. The brighter a patch, the larger its
+    attention weight. Each panel has its own scale, whose largest weight stands above the panel.
+
+    Args:
+      image: the pixels, grey or colour.
+      weights: the attention weights of the patches.
+      title: title of the figure.
+    """
+    num_layers, num_heads = weights.shape[:2]
+    columns = min(num_heads, 12)  # more panels would be too small
+    figure = Figure((1.35 * (columns + 2) + 0.6, 1.5 * num_layers + 0.7), layout="constrained")
+    panels = figure.subplots(num_layers, columns + 2, squeeze=False)
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    for number, row in enumerate(panels):
+        maps = [weights[number].mean(axis=0), *weights[number, :columns]]
+        row[0].imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        row[0].set_ylabel(f"layer {number + 1}", fontsize=9)
+        for place, (axes, values) in enumerate(zip(row[1:], maps, strict=True)):
+            axes.imshow(values, cmap="viridis", vmin=0)
+            name = f"head {place}" if place else "mean of heads"
+            axes.set_title(f"{name}\n{values.max():.2f}", fontsize=7)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+    figure.suptitle(label(title, MAX_TITLE), fontsize=11)
     return figure
 
 

@@ -33,7 +33,9 @@ def equalize(
     base = configs[baseline]
     others = {name: config for name, config in configs.items() if name != baseline}
     if resource == "target_tokens" and not is_read("train.batch_tokens", base):
-        raise UserError(f"EQUAL = 'target_tokens' is undefined for task={base.task}; set it to steps or flops")
+        raise UserError(
+            f"EQUAL = 'target_tokens' is undefined for task={base.task}; set it to steps or flops"
+        )
     if resource == "parameters":
         num_parameters = count_parameters(base)
         others = {name: _with_parameters(name, config, num_parameters) for name, config in others.items()}
