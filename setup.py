@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
+IMAGES = ["pillow", "scikit-learn"]
 TEST = ["beartype", "hypothesis", "pytest", "pytest-xdist"]
 
 setup(
@@ -41,8 +42,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "prepare": ["tensorflow-cpu"],  # only to prepare TFDS's own sets, never to train
         "peers": ["ctranslate2", "torch", "transformers"],
+        "images": IMAGES,  # the data set digits, and image files
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, *IMAGES, "ruff"],
         "docs": ["myst-nb", "sphinx", "sphinx-book-theme"],
     },
 )

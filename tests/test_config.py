@@ -245,9 +245,12 @@ ADDED = {
     "model.rope_base": 100.0,
     "model.rope_fraction": 0.5,
     "model.prefix": "bidirectional",
+    "model.patch_size": 2,
+    "model.pooling": "mean",
     "optimizer.final_fraction": 0.1,
     "train.loss_on_source": True,
     "train.z_loss": 1e-4,
+    "train.batch_size": 3,
 }
 
 

@@ -16,7 +16,7 @@ from tests.support.tiny import VOCAB, tiny_config, token_shapes
 from transformer.batch import Batch
 from transformer.config import ExperimentConfig, from_dict, to_dict
 from transformer.decoding.model_search import ModelSearch
-from transformer.model import KINDS, build_model, parameter_shapes
+from transformer.model import TEXT_KINDS, build_model, parameter_shapes
 from transformer.tasks import task_type
 from transformer.tasks.translation import make_loss_fn
 from transformer.training.parallelism import Single
@@ -95,7 +95,7 @@ def test_a_full_size_config_can_be_lowered(case):
     check_export(load(case))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
+@pytest.mark.parametrize("kind", [kind for kind in TEXT_KINDS if kind != "transformer"])
 def test_another_kind_of_model_can_be_lowered(kind):
     values = to_dict(load("number_words.py:smoke"))
     values["model"] |= {"kind": kind}

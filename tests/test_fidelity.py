@@ -203,6 +203,8 @@ UNREAD_VALUES = OTHER_VALUES | {
     "model.prefix": "bidirectional",
     "model.rope_base": 100.0,
     "model.rope_fraction": 0.5,
+    "model.patch_size": 2,
+    "model.pooling": "mean",
     "model.fused_attention": True,
     "model.remat": "block",
     "model.scan_layers": True,

@@ -11,7 +11,7 @@ from tests.support.translators import VOCAB_SIZE, model_and_params
 from transformer.config import DecodeConfig, UserError
 from transformer.decoding import model_search
 from transformer.decoding.model_search import ModelSearch, ShrinkingSearch
-from transformer.model import KINDS, build_model, parameter_shapes
+from transformer.model import TEXT_KINDS, build_model, parameter_shapes
 from transformer.model.ensemble import ensemble
 from transformer.training.parallelism import Mesh
 
@@ -87,10 +87,10 @@ def test_a_search_over_several_devices_equals_one_on_a_device(row_counts, config
         np.testing.assert_allclose(result.score, expected.score[:num_sentences], rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "ensemble"])
+@pytest.mark.parametrize("kind", [*TEXT_KINDS, "ensemble"])
 def test_every_array_of_a_search_has_a_row_per_sentence(kind):
     """A search relies on this when it drops sentences. The only exception is the step, `state.index`."""
-    names = KINDS if kind == "ensemble" else [kind]
+    names = TEXT_KINDS if kind == "ensemble" else [kind]
     models = [build_model(tiny_config(num_layers=1, kind=name), VOCAB_SIZE) for name in names]
     params = [parameter_shapes(model) for model in models]
     model, params = ensemble(models, params) if kind == "ensemble" else (models[0], params[0])

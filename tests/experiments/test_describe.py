@@ -17,7 +17,7 @@ from experiments.costs import (
 )
 from tests.support.commands import ROOT, call, refuse
 from transformer.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig, from_dict, to_dict
-from transformer.model import KINDS, build_model, init_params, parameter_shapes
+from transformer.model import TEXT_KINDS, build_model, init_params, parameter_shapes
 from transformer.model.flops import matmul_flops
 from transformer.tasks import resolve
 from transformer.tasks.translation import Translation, make_loss_fn
@@ -143,7 +143,7 @@ def test_flops_of_a_step_without_a_scan_equal_those_of_xla(changes):
     assert describe(config)["flops_per_step"] == pytest.approx(flops, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_parameters_of_modules_sum_to_the_total(kind):
     costs = describe(small(kind=kind, num_layers=1))
     assert sum(costs["parameters_by_module"].values()) == costs["parameters"]

@@ -12,6 +12,7 @@ from experiments.formats import FORMATS, export, largest_difference, score
 from experiments.formats.to_ctranslate2 import read_vocabulary
 from experiments.run_folder import Trained
 from tests.support.commands import call, refuse
+from tests.support.tiny import SEQUENCE_SCHEMES
 from transformer.config import (
     BOS,
     EOS,
@@ -26,7 +27,6 @@ from transformer.data.batching import pad_rows
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.model_search import ModelSearch
 from transformer.model import build_model, parameter_shapes
-from transformer.model.positions import POSITIONS
 
 TEXTS = ["two dogs run through the snow", "a man in a red shirt", "zwei Hunde rennen durch den Schnee"]
 CONFIG = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=24, d_ff=44, num_heads=3, max_positions=41)
@@ -322,7 +322,7 @@ def test_every_position_scheme_is_exported_or_refused():
         for name, changes, _ in REFUSED
         if name == "ctranslate2" and "positions" in changes
     }
-    assert exported | refused == set(POSITIONS)
+    assert exported | refused == set(SEQUENCE_SCHEMES)
 
 
 def test_reference_log_probabilities_do_not_depend_on_padding():

@@ -179,6 +179,27 @@ class Rope(PlainAttention):
         return super().score(head, self.rotation(i, len(q)) @ q, self.rotation(j, len(k)) @ k, i, j)
 
 
+class GridRope(PlainAttention):
+    """Axial RoPE (Heo et al. 2024, section 3.2): one half of the channels has the row, the other the column.
+
+    `places` has the row and the column of each token; the class token has None.
+    """
+
+    def __init__(self, places, base):
+        super().__init__(rope=(base, None))
+        self.places = places
+
+    def turned(self, x, place):
+        if place is None:
+            return x
+        halves = np.split(x, 2)
+        turned = [Rope.rotation(self, m, len(half)) @ half for m, half in zip(place, halves, strict=True)]
+        return np.concatenate(turned)
+
+    def score(self, head, q, k, i, j):
+        return super().score(head, self.turned(q, self.places[i]), self.turned(k, self.places[j]), i, j)
+
+
 def zeros(length, d_model):
     return np.zeros((length, d_model))
 
@@ -259,6 +280,36 @@ def decoder_only(source, target, params, num_heads, bidirectional):
     for number in range(count_modules(params["decoder"], "layers")):
         x = post_norm_layer(x, params["decoder"][f"layers_{number}"], num_heads, visible)
     return x @ table.T
+
+
+def image_classifier(image, mean, deviation, params, num_heads, size, positions, pooling, base=10_000):
+    """Logits [v] of one image [y, x, c] with pixels from 0 to 255 (Dosovitskiy et al. 2021, section 3.1)."""
+    image = (image / 255 - mean) / deviation
+    rows, columns = image.shape[0] // size, image.shape[1] // size
+    places = [(y, x) for y in range(rows) for x in range(columns)]
+    patches = [image[y * size : (y + 1) * size, x * size : (x + 1) * size].ravel() for y, x in places]
+    x = np.array(patches) @ params["patches"]["kernel"] + params["patches"]["bias"]
+    if pooling == "class_token":
+        x, places = np.vstack([params["class_token"], x]), [None, *places]
+    d_model = x.shape[1]
+    attention = PlainAttention()
+    if positions == "sinusoidal_2d":
+        table = sinusoid(max(rows, columns), d_model // 2)
+        none = np.zeros(d_model)
+        x = x + [none if place is None else np.concatenate(table[list(place)]) for place in places]
+    elif positions == "rope_2d":
+        attention = GridRope(places, base)
+    else:  # raster order
+        added, scheme = SCHEMES[positions]
+        trained = params["encoder"].get("positions")
+        x = x + (trained["table"] if added is None else added(len(x), d_model))
+        attention = scheme(rope=(base, None))
+    visible = np.ones((len(x), len(x)), bool)
+    for number in range(count_modules(params["encoder"], "layers")):
+        weights = params["encoder"][f"layers_{number}"]
+        x = post_norm_layer(x, weights, num_heads, visible, positions=attention)
+    pooled = x[0] if pooling == "class_token" else x.mean(axis=0)
+    return pooled @ params["head"]["kernel"] + params["head"]["bias"]
 
 
 def additive_attention(s, h, w_a, u_a, v_a):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.tiny import VOCAB, mean_nll, random_params, sentence_pairs, tiny_config
+from tests.support.tiny import SEQUENCE_SCHEMES, VOCAB, mean_nll, random_params, sentence_pairs, tiny_config
 from transformer.model import attention, build_model
 from transformer.model.dropout import Dropout
 from transformer.model.positions import POSITIONS
@@ -38,7 +38,7 @@ def loss_and_gradient(params, fused, **changes):
 
 @pytest.mark.parametrize(
     "positions",
-    [name if name == "relative" else pytest.param(name, marks=pytest.mark.slow) for name in POSITIONS],
+    [name if name == "relative" else pytest.param(name, marks=pytest.mark.slow) for name in SEQUENCE_SCHEMES],
 )
 def test_the_loss_and_the_gradient_are_the_same(positions, calls):
     params = random_params(build_model(tiny_config(num_layers=1, d_v=6, positions=positions), VOCAB))

@@ -16,6 +16,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from tests.support.tiny import (
+    SEQUENCE_SCHEMES,
     VOCAB,
     cached_logits,
     mean_nll,
@@ -26,8 +27,9 @@ from tests.support.tiny import (
     train,
 )
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
-from transformer.model import CHOICES, KINDS, build_model, init_params
+from transformer.model import CHOICES, KINDS, TEXT_KINDS, build_model, init_params
 from transformer.model.dropout import Dropout
+from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import CELLS
 
 # Tolerance for float32 sums in a different order, as in a different shape or program. Logits are of order 1.
@@ -40,6 +42,9 @@ ROW_ROUNDING = 1e-6
 PER_TOKEN_FIELDS = {"norm", "feed_forward", "dropout_sites"}
 
 
+# Entries with invariants of their own: kinds, cells, and those of images (test_image_classifier.py).
+OTHER_FIELDS = ("kind", "cell", "pooling")
+GRID_POSITIONS = {*POSITIONS} - {*SEQUENCE_SCHEMES}
 RECURRENT = ("recurrent", "recurrent_attention")
 DECODER_ONLY = (("causal", "sinusoidal"), ("bidirectional", "t5_bias"), ("bidirectional", "relative"))
 # Each change of attention alone. The variant `attention` has all of them.
@@ -58,8 +63,12 @@ def variants() -> dict[str, dict]:
     default = ModelConfig()
     changes = {"paper": {}}
     for field, entries in CHOICES.items():
-        if field not in ("kind", "cell"):
-            changes |= {name: {field: name} for name in entries if name != getattr(default, field)}
+        if field not in OTHER_FIELDS:
+            changes |= {
+                name: {field: name}
+                for name in entries
+                if name != getattr(default, field) and name not in GRID_POSITIONS
+            }
     for kind, cell in itertools.product(RECURRENT, CELLS):
         changes[f"{kind}-{cell}"] = {"kind": kind, "cell": cell}
     # A decoder-only model joins source and target, so its schemes see other positions and indices.
@@ -279,10 +288,12 @@ def test_a_model_learns_to_copy(variant):
 
 
 def test_every_entry_has_a_variant():
-    entries = sum(len(CHOICES[field]) - 1 for field in CHOICES if field not in ("kind", "cell"))
+    entries = sum(len(CHOICES[field]) - 1 for field in CHOICES if field not in OTHER_FIELDS)
+    entries -= len(GRID_POSITIONS)
     recurrent = len(RECURRENT) * len(CELLS)
     assert len(VARIANTS) == 1 + entries + recurrent + len(DECODER_ONLY) + 3 + 2 + len(ATTENTION)
-    assert {*KINDS} == {"transformer", "decoder_only", *RECURRENT}
+    assert {*TEXT_KINDS} == {"transformer", "decoder_only", *RECURRENT}
+    assert {*KINDS} - {*TEXT_KINDS} == {"image_classifier"}
 
 
 @pytest.mark.parametrize("field", CHOICES)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.model import oracle
 from tests.support.tiny import (
+    SEQUENCE_SCHEMES,
     VOCAB,
     packed_batch,
     random_params,
@@ -24,7 +25,6 @@ from transformer.model.block import Block, CrossInputs
 from transformer.model.dropout import NO_DROPOUT, Dropout, bind_dropout
 from transformer.model.layers import FEED_FORWARDS, DynamicTanh, FeedForward, rms_norm
 from transformer.model.position_tables import alibi_slopes, sinusoid_table, t5_range_starts
-from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import CELLS, additive_attention
 
 
@@ -94,7 +94,7 @@ def test_multi_head_attention_equals_the_equations(changes, options):
 
 @pytest.mark.parametrize(
     ("positions", "max_distance"),
-    [*((name, 3 if name == "relative" else None) for name in POSITIONS), ("t5_bias", 20)],
+    [*((name, 3 if name == "relative" else None) for name in SEQUENCE_SCHEMES), ("t5_bias", 20)],
 )
 def test_a_whole_transformer_equals_the_equations(positions, max_distance):
     """Sentences are longer than `max_distance`, and longer than the T5 ranges that are single distances."""

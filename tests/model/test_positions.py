@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.tiny import VOCAB, greedy_search, random_params, tiny_config, token_batch, train
+from tests.support.tiny import (
+    SEQUENCE_SCHEMES,
+    VOCAB,
+    greedy_search,
+    random_params,
+    tiny_config,
+    token_batch,
+    train,
+)
 from transformer.batch import TokenBatch
 from transformer.config import EOS, UserError
 from transformer.model import build_model, init_params
@@ -45,7 +53,7 @@ def test_sinusoids_extrapolate(positions):
     np.testing.assert_array_equal(vectors, added(positions, "error", max_positions=9)[0])
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", SEQUENCE_SCHEMES)
 def test_a_sequence_beyond_the_limit_gives_nan_with_the_error_policy(positions):
     config = tiny_config(positions=positions, max_positions=LIMIT, overflow="error", num_layers=1)
     model = build_model(config, VOCAB)

@@ -15,8 +15,13 @@ from transformer.batch import TokenBatch
 from transformer.config import BOS, PAD, ModelConfig
 from transformer.model import parameter_shapes
 from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.positions import POSITIONS
 
 VOCAB = 13
+# The position schemes of text and of images.
+SEQUENCE_SCHEMES, GRID_SCHEMES = (
+    [name for name, scheme in POSITIONS.items() if inputs in scheme.inputs] for inputs in ("sequence", "grid")
+)
 
 
 def tiny_config(**changes) -> ModelConfig:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError, option
 from transformer.data import tfds_sets
-from transformer.data.builders import reporting_damage
+from transformer.data.builders import BUILDERS, reporting_damage
 from transformer.data.image_set import ImageOptions, ImageSet
 from transformer.data.images import Example, Examples
 from transformer.data.options import ONLY_A_DEPARTURE
@@ -42,12 +42,14 @@ class TfdsImages(ImageSet):
 
     def __init__(self, data: DataConfig):
         super().__init__(data)
+        if data.name in BUILDERS:
+            known = ", ".join(OTHER_NAMES)
+            raise UserError(f"data.name is {data.name!r}, a set of texts; it must be {known} or a TFDS set")
         self._builder = tfds_sets.find_builder(data, OTHER_NAMES, ("image_classification",))
         features = self._builder.info.features
-        is_labeled = isinstance(features, tfds.features.FeaturesDict) and isinstance(
-            features.get("label"), tfds.features.ClassLabel
-        )
-        if not is_labeled or not isinstance(features.get("image"), tfds.features.Image):
+        kinds = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+        is_labeled = isinstance(kinds.get("label"), tfds.features.ClassLabel)
+        if not is_labeled or not isinstance(kinds.get("image"), tfds.features.Image):
             raise UserError(
                 f"data.name is {data.name!r}, which has no images with one class each; choose a set of "
                 "images, such as mnist or cifar10"
