@@ -31,7 +31,7 @@ def main(root: str) -> int:
     sweep = ["--sweep=configs/sweeps/digits.py", f"--root={root}", f"--seeds={SEEDS}"]
     if status := cli.call(launch, sweep):
         return status
-    print("\n| classifier | validation accuracy | test accuracy |\n| --- | ---: | ---: |")
+    print("\n| classifier | validation accuracy, % | test accuracy, % |\n| --- | ---: | ---: |")
     folders = sorted(Path(root).glob("vision_transformer/*/"))
     cells = []
     for split in ("validation", "test"):
