@@ -12,7 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["transformer*", "experiments*", "configs*"]),
-    package_data={"experiments.study": ["page.html"]},
+    package_data={"experiments.study": ["overview.html", "page.html", "theme.css"]},
     install_requires=[
         "absl-py",
         "array_record",

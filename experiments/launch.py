@@ -25,7 +25,6 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
-from experiments.config_files import read_changes
 from experiments.costs import describe
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED, StopSignal
@@ -33,13 +32,22 @@ from experiments.study.groups import group_job, make_groups
 from experiments.study.live import StatusBoard
 from experiments.study.plan import Selection, plan_text, run_states
 from experiments.study.queue import Job, Slot, command, make_slots, run_jobs
-from experiments.study.report import report_text, write_report
-from experiments.study.results import has_diverged, has_ended, is_complete, read_criterion, read_study
+from experiments.study.report import report
+from experiments.study.results import has_diverged, has_ended, is_complete, read_criterion
 from experiments.study.slurm import SRUN_STOP_SIGNAL, Slurm, on_nodes
 from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS
 from experiments.study.study_file import Trial, Tuned, check_root, stored_costs, write_study
-from experiments.study.sweep import PlannedRun, expand, expand_trials
-from experiments.study.sweep_file import load_sweep
+from experiments.study.sweep import Changes, PlannedRun, Sweep, expand, expand_trials
+from experiments.study.sweep_file import load_sweeps
+from experiments.study.tasks import (
+    applicable,
+    check_tasks_root,
+    name_of,
+    naming,
+    read_task_changes,
+    refusal_lines,
+    write_tasks,
+)
 from transformer.config import UserError
 from transformer.files import lock
 from transformer.tasks import task_type
@@ -52,7 +60,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "sweep",
         None,
-        "Sweep file; a colon and arguments for the config of the study may follow.",
+        "Sweep file; a colon and arguments for the configs of the study may follow.",
         flag_values=flags,
         required=True,
     )
@@ -78,9 +86,10 @@ def define_flags(flags: FlagValues) -> None:
     for name, (default, least, text) in numbers.items():
         absl_flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=flags)
     repeated = {
-        "only": "Runs to launch: a variant, VARIANT/SEED, or a pattern such as '*/0'. Default: all.",
+        "only": "Runs to launch: a task, a variant, VARIANT/SEED, or a pattern such as '*/0'. Default: all.",
         "exclude": "Runs to leave out, as in --only.",
-        "set": "Changes a field of the config of every run, for example --set=train.steps=500.",
+        "set": "Changes a field of the config of every run, for example --set=train.steps=500. With several "
+        "tasks, --set=TASK:train.steps=500 changes the runs of one task.",
         "sbatch": "Option of sbatch, for example --sbatch=--partition=gpu.",
     }
     for name, text in repeated.items():
@@ -127,16 +136,22 @@ class Launch:
 
     def __init__(self, flags: FlagValues):
         self._flags = flags
-        self._sweep, self._root = load_sweep(flags.sweep), Path(flags.root)
-        self._changes = read_changes(flags.set, "set")
-        self._runs = expand(self._sweep, self._changes, flags.seeds)
-        self._trials = expand_trials(self._sweep, self._changes) if self._sweep.tune else []
+        sweeps, self._root = load_sweeps(flags.sweep), Path(flags.root)
+        self._name = name_of(sweeps)
+        self._changes = read_task_changes(flags.set, list(sweeps))  # by task
+        self._sweeps, self._refused = applicable(sweeps, self._changes)
+        self._runs = self._expand({})
+        self._trials: list[tuple[PlannedRun, Changes]] = []
+        for task, sweep in self._sweeps.items():
+            if sweep.tune:
+                with naming(task):
+                    self._trials += expand_trials(sweep, self._changes[task], task)
         self._selection = Selection(flags.only, flags.exclude)
         self._selection.check([*self._runs, *(run for run, _ in self._trials)])
         # Tuning changes the ids of runs, but not their variants and seeds.
-        selected = {run.variant for run in self._runs if self._selection.includes(run)}
+        selected = {run.row for run in self._runs if self._selection.includes(run)}
         self._selected_trials = [
-            run for run, _ in self._trials if run.variant in selected or self._selection.includes(run)
+            run for run, _ in self._trials if run.row in selected or self._selection.includes(run)
         ]
         self._slots: list[Slot] = []
         self._slurm = Slurm(self._root)
@@ -159,12 +174,24 @@ class Launch:
                 raise UserError(f"--nodes={flags.nodes} needs Slurm; add --executor=slurm or remove --nodes")
             self._slots = make_slots(flags.jobs or 1, flags.devices_per_run)
 
+    def _expand(self, chosen: Mapping[str, Changes]) -> list[PlannedRun]:
+        """Returns the runs of all tasks, in order of seed, with the tuned values in `chosen`, by row."""
+        runs = []
+        for task, sweep in self._sweeps.items():
+            with naming(task):
+                values = {
+                    run_variant: chosen[row] for run_variant, row in _rows(task, sweep) if row in chosen
+                }
+                runs += expand(sweep, self._changes[task], self._flags.seeds, values, task)
+        return sorted(runs, key=lambda run: run.seed)
+
     def plan(self) -> str:
         """Returns a table of the selected runs, or of the trials if variants are to be tuned."""
         self._check_root([] if self._trials else self._runs)
         queued = self._slurm.states() if self._flags.executor == "slurm" else {}
         runs = self._selected_trials or [run for run in self._runs if self._selection.includes(run)]
-        text = plan_text(self._root, self._sweep, runs, queued)
+        states = run_states(self._root, self._sweeps, runs, queued)
+        text = "\n".join([*refusal_lines(self._refused), plan_text(self._root, self._name, runs, states)])
         if self._trials:
             text += f"\nthese trials tune the variants; {len(self._runs)} runs with the best values follow"
         return text
@@ -172,6 +199,8 @@ class Launch:
     def run(self) -> int:
         """Runs missing trials and runs on this machine, writes the report, and returns the exit status."""
         runs = self._runs
+        for line in refusal_lines(self._refused):
+            print(line)
         with lock(self._root, wait=True):
             self._check_root([] if self._trials else runs)
         if self._trials:
@@ -179,28 +208,28 @@ class Launch:
             missing = self._missing_trials()
             num_trials = len(self._selected_trials)
             counts = f"{num_trials} trials for tuning, {num_trials - len(missing)} done"
-            self._run_jobs(missing, counts, ())
+            self._run_jobs(missing, counts, evaluate=False)
             if failed := self._missing_trials():
-                logs = (self._root / run.id / "log.txt" for run in failed)
+                logs = (self._root / run.path / "log.txt" for run in failed)
                 log = next(filter(Path.exists, logs), None)
                 advice = f"see {log}, then " if log else ""
                 count = f"{len(failed)} trial{'s' * (len(failed) != 1)}"
                 raise UserError(f"{count} not finished; {advice}launch the study again")
             tuned = self._tuned()
-            for variant in dict.fromkeys(run.variant for run in self._selected_trials):
-                if variant not in tuned:
-                    print(f"{variant}: trials that this command does not select are not done yet")
+            for row in dict.fromkeys(run.row for run in self._selected_trials):
+                if row not in tuned:
+                    print(f"{row}: trials that this command does not select are not done yet")
             runs = self._tuned_runs(tuned)
         selected = [run for run in runs if self._selection.includes(run)]
-        states = run_states(self._root, self._sweep, selected, {})
+        states = run_states(self._root, self._sweeps, selected, {})
         self._check_weights(states)
         self._write_study(runs)
-        missing = [run for run in selected if states[run.id] not in FINAL_STATES]
+        missing = [run for run in selected if states[run.path] not in FINAL_STATES]
         counts = Counter(states.values())
         listed = ", ".join(
             f"{counts[name]} {name}" for name in FINAL_STATES if counts[name] or name == "done"
         )
-        failures = self._run_jobs(missing, f"{len(selected)} runs, {listed}", self._sweep.splits)
+        failures = self._run_jobs(missing, f"{len(selected)} runs, {listed}", evaluate=True)
         self._write_report()
         if failures and set(failures) == {PREEMPTED}:
             return PREEMPTED
@@ -214,20 +243,19 @@ class Launch:
             self._check_root([] if self._trials else runs)
             if self._trials:
                 trials = self._missing_trials()
-                self._submit([run.id for run in trials if run.id not in queued])
-                waiting = {run.id for run in trials}
+                self._submit([run.path for run in trials if run.path not in queued])
+                waiting = {run.path for run in trials}
                 after = [job["id"] for job in self._slurm.jobs if waiting & set(job["runs"])]
                 tuned = self._tuned()
-                runs = [*self._tuned_runs(tuned), *(run for run in runs if run.variant not in tuned)]
+                runs = [*self._tuned_runs(tuned), *(run for run in runs if run.row not in tuned)]
             selected = [run for run in runs if self._selection.includes(run)]
-            states = run_states(self._root, self._sweep, selected, queued)
+            states = run_states(self._root, self._sweeps, selected, queued)
             self._check_weights(states)
-            names = {run.id: f"{run.variant}/{run.seed}" for run in selected}
-            missing = [names[run.id] for run in selected if states[run.id] not in FINAL_STATES]
+            missing = [run.label for run in selected if states[run.path] not in FINAL_STATES]
             self._submit([name for name in missing if name not in queued], after)
-        self._write_study([run for run in runs if not self._trials or run.variant in tuned])
+        self._write_study([run for run in runs if not self._trials or run.row in tuned])
         counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(states.values()).items()))
-        print(f"{self._sweep.name}: {len(selected)} runs, {counts}")
+        print(f"{self._name}: {len(selected)} runs, {counts}")
         if missing:
             print("launch again with the same flags to see the states and to submit failed runs again")
         else:
@@ -242,7 +270,7 @@ class Launch:
             arguments += [f"--nodes={flags.nodes}", "--retries=0"]
         arguments += [f"--set={change}" for change in flags.set]
         job = self._slurm.submit(
-            self._sweep.name, names, arguments, flags.sbatch, flags.jobs, flags.retries, flags.nodes, after
+            self._name, names, arguments, flags.sbatch, flags.jobs, flags.retries, flags.nodes, after
         )
         print(f"submitted array job {job}: {len(names)} runs")
 
@@ -250,37 +278,36 @@ class Launch:
         return [run for run in self._selected_trials if not self._has_ended(run)]
 
     def _has_ended(self, run: PlannedRun) -> bool:
-        return has_ended(Run(self._root / run.id), run)
+        return has_ended(Run(self._root / run.path), run)
 
     def _tuned(self) -> dict[str, Tuned]:
-        """Returns the values with the lowest validation loss, for each variant whose trials have all ended.
+        """Returns the values with the lowest validation loss, for each row whose trials have all ended.
 
         Raises:
           UserError: all trials of a variant diverged.
         """
-        by_variant: dict[str, list[tuple[PlannedRun, Mapping[str, Any]]]] = defaultdict(list)
+        by_row: dict[str, list[tuple[PlannedRun, Changes]]] = defaultdict(list)
         for run, values in self._trials:
-            by_variant[run.variant].append((run, values))
+            by_row[run.row].append((run, values))
         tuned = {}
-        for variant, trials in by_variant.items():
+        for row, trials in by_row.items():
             if not all(self._has_ended(run) for run, _ in trials):
                 continue
             tried = [
-                Trial(dict(values), read_criterion(Run(self._root / run.id), run)) for run, values in trials
+                Trial(dict(values), read_criterion(Run(self._root / run.path), run)) for run, values in trials
             ]
             finite = [trial for trial in tried if trial.criterion is not None]
             if not finite:
                 raise UserError(
-                    f"all trials of variant {variant} diverged; change the values in TUNE, and name "
+                    f"all trials of variant {row} diverged; change the values in TUNE, and name "
                     "another --root"
                 )
-            tuned[variant] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
+            tuned[row] = Tuned(min(finite, key=lambda trial: trial.criterion).values, tried)
         return tuned
 
     def _tuned_runs(self, tuned: Mapping[str, Tuned]) -> list[PlannedRun]:
-        chosen = {variant: values.chosen for variant, values in tuned.items()}
-        runs = expand(self._sweep, self._changes, self._flags.seeds, chosen)
-        return [run for run in runs if run.variant in tuned]
+        runs = self._expand({row: values.chosen for row, values in tuned.items()})
+        return [run for run in runs if run.row in tuned]
 
     def _check_weights(self, states: Mapping[str, str]) -> None:
         """Checks that trained runs without all scores have weights, so that they can be scored.
@@ -288,32 +315,34 @@ class Launch:
         Raises:
           UserError: a run was stored without weights.
         """
-        for run_id, state in states.items():
-            if state == "trained" and not (self._root / run_id / "checkpoints").is_dir():
+        for path, state in states.items():
+            if state == "trained" and not (self._root / path / "checkpoints").is_dir():
                 raise UserError(
-                    f"{self._root / run_id} is stored without weights, so it cannot be scored again; restore "
+                    f"{self._root / path} is stored without weights, so it cannot be scored again; restore "
                     "the splits and metrics that it was scored on, or delete the folder to train it again"
                 )
 
     def _check_root(self, runs: Sequence[PlannedRun]) -> None:
-        check_root(self._root, self._sweep, runs, self._changes)
+        if "" not in self._sweeps:
+            check_tasks_root(self._root, self._name)
+        for task, sweep in self._sweeps.items():
+            check_root(self._root / task, sweep, _of_task(task, runs), self._changes[task])
 
     def _write_study(self, runs: Sequence[PlannedRun]) -> None:
         with lock(self._root, wait=True):
             self._check_root(runs)
-            known = stored_costs(self._root)
-            costs = {}
-            for run in runs:
-                if run.seed == 0 and run.variant not in known:
-                    cost = describe(run.config)
-                    flops = cost["flops_per_step"] * run.config.train.steps
-                    costs[run.variant] = {"parameters": cost["parameters"], "flops": flops}
-            write_study(self._root, self._sweep, runs, self._tuned(), self._changes, costs)
+            tuned = self._tuned()
+            for task, sweep in self._sweeps.items():
+                folder, of_task = self._root / task, _of_task(task, runs)
+                chosen = {variant: tuned[row] for variant, row in _rows(task, sweep) if row in tuned}
+                costs = _costs(of_task, stored_costs(folder))
+                write_study(folder, sweep, of_task, chosen, self._changes[task], costs)
+            if "" not in self._sweeps:
+                write_tasks(self._root, self._sweeps, self._refused)
 
     def _write_report(self) -> None:
         with lock(self._root, wait=True):
-            study = read_study(self._root)
-            print(f"\n{report_text(study, write_report(self._root, study))}")
+            print(f"\n{report(self._root)}")
 
     def _check_vectorized(self) -> None:
         """Checks the flags and the configs of a study whose runs are trained together.
@@ -326,11 +355,11 @@ class Launch:
         for run in self._runs:
             task_type(run.config).check_vectorized(run.config)
 
-    def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, splits: Sequence[str]) -> list[int]:
-        """Trains the runs, evaluates them on the splits, and returns the exit statuses of failed runs."""
-        print(f"{self._sweep.name}: {counts}, {len(missing)} to do", flush=True)
-        # A trial, which has no splits, may diverge: the study then uses other values.
-        accepted = (0,) if splits else (0, Diverged.exit_status)
+    def _run_jobs(self, missing: Sequence[PlannedRun], counts: str, evaluate: bool) -> list[int]:
+        """Trains the runs, evaluates them unless they are trials, and returns the statuses of failed runs."""
+        print(f"{self._name}: {counts}, {len(missing)} to do", flush=True)
+        # A trial may diverge: the study then uses other values.
+        accepted = (0,) if evaluate else (0, Diverged.exit_status)
         failures = []
         if self._flags.vectorize > 1:
             groups = make_groups(self._root, missing, self._flags.vectorize)
@@ -338,12 +367,12 @@ class Launch:
             failures = self._run_queue(jobs, (0, Diverged.exit_status))
             if failures and self._flags.fail_fast:
                 return failures
-            grouped = {run.id for group in groups for run in group}
-            diverged = [run for run in missing if has_diverged(Run(self._root / run.id), run)]
-            failures += [Diverged.exit_status for run in diverged if splits]
-            unfinished = [run for run in missing if run.id in grouped and not self._has_ended(run)]
+            grouped = {run.path for group in groups for run in group}
+            diverged = [run for run in missing if has_diverged(Run(self._root / run.path), run)]
+            failures += [Diverged.exit_status for run in diverged if evaluate]
+            unfinished = [run for run in missing if run.path in grouped and not self._has_ended(run)]
             missing = [run for run in missing if run not in diverged and run not in unfinished]
-        return failures + self._run_queue([self._job(run, splits) for run in missing], accepted)
+        return failures + self._run_queue([self._job(run, evaluate) for run in missing], accepted)
 
     def _run_queue(self, jobs: Sequence[Job], accepted: Sequence[int]) -> list[int]:
         """Runs jobs, and returns the exit statuses that are not accepted."""
@@ -365,37 +394,57 @@ class Launch:
         return failures
 
     def _durations(self) -> dict[str, list[float]]:
-        """Returns the seconds that the trained runs of each variant took."""
+        """Returns the seconds that the trained runs of each row took."""
         durations = defaultdict(list)
         for run in self._runs:
             with contextlib.suppress(UserError):
-                result = Run(self._root / run.id).result
+                result = Run(self._root / run.path).result
                 if result.get("status") == "done":
-                    durations[run.variant].append(result["seconds"])
+                    durations[run.row].append(result["seconds"])
         return durations
 
-    def _job(self, planned: PlannedRun, splits: Sequence[str]) -> Job:
-        run = Run(self._root / planned.id)
+    def _job(self, planned: PlannedRun, evaluate: bool) -> Job:
+        run, sweep = Run(self._root / planned.path), self._sweeps[planned.task]
         workdir = f"--workdir={run.folder}"
-        evaluation = [command("evaluate", workdir, f"--split={','.join(splits)}")] if splits else []
+        evaluation = [command("evaluate", workdir, f"--split={','.join(sweep.splits)}")] if evaluate else []
 
         training, stop_signal = command("train", workdir), signal.SIGTERM
         if self._flags.nodes > 1:
             training, stop_signal = on_nodes(training, self._flags.nodes), SRUN_STOP_SIGNAL
 
         def is_done() -> bool:
-            if not splits:
+            if not evaluate:
                 return has_ended(run, planned)
-            return is_complete(run, planned, splits, self._sweep.metrics)
+            return is_complete(run, planned, sweep.splits, sweep.metrics)
 
         return Job(
-            name=planned.id,
+            name=planned.path,
             folder=run.folder,
             commands=[training, *evaluation],
             begin=functools.partial(run.begin, planned.config),
             is_done=is_done,
             stop_signal=stop_signal,
         )
+
+
+def _of_task(task: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    return [run for run in runs if run.task == task]
+
+
+def _rows(task: str, sweep: Sweep) -> list[tuple[str, str]]:
+    """Returns each variant of a task with its row; see `PlannedRun.row`."""
+    return [(variant, f"{task}/{variant}" if task else variant) for variant in sweep.variants]
+
+
+def _costs(runs: Sequence[PlannedRun], known: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns parameters and FLOPs of the training of each variant whose costs are not known."""
+    costs = {}
+    for run in runs:
+        if run.seed == 0 and run.variant not in known:
+            cost = describe(run.config)
+            flops = cost["flops_per_step"] * run.config.train.steps
+            costs[run.variant] = {"parameters": cost["parameters"], "flops": flops}
+    return costs
 
 
 if __name__ == "__main__":

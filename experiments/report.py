@@ -12,8 +12,7 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
-from experiments.study.report import report_text, write_report
-from experiments.study.results import read_study
+from experiments.study.report import report
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -21,9 +20,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> None:
-    root = Path(flags.root)
-    study = read_study(root)
-    print(report_text(study, write_report(root, study)))
+    print(report(Path(flags.root)))
 
 
 if __name__ == "__main__":

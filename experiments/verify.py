@@ -23,6 +23,7 @@ from experiments.run_folder import Run
 from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
 from experiments.study.results import read_study
 from experiments.study.study_file import run_folders
+from experiments.study.tasks import task_folders
 from transformer.config import UserError
 from transformer.json_files import check_types, read_sealed
 from transformer.tasks import open_task, task_type
@@ -43,7 +44,8 @@ def main(flags: FlagValues) -> int:
         folders = [Path(flags.workdir)]
         _ = Run(folders[0]).config  # refuses a folder that is not a run
     else:
-        folders = run_folders(Path(flags.root))
+        studies = task_folders(Path(flags.root)).values()
+        folders = [folder for study in studies for folder in run_folders(study)]
     problems = []
     with counting(len(folders), "verifying") as progress:
         for number, folder in enumerate(folders, start=1):
@@ -53,7 +55,8 @@ def main(flags: FlagValues) -> int:
             problems += verification.problems
             progress(number)
     if flags.root is not None and not problems:
-        read_study(Path(flags.root))  # checks that the runs belong together
+        for study in studies:
+            read_study(study)  # checks that the runs belong together
     return cli.USAGE if problems else 0
 
 

@@ -59,9 +59,9 @@ class StatusBoard:
         """Shows `jobs`, of which `num_slots` run at the same time.
 
         Args:
-          jobs: the jobs; the name of each is VARIANT/SEED-HASH.
+          jobs: the jobs; the name of each is VARIANT/SEED-HASH, or TASK/VARIANT/SEED-HASH.
           num_slots: number of jobs at the same time.
-          durations: seconds of earlier runs, by variant.
+          durations: seconds of earlier runs, by variant or by TASK/VARIANT.
         """
         self._num_jobs, self._num_slots, self._num_ended = len(jobs), num_slots, 0
         self._durations = {variant: list(seconds) for variant, seconds in durations.items()}
@@ -176,7 +176,7 @@ def outcome(ended: Ended) -> str:
 
 
 def _variant(job: Job) -> str:
-    return job.name.partition("/")[0]
+    return job.name.rpartition("/")[0]
 
 
 def _training_records(folder: Path) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ import jinja2
 
 from experiments.run_folder import Run
 from experiments.score_files import Evaluation, ScoreFiles
-from experiments.study import charts, svg
+from experiments.study import charts, overview, svg
 from experiments.study.results import MIN_SENTENCES, Study
 from experiments.study.statistics import summarize
 from experiments.study.tables import SCORES_NOTE, comparison_cells, note_lines, score_cells, verdict_lines
+from experiments.study.tasks import TaskStudies
 from transformer.config import UserError, flatten, to_dict
 from transformer.evaluation.metrics import METRICS
 from transformer.training.metric_log import Record, read_metrics
@@ -25,20 +26,13 @@ SAME_FOR_ALL = ("train.seed", "data.data_dir")  # fields that the table of diffe
 
 def page(study: Study) -> str:
     """Returns the page. The same study gives the same page, byte for byte."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.study", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     sweep = study.sweep
     metric, split = sweep.primary
     comparisons = study.comparisons()
     records = {
         variant: [_records(run) for _, run in sorted(runs.items())] for variant, runs in study.runs.items()
     }
-    return environment.get_template("page.html").render(
+    return _template("page.html").render(
         sweep=sweep,
         variants=study.launched,
         palette_size=svg.PALETTE_SIZE,
@@ -62,6 +56,34 @@ def page(study: Study) -> str:
         incomplete=list(_incomplete(study)),
         translations=_translations(study),
     )
+
+
+def overview_page(tasks: TaskStudies) -> str:
+    """Returns the page of a study of several tasks, which links to the page of each task."""
+    studies = tasks.studies
+    return _template("overview.html").render(
+        tasks=tasks,
+        heads=overview.heads(tasks),
+        rows=[
+            (variant, [overview.cell(study, variant) for study in studies.values()])
+            for variant in tasks.variants
+        ],
+        baselines={study.sweep.baseline for study in studies.values()},
+        notes=overview.notes(tasks),
+        scores_note=SCORES_NOTE,
+        forests={task: charts.forest(study, study.comparisons()) for task, study in studies.items()},
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.study", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
 
 
 def _columns(study: Study) -> list[str]:

@@ -21,7 +21,8 @@ TRAINED_STATES = ("trained", "done")
 class Selection(NamedTuple):
     """Patterns that select the runs to launch, as in `--only` and `--exclude`.
 
-    A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text.
+    A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text. If there
+    are several tasks, it also matches the name of a task, and the others after the name of the task and a slash.
     """
 
     only: Sequence[str] = ()
@@ -48,38 +49,48 @@ class Selection(NamedTuple):
 
 
 def _matches(run: PlannedRun, patterns: Sequence[str]) -> bool:
-    names = (run.variant, f"{run.variant}/{run.seed}", run.id)
+    names = [run.variant, f"{run.variant}/{run.seed}", run.id]
+    if run.task:
+        names += [run.task, run.row, run.label, run.path]
     return any(
         name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns
     )
 
 
 def run_states(
-    root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]
+    root: Path, sweeps: Mapping[str, Sweep], runs: Sequence[PlannedRun], queued: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns the state of each run, by id.
+    """Returns the state of each run, by path.
 
     The state is that in `queued`, "at work" if a local launcher is at work on the run, or that of
     `results.state`.
 
     Args:
       root: the folder of the study.
-      sweep: the study.
+      sweeps: the study of each task.
       runs: the runs.
-      queued: the states of the runs in Slurm's queue, by id or by VARIANT/SEED.
+      queued: the states of the runs in Slurm's queue, by path or by label.
     """
     states = {}
     for run in runs:
-        folder = root / run.id
-        queue_state = queued.get(run.id) or queued.get(f"{run.variant}/{run.seed}")
-        states[run.id] = queue_state or ("at work" if is_at_work(folder) else state(Run(folder), run, sweep))
+        folder = root / run.path
+        queue_state = queued.get(run.path) or queued.get(run.label)
+        states[run.path] = queue_state or (
+            "at work" if is_at_work(folder) else state(Run(folder), run, sweeps[run.task])
+        )
     return states
 
 
-def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapping[str, str]) -> str:
+def plan_text(root: Path, name: str, runs: Sequence[PlannedRun], states: Mapping[str, str]) -> str:
     """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
 
-    The time left is estimated from the FLOPs per second of the trained runs.
+    The time left is estimated from the FLOPs per second of the trained runs of the task.
+
+    Args:
+      root: the folder of the study.
+      name: the name of the study.
+      runs: the runs.
+      states: the state of each run; see `run_states`.
     """
     by_config: dict[str, dict[str, Any]] = {}
     costs = {}
@@ -88,15 +99,18 @@ def plan_text(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], queued: Mapp
         digest = result_hash(dataclasses.replace(run.config, train=train))
         if digest not in by_config:
             by_config[digest] = describe(run.config)
-        costs[run.id] = by_config[digest]
-    flops = {run.id: costs[run.id]["flops_per_step"] * run.config.train.steps for run in runs}
-    states = run_states(root, sweep, runs, queued)
-    trained = [run for run in runs if states[run.id] in TRAINED_STATES]
-    seconds = sum(Run(root / run.id).result["seconds"] for run in trained)
-    rate = sum(flops[run.id] for run in trained) / seconds if trained else None
+        costs[run.path] = by_config[digest]
+    flops = {run.path: costs[run.path]["flops_per_step"] * run.config.train.steps for run in runs}
+    trained = [run for run in runs if states[run.path] in TRAINED_STATES]
+    rates = {}
+    for task in {run.task for run in trained}:
+        paths = [run.path for run in trained if run.task == task]
+        seconds = sum(Run(root / path).result["seconds"] for path in paths)
+        rates[task] = sum(flops[path] for path in paths) / seconds
     rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
     for run in runs:
-        left = "" if rate is None or states[run.id] in TRAINED_STATES else clock(flops[run.id] / rate)
-        memory = costs[run.id]["memory_bytes"]["total"] / 1e6
-        rows.append([run.id, states[run.id], f"{flops[run.id]:.2e}", f"{memory:,.0f} MB", left])
-    return markdown(rows) + f"{sweep.name}: {len(runs)} runs, {len(trained)} trained"
+        rate = None if states[run.path] in TRAINED_STATES else rates.get(run.task)
+        left = "" if rate is None else clock(flops[run.path] / rate)
+        memory = costs[run.path]["memory_bytes"]["total"] / 1e6
+        rows.append([run.path, states[run.path], f"{flops[run.path]:.2e}", f"{memory:,.0f} MB", left])
+    return markdown(rows) + f"{name}: {len(runs)} runs, {len(trained)} trained"

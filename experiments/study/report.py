@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plots
-from experiments.study.page import page
-from experiments.study.results import Study
+from experiments.study import overview
+from experiments.study.page import overview_page, page
+from experiments.study.results import Study, read_study
 from experiments.study.statistics import Summary, summarize
 from experiments.study.tables import latex, length_table, report_markdown
+from experiments.study.tasks import TaskStudies, parent_study, read_tasks, task_folders
+from transformer.config import UserError
 from transformer.evaluation.metrics import METRICS
 from transformer.files import atomic_write
 
 
 def write_report(root: Path, study: Study) -> Path:
     """Writes the report into the folder report/ of a study folder, and returns the path of report/."""
-    folder = root / "report"
+    return _write_files(root / "report", study)
+
+
+def _write_files(folder: Path, study: Study) -> Path:
     folder.mkdir(exist_ok=True)
     sweep = study.sweep
     atomic_write(folder / "table.md", report_markdown(study))
@@ -29,17 +35,52 @@ def write_report(root: Path, study: Study) -> Path:
         [variant, split, metric, len(values), *_flat(summarize(values))]
         for variant, split, metric, values in _cells(study)
     )
-    atomic_write(folder / "table.csv", _csv(columns, intervals))
+    atomic_write(folder / "table.csv", csv_text(columns, intervals))
     runs = (
         [variant, seed, split, *(splits[split].get(metric, "missing") for metric in sweep.metrics)]
         for variant, seeds in study.scores.items()
         for seed, splits in sorted(seeds.items())
         for split in splits
     )
-    atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
+    atomic_write(folder / "runs.csv", csv_text(["variant", "seed", "split", *sweep.metrics], runs))
     if study.launched:
         _write_plots(folder, study)
     return folder
+
+
+def write_tasks_report(root: Path, tasks: TaskStudies) -> Path:
+    """Writes the report of several tasks: an overview in report/, and the report of each task in a subfolder.
+
+    Returns:
+      The path of report/.
+    """
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    for task, study in tasks.studies.items():
+        _write_files(folder / task, study)
+    atomic_write(folder / "table.md", overview.overview_markdown(tasks))
+    atomic_write(folder / "table.tex", overview.overview_latex(tasks))
+    atomic_write(folder / "table.csv", csv_text(overview.COLUMNS, overview.rows(tasks)))
+    atomic_write(folder / "report.html", overview_page(tasks))
+    return folder
+
+
+def report(root: Path) -> str:
+    """Writes the report of a study of one or of several tasks, and returns its tables as text.
+
+    Raises:
+      UserError: the folder is not a study, or is one task of a study.
+    """
+    if (parent := parent_study(root)) is not None:
+        raise UserError(
+            f"{root} is one task of the study {parent}, whose statistics are for all tasks; "
+            f"use --root={parent}"
+        )
+    if "" in task_folders(root):
+        study = read_study(root)
+        return report_text(study, write_report(root, study))
+    tasks = read_tasks(root)
+    return _visible(overview.overview_markdown(tasks), write_tasks_report(root, tasks))
 
 
 def _write_plots(folder: Path, study: Study) -> None:
@@ -63,9 +104,13 @@ def _write_plots(folder: Path, study: Study) -> None:
 
 def report_text(study: Study, folder: Path) -> str:
     """Returns a text with the table of scores and the names of the files in the report."""
+    return _visible(report_markdown(study), folder)
+
+
+def _visible(text: str, folder: Path) -> str:
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     # The study may come from a stranger, and the terminal would execute control characters in it.
-    return plots.visible(f"{report_markdown(study)}\n{folder}: {names}", allowed="\n")
+    return plots.visible(f"{text}\n{folder}: {names}", allowed="\n")
 
 
 def _flat(summary: Summary) -> list[float | str]:
@@ -85,7 +130,8 @@ def _harmless(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table as CSV."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)

@@ -33,6 +33,8 @@ class Study:
       changes: the values that `--set` gives to all variants, by config key.
       costs: costs[variant] has "parameters" and "flops" (of the training), if they are known.
       runs: runs[variant][seed] is the run folder, if it exists.
+      refused: the reason of each variant that does not apply, if the study is one task of several.
+      family: the comparisons, adjusted for all tasks, if the study is one task of several; otherwise None.
     """
 
     sweep: Sweep
@@ -44,6 +46,8 @@ class Study:
     changes: dict[str, Any]
     costs: dict[str, dict[str, float]]
     runs: dict[str, dict[int, Run]]
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    family: dict[str, Comparison] | None = None
 
     @property
     def launched(self) -> list[str]:
@@ -121,13 +125,20 @@ class Study:
 
         Variants that cannot be compared are left out; see `no_test`.
         """
+        if self.family is not None:
+            return self.family
+        scores = self.compared_scores()
+        return compare(scores, self.sweep.baseline) if scores else {}
+
+    def compared_scores(self) -> dict[str, dict[int, float]]:
+        """Returns the scores that can be compared; empty if they lack those of the baseline."""
         metric, split = self.sweep.primary
         scores = {
             variant: self.by_seed(variant, split, metric)
             for variant in self.sweep.variants
             if not self.no_test(variant)
         }
-        return compare(scores, self.sweep.baseline) if self.sweep.baseline in scores else {}
+        return scores if self.sweep.baseline in scores else {}
 
     def by_length(self, variant: str, split: str, metric: str) -> dict[int, list[float]]:
         """Returns one score per seed for each range of source lengths. The key is the upper end in tokens.

@@ -25,6 +25,9 @@ NUM_QUANTILES = 200  # of each sample variance, in the integral for the power
 FEW_SEEDS = f"Fewer than {MIN_SEEDS} seeds find only differences of several standard deviations."
 
 
+Scores = Mapping[str, Mapping[int, float]]  # scores[variant][seed]
+
+
 class Interval(NamedTuple):
     """Bounds of a 95% confidence interval; NaN if there are too few values, or if they do not vary."""
 
@@ -60,7 +63,7 @@ class Comparison:
       difference: mean of the variant minus mean of the baseline.
       interval: 95% interval of the difference by Welch's method, not adjusted for multiple comparisons.
       p: two-sided p-value of Welch's t-test; None if there is no test.
-      p_adjusted: `p` after Holm's adjustment for all tests of the study.
+      p_adjusted: `p` after Holm's adjustment for all tests of the study, on all its tasks.
       probability_higher: estimate of the probability that a run of the variant scores higher than a run of
         the baseline; equal scores count half (Mann and Whitney 1947).
       paired: the differences by seed; None if fewer than two seeds have both scores.
@@ -96,37 +99,51 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(mean, deviation, Interval(*map(float, bounds)))
 
 
-def compare(scores: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
-    """Compares every other variant with the baseline.
+def compare(scores: Scores, baseline: str) -> dict[str, Comparison]:
+    """Compares every other variant with the baseline; see `compare_tasks`."""
+    return compare_tasks({"": (scores, baseline)})[""]
+
+
+def compare_tasks(tasks: Mapping[str, tuple[Scores, str]]) -> dict[str, dict[str, Comparison]]:
+    """Compares every other variant with the baseline of its task. All tests are one family for Holm's method.
 
     Args:
-      scores: scores[variant][seed]. Each variant has at least one score.
-      baseline: the variant that the others are compared with.
+      tasks: the scores of the variants and the name of the baseline, by task. Each variant has at least one
+        score.
 
     Returns:
-      The comparison of each variant except the baseline, in the order of `scores`.
+      The comparison of each variant except the baseline, as comparisons[task][variant], in the order of the
+      scores.
     """
-    base = scores[baseline]
-    others = {name: runs for name, runs in scores.items() if name != baseline}
-    reasons = {name: _no_test(list(runs.values()), list(base.values())) for name, runs in others.items()}
-    tested = [name for name in others if not reasons[name]]
-    p_values = {
-        name: float(welch(list(others[name].values()), list(base.values())).pvalue) for name in tested
+    sides = {
+        (task, name): (runs, scores[baseline])
+        for task, (scores, baseline) in tasks.items()
+        for name, runs in scores.items()
+        if name != baseline
     }
+    reasons = {key: _no_test(*map(_values, pair)) for key, pair in sides.items()}
+    tested = [key for key in sides if not reasons[key]]
+    p_values = {key: float(welch(*map(_values, sides[key])).pvalue) for key in tested}
     adjusted = dict(zip(tested, holm(list(p_values.values())), strict=True))
-    return {
-        name: Comparison(
-            difference=float(np.mean(list(runs.values())) - np.mean(list(base.values()))),
-            interval=_difference_interval(list(runs.values()), list(base.values())),
-            p=p_values.get(name),
-            p_adjusted=adjusted.get(name),
-            probability_higher=_probability_higher(list(runs.values()), list(base.values())),
+    comparisons: dict[str, dict[str, Comparison]] = {task: {} for task in tasks}
+    for key, (runs, base) in sides.items():
+        values, base_values = _values(runs), _values(base)
+        task, name = key
+        comparisons[task][name] = Comparison(
+            difference=float(np.mean(values) - np.mean(base_values)),
+            interval=_difference_interval(values, base_values),
+            p=p_values.get(key),
+            p_adjusted=adjusted.get(key),
+            probability_higher=_probability_higher(values, base_values),
             paired=_paired(runs, base),
-            detectable=_detectable(runs, base, len(tested)) if name in tested else None,
-            reason=reasons[name],
+            detectable=_detectable(runs, base, len(tested)) if key in tested else None,
+            reason=reasons[key],
         )
-        for name, runs in others.items()
-    }
+    return comparisons
+
+
+def _values(runs: Mapping[int, float]) -> list[float]:
+    return list(runs.values())
 
 
 def welch(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Any:

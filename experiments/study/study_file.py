@@ -52,11 +52,7 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Ma
       UserError: the folder contains a run, another study, or this study with different settings.
     """
     advice = "; name another --root"
-    refuse_links(root)
-    if (root / "config.json").exists():
-        raise UserError(f"{root} is a run, not a study{advice}")
-    if (root.exists() or root.is_symlink()) and not root.is_dir():
-        raise UserError(f"{root} is not a folder{advice}")
+    check_folder(root)
     if not (root / STUDY_FILE).exists():
         return
     stored = _read_file(root)
@@ -71,6 +67,20 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Ma
                 f"{root} contains this study with different settings of {run.variant}: {differences}{advice}"
             )
     _check_settings(root, stored, sweep, changes)
+
+
+def check_folder(root: Path) -> None:
+    """Checks that a folder is new, or may contain a study.
+
+    Raises:
+      UserError: the folder contains a run or a link, or is not a folder.
+    """
+    advice = "; name another --root"
+    refuse_links(root)
+    if (root / "config.json").exists():
+        raise UserError(f"{root} is a run, not a study{advice}")
+    if (root.exists() or root.is_symlink()) and not root.is_dir():
+        raise UserError(f"{root} is not a folder{advice}")
 
 
 def _check_settings(root: Path, stored: Mapping[str, Any], sweep: Sweep, changes: Mapping[str, Any]) -> None:
@@ -188,7 +198,17 @@ def read_plan(root: Path) -> dict[str, Any]:
     """Returns the content of study.json.
 
     Raises:
-      UserError: the folder is not a study, or its plan is damaged.
+      UserError: the folder is not a study of one config, or its plan is damaged.
+    """
+    check_is_study(root)
+    return _read_file(root)
+
+
+def check_is_study(root: Path) -> None:
+    """Checks that a folder contains a study.
+
+    Raises:
+      UserError: it does not.
     """
     refuse_links(root)
     if (root / "config.json").is_file():
@@ -198,15 +218,16 @@ def read_plan(root: Path) -> dict[str, Any]:
             f"{root} is not a study: study.json is missing; "
             f"start a study with python -m experiments.launch --sweep=FILE --root={root}"
         )
-    return _read_file(root)
 
 
 def _read_file(root: Path) -> dict[str, Any]:
     """Returns the content of study.json.
 
     Raises:
-      UserError: the file is damaged, or is not the plan of a study.
+      UserError: the file is damaged, or is not the plan of a study of one config.
     """
+    if "tasks" in read_sealed(root / STUDY_FILE):
+        raise UserError(f"{root} contains a study of several tasks; name another --root")
     types = typing.get_type_hints(Sweep) | {
         "runs": list[str],
         "tuned": dict[str, dict[str, Any]],

@@ -57,20 +57,43 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a study: a variant with a seed."""
+    """One run of a study: a variant with a seed.
+
+    Attributes:
+      variant: the name of the variant.
+      seed: the seed.
+      config: the config of the run.
+      task: the name of the task, if the sweep file has several configs; otherwise empty.
+    """
 
     variant: str
     seed: int
     config: ExperimentConfig
+    task: str = ""
 
     @property
     def id(self) -> str:
-        """Folder of the run in the study folder: `variant/seed-hash`.
+        """Folder of the run in the study of its task: `variant/seed-hash`.
 
         The hash covers all fields that affect the result, so runs that differ in such a field have different
         folders.
         """
         return f"{self.variant}/{self.seed}-{self.config_hash[:8]}"
+
+    @property
+    def row(self) -> str:
+        """The variant, after the name of the task if there are several: `task/variant`."""
+        return f"{self.task}/{self.variant}" if self.task else self.variant
+
+    @property
+    def label(self) -> str:
+        """The run as in `--only`: `variant/seed`, or `task/variant/seed`."""
+        return f"{self.row}/{self.seed}"
+
+    @property
+    def path(self) -> str:
+        """Folder of the run in the root folder of the launch: `id`, or `task/id`."""
+        return f"{self.task}/{self.id}" if self.task else self.id
 
     @property
     def config_hash(self) -> str:
@@ -79,7 +102,11 @@ class PlannedRun:
 
 
 def expand(
-    sweep: Sweep, overrides: Changes, seeds: int, chosen: Mapping[str, Changes] | None = None
+    sweep: Sweep,
+    overrides: Changes,
+    seeds: int,
+    chosen: Mapping[str, Changes] | None = None,
+    task: str = "",
 ) -> list[PlannedRun]:
     """Returns a run for every variant with every seed.
 
@@ -90,6 +117,7 @@ def expand(
       overrides: new values by dotted config key, for all variants.
       seeds: number of seeds; the seeds are 0, 1, ...
       chosen: the tuned values of each variant; None if the study tunes nothing.
+      task: see `PlannedRun`.
 
     Raises:
       UserError: a change in a variant or in `overrides` is invalid.
@@ -97,14 +125,17 @@ def expand(
     configs = _configs(sweep, overrides, chosen or {})
     return [
         PlannedRun(
-            variant, seed, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+            variant,
+            seed,
+            dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed)),
+            task,
         )
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
 
 
-def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Changes]]:
+def expand_trials(sweep: Sweep, overrides: Changes, task: str = "") -> list[tuple[PlannedRun, Changes]]:
     """Returns the runs that tune each variant, with the values that each run tries; see `Sweep.tune`.
 
     Raises:
@@ -113,17 +144,43 @@ def expand_trials(sweep: Sweep, overrides: Changes) -> list[tuple[PlannedRun, Ch
     runs = []
     for values in sweep.trials:
         configs = _configs(sweep, overrides, dict.fromkeys(sweep.variants, values))
-        runs += [(PlannedRun(variant, 0, config), values) for variant, config in configs.items()]
+        runs += [(PlannedRun(variant, 0, config, task), values) for variant, config in configs.items()]
     return runs
+
+
+def refusals(sweep: Sweep, overrides: Changes) -> dict[str, str]:
+    """Returns the reason of each variant that the config refuses, or whose changes have no effect in it.
+
+    Raises:
+      UserError: the config refuses the baseline, or `overrides`.
+    """
+    values, reasons = _base_values(sweep, overrides), {}
+    names: dict[str, str] = {}
+    for variant in sorted(sweep.variants, key=lambda variant: variant != sweep.baseline):
+        try:
+            config = _changed(variant, values, {**overrides, "train.seed": 0}, sweep.variants[variant])
+        except UserError as error:
+            if variant == sweep.baseline:
+                raise
+            reasons[variant] = str(error)
+        else:
+            first = names.setdefault(PlannedRun(variant, 0, config).config_hash, variant)
+            if first != variant:
+                reasons[variant] = f"variants {first} and {variant} have the same config"
+    return reasons
+
+
+def _base_values(sweep: Sweep, overrides: Changes) -> dict[str, Any]:
+    """Returns the values of the config file, after a check of the keys in `overrides`."""
+    varied = {"train.seed", *sweep.tune, *(key for changes in sweep.variants.values() for key in changes)}
+    for key in varied & set(overrides):
+        raise UserError(f"--set cannot change {key}, which the study varies; change the sweep file instead")
+    return load_values(sweep.config)
 
 
 def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) -> dict[str, ExperimentConfig]:
     """Returns the config of each variant with seed 0, after all checks."""
-    values = load_values(sweep.config)
-    varied = {"train.seed", *sweep.tune, *(key for changes in sweep.variants.values() for key in changes)}
-    for key in varied & set(overrides):
-        raise UserError(f"--set cannot change {key}, which the study varies; change the sweep file instead")
-    configs = {}
+    values, configs = _base_values(sweep, overrides), {}
     for variant, changes in sweep.variants.items():
         changes = {**changes, **chosen.get(variant, {})}
         config = _changed(variant, values, {**overrides, "train.seed": 0}, changes)

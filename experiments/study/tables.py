@@ -14,10 +14,10 @@ SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one t
 
 def report_markdown(study: Study) -> str:
     """Returns the tables of scores and of differences, and conclusions in words."""
-    texts = [score_table(study), f"{SCORES_NOTE}\n{_list(note_lines(study))}"]
+    texts = [score_table(study), f"{SCORES_NOTE}\n{bullet_list(note_lines(study))}"]
     if len(study.launched) > 1:
         comparisons = study.comparisons()
-        verdicts = _list(verdict_lines(study, comparisons))
+        verdicts = bullet_list(verdict_lines(study, comparisons))
         if comparisons:
             metric, split = study.sweep.primary
             title = f"Differences from {study.sweep.baseline} in {metric} on {split}, the primary metric:\n"
@@ -28,8 +28,9 @@ def report_markdown(study: Study) -> str:
     return "\n".join(texts)
 
 
-def _list(lines: Iterable[str]) -> str:
-    return "".join(f"- {_escape_markdown(line)}\n" for line in lines)
+def bullet_list(lines: Iterable[str]) -> str:
+    """Returns lines as a list in Markdown."""
+    return "".join(f"- {escape_markdown(line)}\n" for line in lines)
 
 
 def comparison_table(study: Study, comparisons: Mapping[str, Comparison]) -> str:
@@ -59,7 +60,7 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
             [
                 variant,
                 f"{comparison.difference:+{form}}",
-                _interval_text(comparison.interval, f"+{form}"),
+                interval_text(comparison.interval, f"+{form}"),
                 p_text(comparison.p),
                 p_text(comparison.p_adjusted),
                 f"{comparison.probability_higher:.2f}",
@@ -72,7 +73,7 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
 
 def _with_interval(mean: float, interval: Interval, form: str) -> str:
     text = f"{mean:{form}}"
-    return text if math.isnan(interval.low) else f"{text} {_interval_text(interval, form)}"
+    return text if math.isnan(interval.low) else f"{text} {interval_text(interval, form)}"
 
 
 def verdict_lines(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
@@ -106,16 +107,22 @@ def _conclusion(study: Study, variant: str, comparison: Comparison) -> str:
             f"{variant}: the difference is within the noise of the seeds. This study would find a difference "
             f"of {comparison.detectable:{METRICS[metric].format}} with a probability of 80%."
         )
-    is_higher = comparison.difference > 0
-    match METRICS[metric].higher_is_better:
-        case None:
-            relation = f"has a {'higher' if is_higher else 'lower'} {metric} than {study.sweep.baseline}"
-        case higher_is_better:
-            word = "better" if is_higher == higher_is_better else "worse"
-            relation = f"is {word} than {study.sweep.baseline} in {metric}"
+    word = direction(metric, comparison.difference)
+    if METRICS[metric].higher_is_better is None:
+        relation = f"has a {word} {metric} than {study.sweep.baseline}"
+    else:
+        relation = f"is {word} than {study.sweep.baseline} in {metric}"
     return (
         f"{variant} {relation} on {split} (p {_p_relation(comparison.p_adjusted)} after Holm's adjustment)."
     )
+
+
+def direction(metric: str, difference: float) -> str:
+    """Returns the word for a difference: better or worse, or higher or lower if neither is better."""
+    higher_is_better = METRICS[metric].higher_is_better
+    if higher_is_better is None:
+        return "higher" if difference > 0 else "lower"
+    return "better" if (difference > 0) == higher_is_better else "worse"
 
 
 def note_lines(study: Study) -> list[str]:
@@ -128,6 +135,11 @@ def note_lines(study: Study) -> list[str]:
     if study.changes:
         changes = ", ".join(f"{key}={value}" for key, value in study.changes.items())
         lines.append(f"All variants were changed by --set: {changes}.")
+    if study.family is not None:
+        lines.append(
+            "This is one task of a study. Holm's adjustment is for the comparisons of all its tasks."
+        )
+    lines += [f"{variant} does not apply: {reason}" for variant, reason in study.refused.items()]
     if missing := [variant for variant in study.sweep.variants if variant not in study.launched]:
         lines.append(f"Not launched: {', '.join(missing)}.")
     for variant in study.launched:
@@ -168,7 +180,7 @@ def latex(study: Study) -> str:
     """Returns the table of scores in LaTeX, which needs the package booktabs."""
     sweep = study.sweep
     columns = [(split, metric) for split in sweep.splits for metric in sweep.metrics]
-    heads = " & ".join(_escape_latex(f"{split} {metric}") for split, metric in columns)
+    heads = " & ".join(escape_latex(f"{split} {metric}") for split, metric in columns)
     lines = [
         rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
         r"\toprule",
@@ -177,12 +189,13 @@ def latex(study: Study) -> str:
     ]
     for variant in study.launched:
         cells = score_cells(study, variant)
-        row = [_escape_latex(variant), f"{study.num_seeds(variant)}", *cells]
+        row = [escape_latex(variant), f"{study.num_seeds(variant)}", *cells]
         lines.append(rf"{' & '.join(row)} \\".replace("±", r"$\pm$"))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Returns a text in which LaTeX finds no command."""
     escapes = {character: rf"\{character}" for character in "&%$#_{}"} | {
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
@@ -206,7 +219,8 @@ def _p_relation(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
 
 
-def _interval_text(bounds: Interval, form: str) -> str:
+def interval_text(bounds: Interval, form: str) -> str:
+    """Returns an interval with bounds in the given format, or "-" if it is not known."""
     return "-" if math.isnan(bounds.low) else f"[{bounds.low:{form}}, {bounds.high:{form}}]"
 
 
@@ -237,17 +251,18 @@ def length_table(curves: dict[tuple[str, str], dict[int, list[float]]], metric: 
     ends = sorted({end for curve in curves.values() for end in curve})
     rows = [[f"{metric} by source tokens, up to", *map(str, ends)], ["---", *("---:" for _ in ends)]]
     for (variant, split), curve in curves.items():
-        cells = [_cell(curve[end], metric) if end in curve else "" for end in ends]
+        cells = [score_cell(curve[end], metric) if end in curve else "" for end in ends]
         rows.append([f"{variant}, {split}", *cells])
     return markdown(rows)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows as a table in Markdown; the second row has the alignment of the columns."""
-    return "".join(f"| {' | '.join(map(_escape_markdown, row))} |\n" for row in rows)
+    return "".join(f"| {' | '.join(map(escape_markdown, row))} |\n" for row in rows)
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Returns a text in which Markdown finds no column of a table and no HTML."""
     return re.sub(r"<(?=[a-zA-Z/!])", "&lt;", text.replace("|", r"\|"))
 
 
@@ -257,11 +272,12 @@ def score_cells(study: Study, variant: str) -> list[str]:
     for split, metric in itertools.product(study.sweep.splits, study.sweep.metrics):
         values = study.values(variant, split, metric)
         count = f" (n={len(values)})" if values and len(values) != num_seeds else ""
-        cells.append(_cell(values, metric) + count)
+        cells.append(score_cell(values, metric) + count)
     return cells
 
 
-def _cell(values: Sequence[float], metric: str) -> str:
+def score_cell(values: Sequence[float], metric: str) -> str:
+    """Returns mean ± standard deviation of scores, one per seed."""
     if not values:
         return "missing"
     form = METRICS[metric].format
