@@ -1,15 +1,15 @@
 """Which later ideas help on every task?
 
-Each idea was proposed for one kind of model. This study tests six ideas against one baseline on translation and
-on language modeling: post-norm (the paper, section 5.4, against Xiong et al. 2020), RMSNorm (Zhang and Sennrich
-2019), SwiGLU with as many parameters (Shazeer 2020), rotary positions (Su et al. 2021), normalized queries and
-keys (Henry et al. 2020), and a deep encoder with a shallow decoder (Kasai et al. 2021).
+Each idea was proposed for one kind of model. This study tests six ideas against one baseline on translation
+and on language modeling: post-norm (section 5.4 of the paper, against Xiong et al. 2020), RMSNorm (Zhang and
+Sennrich 2019), SwiGLU with as many parameters (Shazeer 2020), rotary positions (Su et al. 2021), normalized
+queries and keys (Henry et al. 2020), and a deep encoder with a shallow decoder (Kasai et al. 2021).
 
     python -m experiments.launch --sweep=configs/sweeps/everywhere.py --root=runs/everywhere --seeds=5 \\
         --set=optimizer.warmup_steps=50 --set=translation:train.steps=400 --set=language:train.steps=400
 
-The baseline has the same norms, activation and positions on every task. Language models have no encoder, so the
-last idea does not apply to them.
+The baseline has the same norms, activation and positions on every task. Language models have no encoder, so
+the last idea does not apply to them.
 """
 
 CONFIGS = {

@@ -1,4 +1,7 @@
-"""Overview of a study of several tasks: a row per variant and a column per task, in Markdown, CSV and LaTeX."""
+"""Overview of a study of several tasks, with a row per variant and a column per task.
+
+The overview is written in Markdown, CSV and LaTeX; `page.overview_page` shows it in HTML.
+"""
 
 import math
 from collections.abc import Iterator
@@ -106,7 +109,7 @@ def notes(tasks: TaskStudies) -> list[str]:
     lines = [
         "Each variant is compared with the baseline of the same task, in the primary metric of the task, by "
         f"Welch's test. p is adjusted by Holm's method for all {len(tested)} comparisons of the study.",
-        "After the difference stands its 95% interval, which is not adjusted. Detectable: the difference that "
+        "The interval of a difference is its 95% interval, not adjusted. Detectable: the difference that "
         "the study would find with a probability of 80%.",
     ]
     counts = [study.num_seeds(name) for study in tasks.studies.values() for name in study.launched]

@@ -21,8 +21,8 @@ TRAINED_STATES = ("trained", "done")
 class Selection(NamedTuple):
     """Patterns that select the runs to launch, as in `--only` and `--exclude`.
 
-    A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text. If there
-    are several tasks, it also matches the name of a task, and the others after the name of the task and a slash.
+    A pattern matches the name of a variant, VARIANT/SEED or the id of a run; `*` stands for any text. If
+    there are several tasks, it also matches a task, TASK/VARIANT, TASK/VARIANT/SEED or the path of a run.
     """
 
     only: Sequence[str] = ()

@@ -166,6 +166,7 @@ def write_study(
         values["runs"] = list(dict.fromkeys([*earlier, *values["runs"]]))
         for name in ("variants", "tuned", "costs"):
             values[name] = {**stored[name], **values[name]}
+    root.mkdir(parents=True, exist_ok=True)
     write_sealed(root / STUDY_FILE, values)
 
 

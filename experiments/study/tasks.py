@@ -1,7 +1,7 @@
 """Studies of several tasks.
 
-The sweep file names a config for each task. Each task is a study in a folder of its own, and study.json of the
-root folder lists the tasks and the variants that do not apply to them. All tests of the tasks are one family.
+The sweep file names a config for each task. Each task is a study in a folder of its own, and study.json of
+the root folder lists the tasks and the variants that do not apply to them. All tests are one family.
 """
 
 import contextlib

@@ -1,0 +1,347 @@
+"""Studies of several tasks: sweep files, applicability, launches, statistics and reports."""
+
+import contextlib
+import csv
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import launch
+from experiments.study import plan
+from experiments.study.overview import cell, overview_markdown
+from experiments.study.page import overview_page
+from experiments.study.queue import Ended
+from experiments.study.report import report
+from experiments.study.results import read_study
+from experiments.study.statistics import holm, welch
+from experiments.study.study_file import write_study
+from experiments.study.sweep import PlannedRun, expand
+from experiments.study.sweep_file import load_sweep, load_sweeps
+from experiments.study.tables import score_table
+from experiments.study.tasks import TaskStudies, applicable, read_task_changes, read_tasks, write_tasks
+from tests.support.commands import ROOT, call, refuse
+from tests.support.errors import refused
+from tests.support.studies import write_run
+from transformer.json_files import read_sealed, write_sealed
+
+SWEEP = '''
+"""Does it help everywhere?"""
+CONFIGS = {"translation": "configs/number_words.py:smoke", "language": "configs/gpt.py:smoke"}
+VARIANTS = {
+    "base": {},
+    "rope": {"model.positions": "rope"},
+    "encoder": {"model.encoder_layers": 2},
+    "pre_norm": {"model.residual": "pre_norm"},
+}
+SPLITS = {"translation": ("test", "test_long"), "language": ("test",)}
+METRICS = {"translation": ("chrf", "nll"), "language": ("bits_per_byte",)}
+PRIMARY = {"translation": ("chrf", "test"), "language": ("bits_per_byte", "test")}
+'''
+COSTS = {"parameters": 1, "flops_per_step": 1.0, "memory_bytes": {"total": 1}}
+REASONS = {
+    "encoder": "variant encoder sets model.encoder_layers, which has no effect in its config; leave it out",
+    "pre_norm": "variants base and pre_norm have the same config",
+}
+
+
+@pytest.fixture
+def sweep_file(tmp_path, monkeypatch) -> Path:
+    """A sweep file in which two of four variants do not apply to one of two tasks."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "ideas.py"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_each_task_has_its_config_splits_and_metrics_and_all_share_the_variants(sweep_file):
+    sweeps = load_sweeps(f"{sweep_file}:smoke")
+    assert {task: sweep.config for task, sweep in sweeps.items()} == {
+        "translation": "configs/number_words.py:smoke,smoke",
+        "language": "configs/gpt.py:smoke,smoke",
+    }
+    assert sweeps["language"].primary == ("bits_per_byte", "test")
+    assert sweeps["translation"].splits == ("test", "test_long")
+    assert sweeps["translation"].variants == sweeps["language"].variants
+    assert {sweep.question for sweep in sweeps.values()} == {"Does it help everywhere?"}
+    assert refused(load_sweep, str(sweep_file)) == (
+        f"{sweep_file} defines CONFIGS; this command needs a sweep file that defines CONFIG"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("CONFIG = 'configs/gpt.py'", "sweep file FILE defines CONFIGS and CONFIG; remove one of them"),
+        ("PUBLISHED = {}", "sweep file FILE defines CONFIGS and PUBLISHED; remove one of them"),
+        ("CONFIGS = ['configs/gpt.py']", "CONFIGS in FILE is ['configs/gpt.py']; it must map the name of each task to a config file"),
+        ("CONFIGS = {}", "CONFIGS in FILE is {}; it must map the name of each task to a config file"),
+        ("CONFIGS = {'a/b': ''}", "the name of a task in FILE is 'a/b'; "),
+        ("CONFIGS = {'report': ''}", "CONFIGS in FILE: a study has a file or folder of the name report; rename it"),
+        ("CONFIGS = {'translation': 3, 'language': ''}", "CONFIG in FILE (task translation) is 3; it must be a string"),
+        ("SPLITS = ('test',)", "SPLITS in FILE is ('test',); it must map each task in CONFIGS to its value: translation, language"),
+        ("METRICS = {'translation': ('chrf',)}", "METRICS in FILE is {'translation': ('chrf',)}; it must map each task in CONFIGS to its value: "),
+        ("METRICS['language'] = ('bluu',)", "an entry of METRICS in FILE (task language) is 'bluu'; it must be one of: "),
+        ("PRIMARY['language'] = ('chrf', 'test')", "PRIMARY in FILE (task language) is ('chrf', 'test'); it must be a pair of "),
+        ("del PRIMARY", "sweep file FILE does not define PRIMARY; define it as in configs/sweeps/everywhere.py"),
+    ],
+)  # fmt: skip
+def test_a_wrong_definition_of_a_task_is_refused(sweep_file, line, message):
+    sweep_file.write_text(f"{SWEEP}{line}\n")
+    assert refused(load_sweeps, str(sweep_file)).startswith(message.replace("FILE", str(sweep_file)))
+
+
+def test_a_variant_that_a_task_refuses_or_does_not_read_does_not_apply_to_it(sweep_file):
+    """The task of language models has no encoder, and its config has pre-norm already."""
+    sweeps, reasons = applicable(load_sweeps(str(sweep_file)), {"translation": {}, "language": {}})
+    assert list(sweeps["translation"].variants) == ["base", "rope", "encoder", "pre_norm"]
+    assert list(sweeps["language"].variants) == ["base", "rope"]
+    assert reasons == {"translation": {}, "language": REASONS}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("VARIANTS['new'] = {'model.position': 'rope'}", "unknown config key model.position; did you mean model.positions?"),
+        ("VARIANTS['new'] = {'model.d_ff': 'wide'}", "model.d_ff is 'wide'; it must be a whole number"),
+        ("VARIANTS['new'] = {'model.positions': 'rop'}", "model.positions is 'rop'; it must be one of: "),
+        ("VARIANTS['new'] = {'model.cell': 'gru'}", "variant new sets model.cell, which has no effect in its config; leave it out"),
+        ("VARIANTS['new'] = {'data.options.file': 'a'}", "variant new applies to no task: translation: data.options.file is not an option of number_words; "),
+        ("BASELINE = 'encoder'", "task language: variant encoder sets model.encoder_layers, which has no effect "),
+        ("CONFIGS['language'] += ',cpuu'", "task language: the config argument is 'cpuu'; it must be one of: "),
+        ("METRICS['language'] = ('chrf',); PRIMARY['language'] = ('chrf', 'test')", "task language: METRICS has chrf, which is undefined for task=language_modeling (variant base); leave chrf out"),
+        ("TUNE = {'model.overflow': ('clamp',), 'model.cell': ('gru',)}", "task translation: variant base sets model.cell, which has no effect "),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_sweep_is_no_refusal_of_a_task(sweep_file, tmp_path, line, message):
+    sweep_file.write_text(f"{SWEEP}{line}\n")
+    assert refuse("launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study").startswith(message)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_change_may_be_for_one_task():
+    changes = read_task_changes(["language:train.steps=7", "train.log_every=2"], ["translation", "language"])
+    assert changes == {
+        "translation": {"train.log_every": 2}, "language": {"train.steps": 7, "train.log_every": 2}
+    }  # fmt: skip
+    assert refused(read_task_changes, ["speech:train.steps=7"], ["language"]) == (
+        "the task in --set=speech:train.steps=7 is 'speech'; it must be one of: language"
+    )
+    assert read_task_changes(["data.options.file=a:b"], ["x"]) == {"x": {"data.options.file": "a:b"}}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--set=data.options.lists=9", "task language: data.options.lists is not an option of python_stdlib; "),
+        ("--set=language:model.positions=alibi", "task language: --set cannot change model.positions, which the study varies; "),
+        ("--set=speech:train.steps=7", "the task in --set=speech:train.steps=7 is 'speech'; it must be one of: "),
+        ("--only=speech", "--only has 'speech', which matches no run; "),
+        ("--only=language/encoder", "--only has 'language/encoder', which matches no run; "),
+    ],
+)  # fmt: skip
+def test_wrong_flags_of_a_study_of_tasks_are_refused(sweep_file, tmp_path, flag, message):
+    assert refuse("launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", flag).startswith(message)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_dry_run_lists_the_runs_by_seed_task_and_variant_and_the_refusals(
+    sweep_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "describe", lambda config: COSTS)
+    flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=5", "--dry_run")
+    lines = call("launch", *flags, "--exclude=encoder", "--exclude=translation/pre_norm").stdout.splitlines()
+    assert lines[:2] == [f"{variant} does not apply to language: {REASONS[variant]}" for variant in REASONS]
+    assert [line.partition("-")[0] for line in lines[4:-1]] == [
+        f"| {task}/{variant}/{seed}"
+        for seed in range(5)
+        for task in ("translation", "language")
+        for variant in ("base", "rope")
+    ]
+    assert not (tmp_path / "study").exists()
+
+
+LEVELS = {
+    ("translation", "base"): 50.0,
+    ("translation", "rope"): 50.4,
+    ("translation", "encoder"): 53.0,
+    ("translation", "pre_norm"): 20.0,
+    ("language", "base"): 1.0,
+    ("language", "rope"): 4.0,
+}
+
+
+def write_scored(root: Path, run: PlannedRun) -> None:
+    """Writes the files of a run that has scores: the level of its variant, and noise."""
+    score = LEVELS[run.task, run.variant] + 0.8 * run.seed
+    splits = {"translation": ("test", "test_long"), "language": ("test",)}[run.task]
+    metrics = {"translation": ("chrf", "nll"), "language": ("bits_per_byte",)}[run.task]
+    run_in_task = dataclasses.replace(run, task="")
+    written = write_run(
+        root / run.task, run_in_task, {split: dict.fromkeys(metrics, score) for split in splits}
+    )
+    (written.folder / "checkpoints").mkdir(exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """The folder of a study in which all runs have scores, with its report. Tests must not write into it."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "ideas.py").write_text(SWEEP)
+    root = folder / "study"
+    with contextlib.chdir(ROOT):
+        sweeps, reasons = applicable(load_sweeps(f"{folder}/ideas.py"), {"translation": {}, "language": {}})
+        for task, sweep in sweeps.items():
+            runs = expand(sweep, {}, seeds=3, task=task)
+            write_study(root / task, sweep, runs)
+            for run in runs:
+                write_scored(root, run)
+    write_tasks(root, sweeps, reasons)
+    report(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tasks(study) -> TaskStudies:
+    """The scores of the study."""
+    return read_tasks(study)
+
+
+def test_the_tests_of_all_tasks_are_one_family_in_every_table(study, tasks):
+    studies = tasks.studies
+    comparisons = {
+        (task, variant): comparison
+        for task, part in studies.items()
+        for variant, comparison in part.comparisons().items()
+    }
+    assert len(comparisons) == 4
+    scores = {key: studies[key[0]].values(key[1], *studies[key[0]].sweep.primary[::-1]) for key in LEVELS}
+    p_values = [float(welch(scores[key], scores[key[0], "base"]).pvalue) for key in comparisons]
+    assert [comparison.p for comparison in comparisons.values()] == p_values
+    assert [comparison.p_adjusted for comparison in comparisons.values()] == holm(p_values)
+    assert comparisons["language", "rope"].p_adjusted > comparisons["language", "rope"].p
+    expected = f"{comparisons['language', 'rope'].p_adjusted:.4f}"
+    for name in ("table.md", "table.tex", "report.html", "language/table.md", "language/report.html"):
+        assert expected in (study / "report" / name).read_text(), name
+    rows = list(csv.DictReader((study / "report" / "table.csv").read_text().splitlines()))
+    by_cell = {(row["task"], row["variant"]): row for row in rows}
+    for key, comparison in comparisons.items():
+        assert float(by_cell[key]["p_holm"]) == comparison.p_adjusted
+        assert float(by_cell[key]["detectable"]) == comparison.detectable
+
+
+def test_a_cell_of_the_overview_has_the_verdict_in_words(tasks):
+    verdicts = {
+        (task, variant): cell(part, variant).verdict
+        for task, part in tasks.studies.items()
+        for variant in tasks.variants
+    }
+    assert verdicts == {
+        ("translation", "base"): "baseline",
+        ("translation", "rope"): "within noise",
+        ("translation", "encoder"): "better",
+        ("translation", "pre_norm"): "worse",
+        ("language", "base"): "baseline",
+        ("language", "rope"): "worse",  # fewer bits are better
+        ("language", "encoder"): "does not apply",
+        ("language", "pre_norm"): "does not apply",
+    }
+    text = overview_markdown(tasks)
+    assert "| variant | translation: chrf on test | language: bits_per_byte on test |\n" in text
+    assert f"| does not apply; {REASONS['encoder']} |\n" in text
+    assert "| rope | 51.20 ± 0.80 (n=3); ≈ within noise; +0.40 [" in text
+    assert "for all 4 comparisons of the study." in text
+    assert "\n## language\n\n| variant | seeds | test bits_per_byte |\n" in text
+    assert f"- pre_norm does not apply to language: {REASONS['pre_norm']}\n" in text
+    html = overview_page(tasks)
+    assert '<span class="better">▲ better</span>' in html
+    assert 'href="language/report.html"' in html
+    assert len(html.encode()) < 500_000
+
+
+def test_the_report_of_a_single_task_would_contradict_that_of_the_study_and_is_refused(study, tmp_path):
+    line = refuse("report", f"--root={study}/language")
+    assert line.startswith(
+        f"{study}/language is one task of the study {study}, whose statistics are for all tasks; "
+    )
+    assert line.endswith(f"use --root={study}")
+    shutil.copytree(study / "language", tmp_path / "alone")
+    assert "| rope | 3 |" in score_table(read_study(tmp_path / "alone"))
+
+
+def test_names_and_reasons_of_a_stranger_are_text(tasks):
+    language = tasks.studies["language"]
+    refused_there = language.refused | {"encoder": "<img src=x onerror=alert(1)>|"}
+    strange = dataclasses.replace(
+        tasks,
+        question="<script>alert(1)</script>",
+        studies=tasks.studies | {"language": dataclasses.replace(language, refused=refused_there)},
+    )
+    assert r"does not apply; &lt;img src=x onerror=alert(1)>\| |" in overview_markdown(strange)
+    html = overview_page(strange)
+    assert "<img" not in html
+    assert "<script" not in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {}}, "names no tasks; launch the study again"),
+        ({"tasks": {"../x": {}}}, "it must be a plain file name"),
+        ({"tasks": {"language": {"new": ""}}}, "it must be one of: base, encoder, pre_norm, rope"),
+        ({"variants": ["a/b"], "tasks": {"language": {}}}, "it must be a plain file name"),
+        ({"tasks": ["language"]}, "'tasks' has an unexpected value; restore it or delete it"),
+    ],
+)
+def test_a_wrong_list_of_tasks_is_refused(study, tmp_path, changes, message):
+    write_sealed(tmp_path / "study.json", read_sealed(study / "study.json") | changes)
+    assert message in refuse("report", f"--root={tmp_path}")
+
+
+@pytest.fixture
+def written_by_hand(monkeypatch, tmp_path):
+    """Writes the files of each run instead of training it. Returns a list to which each job adds its name."""
+    monkeypatch.setattr(launch, "describe", lambda config: COSTS)
+    monkeypatch.setattr(launch, "report", lambda root: f"report of {root}")
+    names = []
+
+    def run_jobs(jobs, *_):
+        for job in jobs:
+            names.append(job.name)
+            config = job.begin()
+            task, variant, _ = job.name.split("/")
+            write_scored(tmp_path / "study", PlannedRun(variant, config.train.seed, config, task))
+            yield Ended(job, 0, 1.0)
+
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    return names
+
+
+def test_a_launch_runs_what_is_missing_on_each_task(sweep_file, written_by_hand, tmp_path):
+    root = tmp_path / "study"
+    flags = (f"--sweep={sweep_file}", f"--root={root}", "--seeds=1")
+    first = call("launch", *flags, "--only=language")
+    assert [name.partition("-")[0] for name in written_by_hand] == ["language/base/0", "language/rope/0"]
+    assert "ideas: 2 runs, 0 done, 2 to do\n" in first.stdout
+    assert f"encoder does not apply to language: {REASONS['encoder']}\n" in first.stdout
+    second = call("launch", *flags)
+    assert len(written_by_hand) == 6
+    assert "ideas: 6 runs, 2 done, 4 to do\n" in second.stdout
+    assert second.stdout.endswith(f"\nreport of {root}\n")
+    assert read_sealed(root / "study.json")["tasks"] == {"translation": {}, "language": REASONS}
+    assert list(read_study(root / "language").launched) == ["base", "rope"]
+
+    line = refuse("launch", *flags, "--set=language:train.steps=11")
+    assert line == (
+        f"{root}/language contains this study with different settings of base: train.steps is 20 there, 11 here; "
+        "name another --root"
+    )
+    single = ("--sweep=configs/sweeps/positions.py", f"--root={root}")
+    assert refuse("launch", *single) == f"{root} contains a study of several tasks; name another --root"
+    sweep_file.rename(tmp_path / "more.py")
+    line = refuse("launch", f"--sweep={tmp_path}/more.py", f"--root={root}")
+    assert line == f"{root} contains the study 'ideas', not 'more'; name another --root"
+    (tmp_path / "more.py").rename(sweep_file)
+    line = refuse("launch", f"--sweep={sweep_file}", f"--root={root}/translation")
+    assert line == f"{root}/translation contains a study of a single config; name another --root"
