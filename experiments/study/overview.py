@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from experiments.study.results import Study
-from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS, Comparison, summarize
+from experiments.study.statistics import Comparison, summarize
 from experiments.study.tables import (
     SCORES_NOTE,
     bullet_list,
@@ -20,7 +20,7 @@ from experiments.study.tables import (
     report_markdown,
     score_cell,
 )
-from experiments.study.tasks import TaskStudies, refusal_lines
+from experiments.study.tasks import TaskStudies
 from transformer.evaluation.metrics import METRICS
 
 # Signs of the verdicts, so that color is not the only sign.
@@ -99,23 +99,19 @@ def heads(tasks: TaskStudies) -> list[str]:
 
 
 def notes(tasks: TaskStudies) -> list[str]:
-    """Returns the notes on the overview: the statistics, too few seeds, and variants that do not apply."""
+    """Returns the notes on the statistics of the overview."""
     tested = [
         comparison
         for study in tasks.studies.values()
         for comparison in study.comparisons().values()
         if comparison.p is not None
     ]
-    lines = [
+    return [
         "Each variant is compared with the baseline of the same task, in the primary metric of the task, by "
         f"Welch's test. p is adjusted by Holm's method for all {len(tested)} comparisons of the study.",
         "The interval of a difference is its 95% interval, not adjusted. Detectable: the difference that "
         "the study would find with a probability of 80%.",
     ]
-    counts = [study.num_seeds(name) for study in tasks.studies.values() for name in study.launched]
-    if min(counts, default=0) < MIN_SEEDS:
-        lines.append(f"Some variants have fewer than {MIN_SEEDS} seeds. {FEW_SEEDS}")
-    return lines + refusal_lines({task: study.refused for task, study in tasks.studies.items()})
 
 
 def overview_markdown(tasks: TaskStudies) -> str:

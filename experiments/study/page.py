@@ -70,6 +70,7 @@ def overview_page(tasks: TaskStudies) -> str:
         ],
         baselines={study.sweep.baseline for study in studies.values()},
         notes=overview.notes(tasks),
+        task_notes={task: note_lines(study) for task, study in studies.items()},
         scores_note=SCORES_NOTE,
         forests={task: charts.forest(study, study.comparisons()) for task, study in studies.items()},
     )

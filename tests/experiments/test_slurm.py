@@ -91,6 +91,32 @@ def test_missing_runs_become_the_tasks_of_an_array(fake, study_flags, tmp_path):
     assert "runs=(fast/1)" in (fake / "script").read_text()
 
 
+TASKS = """
+CONFIGS = {"translation": "configs/number_words.py:smoke", "language": "configs/gpt.py:smoke"}
+VARIANTS = {"slow": {"optimizer.learning_rate": 1e-3}, "deep": {"model.encoder_layers": 2}}
+SPLITS = {"translation": ("test",), "language": ("test",)}
+METRICS = {"translation": ("chrf",), "language": ("nll",)}
+PRIMARY = {"translation": ("chrf", "test"), "language": ("nll", "test")}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_of_several_tasks_is_an_array_whose_runs_have_the_names_of_the_tasks(
+    fake, study_flags, tmp_path
+):
+    (tmp_path / "rates.py").write_text(TASKS)
+    call("launch", *study_flags)
+    runs = [
+        f"{row}/{seed}"
+        for seed in (0, 1)
+        for row in ("translation/slow", "translation/deep", "language/slow")
+    ]
+    assert f"runs=({' '.join(runs)})" in (fake / "script").read_text()
+    (fake / "queue").write_text("".join(f"11 {number} PENDING\n" for number in range(6)))
+    again = call("launch", *study_flags, "--only=language")
+    assert "rates: 2 runs, 2 pending" in again.stdout
+
+
 def run_task(fake: Path, index: int, status: int, restarts: int = 0, state: str = "RUNNING") -> list[str]:
     """Runs a task of the last script, and returns the calls of srun and scontrol."""
     (fake / "calls").write_text("")

@@ -178,8 +178,12 @@ def write_scored(root: Path, run: PlannedRun) -> None:
     splits = {"translation": ("test", "test_long"), "language": ("test",)}[run.task]
     metrics = {"translation": ("chrf", "nll"), "language": ("bits_per_byte",)}[run.task]
     run_in_task = dataclasses.replace(run, task="")
+    validation = {"nll": 1 / run.config.optimizer.learning_rate}
     written = write_run(
-        root / run.task, run_in_task, {split: dict.fromkeys(metrics, score) for split in splits}
+        root / run.task,
+        run_in_task,
+        {split: dict.fromkeys(metrics, score) for split in splits},
+        result={"validation": validation},
     )
     (written.folder / "checkpoints").mkdir(exist_ok=True)
 
@@ -253,7 +257,7 @@ def test_a_cell_of_the_overview_has_the_verdict_in_words(tasks):
     assert "| rope | 51.20 ± 0.80 (n=3); ≈ within noise; +0.40 [" in text
     assert "for all 4 comparisons of the study." in text
     assert "\n## language\n\n| variant | seeds | test bits_per_byte |\n" in text
-    assert f"- pre_norm does not apply to language: {REASONS['pre_norm']}\n" in text
+    assert f"- pre_norm does not apply: {REASONS['pre_norm']}\n" in text
     html = overview_page(tasks)
     assert '<span class="better">▲ better</span>' in html
     assert 'href="language/report.html"' in html
@@ -316,6 +320,22 @@ def written_by_hand(monkeypatch, tmp_path):
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
     return names
+
+
+@pytest.mark.slow
+def test_each_variant_is_tuned_on_each_task(sweep_file, written_by_hand, tmp_path):
+    sweep_file.write_text(SWEEP + "TUNE = {'optimizer.learning_rate': (1e-3, 2e-3)}")
+    done = call(
+        "launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=2", "--exclude=encoder"
+    )
+    assert "ideas: 10 trials for tuning, 0 done, 10 to do\n" in done.stdout
+    assert "ideas: 10 runs, 5 done, 5 to do\n" in done.stdout
+    tuned = {task: read_study(tmp_path / "study" / task).tuned for task in ("translation", "language")}
+    assert {task: list(values) for task, values in tuned.items()} == {
+        "translation": ["base", "rope", "pre_norm"], "language": ["base", "rope"]
+    }  # fmt: skip
+    chosen = {values.chosen["optimizer.learning_rate"] for part in tuned.values() for values in part.values()}
+    assert chosen == {2e-3}
 
 
 def test_a_launch_runs_what_is_missing_on_each_task(sweep_file, written_by_hand, tmp_path):
