@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch
+from experiments import launch, plots
 from experiments.study import plan
 from experiments.study.overview import cell, overview_markdown
 from experiments.study.page import overview_page
@@ -116,7 +116,9 @@ def test_a_variant_that_a_task_refuses_or_does_not_read_does_not_apply_to_it(swe
 )  # fmt: skip
 def test_an_error_of_the_sweep_is_no_refusal_of_a_task(sweep_file, tmp_path, line, message):
     sweep_file.write_text(f"{SWEEP}{line}\n")
-    assert refuse("launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study").startswith(message)
+    assert refuse("launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--dry_run").startswith(
+        message
+    )
     assert not (tmp_path / "study").exists()
 
 
@@ -142,7 +144,9 @@ def test_a_change_may_be_for_one_task():
     ],
 )  # fmt: skip
 def test_wrong_flags_of_a_study_of_tasks_are_refused(sweep_file, tmp_path, flag, message):
-    assert refuse("launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", flag).startswith(message)
+    assert refuse(
+        "launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", flag, "--dry_run"
+    ).startswith(message)
     assert not (tmp_path / "study").exists()
 
 
@@ -202,7 +206,9 @@ def study(tmp_path_factory) -> Path:
             for run in runs:
                 write_scored(root, run)
     write_tasks(root, sweeps, reasons)
-    report(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda figure: b"")  # drawing takes seconds
+        report(root)
     return root
 
 
@@ -357,7 +363,7 @@ def test_a_launch_runs_what_is_missing_on_each_task(sweep_file, written_by_hand,
         f"{root}/language contains this study with different settings of base: train.steps is 20 there, 11 here; "
         "name another --root"
     )
-    single = ("--sweep=configs/sweeps/positions.py", f"--root={root}")
+    single = ("--sweep=configs/sweeps/multi30k.py", f"--root={root}")
     assert refuse("launch", *single) == f"{root} contains a study of several tasks; name another --root"
     sweep_file.rename(tmp_path / "more.py")
     line = refuse("launch", f"--sweep={tmp_path}/more.py", f"--root={root}")
