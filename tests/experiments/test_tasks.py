@@ -28,7 +28,7 @@ from transformer.json_files import read_sealed, write_sealed
 
 SWEEP = '''
 """Does it help everywhere?"""
-CONFIGS = {"translation": "configs/number_words.py:smoke", "language": "configs/gpt.py:smoke"}
+CONFIGS = {"translation": "configs/number_words.py:smoke", "language": "configs/gpt.py:shakespeare,smoke"}
 VARIANTS = {
     "base": {},
     "rope": {"model.positions": "rope"},
@@ -59,7 +59,7 @@ def test_each_task_has_its_config_splits_and_metrics_and_all_share_the_variants(
     sweeps = load_sweeps(f"{sweep_file}:smoke")
     assert {task: sweep.config for task, sweep in sweeps.items()} == {
         "translation": "configs/number_words.py:smoke,smoke",
-        "language": "configs/gpt.py:smoke,smoke",
+        "language": "configs/gpt.py:shakespeare,smoke,smoke",
     }
     assert sweeps["language"].primary == ("bits_per_byte", "test")
     assert sweeps["translation"].splits == ("test", "test_long")
@@ -107,7 +107,7 @@ def test_a_variant_that_a_task_refuses_or_does_not_read_does_not_apply_to_it(swe
         ("VARIANTS['new'] = {'model.d_ff': 'wide'}", "model.d_ff is 'wide'; it must be a whole number"),
         ("VARIANTS['new'] = {'model.positions': 'rop'}", "model.positions is 'rop'; it must be one of: "),
         ("VARIANTS['new'] = {'model.cell': 'gru'}", "variant new sets model.cell, which has no effect in its config; leave it out"),
-        ("VARIANTS['new'] = {'data.options.file': 'a'}", "variant new applies to no task: translation: data.options.file is not an option of number_words; "),
+        ("VARIANTS['new'] = {'data.options.train': 'a'}", "variant new applies to no task: translation: data.options.train is not an option of number_words; "),
         ("BASELINE = 'encoder'", "task language: variant encoder sets model.encoder_layers, which has no effect "),
         ("CONFIGS['language'] += ',cpuu'", "task language: the config argument is 'cpuu'; it must be one of: "),
         ("METRICS['language'] = ('chrf',); PRIMARY['language'] = ('chrf', 'test')", "task language: METRICS has chrf, which is undefined for task=language_modeling (variant base); leave chrf out"),
@@ -136,7 +136,7 @@ def test_a_change_may_be_for_one_task():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--set=data.options.lists=9", "task language: data.options.lists is not an option of python_stdlib; "),
+        ("--set=data.options.lists=9", "task language: data.options.lists is not an option of text_files; "),
         ("--set=language:model.positions=alibi", "task language: --set cannot change model.positions, which the study varies; "),
         ("--set=speech:train.steps=7", "the task in --set=speech:train.steps=7 is 'speech'; it must be one of: "),
         ("--only=speech", "--only has 'speech', which matches no run; "),
@@ -197,11 +197,14 @@ def study(tmp_path_factory) -> Path:
     """The folder of a study in which all runs have scores, with its report. Tests must not write into it."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "ideas.py").write_text(SWEEP)
-    root = folder / "study"
+    root, changes = (
+        folder / "study",
+        {"translation": {}, "language": {"data.options.file": str(ROOT / "LICENSE")}},
+    )
     with contextlib.chdir(ROOT):
-        sweeps, reasons = applicable(load_sweeps(f"{folder}/ideas.py"), {"translation": {}, "language": {}})
+        sweeps, reasons = applicable(load_sweeps(f"{folder}/ideas.py"), changes)
         for task, sweep in sweeps.items():
-            runs = expand(sweep, {}, seeds=3, task=task)
+            runs = expand(sweep, changes[task], seeds=3, task=task)
             write_study(root / task, sweep, runs)
             for run in runs:
                 write_scored(root, run)
@@ -331,9 +334,9 @@ def written_by_hand(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_each_variant_is_tuned_on_each_task(sweep_file, written_by_hand, tmp_path):
     sweep_file.write_text(SWEEP + "TUNE = {'optimizer.learning_rate': (1e-3, 2e-3)}")
-    done = call(
-        "launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=2", "--exclude=encoder"
-    )
+    text = f"--set=language:data.options.file={ROOT}/LICENSE"
+    flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=2", "--exclude=encoder", text)
+    done = call("launch", *flags)
     assert "ideas: 10 trials for tuning, 0 done, 10 to do\n" in done.stdout
     assert "ideas: 10 runs, 5 done, 5 to do\n" in done.stdout
     tuned = {task: read_study(tmp_path / "study" / task).tuned for task in ("translation", "language")}
@@ -346,7 +349,8 @@ def test_each_variant_is_tuned_on_each_task(sweep_file, written_by_hand, tmp_pat
 
 def test_a_launch_runs_what_is_missing_on_each_task(sweep_file, written_by_hand, tmp_path):
     root = tmp_path / "study"
-    flags = (f"--sweep={sweep_file}", f"--root={root}", "--seeds=1")
+    text = f"--set=language:data.options.file={ROOT}/LICENSE"
+    flags = (f"--sweep={sweep_file}", f"--root={root}", "--seeds=1", text)
     first = call("launch", *flags, "--only=language")
     assert [name.partition("-")[0] for name in written_by_hand] == ["language/base/0", "language/rope/0"]
     assert "ideas: 2 runs, 0 done, 2 to do\n" in first.stdout
