@@ -107,7 +107,7 @@ def test_a_variant_that_a_task_refuses_or_does_not_read_does_not_apply_to_it(swe
         ("VARIANTS['new'] = {'model.d_ff': 'wide'}", "model.d_ff is 'wide'; it must be a whole number"),
         ("VARIANTS['new'] = {'model.positions': 'rop'}", "model.positions is 'rop'; it must be one of: "),
         ("VARIANTS['new'] = {'model.cell': 'gru'}", "variant new sets model.cell, which has no effect in its config; leave it out"),
-        ("VARIANTS['new'] = {'data.options.train': 'a'}", "variant new applies to no task: translation: data.options.train is not an option of number_words; "),
+        ("VARIANTS['new'] = {'data.options.speaker': 'a'}", "variant new applies to no task: translation: data.options.speaker is not an option of number_words; "),
         ("BASELINE = 'encoder'", "task language: variant encoder sets model.encoder_layers, which has no effect "),
         ("CONFIGS['language'] += ',cpuu'", "task language: the config argument is 'cpuu'; it must be one of: "),
         ("METRICS['language'] = ('chrf',); PRIMARY['language'] = ('chrf', 'test')", "task language: METRICS has chrf, which is undefined for task=language_modeling (variant base); leave chrf out"),
