@@ -119,7 +119,9 @@ class Verification:
             return
         task = self._try(lambda: open_task(config, self._run.folder, stored=identity, may_prepare=False))
         if task is not None:
-            self.checked.append(f"data: {self._try(task.check_data)}")
+            for split in task.splits:
+                self._try(lambda split=split: task.check_split(split))
+            self.checked.append(f"data: {identity['data']} ({', '.join(task.splits)})")
 
     def _verify_evaluations(self) -> None:
         files = list(self._score_files())

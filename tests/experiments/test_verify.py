@@ -57,6 +57,16 @@ def test_a_flipped_bit_is_found(text, pattern, message):
     assert all(line.startswith("run: ") for line in lines)
 
 
+def test_every_damaged_split_is_found(text):
+    for split in ("train", "validation"):
+        (path,) = text.glob(f"data/**/tokens/**/{split}/source.npy")
+        flip(path)
+    lines = problems(text)
+    assert len(lines) == 2
+    assert "train/source.npy " in lines[0]
+    assert "validation/source.npy " in lines[1]
+
+
 def test_missing_and_foreign_files_are_found(text):
     shutil.rmtree(text / "run/checkpoints/4")
     (text / "run/eval/test.json").rename(text / "run/eval/validation.json")

@@ -98,8 +98,9 @@ class ImageClassification(Task):
     def is_prepared(cls, config, identity):
         return image_sets.is_prepared(config.data, identity["data"])
 
-    def check_data(self):
-        return f"{self.images.name} ({', '.join(self.images.sizes)})"
+    @property
+    def splits(self):
+        return self.images.sizes
 
     @classmethod
     def load_model(cls, config, folder, metadata):

@@ -139,13 +139,17 @@ class Task(Trainable):
         """Returns whether the data of a run with this identity is prepared on this machine."""
         return False
 
-    def check_data(self) -> str:
-        """Reads the stored data of all splits, and returns its name and the names of the splits.
+    @property
+    def splits(self) -> Collection[str]:
+        """The names of the stored splits."""
+        return ()
+
+    def check_split(self, name: str) -> None:
+        """Reads the stored data of a split, unless `open` has read it.
 
         Raises:
           UserError: the data is damaged.
         """
-        return self.identity["data"]
 
     @classmethod
     def planned_model(cls, config: ExperimentConfig) -> nn.Module:

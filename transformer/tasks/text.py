@@ -74,11 +74,12 @@ class TextTask(Task):
     def is_prepared(cls, config, identity):
         return is_prepared(config.data, identity["data"])
 
-    def check_data(self):
-        splits = self.corpus.tokenized_splits
-        for split in splits:
-            self.corpus.split(split)
-        return f"{self.corpus.name} ({', '.join(splits)})"
+    @property
+    def splits(self):
+        return self.corpus.tokenized_splits
+
+    def check_split(self, name):
+        self.corpus.split(name)
 
     @classmethod
     def planned_model(cls, config):
