@@ -1,4 +1,4 @@
-"""Plan of a launch: the selected runs, and a table of their states and costs."""
+"""Plan of a launch: the selected runs, their states and their costs."""
 
 import dataclasses
 import fnmatch
@@ -79,6 +79,33 @@ def run_states(
             "at work" if is_at_work(folder) else state(Run(folder), run, sweeps[run.task])
         )
     return states
+
+
+def check_weights(root: Path, states: Mapping[str, str]) -> None:
+    """Checks that trained runs without all scores have weights, so that they can be scored.
+
+    Raises:
+      UserError: a run was stored without weights.
+    """
+    for path, run_state in states.items():
+        if run_state == "trained" and not (root / path / "checkpoints").is_dir():
+            raise UserError(
+                f"{root / path} is stored without weights, so it cannot be scored again; restore the splits "
+                "and metrics that it was scored on, or delete the folder to train it again"
+            )
+
+
+def training_costs(
+    runs: Iterable[PlannedRun], known: Mapping[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Returns parameters and FLOPs of the training of each variant whose costs are not known."""
+    costs = {}
+    for run in runs:
+        if run.seed == 0 and run.variant not in known:
+            cost = describe(run.config)
+            flops = cost["flops_per_step"] * run.config.train.steps
+            costs[run.variant] = {"parameters": cost["parameters"], "flops": flops}
+    return costs
 
 
 def plan_text(root: Path, name: str, runs: Sequence[PlannedRun], states: Mapping[str, str]) -> str:

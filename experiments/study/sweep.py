@@ -83,7 +83,7 @@ class PlannedRun:
     @property
     def row(self) -> str:
         """The variant, after the name of the task if there are several: `task/variant`."""
-        return f"{self.task}/{self.variant}" if self.task else self.variant
+        return row_name(self.task, self.variant)
 
     @property
     def label(self) -> str:
@@ -99,6 +99,11 @@ class PlannedRun:
     def config_hash(self) -> str:
         """Digest of the fields of the config that affect the result."""
         return config_hash(self.config)
+
+
+def row_name(task: str, variant: str) -> str:
+    """Returns the name of a variant in a study: `task/variant`, or `variant` if the task has no name."""
+    return f"{task}/{variant}" if task else variant
 
 
 def expand(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch
+from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
+from experiments.study import local_runs
 from experiments.study.queue import Ended
 from experiments.study.results import read_study
 from experiments.study.sweep import PlannedRun
@@ -57,7 +58,7 @@ def in_this_process(monkeypatch):
                     break
             yield Ended(job, done.status, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
 
 
 def test_a_study_runs_only_missing_runs(study_flags, in_this_process, tmp_path):
@@ -128,7 +129,7 @@ def written_by_hand(monkeypatch, tmp_path):
             (written.folder / "checkpoints").mkdir(exist_ok=True)
             yield Ended(job, 0, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     return names
 
 
@@ -189,7 +190,7 @@ def test_a_study_with_fail_fast_stops_at_the_first_failure(study_flags, tmp_path
         finally:
             closed.append(job.name.partition("/")[0])
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     done = call("launch", *study_flags, "--fail_fast", status=1)
     assert "stopping at the first failure" in done.stdout
     assert closed == ["slow"]
@@ -225,7 +226,7 @@ def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_p
             job.begin()
             yield Ended(job, status, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     done = call("launch", *study_flags, status=1)
     log = next(tmp_path.glob("study/slow/0-*")) / "log.txt"
     assert f"failed with status 1; see {log} (after 0:01)" in done.stdout
@@ -317,13 +318,13 @@ def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_
     def run_jobs(jobs, *_):
         for job in jobs:
             job.begin()
-            hashes[job.folder] = launch.Run(job.folder).config_hash  # as if training had started
+            hashes[job.folder] = Run(job.folder).config_hash  # as if training had started
             yield Ended(job, 3, 1.0)
 
     hashes = {}
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     identity = property(lambda run: {"config": hashes[run.folder]} if run.folder in hashes else None)
-    monkeypatch.setattr(launch.Run, "identity", identity)
+    monkeypatch.setattr(Run, "identity", identity)
     call("launch", *study_flags, status=1)
     call("launch", *study_flags, "--set=train.log_every=3", status=1)
     configs = [read_json(path) for path in tmp_path.glob("study/*/0-*/config.json")]

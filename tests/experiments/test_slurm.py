@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch
+from experiments.run_folder import Run
+from experiments.study import local_runs
 from experiments.study.queue import Ended
 from experiments.study.results import read_study
 from experiments.study.sweep import PlannedRun
@@ -59,7 +60,7 @@ def study_flags(tmp_path) -> tuple[str, ...]:
 def finish(root: Path, pattern: str = "*/*-*", **result) -> None:
     """Writes results into all run folders that match the pattern."""
     for folder in root.glob(pattern):
-        run = launch.Run(folder)
+        run = Run(folder)
         planned = PlannedRun(folder.parent.name, run.config.train.seed, run.config)
         write_run(root, planned, {"test": {"chrf": 1.0, "by_length": []}}, result=result)
 
@@ -160,7 +161,7 @@ def test_a_run_on_several_nodes_is_launched_on_one_and_trained_on_all(
         commands.extend(jobs[0].commands)
         yield Ended(jobs[0], 75, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     flags = (*study_flags[:-1], "--nodes=2", "--only=slow/0")
     assert refuse("launch", *flags) == "--nodes=2 needs Slurm; add --executor=slurm or remove --nodes"
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -194,11 +195,11 @@ def test_a_tuned_study_submits_trials_and_a_second_array_that_waits_for_them(
             finish(
                 root,
                 job.name,
-                validation={"nll": 1.0 if "rope" in str(launch.Run(job.folder).config) else 2.0},
+                validation={"nll": 1.0 if "rope" in str(Run(job.folder).config) else 2.0},
             )
             yield Ended(job, 0, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     task_flags = study_flags[:-1]
     for trial in trials:
         call("launch", *task_flags, f"--only={trial}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import launch, plots
-from experiments.study import plan
+from experiments.study import local_runs, plan
 from experiments.study.overview import cell, overview_markdown
 from experiments.study.page import overview_page
 from experiments.study.queue import Ended
@@ -315,7 +315,7 @@ def test_a_wrong_list_of_tasks_is_refused(study, tmp_path, changes, message):
 @pytest.fixture
 def written_by_hand(monkeypatch, tmp_path):
     """Writes the files of each run instead of training it. Returns a list to which each job adds its name."""
-    monkeypatch.setattr(launch, "describe", lambda config: COSTS)
+    monkeypatch.setattr(plan, "describe", lambda config: COSTS)
     monkeypatch.setattr(launch, "report", lambda root: f"report of {root}")
     names = []
 
@@ -327,7 +327,7 @@ def written_by_hand(monkeypatch, tmp_path):
             write_scored(tmp_path / "study", PlannedRun(variant, config.train.seed, config, task))
             yield Ended(job, 0, 1.0)
 
-    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
     return names
 
 
