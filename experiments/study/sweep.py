@@ -8,7 +8,7 @@ from typing import Any
 from experiments.config_files import load_values, with_changes
 from experiments.run_folder import config_hash
 from experiments.study.equal import equalize
-from transformer.config import ExperimentConfig, UserError, flatten, from_dict, to_dict
+from transformer.config import ExperimentConfig, UserError, choose, flatten, from_dict, to_dict
 from transformer.fidelity import is_read
 from transformer.tasks import resolve, task_type
 
@@ -159,19 +159,22 @@ def refusals(sweep: Sweep, overrides: Changes) -> dict[str, str]:
     Raises:
       UserError: the config refuses the baseline, or `overrides`.
     """
-    values, reasons = _base_values(sweep, overrides), {}
-    names: dict[str, str] = {}
-    for variant in sorted(sweep.variants, key=lambda variant: variant != sweep.baseline):
+    values, common, reasons = _base_values(sweep, overrides), {**overrides, "train.seed": 0}, {}
+    baseline = _changed(sweep.baseline, values, common, sweep.variants[sweep.baseline])
+    _check_read(sweep.baseline, sweep.variants[sweep.baseline], baseline)
+    names = {config_hash(baseline): sweep.baseline}
+    for variant, changes in sweep.variants.items():
+        if variant == sweep.baseline:
+            continue
         try:
-            config = _changed(variant, values, {**overrides, "train.seed": 0}, sweep.variants[variant])
+            config = _changed(variant, values, common, changes)
         except UserError as error:
-            if variant == sweep.baseline:
-                raise
             reasons[variant] = str(error)
-        else:
-            first = names.setdefault(PlannedRun(variant, 0, config).config_hash, variant)
-            if first != variant:
-                reasons[variant] = f"variants {first} and {variant} have the same config"
+            continue
+        if unread := _unread(changes, config):
+            reasons[variant] = f"{unread[0]} has no effect"
+        elif (first := names.setdefault(config_hash(config), variant)) != variant:
+            reasons[variant] = f"its config is that of {first}"
     return reasons
 
 
@@ -189,15 +192,10 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
     for variant, changes in sweep.variants.items():
         changes = {**changes, **chosen.get(variant, {})}
         config = _changed(variant, values, {**overrides, "train.seed": 0}, changes)
+        _check_read(variant, changes, config)
+        metrics = dict.fromkeys(task_type(config).metrics(config))
         for metric in sweep.metrics:
-            if metric not in task_type(config).metrics(config):
-                place = f"the target language {config.data.target}"
-                if config.task != "translation":
-                    place = f"task={config.task}"
-                raise UserError(
-                    f"METRICS has {metric}, which is undefined for {place} (variant {variant}); "
-                    f"leave {metric} out"
-                )
+            choose(metrics, metric, f"an entry of METRICS for variant {variant} (task {config.task})")
         for split in sweep.splits:
             task_type(config).check_split_name(config, split)
         configs[variant] = config
@@ -205,7 +203,7 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
         configs = equalize(sweep.equal, configs, sweep.baseline)
     names: dict[str, str] = {}
     for variant, config in configs.items():
-        first = names.setdefault(PlannedRun(variant, 0, config).config_hash, variant)
+        first = names.setdefault(config_hash(config), variant)
         if first != variant:
             keys = dict.fromkeys((*sweep.variants[first], *sweep.variants[variant]))
             values = flatten(to_dict(config))
@@ -224,8 +222,15 @@ def _changed(variant: str, values: Changes, common: Changes, changes: Changes) -
                 f"variant {variant} changes {key}, which is a group of fields; "
                 f"name single fields, such as {key}.{next(iter(value))}"
             )
-    config = resolve(from_dict(with_changes(values, {**common, **changes})))
-    for key in changes:
-        if not is_read(key, config):
-            raise UserError(f"variant {variant} sets {key}, which has no effect in its config; leave it out")
-    return config
+    return resolve(from_dict(with_changes(values, {**common, **changes})))
+
+
+def _check_read(variant: str, changes: Changes, config: ExperimentConfig) -> None:
+    """Checks that every change of a variant has an effect in its config."""
+    for key in _unread(changes, config):
+        raise UserError(f"variant {variant} sets {key}, which has no effect in its config; leave it out")
+
+
+def _unread(changes: Changes, config: ExperimentConfig) -> list[str]:
+    """Returns the changed fields that a config does not read."""
+    return [key for key in changes if not is_read(key, config)]

@@ -94,10 +94,10 @@ def applicable(
     for variant in next(iter(sweeps.values())).variants:
         reasons = {task: refused[task][variant] for task in sweeps if variant in refused[task]}
         if len(reasons) == len(sweeps):
-            if len({*reasons.values()}) == 1:
-                raise UserError(next(iter(reasons.values())))
             listed = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
-            raise UserError(f"variant {variant} applies to no task: {listed}")
+            if len({*reasons.values()}) == 1:
+                listed = next(iter(reasons.values()))
+            raise UserError(f"variant {variant} applies to no task, so change it or leave it out: {listed}")
     kept = {
         task: dataclasses.replace(
             sweep,

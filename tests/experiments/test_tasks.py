@@ -41,8 +41,8 @@ PRIMARY = {"translation": ("chrf", "test"), "language": ("bits_per_byte", "test"
 '''
 COSTS = {"parameters": 1, "flops_per_step": 1.0, "memory_bytes": {"total": 1}}
 REASONS = {
-    "encoder": "variant encoder sets model.encoder_layers, which has no effect in its config; leave it out",
-    "pre_norm": "variants base and pre_norm have the same config",
+    "encoder": "model.encoder_layers has no effect",
+    "pre_norm": "its config is that of base",
 }
 
 
@@ -103,14 +103,14 @@ def test_a_variant_that_a_task_refuses_or_does_not_read_does_not_apply_to_it(swe
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("VARIANTS['new'] = {'model.position': 'rope'}", "unknown config key model.position; did you mean model.positions?"),
-        ("VARIANTS['new'] = {'model.d_ff': 'wide'}", "model.d_ff is 'wide'; it must be a whole number"),
-        ("VARIANTS['new'] = {'model.positions': 'rop'}", "model.positions is 'rop'; it must be one of: "),
-        ("VARIANTS['new'] = {'model.cell': 'gru'}", "variant new sets model.cell, which has no effect in its config; leave it out"),
-        ("VARIANTS['new'] = {'data.options.speaker': 'a'}", "variant new applies to no task: translation: data.options.speaker is not an option of number_words; "),
+        ("VARIANTS['new'] = {'model.position': 'rope'}", "variant new applies to no task, so change it or leave it out: unknown config key model.position; did you mean model.positions?"),
+        ("VARIANTS['new'] = {'model.d_ff': 'wide'}", "variant new applies to no task, so change it or leave it out: model.d_ff is 'wide'; it must be a whole number"),
+        ("VARIANTS['new'] = {'model.positions': 'rop'}", "variant new applies to no task, so change it or leave it out: model.positions is 'rop'; it must be one of: "),
+        ("VARIANTS['new'] = {'model.cell': 'gru'}", "variant new applies to no task, so change it or leave it out: model.cell has no effect"),
+        ("VARIANTS['new'] = {'data.options.speaker': 'a'}", "variant new applies to no task, so change it or leave it out: translation: data.options.speaker is not an option of number_words; "),
         ("BASELINE = 'encoder'", "task language: variant encoder sets model.encoder_layers, which has no effect "),
         ("CONFIGS['language'] += ',cpuu'", "task language: the config argument is 'cpuu'; it must be one of: "),
-        ("METRICS['language'] = ('chrf',); PRIMARY['language'] = ('chrf', 'test')", "task language: METRICS has chrf, which is undefined for task=language_modeling (variant base); leave chrf out"),
+        ("METRICS['language'] = ('chrf',); PRIMARY['language'] = ('chrf', 'test')", "task language: an entry of METRICS for variant base (task language_modeling) is 'chrf'; it must be one of: "),
         ("TUNE = {'model.overflow': ('clamp',), 'model.cell': ('gru',)}", "task translation: variant base sets model.cell, which has no effect "),
     ],
 )  # fmt: skip
