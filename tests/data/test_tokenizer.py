@@ -226,12 +226,9 @@ def test_the_spaces_of_an_indentation_become_one_token():
     assert tokenizer.names(tokenizer.encode("        b")[:-1]) == ["\u2581" * 8, "b"]
 
 
-def test_a_model_file_knows_if_it_is_exact(tmp_path, exact, tokenizer):
+def test_a_model_file_keeps_the_exactness_of_its_vocabulary(tmp_path, exact):
     (tmp_path / "exact").write_bytes(exact.model)
-    (tmp_path / "sentences").write_bytes(tokenizer.model)
     assert Tokenizer.load(tmp_path / "exact").decode(exact.encode("  a")) == "  a"
-    assert Tokenizer.load(tmp_path / "exact").is_exact
-    assert not Tokenizer.load(tmp_path / "sentences").is_exact
 
 
 def test_special_tokens_stand_for_no_bytes(exact, tokenizer):

@@ -137,11 +137,6 @@ class Tokenizer:
         return self._processor.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
 
     @functools.cached_property
-    def is_exact(self) -> bool:
-        """True if the vocabulary keeps all spaces of a text; see `train`."""
-        return bool(self._processor.encode(" "))
-
-    @functools.cached_property
     def byte_lengths(self) -> Int[np.ndarray, "v"]:
         """UTF-8 bytes that each token stands for. Special tokens stand for none.
 
