@@ -30,7 +30,7 @@ class TrainingResult:
             identity=dict(outcome.identity),
             status="done" if outcome.finished else "preempted",
             step=outcome.step,
-            tokens_seen=outcome.tokens_seen,
+            **{f"{outcome.unit}_seen": outcome.units_seen},
             validation=outcome.validation,
             params_sha256=outcome.params_sha256,
             init_from=self._before.get("init_from"),

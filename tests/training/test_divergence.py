@@ -120,7 +120,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped(tmp_path, name,
     assert "loss" not in records[1]
     applied = [record for record in records if "skipped" not in record]
     assert [record["learning_rate"] for record in applied[:3]] == pytest.approx([0.02, 0.04, 0.06])
-    assert outcome.tokens_seen == 16 * BATCH_SIZE
+    assert outcome.units_seen == 16 * BATCH_SIZE
 
 
 def test_a_skipped_update_does_not_poison_the_means_of_an_interval(tmp_path):

@@ -158,7 +158,7 @@ def test_training_and_validation_are_recorded(tmp_path):
     training = [record for record in records if record["kind"] == "train"]
     assert [record["step"] for record in training] == list(range(1, 21))
     assert training[-1]["loss"] < training[0]["loss"]
-    assert training[-1]["tokens_seen"] == outcome.tokens_seen == 20 * 8
+    assert training[-1]["tokens_seen"] == outcome.units_seen == 20 * 8
     assert training[9]["epoch"] == 2.0
     for name in ("learning_rate", "gradient_norm", "tokens_per_second", "seconds_left"):
         assert all(record[name] >= 0 for record in training), name

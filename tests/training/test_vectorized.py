@@ -66,7 +66,7 @@ def test_each_run_equals_the_run_alone(alone, tmp_path):
     folder, expected = alone
     results = train_all(CONFIGS, tmp_path)
     for number, (result, outcome) in enumerate(zip(results, expected, strict=True)):
-        assert (result.step, result.finished, result.tokens_seen) == (20, True, outcome.tokens_seen)
+        assert (result.step, result.finished, result.units_seen) == (20, True, outcome.units_seen)
         assert result.identity == outcome.identity
         assert_same_records(tmp_path / str(number), folder / str(number))
         assert os.listdir(tmp_path / str(number) / "checkpoints") == os.listdir(

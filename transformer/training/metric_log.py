@@ -35,18 +35,18 @@ class Meter:
     device.
     """
 
-    def __init__(self, task: Trainable, num_steps: int, first_step: int, tokens_seen: int):
+    def __init__(self, task: Trainable, num_steps: int, first_step: int, units_seen: int):
         """Measures a run of `num_steps` updates.
 
         Args:
           task: the task.
           num_steps: the number of updates of the whole run.
           first_step: the number of updates that are done.
-          tokens_seen: the number of target tokens that these were trained on.
+          units_seen: the number of units that these were trained on; see `Trainable.unit`.
         """
         self._task, self._num_steps = task, num_steps
         self.last_step = first_step  # of the last record
-        self.tokens_seen = tokens_seen  # up to the last record
+        self.units_seen = units_seen  # up to the last record
         self._steps: list[tuple[Totals, StepInfo, int]] = []
         self.restart()
 
@@ -87,7 +87,7 @@ class Meter:
                 raise BadStep(number, loss, float(info.gradient_norm))
         totals = add_totals(totals for totals, _, _ in fetched)
         seconds, waited = time.perf_counter() - self._started, self._waited
-        self.tokens_seen += int(totals["count"])
+        self.units_seen += int(totals["count"])
         self._steps, self.last_step = self._steps[num_steps:], step
         self.restart()
         info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info, _ in fetched)
@@ -104,7 +104,7 @@ class Meter:
             "waiting_for_data": waited / seconds,  # share of the time
             **({} if peak is None else {"utilization": sum(f for _, _, f in fetched) / seconds / peak}),
             **_peak_memory(),
-            f"{self._task.unit}_seen": self.tokens_seen,
+            f"{self._task.unit}_seen": self.units_seen,
             "seconds_left": (self._num_steps - step) * seconds / num_steps,
         }
 

@@ -43,7 +43,8 @@ class Outcome:
     Attributes:
       step: number of updates that the run has done.
       finished: whether the run is complete; otherwise the same call resumes the run.
-      tokens_seen: target tokens, or other units of the task, trained on.
+      unit: see `Trainable`.
+      units_seen: target tokens, or other units of the task, trained on.
       validation: the last validation record; empty before the first validation.
       params_sha256: digest of the weights.
       identity: the identity of the task; see `Trainable`. If the run began with `initial_weights`, their
@@ -52,7 +53,8 @@ class Outcome:
 
     step: int
     finished: bool
-    tokens_seen: int
+    unit: str
+    units_seen: int
     validation: Record
     params_sha256: str
     identity: Mapping[str, str]
@@ -133,7 +135,7 @@ class Session:
         self._validation = metadata.get("validation", {})
         self._patience = Patience(train.patience, *metadata.get("patience", ()))
         self.first_step = int(state.step)
-        self.meter = Meter(self.task, train.steps, self.first_step, metadata.get("tokens_seen", 0))
+        self.meter = Meter(self.task, train.steps, self.first_step, metadata.get(f"{self.task.unit}_seen", 0))
         if initial_weights is not None and not metadata:
             self._checkpoints.save(state, self._metadata(), None)
         if is_first():
@@ -197,7 +199,8 @@ class Session:
         return Outcome(
             step=step,
             finished=step >= self.config.train.steps or self.is_exhausted,
-            tokens_seen=self.meter.tokens_seen,
+            unit=self.task.unit,
+            units_seen=self.meter.units_seen,
             validation=self._validation,
             params_sha256=digest(state.params),
             identity=self._identity,
@@ -215,7 +218,7 @@ class Session:
         return {
             "identity": self._identity,
             "task": dict(self.task.metadata),
-            "tokens_seen": self.meter.tokens_seen,
+            f"{self.task.unit}_seen": self.meter.units_seen,
             "validation": self._validation,
             "patience": [self._patience.best, self._patience.stale],
         }

@@ -45,7 +45,7 @@ class Trainable(abc.ABC):
         by a task with an equal identity.
       metadata: JSON data stored in each checkpoint; `Task.load_model` reads it.
       steps_per_epoch: number of updates that together use every example once.
-      unit: word for what the total "count" counts.
+      unit: the unit of the total "count": tokens or images.
       criterion: the entry of `summary` that ranks checkpoints and ends training early; lower is better.
       uniform_loss: the criterion of a model that predicts all tokens or classes with equal probability; None
         if there is no such model.
