@@ -28,6 +28,7 @@ from experiments import cli
 from experiments.costs import describe
 from experiments.topology import compile_for
 from transformer.config import UserError
+from transformer.tasks import task_type
 
 # Prefixes of module names, in the order in which the modules run. Modules with other names come last.
 ORDER = (
@@ -81,10 +82,7 @@ def main(flags: FlagValues) -> None:
     if "vocab_size" in step:
         parameters += f", with a vocabulary of {step['vocab_size']:,} tokens"
     _print_table(console, parameters, _parameter_table(costs))
-    sides = " on each side" if config.task == "translation" else ""
-    rows = f"{step['rows']:,} rows of {step['row_length']:,} tokens{sides}, without padding"
-    if config.task == "image_classification":
-        rows = f"{step['rows']:,} images of {step['row_length']:,} tokens"
+    rows = f"{step['rows']:,} {task_type(config).row_format.format(step['row_length'])}"
     parts = f", computed in {step['parts']} parts" if step["parts"] > 1 else ""
     _print_table(console, f"One training step: {rows}{parts}", _cost_table(costs, config.train.steps))
     if costs["difference"]:

@@ -76,8 +76,8 @@ def main(flags: FlagValues) -> None:
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
-    is_translation = run.config.task == "translation"
-    if not is_translation:
+    has_pairs = task_type(run.config).records == "pairs"
+    if not has_pairs:
         _check_flags_without_pairs(flags, run)
     test_sets = _test_sets(flags, run, trained)
     for test_set in test_sets:  # checks every test set before scoring the first
@@ -93,7 +93,7 @@ def main(flags: FlagValues) -> None:
     if ablated:
         model, params = ablate(trained.model, trained.params, ablated)
         trained = dataclasses.replace(trained, model=model, params=params)
-    endings = (".json", *TEXT_FILES) if is_translation else (".json",)
+    endings = (".json", *TEXT_FILES) if has_pairs else (".json",)
     written = [str(set_files.path(", ".join(endings))) for set_files in files]
     compared = [None] * len(files)
     if flags.compare:
@@ -104,7 +104,7 @@ def main(flags: FlagValues) -> None:
     scores = {
         set_files.split: evaluation.scores for set_files, evaluation in zip(files, evaluations, strict=True)
     }
-    if is_translation:
+    if has_pairs:
         _print_scores(scores, trained.config.data.target)
     else:
         _print_table(scores, [METRICS[name] for name in task_type(trained.config).metrics(trained.config)])
@@ -176,7 +176,7 @@ def _compared(files: ScoreFiles, test_set: SentencePairs, compare: str) -> tuple
     """
     folder, *texts = re.split(r",(?=(?:decode|model|ablate)[.=])", compare)
     run, ablated = Run(folder), ""
-    if run.config.task != "translation":
+    if task_type(run.config).records != "pairs":
         raise UserError(f"the task of {folder} in --compare is {run.config.task}; name a run of translation")
     for text in [text for text in texts if text.startswith("ablate=")]:
         ablated = text.removeprefix("ablate=")

@@ -77,7 +77,7 @@ def compile_for(config: ExperimentConfig, name: str, largest: bool, progress: Pr
     program = TrainingProgram(config, mesh, progress)
     training = program.figures(task_type(config).step_shape(config)["rows"])
     search = None
-    if config.task == "translation":
+    if task_type(config).searches:
         progress("compiling a search for one chip")
         search = _search_figures(config, devices[0])
     available = available_bytes(devices[0])

@@ -18,7 +18,7 @@ from transformer.config import ExperimentConfig, from_dict, to_dict
 from transformer.decoding.model_search import ModelSearch
 from transformer.model import TEXT_KINDS, build_model, parameter_shapes
 from transformer.tasks import task_type
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import translation_loss
 from transformer.training.parallelism import Single
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
@@ -107,7 +107,7 @@ def test_another_kind_of_model_can_be_lowered(kind):
 def test_a_variant_of_the_model_can_be_lowered(changes):
     """Lowers one program with the gradient of the loss, with dropout, and a decoding step."""
     model = build_model(tiny_config(**{"num_layers": 1} | changes), VOCAB)
-    loss_fn = make_loss_fn(model)
+    loss_fn = functools.partial(translation_loss, model)
 
     def gradient_and_step(params, batch, key, tokens, index):
         gradient, _ = jax.grad(loss_fn, has_aux=True)(params, batch, key, Hyperparameters(1.0, 0.1, 0.1))

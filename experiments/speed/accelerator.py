@@ -16,7 +16,7 @@ from experiments.speed.peer import PeerProcess
 from experiments.speed.train import matmul_rate
 from transformer.config import ExperimentConfig
 from transformer.model import build_model, init_params
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import Translation
 from transformer.training.train_step import init_state
 from transformer.training.trainable import Hyperparameters
 from transformer.training.vectorized import make_vectorized_step
@@ -155,7 +155,7 @@ class VectorizedTraining:
         model = build_model(config.model, config.data.vocab_size)
         states = [init_state(init_params(model, seed), config) for seed in range(runs)]
         self._state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self._step = make_vectorized_step(make_loss_fn(model), config)
+        self._step = make_vectorized_step(Translation.loss_fn(config, model), config)
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         arguments = batch, Hyperparameters.from_config(config), np.array(True)
         repeated = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * runs), arguments)

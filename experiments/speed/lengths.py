@@ -12,7 +12,7 @@ from experiments.speed.workload import random_sentence
 from transformer.batch import Batch, TokenBatch
 from transformer.config import ExperimentConfig, UserError
 from transformer.model import build_model
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import Translation
 from transformer.training.trainable import Hyperparameters
 from transformer.training.utilization import step_flops
 
@@ -34,9 +34,8 @@ class FixedLengthTraining:
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         self._batch = self._trainer.shard(batch)
         hyperparameters = Hyperparameters.from_config(config)
-        self.flops_per_step = step_flops(
-            make_loss_fn(self._trainer.model), self._trainer.state.params, batch, hyperparameters
-        )
+        loss_fn, params = Translation.loss_fn(config, self._trainer.model), self._trainer.state.params
+        self.flops_per_step = step_flops(loss_fn, params, batch, hyperparameters)
 
     def turn(self, steps: int) -> float:
         """Returns the seconds that `steps` training steps take."""

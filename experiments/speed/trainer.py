@@ -5,7 +5,7 @@ import jax
 from transformer.batch import Batch
 from transformer.config import ExperimentConfig
 from transformer.model import build_model, init_params
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import Translation
 from transformer.training.parallelism import Single, put
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters, Totals
@@ -23,7 +23,7 @@ class Trainer:
         self.model = build_model(config.model, config.data.vocab_size)
         self._parallelism, self._parts = Single(), config.train.accumulation
         self.state = put(self._parallelism, init_state(init_params(self.model, 0), config))
-        self._step = make_train_step(make_loss_fn(self.model), config, self._parallelism)
+        self._step = make_train_step(Translation.loss_fn(config, self.model), config, self._parallelism)
         self._key, self._hyperparameters = jax.random.key(0), Hyperparameters.from_config(config)
 
     def shard(self, batch: Batch) -> Batch:

@@ -20,7 +20,7 @@ from transformer.config import DataConfig, ExperimentConfig, ModelConfig, TrainC
 from transformer.model import TEXT_KINDS, build_model, init_params, parameter_shapes
 from transformer.model.flops import matmul_flops
 from transformer.tasks import resolve
-from transformer.tasks.translation import Translation, make_loss_fn
+from transformer.tasks.translation import Translation, translation_loss
 from transformer.training.parallelism import Single
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
@@ -105,7 +105,7 @@ def train_step(config):
     state = jax.eval_shape(lambda: init_state(init_params(model, 0), config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = Translation.full_rows(config, step["rows"])
-    function = make_train_step(make_loss_fn(model), config, Single())
+    function = make_train_step(functools.partial(translation_loss, model), config, Single())
     return function, (state, batch, key, Hyperparameters.from_config(config))
 
 

@@ -31,6 +31,7 @@ class RegressionOptions:
 class Regression(Task):
     """Fits a weight vector to y = slope * sum(x). Dropout drops channels of x."""
 
+    records = "examples"
     criterion = "loss"
     steps_per_epoch = NUM_EXAMPLES // BATCH_SIZE
 
@@ -47,6 +48,10 @@ class Regression(Task):
         options = build_section(RegressionOptions, config.data.options, "data.options.")
         data = dataclasses.replace(config.data, options=dataclasses.asdict(options))
         return dataclasses.replace(config, data=data)
+
+    @classmethod
+    def prepare(cls, config, progress=None):
+        return cls(config)
 
     @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):

@@ -70,7 +70,7 @@ def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
     assert resumed.finished
     assert resumed.params_sha256 == whole.params_sha256
     assert whole.validation["accuracy"] == 1.0
-    assert whole.tokens_seen == 96  # 3 epochs of 32 images
+    assert whole.units_seen == 96  # 3 epochs of 32 images
 
 
 def test_the_scores_of_a_split_equal_those_of_single_images(config, tmp_path):
@@ -161,7 +161,7 @@ def test_the_costs_are_those_of_the_images(config):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("model", {"kind": "transformer"}, "model.kind is 'transformer'; with task=image_classification, it must be image_classifier"),
+        ("model", {"kind": "transformer"}, "model.kind is 'transformer'; with task=image_classification, it must be one of: image_classifier"),
         ("model", {"patch_size": 3}, "model.patch_size is 3; it must divide the height and the width of the images (4 x 4 pixels)"),
         ("model", {"positions": "alibi"}, "model.positions is 'alibi'; with model.kind=image_classifier, it must be one of"),
         ("data", {"name": "number_words", "options": {}}, "data.name is 'number_words', a set of texts; it must be digits"),

@@ -77,7 +77,7 @@ def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
     assert resumed.params_sha256 == whole.params_sha256
     assert whole.validation["nll"] < math.log(300)
     assert whole.validation["perplexity"] == pytest.approx(math.exp(whole.validation["nll"]))
-    assert whole.tokens_seen == pytest.approx(12 * 128, rel=0.1)  # the last row of an epoch is not full
+    assert whole.units_seen == pytest.approx(12 * 128, rel=0.1)  # the last row of an epoch is not full
 
 
 def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):

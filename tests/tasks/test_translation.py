@@ -273,7 +273,10 @@ def test_resolve_completes_the_options_of_the_data_set(config):
 
 
 def test_an_unknown_task_is_refused(config):
-    with pytest.raises(UserError, match="task is 'x'; it must be one of: language_modeling, translation"):
+    with pytest.raises(
+        UserError,
+        match="task is 'x'; it must be one of: image_classification, language_modeling, translation",
+    ):
         resolve(dataclasses.replace(config, task="x"))
 
 

@@ -1,6 +1,7 @@
 """The train step: an update does not depend on how the batch is split or packed."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, U
 from transformer.data.batching import assemble
 from transformer.data.splits import Side, Split
 from transformer.model import build_model, init_params
-from transformer.tasks.translation import make_loss_fn
+from transformer.tasks.translation import translation_loss
 from transformer.training.parallelism import Mesh, Pmap, Single, make_parallelism, put
 from transformer.training.train_step import init_state, make_eval_step, make_train_step
 from transformer.training.trainable import Hyperparameters
@@ -70,7 +71,7 @@ def updates(parallelism, batch, accumulation=1, steps=2, vocab_size=VOCAB, **mod
     options = config(accumulation, **model)
     model = build_model(options.model, vocab_size)
     state = parallelism.create(lambda: init_state(init_params(model, seed=0), options))
-    step = make_train_step(make_loss_fn(model), options, parallelism)
+    step = make_train_step(partial(translation_loss, model), options, parallelism)
     for _ in range(steps):
         state, totals, info = step(state, parallelism.shard(batch, accumulation), KEY, HYPERPARAMETERS)
         yield jax.device_get((state, totals, info))
@@ -197,9 +198,9 @@ def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, model, 
     """The weights do not change, so losses differ only because of dropout."""
     options, batch = config(), Single().shard(packed)
     hyperparameters = HYPERPARAMETERS._replace(learning_rate=0.0)
-    evaluate = make_eval_step(make_loss_fn(model), Single())
+    evaluate = make_eval_step(partial(translation_loss, model), Single())
     losses = [float(evaluate(params, batch, None, hyperparameters)["loss"])]
-    step = make_train_step(make_loss_fn(model), options, Single())
+    step = make_train_step(partial(translation_loss, model), options, Single())
     state = init_state(params, options)
     for _ in range(2):
         state, totals, _ = step(state, batch, KEY, hyperparameters)
@@ -219,7 +220,7 @@ def test_totals_count_tokens_characters_and_padding(split, packed, reference):
 def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model, params):
     results = []
     for parallelism in (Single(), Pmap(), Mesh(fsdp=2)):
-        evaluate = make_eval_step(make_loss_fn(model), parallelism)
+        evaluate = make_eval_step(partial(translation_loss, model), parallelism)
         totals = evaluate(params, parallelism.shard(packed), None, HYPERPARAMETERS)
         results.append({name: value for name, value in totals.items() if name != "slots"})
     assert_close(results[1:], [results[0]] * 2)
@@ -242,7 +243,7 @@ def test_a_step_is_compiled_once(packed, caplog, make):
 
 
 def test_hyperparameters_change_without_recompilation(packed, model, params):
-    options, loss_fn, traces = config(), make_loss_fn(model), []
+    options, loss_fn, traces = config(), partial(translation_loss, model), []
 
     def counting_loss(*arguments):
         traces.append(1)
@@ -268,7 +269,7 @@ def test_bfloat16_keeps_weights_and_totals_in_float32(packed):
 
 
 def test_the_reported_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
-    loss_fn = make_loss_fn(model)
+    loss_fn = partial(translation_loss, model)
     hyperparameters = HYPERPARAMETERS._replace(dropout_rate=0.0)
     options, batch = config(), Single().shard(packed)
     gradients, totals = jax.jit(jax.grad(loss_fn, has_aux=True))(params, batch, None, hyperparameters)
@@ -284,7 +285,7 @@ def test_the_reported_gradient_norm_is_that_of_the_mean_loss(packed, model, para
 def test_the_squared_gradient_norms_of_the_layers_add_up(packed, model, params):
     options = config()
     options = dataclasses.replace(options, train=dataclasses.replace(options.train, diagnostics=True))
-    step = make_train_step(make_loss_fn(model), options, Single())
+    step = make_train_step(partial(translation_loss, model), options, Single())
     state = init_state(params, options)
     _, _, info = step(state, Single().shard(packed), KEY, HYPERPARAMETERS)
     assert {"embedding.table", "encoder.layers_0", "decoder.layers_0"} <= info.layer_norms.keys()

@@ -18,13 +18,18 @@ from transformer.data.image_batches import ImageBatches, ImagePlan, evaluation_i
 from transformer.data.images import Images
 from transformer.data.pipeline import serve
 from transformer.json_files import finite
-from transformer.model import ImageClassifier, build_image_classifier, check_names, init_params
+from transformer.model import ImageClassifier, build_image_classifier, check_names
 from transformer.model.dropout import Dropout
-from transformer.tasks.task import Evaluated, LoadedModel, Task, check_training
+from transformer.tasks.task import (
+    Evaluated,
+    LoadedModel,
+    Task,
+    check_model_kind,
+    check_training,
+    eval_totals,
+)
 from transformer.training.losses import smoothed_cross_entropy
 from transformer.training.metric_log import add_totals
-from transformer.training.parallelism import Single, local_mesh
-from transformer.training.train_step import make_eval_step
 from transformer.training.trainable import Hyperparameters, Totals
 
 log = logging.getLogger(__name__)
@@ -34,16 +39,15 @@ class ImageClassification(Task):
     """Predicts the class of an image (Dosovitskiy et al. 2021).
 
     Attributes:
-      config: the resolved config.
       images: the images of each split.
-      model: the model without weights; every method takes the weights as an argument.
 
     Differs from the paper: the inputs are images, and nothing is translated.
     """
 
     criterion = "nll"
-    unit = "images"
+    unit = records = "images"
     kinds = ("image_classifier",)
+    row_format = "images of {:,} tokens"
 
     def __init__(self, config, images: Images):
         self.config, self.images = config, images
@@ -52,11 +56,7 @@ class ImageClassification(Task):
     @classmethod
     def resolve(cls, config):
         check_names(config.model)
-        if config.model.kind not in cls.kinds:
-            raise UserError(
-                f"model.kind is {config.model.kind!r}; with task=image_classification, it must be "
-                "image_classifier"
-            )
+        check_model_kind(cls, config)
         ImageClassifier.check(config.model)
         check_training(config)
         return dataclasses.replace(config, data=image_sets.resolve_images(config.data))
@@ -74,7 +74,7 @@ class ImageClassification(Task):
     @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         if stored is None:
-            return cls(config, image_sets.prepare_images(config.data, progress))
+            return cls.prepare(config, progress)
         name = stored["data"]
         if may_prepare:
             if stored["config"] != result_hash(config, cls.options_type(config)):
@@ -97,6 +97,19 @@ class ImageClassification(Task):
     @classmethod
     def is_prepared(cls, config, identity):
         return image_sets.is_prepared(config.data, identity["data"])
+
+    @classmethod
+    def prepare(cls, config, progress=None):
+        return cls(config, image_sets.prepare_images(config.data, progress))
+
+    def describe_data(self):
+        images = self.images
+        sizes = ", ".join(f"{name} {size:,}" for name, size in images.sizes.items())
+        height, width, channels = images.image_format.shape
+        return (
+            f"{images.name} is prepared in {images.folder}: images: {sizes}; {height} x {width} pixels, "
+            f"{channels} channels, {len(images.image_format.classes)} classes"
+        )
 
     @property
     def splits(self):
@@ -170,12 +183,6 @@ class ImageClassification(Task):
         numbers = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         return ImageBatch(jax.ShapeDtypeStruct((num_rows, *shape), jnp.uint8), numbers, numbers)
 
-    def init(self, seed: int) -> PyTree:
-        return init_params(self.model, seed)
-
-    def loss(self, params, batch, key, hyperparameters):
-        return self.loss_fn(self.config, self.model)(params, batch, key, hyperparameters)
-
     def batches(self, first_step: int) -> Iterator[ImageBatch]:
         options, train = self.config.data.options, self.config.train
         batches = ImageBatches(
@@ -206,13 +213,12 @@ class ImageClassification(Task):
     @classmethod
     def evaluate(cls, config, loaded, params, test_set, progress=lambda num_done: None):
         """Scores a model on the images of a split; see `Task.evaluate`."""
-        parallelism = local_mesh() or Single()
-        eval_step = make_eval_step(cls.loss_fn(config, loaded.model), parallelism)
-        hyperparameters = Hyperparameters.from_config(config)
+        loss_fn = cls.loss_fn(config, loaded.model)
+        batches = evaluation_images(test_set, config.train.batch_size)
 
         def totals() -> Iterator[Totals]:
-            for batch in evaluation_images(test_set, config.train.batch_size):
-                yield eval_step(params, parallelism.shard(batch), None, hyperparameters)
+            for batch, batch_totals in eval_totals(config, loss_fn, params, batches):
+                yield batch_totals
                 progress(int(batch.ids.max()))
 
         summary = summarize(add_totals(totals()))

@@ -21,12 +21,10 @@ from transformer.json_files import finite
 from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
-from transformer.tasks.task import Evaluated
+from transformer.tasks.task import Evaluated, eval_totals
 from transformer.tasks.text import TextTask, finite_exp, token_shapes
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
-from transformer.training.parallelism import Single, local_mesh
-from transformer.training.train_step import make_eval_step
 from transformer.training.trainable import Hyperparameters, Totals
 
 log = logging.getLogger(__name__)
@@ -160,14 +158,13 @@ class LanguageModeling(TextTask):
     @classmethod
     def evaluate(cls, config, loaded, params, test_set, progress=lambda num_done: None):
         """Scores a model on documents; see `Task.evaluate`."""
-        parallelism = local_mesh() or Single()
-        eval_step = make_eval_step(cls.loss_fn(config, loaded.model), parallelism)
-        hyperparameters = Hyperparameters.from_config(config)
+        loss_fn = cls.loss_fn(config, loaded.model)
+        batches = _batches(config, loaded.tokenizer, test_set.split)
 
         def totals() -> Iterator[Totals]:
             num_tokens, ends = 0, np.cumsum(test_set.split.target.lengths)
-            for batch in _batches(config, loaded.tokenizer, test_set.split):
-                yield eval_step(params, parallelism.shard(batch), None, hyperparameters)
+            for batch, batch_totals in eval_totals(config, loss_fn, params, batches):
+                yield batch_totals
                 num_tokens += int((batch.inputs.segment_ids != 0).sum())
                 progress(int((ends <= num_tokens).sum()))
 

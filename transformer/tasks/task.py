@@ -1,18 +1,20 @@
 """The interface of a task."""
 
 import abc
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import linen as nn
 from jaxtyping import PyTree
 
 from transformer.config import ExperimentConfig, UserError, choose
 from transformer.data.progress import Progress
+from transformer.model import init_params
 from transformer.training.optimizers import make_optimizer, make_schedule
-from transformer.training.parallelism import PARALLELISMS
-from transformer.training.trainable import LossFn, Trainable
+from transformer.training.parallelism import PARALLELISMS, Single, local_mesh
+from transformer.training.train_step import make_eval_step
+from transformer.training.trainable import Hyperparameters, LossFn, Totals, Trainable
 
 
 class LoadedModel(NamedTuple):
@@ -64,7 +66,22 @@ class Task(Trainable):
     """Data, model, loss and scores of one kind of problem, which `config.task` names.
 
     The training loop uses a task as a `Trainable`. A subclass also defines how to open, load and score it.
+
+    Attributes:
+      records: kind of the examples: pairs, documents or images.
+      kinds: the values of `model.kind` that the task can use.
+      searches: whether the task searches for its output, as in translation.
+      row_format: format of the number of tokens in a row of a batch, for messages.
+      config: the resolved config.
+      model: the model without weights; every method takes the weights as an argument.
     """
+
+    records: ClassVar[str]
+    kinds: ClassVar[Sequence[str]]
+    searches: ClassVar[bool] = False
+    row_format: ClassVar[str] = "rows of {:,} tokens, without padding"
+    config: ExperimentConfig
+    model: nn.Module
 
     @classmethod
     @abc.abstractmethod
@@ -135,6 +152,19 @@ class Task(Trainable):
         """
 
     @classmethod
+    @abc.abstractmethod
+    def prepare(cls, config: ExperimentConfig, progress: Progress | None = None) -> "Task":
+        """Prepares the data of a resolved config, and opens it without a run folder.
+
+        Raises:
+          UserError: the data cannot be used.
+        """
+
+    def describe_data(self) -> str:
+        """Prepares all splits, and returns a description of the data in one line."""
+        return self.identity["data"]
+
+    @classmethod
     def is_prepared(cls, config: ExperimentConfig, identity: Mapping[str, str]) -> bool:
         """Returns whether the data of a run with this identity is prepared on this machine."""
         return False
@@ -173,6 +203,12 @@ class Task(Trainable):
     def loss_fn(cls, config: ExperimentConfig, model: Any) -> LossFn:
         """Returns the loss of a batch as a function of the weights of a model."""
 
+    def init(self, seed: int) -> PyTree:
+        return init_params(self.model, seed)
+
+    def loss(self, params, batch, key, hyperparameters):
+        return self.loss_fn(self.config, self.model)(params, batch, key, hyperparameters)
+
     @classmethod
     @abc.abstractmethod
     def full_rows(cls, config: ExperimentConfig, num_rows: int) -> PyTree:
@@ -210,6 +246,30 @@ class Task(Trainable):
           test_set: the examples.
           progress: called with the number of finished examples.
         """
+
+
+def eval_totals(
+    config: ExperimentConfig, loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]
+) -> Iterator[tuple[PyTree, Totals]]:
+    """Yields each batch with its totals without dropout, computed on all devices of this process."""
+    parallelism = local_mesh() or Single()
+    eval_step = make_eval_step(loss_fn, parallelism)
+    hyperparameters = Hyperparameters.from_config(config)
+    for batch in batches:
+        yield batch, eval_step(params, parallelism.shard(batch), None, hyperparameters)
+
+
+def check_model_kind(task: type[Task], config: ExperimentConfig) -> None:
+    """Checks that a task can use the kind of model in a config.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if config.model.kind not in task.kinds:
+        raise UserError(
+            f"model.kind is {config.model.kind!r}; with task={config.task}, it must be one of: "
+            f"{', '.join(task.kinds)}"
+        )
 
 
 def check_training(config: ExperimentConfig) -> None:

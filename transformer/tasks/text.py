@@ -5,11 +5,10 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from transformer.batch import TokenBatch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
@@ -22,28 +21,23 @@ from transformer.data.builders import (
     resolve_options,
 )
 from transformer.data.corpus import VOCABULARY_FILE, Corpus
+from transformer.data.records import kind_of
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.files import atomic_write
-from transformer.model import build_model, init_params
-from transformer.tasks.task import LoadedModel, Task, check_training
+from transformer.model import build_model
+from transformer.tasks.task import LoadedModel, Task, check_model_kind, check_training
 
 
 class TextTask(Task):
     """Base class of tasks on text.
 
     Attributes:
-      records: kind of the records that the task needs: pairs or documents.
       plan: the assignment of the training split to batches.
-      kinds: the values of `model.kind` that the task can use.
-      config: the resolved config.
       corpus: the tokens of each split, and the vocabulary.
-      model: the model without weights; every method takes the weights as an argument.
     """
 
     criterion = "nll"
-    records: ClassVar[str]
-    kinds: ClassVar[tuple[str, ...]]
     plan: Any
 
     def __init__(self, config: ExperimentConfig, corpus: Corpus):
@@ -53,11 +47,7 @@ class TextTask(Task):
     @classmethod
     def resolve(cls, config):
         build_model(config.model, vocab_size=1)  # checks the names of the model
-        if config.model.kind not in cls.kinds:
-            raise UserError(
-                f"model.kind is {config.model.kind!r}; with task={config.task}, it must be one of: "
-                f"{', '.join(cls.kinds)}"
-            )
+        check_model_kind(cls, config)
         check_training(config)
         choose(PENALTIES, config.decode.penalty, "decode.penalty")
         return dataclasses.replace(config, data=resolve_options(config.data))
@@ -73,6 +63,23 @@ class TextTask(Task):
     @classmethod
     def is_prepared(cls, config, identity):
         return is_prepared(config.data, identity["data"])
+
+    @classmethod
+    def prepare(cls, config, progress=None):
+        return cls(config, Corpus(config.data, progress=progress))
+
+    def describe_data(self):
+        corpus, row_length = self.corpus, self.config.data.row_length
+        splits = {name: corpus.split(name) for name in corpus.splits if corpus.size(name)}
+        sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+        kind, details = kind_of(corpus.columns), ""
+        if kind == "pairs":
+            dropped = int((splits["train"].lengths > row_length).sum()) if "train" in splits else 0
+            details = f"training drops {dropped:,} pairs longer than data.row_length ({row_length}); "
+        return (
+            f"{corpus.name} is prepared in {corpus.folder}: {kind}: {sizes}; {details}"
+            f"vocabulary: {corpus.tokenizer.vocab_size:,} tokens"
+        )
 
     @property
     def splits(self):
@@ -142,12 +149,6 @@ class TextTask(Task):
     @property
     def uniform_loss(self) -> float:
         return math.log(self.corpus.tokenizer.vocab_size)
-
-    def init(self, seed: int) -> PyTree:
-        return init_params(self.model, seed)
-
-    def loss(self, params, batch, key, hyperparameters):
-        return self.loss_fn(self.config, self.model)(params, batch, key, hyperparameters)
 
 
 def token_shapes(num_rows: int, length: int) -> TokenBatch:

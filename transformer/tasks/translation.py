@@ -30,13 +30,11 @@ from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.positions import POSITIONS
-from transformer.tasks.task import Evaluated
+from transformer.tasks.task import Evaluated, eval_totals
 from transformer.tasks.text import TextTask, finite_exp, token_shapes
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
-from transformer.training.parallelism import Single, local_mesh
-from transformer.training.train_step import make_eval_step
-from transformer.training.trainable import Hyperparameters, LossFn, Totals
+from transformer.training.trainable import Hyperparameters, Totals
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +69,8 @@ class Translation(TextTask):
     """Translates sentences of one language into another (paper, section 6.1)."""
 
     records = "pairs"
+    searches = True
+    row_format = "rows of {:,} tokens on each side, without padding"
     kinds = ("transformer", "decoder_only", "recurrent", "recurrent_attention")
 
     @classmethod
@@ -139,7 +139,7 @@ class Translation(TextTask):
     def loss_fn(cls, config, model):
         train = config.train
         both_sides = train.loss_on_source and isinstance(model, DecoderOnly)
-        return make_loss_fn(model, both_sides, train.z_loss)
+        return functools.partial(translation_loss, model, loss_on_source=both_sides, z_loss=train.z_loss)
 
     @classmethod
     def metrics(cls, config):
@@ -224,11 +224,9 @@ def _score_references(
     config: ExperimentConfig, model: EncoderDecoder, params: PyTree, tokens: Split
 ) -> dict[str, float]:
     """Returns the totals of a test set with teacher forcing."""
-    parallelism = local_mesh() or Single()
-    eval_step = make_eval_step(Translation.loss_fn(config, model), parallelism)
-    hyperparameters = Hyperparameters.from_config(config)
     batches = evaluation_batches(tokens, config.decode.batch_tokens)
-    return add_totals(eval_step(params, parallelism.shard(batch), None, hyperparameters) for batch in batches)
+    scored = eval_totals(config, Translation.loss_fn(config, model), params, batches)
+    return add_totals(totals for _, totals in scored)
 
 
 def translation_loss(
@@ -294,11 +292,6 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
         "padding": 1 - totals["tokens"] / totals["slots"],
     }
     return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
-
-
-def make_loss_fn(model: EncoderDecoder, loss_on_source: bool = False, z_loss: float = 0.0) -> LossFn:
-    """Returns the loss of a batch as a function of the weights; see `translation_loss`."""
-    return functools.partial(translation_loss, model, loss_on_source=loss_on_source, z_loss=z_loss)
 
 
 def check_lengths(
