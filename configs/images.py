@@ -39,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.train.update(steps=20_000, batch_size=128, log_every=100, validate_every=1_000)
     _cifar10(config)
-    words = {"cifar10": _cifar10, "mnist": _mnist, "folder": _folder, "smoke": base.smoke}
+    words = {"cifar10": _cifar10, "mnist": _mnist, "folder": _folder}
     return base.with_arguments(config, argument, words, (("cifar10", "mnist", "folder"),))
 
 
