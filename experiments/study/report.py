@@ -35,14 +35,14 @@ def _write_files(folder: Path, study: Study) -> Path:
         [variant, split, metric, len(values), *_flat(summarize(values))]
         for variant, split, metric, values in _cells(study)
     )
-    atomic_write(folder / "table.csv", csv_text(columns, intervals))
+    atomic_write(folder / "table.csv", _csv(columns, intervals))
     runs = (
         [variant, seed, split, *(splits[split].get(metric, "missing") for metric in sweep.metrics)]
         for variant, seeds in study.scores.items()
         for seed, splits in sorted(seeds.items())
         for split in splits
     )
-    atomic_write(folder / "runs.csv", csv_text(["variant", "seed", "split", *sweep.metrics], runs))
+    atomic_write(folder / "runs.csv", _csv(["variant", "seed", "split", *sweep.metrics], runs))
     if study.launched:
         _write_plots(folder, study)
     return folder
@@ -60,7 +60,7 @@ def write_tasks_report(root: Path, tasks: TaskStudies) -> Path:
         _write_files(folder / task, study)
     atomic_write(folder / "table.md", overview.overview_markdown(tasks))
     atomic_write(folder / "table.tex", overview.overview_latex(tasks))
-    atomic_write(folder / "table.csv", csv_text(overview.COLUMNS, overview.rows(tasks)))
+    atomic_write(folder / "table.csv", _csv(overview.COLUMNS, overview.rows(tasks)))
     atomic_write(folder / "report.html", overview_page(tasks))
     return folder
 
@@ -130,8 +130,7 @@ def _harmless(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table as CSV."""
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(header)

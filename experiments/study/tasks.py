@@ -19,9 +19,8 @@ from transformer.config import UserError, choose
 from transformer.files import path_component
 from transformer.json_files import read_sealed, write_sealed
 
-Refusals = Mapping[
-    str, Mapping[str, str]
-]  # refusals[task][variant] is the reason why a variant does not apply
+# refusals[task][variant] is the reason why a variant does not apply.
+Refusals = Mapping[str, Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)

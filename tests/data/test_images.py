@@ -145,9 +145,9 @@ def test_a_tfds_set_is_read_by_its_name_and_holds_out_validation_images(tmp_path
     split = images.split("train")
     assert (split.images[:, 0, 0, 0] // 10 % 2 == split.labels).all()
     assert is_prepared(data, images.name)
-    other = prepare_images(data_of(tmp_path, "tiny_pictures", train="train[:50%]", validation="train[50%:]"))
-    assert other.sizes == {"train": 20, "validation": 20, "test": 6}
-    assert other.name != images.name
+    halves = prepare_images(data_of(tmp_path, "tiny_pictures", train="train[:50%]", validation="train[50%:]"))
+    assert halves.sizes == {"train": 20, "validation": 20, "test": 6}
+    assert halves.name != images.name
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_the_batches_of_processes_and_of_a_resumed_run_are_those_of_one_run(fold
     plan = ImagePlan(len(split), 12, seed=5)
 
     def batches(*processes):
-        return ImageBatches(split, plan, 9, 5, 1, True, *processes)
+        return ImageBatches(split, plan, 9, 1, True, *processes)
 
     whole = batches()
     assert len(whole) == 9
@@ -239,7 +239,7 @@ def test_the_batches_of_processes_and_of_a_resumed_run_are_those_of_one_run(fold
         for number, image in zip(expected.ids, expected.images, strict=True):
             if number:
                 np.testing.assert_array_equal(images[ids == number][0], image)
-    plain = ImageBatches(split, plan, 9, 5, 0, False)[0]
+    plain = ImageBatches(split, plan, 9, 0, False)[0]
     np.testing.assert_array_equal(plain.images[0], split.images[plain.ids[0] - 1])
     assert (plain.images != whole[0].images).any()
     assert (whole[0].labels == plain.labels).all()

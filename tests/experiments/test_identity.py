@@ -232,7 +232,7 @@ def test_edited_text_is_not_trained_on_and_not_scored(text):
     for name in ("train", "prepare"):
         line = refuse(name, "--workdir=run", cwd=text)
         assert line.startswith("run was trained on parallel_text/en-de.")
-        assert line.endswith("; restore the text, or train in another folder")
+        assert line.endswith("; restore the data, or train in another folder")
     (text / "run/result.json").unlink()
     call("evaluate", "--workdir=run", cwd=text)
     assert scores(text)["content"] == content

@@ -93,7 +93,7 @@ def test_the_class_sees_all_patches(variant):
 
 
 def test_the_order_of_patches_matters_only_with_positions(variant):
-    """In every image, the first two patches of the first row change places."""
+    """The first two patches of the first row change places in every image."""
     swapped = IMAGES.copy()
     swapped[:, :2, :2], swapped[:, :2, 2:4] = IMAGES[:, :2, 2:4], IMAGES[:, :2, :2]
 

@@ -16,20 +16,21 @@ class ImagePlan:
     one batch.
 
     Attributes:
+      seed: the seed of the order.
       num_rows: images per batch. The last row of a batch may be empty.
       steps_per_epoch: number of batches that together hold every image once.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int):
         """Plans batches of at most `batch_size` images."""
-        self._num_images, self._seed = num_images, seed
+        self._num_images, self.seed = num_images, seed
         self.steps_per_epoch = -(-num_images // batch_size)
         self.num_rows = -(-num_images // self.steps_per_epoch)
 
     def rows(self, step: int) -> Int[np.ndarray, "_"]:
         """Returns the indices of the images in the batch of a step. The first step is 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._num_images)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self._num_images)
         first, last = (self._num_images * number // self.steps_per_epoch for number in (batch, batch + 1))
         return order[first:last]
 
@@ -41,7 +42,7 @@ class ImagePlan:
 class ImageBatches:
     """Sequence of the batches of all steps. A batch is assembled when it is requested.
 
-    The crop and the flip of an image depend on the seed, the epoch and the index of the image only.
+    The crop and the flip of an image depend on the seed of the plan, the epoch and the index of the image.
     """
 
     def __init__(
@@ -49,14 +50,13 @@ class ImageBatches:
         split: ImageSplit,
         plan: ImagePlan,
         num_steps: int,
-        seed: int,
         crop_padding: int,
         flip: bool,
         process_index: int = 0,
         process_count: int = 1,
     ):
         """Gives this process every `process_count`-th row of each batch; see `pipeline.TrainingBatches`."""
-        self._split, self._plan, self._num_steps, self._seed = split, plan, num_steps, seed
+        self._split, self._plan, self._num_steps = split, plan, num_steps
         self._crop_padding, self._flip = crop_padding, flip
         self._process_index, self._process_count = process_index, process_count
 
@@ -75,7 +75,7 @@ class ImageBatches:
 
     def _draw(self, rows, epoch: int) -> tuple[Int[np.ndarray, "n 2"], Bool[np.ndarray, "n"]]:
         """Draws the place of the window of each image, and whether it is flipped."""
-        draws = np.array([np.random.default_rng((self._seed, epoch, row)).random(3) for row in rows])
+        draws = np.array([np.random.default_rng((self._plan.seed, epoch, row)).random(3) for row in rows])
         offsets = np.floor(draws[:, :2] * (2 * self._crop_padding + 1)).astype(np.int64)
         return offsets, (draws[:, 2] < 0.5) & self._flip
 

@@ -20,14 +20,14 @@ from transformer.data.pipeline import serve
 from transformer.json_files import finite
 from transformer.model import ImageClassifier, build_image_classifier, check_names
 from transformer.model.dropout import Dropout
-from transformer.tasks.task import (
-    Evaluated,
-    LoadedModel,
-    Task,
+from transformer.tasks.checks import (
     check_model_kind,
+    check_raw_data,
+    check_stored_config,
+    check_stored_content,
     check_training,
-    eval_totals,
 )
+from transformer.tasks.task import Evaluated, LoadedModel, Task, eval_totals
 from transformer.training.losses import smoothed_cross_entropy
 from transformer.training.metric_log import add_totals
 from transformer.training.trainable import Hyperparameters, Totals
@@ -77,21 +77,12 @@ class ImageClassification(Task):
             return cls.prepare(config, progress)
         name = stored["data"]
         if may_prepare:
-            if stored["config"] != result_hash(config, cls.options_type(config)):
-                raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
-            if (present := image_sets.present_name(config.data)) not in (None, name):
-                raise UserError(
-                    f"{folder} was trained on {name}, but the images are now {present}; restore the images, "
-                    "or train in another folder"
-                )
+            check_stored_config(cls, config, folder, stored)
+            check_raw_data(folder, name, image_sets.present_name(config.data))
             if not image_sets.is_prepared(config.data, name):
                 image_sets.prepare_images(config.data, progress)
         images = image_sets.open_images(config.data, name)
-        if images.content != stored["content"]:
-            raise UserError(
-                f"{images.folder} does not contain the images that {folder} was trained on; "
-                f"delete {images.folder} and prepare the original images again"
-            )
+        check_stored_content(folder, images.folder, images.content, stored)
         return cls(config, images)
 
     @classmethod
@@ -184,12 +175,11 @@ class ImageClassification(Task):
         return ImageBatch(jax.ShapeDtypeStruct((num_rows, *shape), jnp.uint8), numbers, numbers)
 
     def batches(self, first_step: int) -> Iterator[ImageBatch]:
-        options, train = self.config.data.options, self.config.train
+        options = self.config.data.options
         batches = ImageBatches(
             self.images.split("train"),
             self.plan,
-            train.steps,
-            train.seed,
+            self.config.train.steps,
             options["crop_padding"],
             options["flip"],
             jax.process_index(),

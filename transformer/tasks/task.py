@@ -8,11 +8,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import ExperimentConfig, UserError, choose
+from transformer.config import ExperimentConfig, UserError
 from transformer.data.progress import Progress
 from transformer.model import init_params
-from transformer.training.optimizers import make_optimizer, make_schedule
-from transformer.training.parallelism import PARALLELISMS, Single, local_mesh
+from transformer.training.parallelism import Single, local_mesh
 from transformer.training.train_step import make_eval_step
 from transformer.training.trainable import Hyperparameters, LossFn, Totals, Trainable
 
@@ -257,26 +256,3 @@ def eval_totals(
     hyperparameters = Hyperparameters.from_config(config)
     for batch in batches:
         yield batch, eval_step(params, parallelism.shard(batch), None, hyperparameters)
-
-
-def check_model_kind(task: type[Task], config: ExperimentConfig) -> None:
-    """Checks that a task can use the kind of model in a config.
-
-    Raises:
-      UserError: it cannot.
-    """
-    if config.model.kind not in task.kinds:
-        raise UserError(
-            f"model.kind is {config.model.kind!r}; with task={config.task}, it must be one of: "
-            f"{', '.join(task.kinds)}"
-        )
-
-
-def check_training(config: ExperimentConfig) -> None:
-    """Checks the names of the optimizer, the schedule and the parallelism.
-
-    Raises:
-      UserError: a name is unknown.
-    """
-    make_optimizer(config.optimizer, make_schedule(config.optimizer, 1.0, config.train.steps))
-    choose(PARALLELISMS, config.train.parallelism, "train.parallelism")

@@ -26,7 +26,14 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.files import atomic_write
 from transformer.model import build_model
-from transformer.tasks.task import LoadedModel, Task, check_model_kind, check_training
+from transformer.tasks.checks import (
+    check_model_kind,
+    check_raw_data,
+    check_stored_config,
+    check_stored_content,
+    check_training,
+)
+from transformer.tasks.task import LoadedModel, Task
 
 
 class TextTask(Task):
@@ -107,24 +114,16 @@ class TextTask(Task):
             corpus = Corpus(config.data, tokenizer, progress, run_folder=folder)
             atomic_write(path, corpus.tokenizer.model)
             return cls(config, corpus)
-        if may_prepare and stored["config"] != result_hash(config, options_type(config.data.name)):
-            raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
+        if may_prepare:
+            check_stored_config(cls, config, folder, stored)
         tokenizer = _load_tokenizer(path, stored)
         prepared = stored["data"]
         if may_prepare:
-            if (present := present_name(config.data)) not in (None, prepared):
-                raise UserError(
-                    f"{folder} was trained on {prepared}, but the text is now {present}; restore the text, "
-                    "or train in another folder"
-                )
+            check_raw_data(folder, prepared, present_name(config.data))
             if not is_prepared(config.data, prepared):
                 prepared = None
         corpus = Corpus(config.data, tokenizer, progress, prepared, folder)
-        if corpus.content != stored["content"]:
-            raise UserError(
-                f"{corpus.folder} does not contain the text that {folder} was trained on; "
-                f"delete {corpus.folder} and prepare the original text again"
-            )
+        check_stored_content(folder, corpus.folder, corpus.content, stored)
         return cls(config, corpus)
 
     @classmethod
