@@ -65,18 +65,17 @@ def export(function, *shapes):
 
 
 def check_export(config: ExperimentConfig):
-    model = build_model(config.model, config.data.vocab_size)
+    task = task_type(config)
+    model = task.planned_model(config)
     params = parameter_shapes(model)
     state = jax.eval_shape(lambda params: init_state(params, config), params)
-    num_rows = -(-config.train.batch_tokens // config.data.row_length)
-    task = task_type(config)
-    batch = task.full_rows(config, num_rows)
+    batch = task.full_rows(config, task.step_shape(config)["rows"])
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     train_step = make_train_step(task.loss_fn(config, model), config, Single())
     export(train_step, state, batch, key, Hyperparameters.from_config(config))
 
-    if config.task != "translation":
+    if not task.searches:
         return
     search = functools.partial(ModelSearch(model, config.decode), length=24)
     source, limits = jax.ShapeDtypeStruct((8, 16), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.int32)
