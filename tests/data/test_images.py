@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import pickle
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformer.config import DataConfig, declarations
 from transformer.data import digits as digits_module
 from transformer.data import image_files, tfds_sets
 from transformer.data.image_batches import ImageBatches, ImagePlan, augment, evaluation_images
-from transformer.data.image_files import read_image
+from transformer.data.image_files import find_images, read_image
 from transformer.data.image_sets import (
     IMAGE_SETS,
     is_prepared,
@@ -161,6 +162,10 @@ def test_a_tfds_set_is_read_by_its_name_and_holds_out_validation_images(tmp_path
         ("tiny_pictures", {"validation": "train[90%:]"}, "these parts overlap"),
         ("image_folder", {}, "data.options.folder is not set; set it to a folder with a folder per class"),
         ("image_folder", {"folder": "/none"}, "data.options.folder: /none is not a folder"),
+        ("image_folder", {"folder": ""}, "data.options.folder is not set; set it to a folder with a folder per class"),
+        ("image_folder", {"folder": "~nobody-here/x"}, "data.options.folder is '~nobody-here/x', but there is no such user"),
+        ("image_folder", {"folder": "/x", "image_size": 5_000}, "data.options.image_size is 5000; it must be at most 4,096 pixels"),
+        ("digits", {"crop_padding": 8}, "data.options.crop_padding is 8; it must be below the height and width of the images (8 x 8 pixels)"),
         ("image_folder", {"folder": "/x", "channels": 2}, "data.options.channels is 2; it must be 1 (grey) or 3 (colour)"),
     ],
     ids=str,
@@ -194,6 +199,33 @@ def test_an_image_file_is_cut_to_its_center_and_resized(tmp_path):
     assert "c.png is not a file; give the path of an image" in refused(
         read_image, tmp_path / "c.png", (2, 2, 1)
     )
+
+
+def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
+    pixels = np.array([[0, 255], [256, 65_535]])
+    for suffix in ("png", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(pixels.astype(np.uint16)).save(path)
+        for channels in (1, 3):
+            assert read_image(path, (2, 2, channels))[..., 0].tolist() == [[0, 0], [1, 255]]
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(pixels.astype(dtype)).save(path)
+        assert "a.tif is not an image that Pillow can read (the pixels have 32 bits" in refused(
+            read_image, path, (2, 2, 1)
+        )
+
+
+def test_hidden_files_are_no_images_and_a_class_name_can_be_printed(tmp_path):
+    folder = write_folder(tmp_path / "classes", num_images=3)
+    (folder / "dark" / ".cache").mkdir()
+    for name in ("._0.png", ".cache/0.png"):  # macOS and image viewers write such files
+        (folder / "dark" / name).write_text("not an image")
+    assert [path.name for path in find_images(folder)["dark"]] == ["0.png", "1.png", "2.png"]
+    for name in (b"a\tb", b"a\nb", b"\xff"):
+        (folder / "dark").rename(bad := folder / os.fsdecode(name))
+        assert "; rename it to a name without control characters" in (message := refused(find_images, folder))
+        assert "\n" not in message
+        bad.rename(folder / "dark")
 
 
 def test_an_epoch_has_every_image_once():

@@ -24,6 +24,7 @@ from transformer.data.parallel_text import ParallelText
 from transformer.data.progress import Progress
 from transformer.data.python_stdlib import PythonStdlib
 from transformer.data.records import DOCUMENT, Record
+from transformer.data.text import local_path
 from transformer.data.text_builder import DocumentBuilder, TextBuilder
 from transformer.data.text_files import TextFiles
 from transformer.files import full_disk, is_full, lock, path_component
@@ -222,7 +223,8 @@ def _make_builder(
 ) -> tfds.core.DatasetBuilder:
     if data.name not in BUILDERS:
         return tfds_sets.find(data, other_names=list(BUILDERS))
-    with reporting_damage(Path(data.data_dir or tfds.core.constants.DATA_DIR).expanduser() / data.name):
+    root = local_path(data.data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
+    with reporting_damage(root / data.name):
         builder = BUILDERS[data.name](data, progress, variant)
         _ = builder.info.metadata  # read here, because TFDS reads it lazily
         return builder

@@ -14,8 +14,11 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 def find_images(folder: Path) -> dict[str, list[Path]]:
     """Returns the images of each class, sorted: the files of the folders in `folder`.
 
+    Hidden files and the files of hidden folders are left out.
+
     Raises:
-      UserError: there is no such folder, there are fewer than two classes, or a class has too few images.
+      UserError: there is no such folder, there are fewer than two classes, or a class has too few images or a
+        name that cannot be printed.
     """
     if not folder.is_dir():
         raise UserError(
@@ -24,8 +27,12 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
     classes = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES)
-            classes[path.name] = [file for file in files if file.is_file()]
+            if not path.name.isprintable():
+                raise UserError(
+                    f"data.options.folder: {folder} has the class folder {path.name!r}; rename it to a name "
+                    "without control characters that is valid UTF-8"
+                )
+            classes[path.name] = [file for file in sorted(path.rglob("*")) if _is_image(file, path)]
     if len(classes) < 2:
         raise UserError(
             f"data.options.folder: {folder} has {len(classes)} class folders; give a folder with two or more "
@@ -40,13 +47,18 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
+def _is_image(file: Path, folder: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not is_hidden and file.is_file()
+
+
 def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y x c"]:
     """Returns the central part of an image that has the proportions of `shape`, resized to `shape`.
 
-    Pixels are interpolated bicubically. Transparent pixels are black.
+    Pixels are interpolated bicubically. Transparent pixels are black. Of 16 bits, the upper 8 are kept.
 
     Raises:
-      UserError: Pillow is missing, or the file is not an image.
+      UserError: Pillow is missing, or the file is not an image or has more than 16 bits per channel.
     """
     if importlib.util.find_spec("PIL") is None:
         raise UserError(f"reading {path} needs Pillow: pip install -e '.[images]'")
@@ -55,6 +67,10 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
     height, width, channels = shape
     try:
         with Image.open(path) as image:
+            if image.mode in ("I", "F"):  # Pillow would clip such pixels to 0 ... 255
+                raise ValueError(f"the pixels have 32 bits, mode {image.mode}")
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -64,6 +80,6 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
             raise UserError(f"{path} is not a file; give the path of an image") from None
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is not an image that Pillow can read ({reason}); convert it to PNG"
+            f"{path} is not an image that Pillow can read ({reason}); convert it to an 8-bit PNG"
         ) from None
     return np.asarray(fitted, np.uint8).reshape(shape)

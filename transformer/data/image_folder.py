@@ -12,6 +12,7 @@ from transformer.data.images import Examples
 from transformer.data.options import ONLY_A_DEPARTURE
 from transformer.data.text import fingerprint, local_path, name_hash
 
+MAX_SIZE = 4_096  # pixels
 HELD_OUT = 0.1  # share of the images of each class for each of validation and test
 
 
@@ -29,6 +30,7 @@ class ImageFolderOptions(ImageOptions):
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "image_size")
+        self._require("image_size", self.image_size <= MAX_SIZE, f"at most {MAX_SIZE:,} pixels")
         self._require("channels", self.channels in (1, 3), "1 (grey) or 3 (colour)")
 
 
@@ -57,7 +59,7 @@ class ImageFolder(ImageSet):
 
     @property
     def _folder(self) -> Path:
-        if self.options.folder is None:
+        if not self.options.folder:
             raise UserError("data.options.folder is not set; set it to a folder with a folder per class")
         return local_path(self.options.folder, "data.options.folder")
 

@@ -17,6 +17,7 @@ from transformer.data.image_set import ImageSet
 from transformer.data.images import Images, write_images
 from transformer.data.options import read_options
 from transformer.data.progress import LogLines, Progress
+from transformer.data.text import local_path
 from transformer.data.tfds_images import TfdsImages
 from transformer.files import path_component
 
@@ -53,7 +54,14 @@ def open_set(data: DataConfig) -> ImageSet:
     Raises:
       UserError: an unknown set, or an option that cannot be used.
     """
-    return set_type(data.name)(data)
+    images = set_type(data.name)(data)
+    padding, (height, width, _) = images.options.crop_padding or 0, images.shape
+    if padding >= min(height, width):
+        raise UserError(
+            f"data.options.crop_padding is {padding}; it must be below the height and width of the images "
+            f"({height} x {width} pixels)"
+        )
+    return images
 
 
 def prepare_images(data: DataConfig, progress: Progress | None = None) -> Images:
@@ -101,5 +109,5 @@ def present_name(data: DataConfig) -> str | None:
 
 
 def _folder(data: DataConfig, name: str) -> Path:
-    root = Path(data.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = local_path(data.data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
     return root.joinpath(FOLDER, *(path_component(part, "the data") for part in name.split("/")))

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -91,11 +92,14 @@ def local_path(text: str, field: str) -> Path:
     """Returns the path that a config field names, with the home folder in place of `~`.
 
     Raises:
-      UserError: the text is an address, such as gs://bucket/text.
+      UserError: the text is an address, such as gs://bucket/text, or begins with an unknown home folder.
     """
     if is_address(text):
         raise UserError(f"{field} is {text!r}; it must be a path on this machine")
-    return Path(text).expanduser()
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise UserError(f"{field} is {text!r}, but there is no such user; write ./~ for a name with a tilde")
+    return Path(path)
 
 
 def existing_file(path: Path, field: str) -> Path:
