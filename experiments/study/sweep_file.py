@@ -32,6 +32,8 @@ NAMES = (
 BY_TASK = ("SPLITS", "METRICS", "PRIMARY")
 # Names in the folder of a study, beside the folders of the variants.
 RESERVED = ("config.json", "report", "slurm", "study.json")
+# Names in report/ of a study of several tasks, beside the folders of the tasks.
+REPORT_FILES = ("report.html", "table.csv", "table.md", "table.tex")
 # What TUNE may try in a study with EQUAL: fields that do not change the cost of a step.
 COST_FREE = ("optimizer.", "model.dropout_rate", "train.label_smoothing", "train.accumulation")
 
@@ -167,7 +169,9 @@ def _split_by_task(definitions: Mapping[str, Any], path: str) -> dict[str, dict[
         )
     for task in configs:
         path_component(task, f"the name of a task in {path}")
-        if task in RESERVED:
+        if ":" in task or "=" in task:
+            raise UserError(f"CONFIGS in {path} has the task {task!r}; its name must not have ':' or '='")
+        if task in (*RESERVED, *REPORT_FILES):
             raise UserError(f"CONFIGS in {path}: a study has a file or folder of the name {task}; rename it")
     for name in BY_TASK:
         values = definitions[name]

@@ -79,6 +79,8 @@ def test_each_task_has_its_config_splits_and_metrics_and_all_share_the_variants(
         ("CONFIGS = {}", "CONFIGS in FILE is {}; it must map the name of each task to a config file"),
         ("CONFIGS = {'a/b': ''}", "the name of a task in FILE is 'a/b'; "),
         ("CONFIGS = {'report': ''}", "CONFIGS in FILE: a study has a file or folder of the name report; rename it"),
+        ("CONFIGS = {'table.md': ''}", "CONFIGS in FILE: a study has a file or folder of the name table.md; rename it"),
+        ("CONFIGS = {'en:de': ''}", "CONFIGS in FILE has the task 'en:de'; its name must not have ':' or '='"),
         ("CONFIGS = {'translation': 3, 'language': ''}", "CONFIG in FILE (task translation) is 3; it must be a string"),
         ("SPLITS = ('test',)", "SPLITS in FILE is ('test',); it must map each task in CONFIGS to its value: translation, language"),
         ("METRICS = {'translation': ('chrf',)}", "METRICS in FILE is {'translation': ('chrf',)}; it must map each task in CONFIGS to its value: "),
