@@ -175,6 +175,14 @@ def test_an_unusable_config_is_refused(config, tmp_path, section, changes, messa
     assert refused(lambda: open_task(resolve(config), tmp_path)).startswith(message)
 
 
+def test_patches_that_do_not_divide_the_images_are_refused_before_any_data_is_read(config):
+    """A study of several tasks asks only `resolve` whether a variant applies to a task."""
+    model = dataclasses.replace(config.model, patch_size=3)
+    data = dataclasses.replace(config.data, options={"folder": "/none", "image_size": "4"})
+    config = dataclasses.replace(config, model=model, data=data)
+    assert "the images (4 x 4 pixels)" in refused(resolve, config)
+
+
 def test_the_commands_train_score_and_classify(folder, tmp_path):
     workdir = tmp_path / "run"
     words = (f"--config={CONFIG}", *(f"--{field}={value}" for field, value in flags_of(folder).items()))

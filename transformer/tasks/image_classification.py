@@ -57,9 +57,10 @@ class ImageClassification(Task):
     def resolve(cls, config):
         check_names(config.model)
         check_model_kind(cls, config)
-        ImageClassifier.check(config.model)
         check_training(config)
-        return dataclasses.replace(config, data=image_sets.resolve_images(config.data))
+        data = image_sets.resolve_images(config.data)
+        ImageClassifier.check(config.model, image_sets.known_shape(data))
+        return dataclasses.replace(config, data=data)
 
     @classmethod
     def options_type(cls, config):
