@@ -182,11 +182,19 @@ def task_folders(root: Path) -> dict[str, Path]:
     """Returns the folder of the study of each task. If the study has a single config, the name is empty.
 
     Raises:
-      UserError: the folder is not a study, or study.json is damaged.
+      UserError: the folder is not a study, or study.json of the study or of a task is damaged or missing.
     """
     check_is_study(root)
     stored = _read(root)
-    return {"": root} if stored is None else {task: root / task for task in stored["tasks"]}
+    if stored is None:
+        return {"": root}
+    for task in stored["tasks"]:
+        if not (path := root / task / STUDY_FILE).is_file():
+            raise UserError(
+                f"{path} is missing; restore it, or launch the study again: "
+                f"python -m experiments.launch --sweep=FILE --root={root}"
+            )
+    return {task: root / task for task in stored["tasks"]}
 
 
 def parent_study(root: Path) -> Path | None:

@@ -306,6 +306,10 @@ def test_names_and_reasons_of_a_stranger_are_text(tasks):
         ({"tasks": {"../x": {}}}, "it must be a plain file name"),
         ({"tasks": {"language": {"new": ""}}}, "it must be one of: base, encoder, pre_norm, rope"),
         ({"variants": ["a/b"], "tasks": {"language": {}}}, "it must be a plain file name"),
+        (
+            {"tasks": {"language": {}}},
+            "language/study.json is missing; restore it, or launch the study again: ",
+        ),
         ({"tasks": ["language"]}, "'tasks' has an unexpected value; restore it or delete it"),
     ],
 )
