@@ -25,6 +25,10 @@ class FixedLengthTraining:
     """
 
     def __init__(self, config: ExperimentConfig, length: int, batch_tokens: int):
+        if config.task != "translation":
+            raise UserError(
+                f"--sweep has task={config.task}; give a sweep of translation, whose lengths vary"
+            )
         limit = build_model(config.model, config.data.vocab_size).max_lengths.source
         if limit is not None and length > limit:
             raise UserError(

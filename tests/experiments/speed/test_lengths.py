@@ -1,5 +1,7 @@
 """The benchmark of training at several sentence lengths, on tiny models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,12 @@ def test_a_length_beyond_the_positions_of_a_model_is_refused():
     learned = ExperimentConfig(model=tiny_config(positions="learned"), data=DataConfig(vocab_size=13))
     with pytest.raises(UserError, match="--lengths has 18, but the model accepts at most 17 tokens"):
         FixedLengthTraining(learned, 18, 36)
+
+
+def test_a_sweep_of_another_task_is_refused():
+    images = dataclasses.replace(CONFIG, task="image_classification")
+    with pytest.raises(UserError, match="--sweep has task=image_classification; give a sweep of translation"):
+        FixedLengthTraining(images, 4, 16)
 
 
 @pytest.mark.parametrize(
