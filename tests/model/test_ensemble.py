@@ -21,7 +21,10 @@ def logits(model, params):
     return np.float64(model.apply({"params": params}, *sentence_pairs()))
 
 
-@pytest.mark.parametrize("kinds", [("transformer",) * 3, ("transformer", "recurrent_attention")])
+@pytest.mark.parametrize(
+    "kinds",
+    [("transformer", "recurrent_attention"), pytest.param(("transformer",) * 3, marks=pytest.mark.slow)],
+)
 def test_probabilities_are_the_mean_of_the_models_probabilities(kinds):
     models, params = members(*kinds)
     probabilities = [jax.nn.softmax(logits(*member)) for member in zip(models, params, strict=True)]

@@ -95,7 +95,8 @@ VARIANTS = variants()
 SLOW = {
     *ATTENTION,
     *("decoder_only-bidirectional-relative", "decoder_only-bidirectional-t5_bias"),
-    *("recurrent-gru", "recurrent_attention-gru", "zero", "two_way"),
+    *("recurrent-gru", "recurrent_attention-gru", "zero", "two_way", "untied", "uneven"),
+    *("sinusoidal_concat", "rms_norm", "gelu"),
     *("sandwich", "deepnorm", "rezero", "dynamic_tanh", "glu", "bilinear", "reglu", "geglu"),
 }
 

@@ -161,7 +161,7 @@ def test_a_whole_transformer_with_other_attention_equals_the_equations(positions
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("kind", ["recurrent", "recurrent_attention"])
+@pytest.mark.parametrize("kind", [pytest.param("recurrent", marks=pytest.mark.slow), "recurrent_attention"])
 def test_a_whole_recurrent_model_equals_the_equations(kind, cell):
     """The model has two layers per stack and uses dropout. Each side is padded in one row."""
     model = build_model(tiny_config(kind=kind, cell=cell), VOCAB)

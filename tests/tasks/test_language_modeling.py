@@ -69,6 +69,7 @@ def run(config, folder, stop_after=None):
     return train(config, task, folder, recorder, recorder.should_stop)
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
     whole = run(config, tmp_path / "whole")
     run(config, tmp_path / "parts", stop_after=6)
