@@ -206,13 +206,13 @@ def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure
     """
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     values = np.array([[row.get(column, np.nan) for column in columns] for row in cells.values()])
-    size = (max(6, 0.8 * len(columns) + 2.5), 0.35 * len(cells) + 1.5)
+    size = (max(6, 0.8 * len(columns) + 4), 0.35 * len(cells) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     limit = max(np.nanmax(np.abs(values)), 1e-3)
     scale = matplotlib.colors.SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
     image = axes.imshow(values, cmap="RdBu_r", norm=scale, aspect="auto")
-    figure.colorbar(image, ax=axes, label="added loss (nats per token)")
+    figure.colorbar(image, ax=axes, label="added loss (nats per token)", format="%g")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             is_dark = abs(scale(value) - 0.5) > 0.35

@@ -134,3 +134,11 @@ def test_the_map_of_an_ablation_has_every_effect():
     assert {"0.010", "0.500", "3.000", "-0.200", "head 2", "positions"} <= texts(
         plots.ablation_map(cells, "x")
     )
+
+
+def test_the_scale_of_an_ablation_map_has_plain_numbers():
+    figure = plots.ablation_map({"encoder.1.self": {"1": 0.02, "all": 0.5}}, "title")
+    plots.png(figure)  # places the labels
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert "0.1" in labels
+    assert not any("$" in label for label in labels)
