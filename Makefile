@@ -6,6 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell \
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := runs/demo
+TOUR := docs/_build/runs/numbers
 SENTENCE := twelve thousand, three hundred and forty-five; sixty-seven; eight hundred and nine
 
 .PHONY: env demo docs test test-faults test-tpu test-all lint clean
@@ -32,7 +33,7 @@ demo: env
 	$(RUN) experiments.visualize --workdir=$(DEMO) --sentence='$(SENTENCE)'
 	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
 
-# MathJax comes from npm, so that the site needs no network.
+# MathJax comes from npm, so that the site needs no network. The tour draws a model that is trained here, in a minute or two.
 docs: env
 	@if command -v uv >/dev/null; then \
 		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs]'; \
@@ -42,6 +43,7 @@ docs: env
 	@mkdir -p docs/_build/static
 	@test -f docs/_build/static/tex-svg.js || { cd docs/_build && npm pack --silent mathjax@3.2.2 >/dev/null && \
 		tar -xzf mathjax-3.2.2.tgz -O package/es5/tex-svg.js > static/tex-svg.js; }
+	@test -f $(TOUR)/result.json || $(RUN) experiments.train --config=configs/number_words.py:tour --workdir=$(TOUR)
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

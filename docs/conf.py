@@ -1,5 +1,12 @@
 """Configuration of the documentation site, which `make docs` builds with Sphinx."""
 
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Cells import the library and docs/tour/lesson.py.
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'docs' / 'tour'}"
+
 project = "transformer-reference"
 author = "the developers of transformer-reference"
 copyright = author

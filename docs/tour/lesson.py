@@ -1,0 +1,238 @@
+"""Models and drawings that the chapters of the tour share."""
+
+import functools
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+from matplotlib import pyplot  # noqa: F401 - notebooks show figures only after this import
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.ablation_report import cells
+from experiments.run_folder import Run, Trained
+from transformer.batch import TokenBatch
+from transformer.config import PAD, DecodeConfig, from_dict
+from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.model_search import ModelSearch
+from transformer.decoding.translator import Translator
+from transformer.evaluation.ablation import effects, parts
+from transformer.evaluation.attention import AttentionWeights, attention_weights
+from transformer.model import LogitFactors, build_model, init_params
+from transformer.model.dropout import Dropout
+from transformer.model.masks import NEG_INF
+from transformer.model.transformer import Transformer
+from transformer.tasks import open_task
+from transformer.training.losses import summed_cross_entropy
+from transformer.training.parallelism import Single
+from transformer.training.train_step import init_state, make_train_step
+from transformer.training.trainable import Hyperparameters
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that it only reads
+
+NUMBERS = Path(__file__).parents[1] / "_build" / "runs" / "numbers"  # `make docs` trains it
+
+# Every animal can be tired, and every place can be wide.
+ANIMALS = ("animal", "dog", "cat", "horse", "bear", "cow", "sheep", "rabbit", "goat")
+PLACES = ("street", "river", "field", "square", "bridge", "valley", "path", "meadow", "desert")
+OF_ANIMALS = ("tired", "hungry", "old", "sick", "frightened", "weak")
+OF_PLACES = ("wide", "long", "steep", "dark", "muddy", "busy")
+VERBS = ("cross", "leave", "see", "like")
+IT = 8  # position of "it" in a sentence
+
+
+def numbers() -> Trained:
+    """Returns the model that translates number lists."""
+    return Run(NUMBERS).load()
+
+
+def translate(trained: Trained, sentence: str) -> tuple[list[str], list[str], AttentionWeights]:
+    """Returns the source tokens, the tokens of the translation, and the attention weights."""
+    source = trained.tokenizer.encode(sentence)
+    (text,) = Translator(trained.model, trained.params, trained.tokenizer)([sentence])
+    target = trained.tokenizer.encode(text)
+    weights = attention_weights(trained.model, trained.params, source, target)
+    return trained.tokenizer.names(source), trained.tokenizer.names(target), weights
+
+
+class PronounModel(NamedTuple):
+    """An encoder that names the noun of a pronoun.
+
+    Attributes:
+      model, params: the Transformer whose encoder reads the sentence.
+      ids: the token of each word.
+      accuracy: share of held-out sentences whose noun is named correctly.
+    """
+
+    model: Transformer
+    params: PyTree
+    ids: dict[str, int]
+    accuracy: float
+
+    def weights(self, sentence: str) -> Float[np.ndarray, "layers h s s"]:
+        """Returns the self-attention of a sentence."""
+        tokens = [self.ids[word] for word in sentence.split()]
+        return attention_weights(self.model, self.params, tokens, tokens).encoder
+
+    def noun(self, sentence: str) -> str:
+        """Returns the noun that the model names at "it"."""
+        tokens = jnp.array([[self.ids[word] for word in sentence.split()]])
+        logits = _logits_at_it(self.model, self.params, tokens, None).logits()
+        return list(self.ids)[int(jnp.argmax(logits[0])) - min(self.ids.values())]
+
+
+def pronoun_sentences() -> list[tuple[str, str]]:
+    """Returns all sentences, each with the noun that "it" stands for."""
+    return [
+        (
+            f"the {animal} did not {verb} the {place} because it was too {adjective}",
+            animal if adjective in OF_ANIMALS else place,
+        )
+        for animal, verb, place, adjective in itertools.product(
+            ANIMALS, VERBS, PLACES, (*OF_ANIMALS, *OF_PLACES)
+        )
+    ]
+
+
+@functools.cache
+def pronouns(seed: int = 0) -> PronounModel:
+    """Trains the encoder of a Transformer to name, at "it", the noun that "it" stands for."""
+    sentences, nouns = zip(*pronoun_sentences(), strict=True)
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    ids = {word: number for number, word in enumerate(words, start=4)}  # after the special tokens
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(sentences))
+    tokens = np.array([[ids[word] for word in sentences[number].split()] for number in order])
+    labels = np.array([ids[nouns[number]] for number in order])
+    num_training = len(order) * 8 // 10
+    config = from_dict(
+        {
+            "model": {"num_layers": 2, "d_model": 64, "d_ff": 128, "num_heads": 2, "dropout_sites": "all"},
+            "optimizer": {"warmup_steps": 50, "learning_rate": 5e-3},
+            "train": {"steps": 300, "label_smoothing": 0.0},
+        }
+    )
+    model = build_model(config.model, len(ids) + 4)
+    loss_fn = functools.partial(_pronoun_loss, model)
+    step = make_train_step(loss_fn, config, Single())
+    state, hyperparameters = init_state(init_params(model, seed), config), Hyperparameters.from_config(config)
+    for number in range(config.train.steps):
+        batch = rng.integers(0, num_training, 64)
+        state, *_ = step(state, (tokens[batch], labels[batch]), jax.random.key(number), hyperparameters)
+    held_out = (tokens[num_training:], labels[num_training:])
+    totals = loss_fn(state.params, held_out, None, hyperparameters)[1]
+    return PronounModel(model, state.params, ids, float(totals["correct"] / totals["count"]))
+
+
+def _logits_at_it(model, params, tokens, dropout) -> LogitFactors:
+    encoded = model.apply({"params": params}, TokenBatch.from_tokens(tokens), dropout, method="encode")
+    return model.apply(
+        {"params": params}, encoded[:, IT], method=lambda model, x: model.embedding.logit_factors(x)
+    )
+
+
+def _pronoun_loss(model, params, batch, key, hyperparameters):
+    tokens, labels = batch
+    dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
+    factors = _logits_at_it(model, params, tokens, dropout)
+    counts = jnp.ones(len(labels), bool)
+    loss, nll, correct = summed_cross_entropy(factors, labels, counts, hyperparameters.label_smoothing)
+    return loss, {"loss": loss, "nll": nll, "correct": correct, "count": jnp.float32(len(labels))}
+
+
+def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[str, float]]:
+    """Returns the loss that each mask adds, in nats per token, as cells[sub-layer][head]."""
+    pairs = open_task(trained.config, NUMBERS, stored=trained.identity, may_prepare=False).test_set("test")
+    sources, references = pairs.sources[:num_sentences], pairs.references[:num_sentences]
+    num_tokens = np.array([len(tokens) for tokens in trained.tokenizer.encode_arrays(references)])
+
+    def nats(model, params):
+        log_probs = Translator(model, params, trained.tokenizer).log_probs(sources, references)
+        return -np.array([sentence.sum() for sentence in log_probs])
+
+    measured = effects(trained.model, trained.params, nats, num_tokens)
+    return cells(measured, parts(trained.model.config))
+
+
+def hidden_units(trained: Trained, sentence: str) -> tuple[list[str], Float[np.ndarray, "s f"]]:
+    """Returns the tokens, and the first hidden layer of the encoder before the ReLU."""
+    tokens = trained.tokenizer.encode(sentence)
+    _, state = trained.model.apply(
+        {"params": trained.params},
+        TokenBatch.from_tokens(jnp.array([tokens])),
+        method="encode",
+        capture_intermediates=lambda module, _: module.name == "inner",
+    )
+    (units,) = state["intermediates"]["encoder"]["layers_0"]["feed_forward"]["inner"]["__call__"]
+    return trained.tokenizer.names(tokens), np.asarray(units[0])
+
+
+class BeamStep(NamedTuple):
+    """The beam after a step of a search: tokens of each beginning, and its log-probability in nats.
+
+    Attributes:
+      live: beginnings that the next step extends.
+      completed: finished outputs so far, the best first, with their scores.
+    """
+
+    live: dict[tuple[int, ...], float]
+    completed: dict[tuple[int, ...], float]
+
+
+def beam_steps(trained: Trained, sentence: str, beam_size: int, max_length: int = 24) -> list[BeamStep]:
+    """Runs a beam search one step at a time."""
+    search = ModelSearch(trained.model, DecodeConfig(beam_size=beam_size), n_best=1)
+    source = jnp.array([trained.tokenizer.encode(sentence)])
+    rows = search.start(trained.params, source, jnp.array([max_length]), max_length)
+    rows = search.resize_cache(rows, max_length)
+    advance = jax.jit(search.advance)
+    steps = []
+    while not rows.state.finished[0]:
+        rows = advance(trained.params, rows, len(steps) + 1)
+        completed = rows.state.completed
+        steps.append(
+            BeamStep(
+                _by_tokens(rows.state.tokens[0, :, 1:], rows.state.log_prob[0]),
+                _by_tokens(completed.tokens[0, :, 1:], completed.score[0]),
+            )
+        )
+    return steps
+
+
+def _by_tokens(tokens, scores) -> dict[tuple[int, ...], float]:
+    rows = zip(np.asarray(tokens).tolist(), np.asarray(scores).tolist(), strict=True)
+    return {tuple(t for t in row if t != PAD): score for row, score in rows if score > NEG_INF / 2}
+
+
+def returned(steps: Sequence[BeamStep]) -> tuple[int, ...]:
+    """Returns the tokens of the best output of a search."""
+    return next(iter(steps[-1].completed))
+
+
+def beam_tree(steps: Sequence[BeamStep], tokenizer: Tokenizer) -> Figure:
+    """Draws the beginnings that a search kept, one column per step; a thick path leads to the best output."""
+    best = returned(steps)
+    figure = Figure(figsize=(1.1 * len(steps) + 1, 3.4), layout="constrained")
+    axes = figure.subplots()
+    places: dict[tuple[int, ...], tuple[int, int]] = {(): (0, 0)}
+    for column, step in enumerate(steps, start=1):
+        kept = step.live | {tokens: None for tokens in step.completed if len(tokens) == column}
+        for row, tokens in enumerate(kept):
+            places[tokens] = (column, -row)
+            (x, y), is_best = places[tokens[:-1]], best[:column] == tokens
+            color, width = ("C0", 3) if is_best else ("0.7", 1)
+            axes.plot([x, column], [y, -row], color=color, linewidth=width, zorder=1)
+            log_prob = step.live.get(tokens)
+            name = plots.label(tokenizer.names([tokens[-1]])[0])
+            text = name if log_prob is None else f"{name}\n{np.exp(log_prob):.2g}"
+            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color}
+            axes.text(column, -row, text, ha="center", va="center", fontsize=8, bbox=box, zorder=2)
+    axes.set(xlim=(-0.2, len(steps) + 0.5), ylim=(-max(len(step.live) for step in steps) - 0.2, 0.7))
+    axes.axis("off")
+    return figure
