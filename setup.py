@@ -12,7 +12,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["transformer*", "experiments*", "configs*"]),
-    package_data={"experiments.study": ["overview.html", "page.html", "theme.css"]},
+    package_data={
+        "experiments": ["explorer.html", "explorer.js", "theme.css"],
+        "experiments.study": ["overview.html", "page.html", "study.css"],
+    },
     install_requires=[
         "absl-py",
         "array_record",

@@ -18,15 +18,15 @@ from experiments import plots
 from experiments.ablation_report import cells
 from experiments.run_folder import Run, Trained
 from transformer.batch import TokenBatch
-from transformer.config import PAD, DecodeConfig, from_dict
+from transformer.config import DecodeConfig, from_dict
 from transformer.data.tokenizer import Tokenizer
-from transformer.decoding.model_search import ModelSearch
+from transformer.decoding.beam_steps import BeamStep
+from transformer.decoding.beam_steps import beam_steps as search_steps
 from transformer.decoding.translator import Translator
 from transformer.evaluation.ablation import effects, parts
 from transformer.evaluation.attention import AttentionWeights, attention_weights
 from transformer.model import LogitFactors, build_model, init_params
 from transformer.model.dropout import Dropout
-from transformer.model.masks import NEG_INF
 from transformer.model.transformer import Transformer
 from transformer.tasks import open_task
 from transformer.training.losses import summed_cross_entropy
@@ -173,41 +173,10 @@ def hidden_units(trained: Trained, sentence: str) -> tuple[list[str], Float[np.n
     return trained.tokenizer.names(tokens), np.asarray(units[0])
 
 
-class BeamStep(NamedTuple):
-    """The beam after a step of a search: tokens of each beginning, and its log-probability in nats.
-
-    Attributes:
-      live: beginnings that the next step extends.
-      completed: finished outputs so far, the best first, with their scores.
-    """
-
-    live: dict[tuple[int, ...], float]
-    completed: dict[tuple[int, ...], float]
-
-
-def beam_steps(trained: Trained, sentence: str, beam_size: int, max_length: int = 24) -> list[BeamStep]:
-    """Runs a beam search one step at a time."""
-    search = ModelSearch(trained.model, DecodeConfig(beam_size=beam_size), n_best=1)
-    source = jnp.array([trained.tokenizer.encode(sentence)])
-    rows = search.start(trained.params, source, jnp.array([max_length]), max_length)
-    rows = search.resize_cache(rows, max_length)
-    advance = jax.jit(search.advance)
-    steps = []
-    while not rows.state.finished[0]:
-        rows = advance(trained.params, rows, len(steps) + 1)
-        completed = rows.state.completed
-        steps.append(
-            BeamStep(
-                _by_tokens(rows.state.tokens[0, :, 1:], rows.state.log_prob[0]),
-                _by_tokens(completed.tokens[0, :, 1:], completed.score[0]),
-            )
-        )
-    return steps
-
-
-def _by_tokens(tokens, scores) -> dict[tuple[int, ...], float]:
-    rows = zip(np.asarray(tokens).tolist(), np.asarray(scores).tolist(), strict=True)
-    return {tuple(t for t in row if t != PAD): score for row, score in rows if score > NEG_INF / 2}
+def beam_steps(trained: Trained, sentence: str, beam_size: int) -> list[BeamStep]:
+    """Returns the hypotheses after each step of a beam search; see `transformer.decoding.beam_steps`."""
+    source, config = trained.tokenizer.encode(sentence), DecodeConfig(beam_size=beam_size)
+    return search_steps(trained.model, trained.params, source, config, len(source) + config.max_extra_length)
 
 
 def returned(steps: Sequence[BeamStep]) -> tuple[int, ...]:

@@ -7,8 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jinja2
-
+from experiments.pages import render
 from experiments.run_folder import Run
 from experiments.score_files import Evaluation, ScoreFiles
 from experiments.study import charts, overview, svg
@@ -32,7 +31,8 @@ def page(study: Study) -> str:
     records = {
         variant: [_records(run) for _, run in sorted(runs.items())] for variant, runs in study.runs.items()
     }
-    return _template("page.html").render(
+    return render(
+        "study/page.html",
         sweep=sweep,
         variants=study.launched,
         palette_size=svg.PALETTE_SIZE,
@@ -61,7 +61,8 @@ def page(study: Study) -> str:
 def overview_page(tasks: TaskStudies) -> str:
     """Returns the page of a study of several tasks, which links to the page of each task."""
     studies = tasks.studies
-    return _template("overview.html").render(
+    return render(
+        "study/overview.html",
         tasks=tasks,
         heads=overview.heads(tasks),
         rows=[
@@ -74,17 +75,6 @@ def overview_page(tasks: TaskStudies) -> str:
         scores_note=SCORES_NOTE,
         forests={task: charts.forest(study, study.comparisons()) for task, study in studies.items()},
     )
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.study", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template(name)
 
 
 def _columns(study: Study) -> list[str]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from transformer.config import DecodeConfig, UserError, choose
 from transformer.decoding.length_penalty import PENALTIES
@@ -20,9 +20,11 @@ from transformer.decoding.search import (
     IndependentSearch,
     Search,
     SearchResult,
+    Step,
     advance,
     cache_sizes,
 )
+from transformer.decoding.top_k import log_normalizer
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.ensemble import Ensemble
 from transformer.training.parallelism import pad_batch
@@ -138,18 +140,37 @@ class ModelSearch:
         axes: Sequence[str] = (),
     ) -> SearchRows:
         """Extends outputs; see `search.advance`."""
-
-        def step(tokens, parents, model_state, index):
-            arguments = (rows.encoder_cache, model_state, tokens, parents, index)
-            return self.model.apply({"params": params}, *arguments, method="decode_step")
-
-        constraints = self._constraints(rows)
+        step, constraints = self._step(params, rows), self._constraints(rows)
         state = advance(self._search(rows), step, constraints, rows.state, length, max_unfinished, axes)
         return rows._replace(state=state)
+
+    def extend(self, params: PyTree, rows: SearchRows) -> tuple[SearchRows, Float[Array, "b n v"]]:
+        """Extends outputs by one token; see `search.advance`.
+
+        Also returns the log-probability of each next token, in nats; NEG_INF if a constraint forbids it.
+        """
+        step, constraints = self._step(params, rows), self._constraints(rows)
+
+        def observed(tokens, parents, model_state, index):
+            logits, model_state = step(tokens, parents, model_state[0], index)
+            log_probs = constraints.apply(logits - log_normalizer(logits)[..., None], index)
+            return logits, (model_state, log_probs)
+
+        state = rows.state._replace(model_state=(rows.state.model_state, None))
+        state = self._search(rows).extend(observed, constraints, state)
+        model_state, log_probs = state.model_state
+        return rows._replace(state=state._replace(model_state=model_state)), log_probs
 
     def result(self, rows: SearchRows) -> SearchResult:
         """Returns the outputs so far; they are final for finished sentences."""
         return self._search(rows).result(self._constraints(rows), rows.state)
+
+    def _step(self, params: PyTree, rows: SearchRows) -> Step:
+        def step(tokens, parents, model_state, index):
+            arguments = (rows.encoder_cache, model_state, tokens, parents, index)
+            return self.model.apply({"params": params}, *arguments, method="decode_step")
+
+        return step
 
     def _constraints(self, rows: SearchRows) -> Constraints:
         return Constraints(rows.limits, self.config.min_output_length, rows.prefix)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from transformer.batch import TokenBatch
-from transformer.config import UserError
+from transformer.config import BOS, UserError
 from transformer.data.batching import bucket, pad_rows
 from transformer.model.decoder_only import DecoderOnly, join
 from transformer.model.encoder_decoder import EncoderDecoder
@@ -18,7 +18,8 @@ from transformer.model.encoder_decoder import EncoderDecoder
 class AttentionWeights(NamedTuple):
     """Weights of every layer and head for one sentence pair. The weights of a query sum to 1.
 
-    A recurrent decoder has cross-attention only, with one layer and one head. In a decoder-only model, all
+    A recurrent decoder has cross-attention only, with one layer and one head; a language model has
+    self-attention of the decoder only. In a decoder-only model, all
     three are parts of one self-attention: within the source, within the target, and from target to source. So
     the weights of a query in `decoder` and `cross` sum to 1 together, and its source begins with BOS.
 
@@ -30,7 +31,7 @@ class AttentionWeights(NamedTuple):
 
     encoder: Float[np.ndarray, "layers h s s"] | None
     decoder: Float[np.ndarray, "layers h t t"] | None
-    cross: Float[np.ndarray, "layers h t s"]
+    cross: Float[np.ndarray, "layers h t s"] | None
 
 
 def attention_weights(
@@ -69,6 +70,20 @@ def attention_weights(
         _stacked(decoder, "self_attention")[..., :num_target, :num_target],
         _stacked(decoder, "cross_attention")[..., :num_target, :num_source],
     )
+
+
+def continuation_weights(model: DecoderOnly, params: PyTree, tokens: list[int]) -> AttentionWeights:
+    """Returns the weights with which a language model predicts `tokens`, the first of them from BOS."""
+    inputs = _padded([BOS, *tokens[:-1]], model.max_length)
+    decoder = jax.device_get(_continuation_intermediates(model, params, inputs))["decoder"]
+    return AttentionWeights(
+        None, _stacked(decoder, "self_attention")[..., : len(tokens), : len(tokens)], None
+    )
+
+
+def mask_params(params: PyTree) -> PyTree:
+    """Returns parameters with which a query attends to every key that it may see, and to no other key."""
+    return jax.tree.map(np.zeros_like, params)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -114,6 +129,13 @@ def _intermediates(
 ) -> PyTree:
     batches = TokenBatch.from_tokens(source), TokenBatch.from_tokens(target)
     return model.apply({"params": params}, *batches, mutable=["intermediates"])[1].get("intermediates", {})
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _continuation_intermediates(model: DecoderOnly, params: PyTree, inputs: Int[Array, "1 t"]) -> PyTree:
+    batch = TokenBatch.from_tokens(inputs)
+    apply = functools.partial(model.apply, {"params": params}, method="continuation_factors")
+    return apply(batch, mutable=["intermediates"])[1]["intermediates"]
 
 
 def _padded(tokens: list[int], limit: int | None) -> Int[np.ndarray, "1 s"]:

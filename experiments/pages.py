@@ -1,0 +1,25 @@
+"""HTML pages, each of which is one file that needs no other file and no network.
+
+A page is a Jinja2 template. Every page includes the theme, theme.css, which has a light and a dark scheme.
+"""
+
+from typing import Any
+
+import jinja2
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page. Values are escaped, and every value that the template uses must be given.
+
+    Args:
+      template: file of the template in `experiments`, such as "study/page.html".
+      **values: the variables of the template.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(values)
