@@ -40,6 +40,7 @@ MAX_INCHES = 60  # longest side of a figure, 7,200 pixels
 MAX_LABEL = 30  # characters
 MAX_TITLE = 80
 LINE_STYLES = ("-", "--", ":", "-.")
+CURVE_STYLES = {"train": {"alpha": 0.8}, "validation": {"marker": "o", "markersize": 4}}
 
 matplotlib.rcParams.update(
     {
@@ -50,13 +51,28 @@ matplotlib.rcParams.update(
         "font.family": FAMILIES,
         "grid.alpha": 0.3,
         "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "transformer",  # equal figures are equal files
         "text.parse_math": False,
     }
 )
 
 
 def png(figure: Figure) -> bytes:
-    """Returns a figure as the content of a PNG file.
+    """Returns a figure as the content of a PNG file; see `_saved`."""
+    return _saved(figure, "png")
+
+
+def svg(figure: Figure) -> bytes:
+    """Returns a figure as the content of an SVG file, whose text stays text; see `_saved`."""
+    return _saved(figure, "svg", metadata={"Date": None})
+
+
+FORMATS = {"png": png, "svg": svg}
+
+
+def _saved(figure: Figure, name: str, **options: Any) -> bytes:
+    """Returns a figure as the content of a file.
 
     A character for which no installed font has a glyph is drawn as a box, and a line on standard error names
     the missing characters.
@@ -70,7 +86,7 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(file, format="png")
+        figure.savefig(file, format=name, **options)
     return file.getvalue()
 
 
@@ -110,27 +126,58 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     If no record has a perplexity, draws the loss instead.
     """
     figure, axes = _single_panel()
-    has_perplexity = any("perplexity" in record for record in records)
-    value = "perplexity" if has_perplexity else "loss"
-    for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "markersize": 4})):
-        points = [
-            (record["step"], record[value])
-            for record in records
-            if record["kind"] == kind and value in record  # a skipped or infinite loss is not drawn
-        ]
-        if points:
+    value = _measured((records,))
+    for kind, style in CURVE_STYLES.items():
+        if points := _points(records, kind, value):
             axes.plot(*zip(*points, strict=True), label=kind, **style)
-    axes.set(xlabel="step", ylabel=value, title=title)
-    if has_perplexity:
-        axes.set(ylabel="perplexity per token", yscale="log")
-        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
+    _label_curves(axes, value, title)
     axes.legend()
     return figure
 
 
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Draws the learning curves of several runs, with a color for each run; see `learning_curve`."""
+    figure, axes = _single_panel()
+    value = _measured(runs.values())
+    for number, (name, records) in enumerate(runs.items()):
+        line_style = LINE_STYLES[number // 10 % len(LINE_STYLES)]
+        for kind, style in CURVE_STYLES.items():
+            if points := _points(records, kind, value):
+                style = style | {"color": f"C{number}", "linestyle": line_style}
+                axes.plot(*zip(*points, strict=True), label=label(f"{name}, {kind}", MAX_TITLE), **style)
+    _label_curves(axes, value, title)
+    _add_legend(axes)
+    return figure
+
+
+def _measured(runs: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    """Returns the measured value that all runs have."""
+    has_perplexity = all(any("perplexity" in record for record in records) for records in runs)
+    return "perplexity" if has_perplexity else "loss"
+
+
+def _points(records: Sequence[Mapping[str, Any]], kind: str, value: str) -> list[tuple[int, float]]:
+    return [
+        (record["step"], record[value])
+        for record in records
+        if record["kind"] == kind and value in record  # a skipped or infinite loss is not drawn
+    ]
+
+
+def _label_curves(axes: Axes, value: str, title: str) -> None:
+    axes.set(xlabel="step", ylabel=value, title=title)
+    if value == "perplexity":
+        axes.set(ylabel="perplexity per token", yscale="log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5), labelOnlyBase=False))
+
+
 def attention_map(
-    weights: Float[np.ndarray, "h t s"], source: Sequence[str], target: Sequence[str], title: str
+    weights: Float[np.ndarray, "h t s"],
+    source: Sequence[str],
+    target: Sequence[str],
+    title: str,
+    axis_names: tuple[str, str] = ("source token attended to", "target token"),
 ) -> Figure:
     """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight.
 
@@ -157,8 +204,8 @@ def attention_map(
         if is_labeled:
             axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7 * scale)
             axes.set_yticks(range(len(target)), target, fontsize=7 * scale)
-    figure.supxlabel("source token attended to", fontsize=9)
-    figure.supylabel("target token", fontsize=9)
+    figure.supxlabel(axis_names[0], fontsize=9)
+    figure.supylabel(axis_names[1], fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
     figure.suptitle(title if is_labeled else f"{title} (too many tokens to label)", fontsize=11)
     return figure

@@ -1,16 +1,22 @@
-"""Draws the learning curve of a run and, on request, attention for a sentence or an image.
+"""Draws learning curves, attention, positions and masks, or writes a page to explore them.
 
-    python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat"
+    python -m experiments.visualize --workdir=runs/m30k,runs/rope
+    python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat" --format=png,svg
+    python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat" --page
     python -m experiments.visualize --workdir=runs/digits --split=test --index=3
     python -m experiments.visualize --workdir=runs/digits --image=seven.png
 
-With --sentence, the command translates the sentence and draws the cross-attention. With --split or --image,
+Figures are written into figures/ of the run folder. With several runs, learning_curves.png of the first run
+has the curves of all. With --sentence, the command prints the translation, and draws the attention of every
+layer and head and the masks into a folder for the sentence. With --page, it writes one HTML file instead,
+explorer.html, in which all of this and the search can be explored without a network. With --split or --image,
 it draws the attention of the class token over the image, for each layer and each head.
-
-The command writes learning_curve.png and attention.png into figures/ of the run folder.
 """
 
+import hashlib
+import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +24,42 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 from matplotlib.figure import Figure
 
-from experiments import cli, plots
-from experiments.attention_file import translation_attention
+from experiments import cli, model_plots, plots
+from experiments.attention_views import ViewedSentence, view_sentences
 from experiments.classify import open_split, read_files
-from experiments.run_folder import Run
-from experiments.text_io import report_unknown
+from experiments.explorer import explorer_page
+from experiments.run_folder import Run, Trained
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
-from transformer.decoding.translator import Translator
 from transformer.evaluation.classification import class_probabilities, class_token_attention
+from transformer.evaluation.position_effects import position_effects
 from transformer.files import atomic_write
 from transformer.training.metric_log import read_metrics
 
+TEXT_TASKS = ("translation", "language_modeling")
+NUM_POSITIONS = 64  # positions in a figure
+MAX_NAME = 40  # characters of a sentence in the name of a folder
+
 
 def define_flags(flags: FlagValues) -> None:
-    cli.define_workdir(flags)
-    absl_flags.DEFINE_string(
-        "sentence", None, "Source sentence; the attention of its translation is drawn.", flag_values=flags
-    )
-    absl_flags.DEFINE_integer(
-        "layer",
+    absl_flags.DEFINE_list(
+        "workdir",
         None,
-        "Number of the decoder layer to draw, from 1; the last layer by default.",
+        "Run folder. Several folders, separated by commas, have their learning curves in one figure.",
         flag_values=flags,
+        required=True,
+    )
+    absl_flags.DEFINE_multi_string(
+        "sentence",
+        [],
+        "Source sentence, or a text for a language model. May be given several times.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "page", False, "With --sentence: writes a page to explore instead of figures.", flag_values=flags
+    )
+    absl_flags.DEFINE_list(
+        "format", ["png"], "Formats of the figures, separated by commas: png, svg.", flag_values=flags
     )
     absl_flags.DEFINE_string(
         "image", None, "Image file, for a run of image classification.", flag_values=flags
@@ -55,33 +74,112 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> None:
     _check_flags(flags)
-    run = Run(flags.workdir)
-    _ = run.config  # raises an error if the folder is not a run
-    records = read_metrics(run.folder)
-    if not records:
-        raise UserError(f"{run.folder} has no measurements yet; train the run first")
-    figures = {"learning_curve.png": plots.learning_curve(records, str(run.folder))}
-    if flags.sentence is not None:
-        if not flags.sentence.strip():
-            raise UserError("--sentence is empty; give a sentence to translate")
-        figures["attention.png"] = _attention(run, flags.sentence, flags.layer)
-    if flags.image is not None or flags.split is not None:
-        figures["attention.png"] = _image_attention(run, flags)
-    folder = run.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        atomic_write(folder / name, plots.png(figure))
-        print(folder / name)
+    runs = [Run(folder) for folder in flags.workdir]
+    folder = runs[0].folder / "figures"
+    if flags.page:
+        _write(folder / "explorer.html", explorer_page(runs[0], *_viewed(runs[0], flags.sentence)))
+        return
+    for path, figure in _figures(runs, flags):
+        for name in flags.format:
+            _write(folder / f"{path}.{name}", plots.FORMATS[name](figure))
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
+    print(path)
 
 
 def _check_flags(flags: FlagValues) -> None:
-    given = [name for name in ("sentence", "image", "split") if flags[name].value is not None]
+    given = [name for name in ("sentence", "image", "split") if flags[name].value]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} cannot be used together; give one of them")
+    if given and len(flags.workdir) > 1:
+        raise UserError(f"--{given[0]} needs one run, but --workdir has {len(flags.workdir)}; name one")
     if flags["index"].present and flags.split is None:
         raise UserError("--index needs --split; add --split=NAME or remove --index")
-    if flags.layer is not None and flags.sentence is None:
-        raise UserError("--layer needs --sentence; add --sentence=TEXT or remove --layer")
+    if flags.page and not flags.sentence:
+        raise UserError("--page needs --sentence; add --sentence=TEXT or remove --page")
+    if flags.page and flags["format"].present:
+        raise UserError("--page and --format cannot be used together; remove one of them")
+    for name in flags.format:
+        if name not in plots.FORMATS:
+            raise UserError(f"--format is {name!r}; it must be one or more of: {', '.join(plots.FORMATS)}")
+
+
+def _figures(runs: Sequence[Run], flags: FlagValues) -> Iterator[tuple[str, Figure]]:
+    """Yields the path of each figure below the folder of figures, without its ending, and the figure."""
+    records = {}
+    for run in runs:
+        _ = run.config  # raises an error if the folder is not a run
+        records[str(run.folder)] = read_metrics(run.folder)
+        if not records[str(run.folder)]:
+            raise UserError(f"{run.folder} has no measurements yet; train the run first")
+    # Everything is computed before the first figure is written, so that an error leaves no figures.
+    trained, sentences = _viewed(runs[0], flags.sentence) if flags.sentence else (None, [])
+    image = _image_attention(runs[0], flags) if flags.image is not None or flags.split is not None else None
+    if len(runs) == 1:
+        yield "learning_curve", plots.learning_curve(*records.values(), *records)
+    else:
+        yield "learning_curves", plots.learning_curves(records, f"{len(runs)} runs")
+    if image is not None:
+        yield "attention", image
+    if trained is not None:
+        yield from _position_figures(trained)
+    for sentence in sentences:
+        yield from _sentence_figures(sentence)
+
+
+def _viewed(run: Run, texts: Sequence[str]) -> tuple[Trained, list[ViewedSentence]]:
+    """Loads a run, and prints the translations of sentences."""
+    if run.config.task not in TEXT_TASKS:
+        names = " or ".join(TEXT_TASKS)
+        raise UserError(f"the task of {run.folder} is {run.config.task}; name a run of {names}")
+    cli.set_up_jax()
+    trained = run.load()
+    sentences = view_sentences(trained, texts)
+    for sentence in sentences:
+        if sentence.output is not None:
+            print(sentence.output)
+    return trained, sentences
+
+
+def _sentence_figures(sentence: ViewedSentence) -> Iterator[tuple[str, Figure]]:
+    folder = _folder_name(sentence.text)
+    for view in sentence.views:
+        num_layers = len(view.weights)
+        for number, weights in enumerate(view.weights, start=1):
+            yield (
+                f"{folder}/attention_{view.kind}_layer{number}",
+                plots.attention_map(
+                    weights,
+                    view.keys,
+                    view.queries,
+                    f"{view.title}, layer {number} of {num_layers}",
+                    (view.key_axis, view.query_axis),
+                ),
+            )
+    yield f"{folder}/masks", model_plots.masks(sentence.views)
+
+
+def _folder_name(text: str) -> str:
+    """Returns a name for the figures of a sentence: its first words, and digits that tell it from others."""
+    words = re.sub(r"\W+", "_", text).strip("_")[:MAX_NAME]
+    return f"{words}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
+
+
+def _position_figures(trained: Trained) -> Iterator[tuple[str, Figure]]:
+    scheme = trained.config.model.positions
+    for stack, effects in position_effects(trained.model, trained.params, NUM_POSITIONS).items():
+        title = f"{scheme} positions, {stack}"
+        if effects.table is not None:
+            yield f"positions_{stack}_table", model_plots.position_table(effects.table, title)
+        if effects.similarity is not None:
+            name = "mean cosine after rotation" if effects.table is None else "dot product"
+            figure = model_plots.position_similarity(effects.similarity, name, title)
+            yield f"positions_{stack}_similarity", figure
+        if effects.bias is not None:
+            yield f"positions_{stack}_bias", model_plots.position_bias(effects.bias, title)
 
 
 def _image_attention(run: Run, flags: FlagValues) -> Figure:
@@ -103,30 +201,6 @@ def _image_attention(run: Run, flags: FlagValues) -> Figure:
     best = int(probabilities.argmax())
     title = f"{name}: {classes[best]} with probability {probabilities[best]:.2f}{label}"
     return plots.image_attention_map(batch.images[0], weights, title)
-
-
-def _attention(run: Run, sentence: str, layer: int | None) -> Figure:
-    cli.set_up_jax()
-    trained = run.load(task="translation")
-    tokenizer = trained.tokenizer
-    translator = Translator(trained.model, trained.params, tokenizer, trained.config.decode)
-    source = tokenizer.encode(sentence)
-    if len(source) > translator.max_source_length:
-        limit = translator.max_source_length
-        raise UserError(f"--sentence has {len(source)} tokens; it must have at most {limit}")
-    report_unknown("--sentence", [sentence], tokenizer)
-    ((hypothesis, *_),) = translator.hypotheses([sentence])
-    target, weights = translation_attention(trained, source, hypothesis.text, hypothesis.ended)
-    num_layers = len(weights.cross)
-    layer = num_layers if layer is None else layer
-    if not 1 <= layer <= num_layers:
-        raise UserError(f"--layer is {layer}; it must be from 1 to {num_layers}")
-    return plots.attention_map(
-        weights.cross[layer - 1],
-        tokenizer.names(source),
-        tokenizer.names(target),
-        f"cross-attention, decoder layer {layer} of {num_layers}",
-    )
 
 
 if __name__ == "__main__":

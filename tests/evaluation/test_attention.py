@@ -4,10 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.tiny import VOCAB, tiny_config
+from tests.support.tiny import VOCAB, random_params, tiny_config
 from transformer.batch import TokenBatch
 from transformer.config import UserError
-from transformer.evaluation.attention import attention_entropies, attention_weights
+from transformer.evaluation.attention import (
+    attention_entropies,
+    attention_weights,
+    continuation_weights,
+    mask_params,
+)
 from transformer.model import build_model, parameter_shapes
 
 SOURCE, TARGET = [4, 5, 6, 7, 2], [10, 11, 2]
@@ -51,6 +56,43 @@ def test_the_weights_of_a_decoder_only_model_are_parts_of_one_attention():
 def test_a_model_without_attention_is_refused():
     with pytest.raises(UserError, match="model.kind is 'recurrent', which has no attention to show"):
         weights_of(kind="recurrent", num_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (np.ones((5, 5)), np.tri(3), np.ones((3, 5)))),
+        ({"kind": "decoder_only"}, (np.tri(5), np.tri(3), np.ones((3, 5)))),
+        pytest.param(
+            {"kind": "decoder_only", "prefix": "bidirectional"},
+            (np.ones((5, 5)), np.tri(3), np.ones((3, 5))),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"attention_window": 2, "positions": "alibi"},
+            (np.tri(5, k=1) - np.tri(5, k=-2), np.tri(3) - np.tri(3, k=-2), np.ones((3, 5))),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_mask_params_show_which_keys_a_query_may_see(changes, expected):
+    model = build_model(tiny_config(**changes), VOCAB)
+    weights = attention_weights(model, mask_params(random_params(model)), SOURCE, TARGET)
+    for values, mask in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal((values > 0).all(axis=(0, 1)), mask > 0)
+        np.testing.assert_array_equal((values > 0).any(axis=(0, 1)), mask > 0)
+
+
+def test_a_language_model_attends_to_the_tokens_that_it_has_read():
+    model = build_model(tiny_config(kind="decoder_only"), VOCAB)
+    params = random_params(model)
+    weights = continuation_weights(model, params, SOURCE)
+    assert weights.encoder is weights.cross is None
+    assert weights.decoder.shape == (2, 3, 5, 5)
+    np.testing.assert_allclose(weights.decoder.sum(axis=-1), 1, rtol=1e-5)
+    # A decoder-only model reads BOS and its source as a language model does.
+    joint = attention_weights(model, params, SOURCE, TARGET)
+    np.testing.assert_allclose(weights.decoder, joint.encoder, rtol=1e-4, atol=1e-6)
 
 
 def test_the_entropy_of_uniform_weights_is_the_log_of_the_number_of_keys():

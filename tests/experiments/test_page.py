@@ -1,10 +1,8 @@
 """The page of a study: content, size, escaping, and behaviour in headless Chromium."""
 
 import dataclasses
-import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -16,10 +14,10 @@ from experiments.study.report import write_report
 from experiments.study.results import read_study
 from experiments.study.study_file import Trial, Tuned, write_study
 from experiments.study.sweep import expand
+from tests.support.chromium import needs_chromium, run_script
 from tests.support.studies import write_run
 from transformer.training.metric_log import MetricsWriter
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BY_LENGTH = [{"least": 1, "most": 8, "sentences": 20}, {"least": 9, "most": 12, "sentences": 20}]
 
 
@@ -138,8 +136,6 @@ def test_a_tuned_study_shows_its_trials(study):
 
 
 SCRIPT = """
-<script>
-const result = {errors: []};
 const rows = () => find("#scores tbody tr").filter(row => !row.hidden).map(row => row.cells[0].textContent);
 const head = number => find("#scores th button")[number];
 result.first = rows();
@@ -159,31 +155,12 @@ sides[1].selectedIndex = 0; sides[1].dispatchEvent(new Event("change"));
 result.alike = pairs.textContent;
 result.focusable = find("#scores th button, input, select").every(item => item.tabIndex === 0);
 result.images = document.images.length;
-const text = document.createElement("p"); text.id = "result"; text.textContent = JSON.stringify(result);
-document.body.append(text);
-</script>
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@needs_chromium
 def test_the_page_works_in_chromium(study, tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text(page(study).replace("</body>", f"{SCRIPT}</body>"), encoding="utf-8")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom")
-    done = subprocess.run(
-        [CHROMIUM, *options, f"--user-data-dir={tmp_path}/profile", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    result = json.loads(
-        re.search('<p id="result">(.*)</p>', done.stdout)[1]
-        .replace("&gt;", ">")
-        .replace("&lt;", "<")
-        .replace("&amp;", "&")
-    )
+    result = run_script(page(study), SCRIPT, tmp_path)
     image = "<img src=x onerror=alert(1)>&"
     assert result["first"] == result["lowest"] == ["base", "deep", image]
     assert result["highest"] == [image, "deep", "base"]

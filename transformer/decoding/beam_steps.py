@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 from numpy.typing import ArrayLike
 
 from transformer.config import BOS, PAD, DecodeConfig
+from transformer.data.batching import bucket, pad_rows
 from transformer.decoding.model_search import ModelSearch, SearchRows
 from transformer.decoding.search import BeamState
 from transformer.model.encoder_decoder import EncoderDecoder
@@ -55,7 +55,11 @@ def beam_steps(
       num_candidates: number of candidates of each step.
     """
     search = ModelSearch(model, config)
-    rows = _start(search, params, np.array([source]), limit)
+    source_length, length = (
+        min(bucket(size), most or bucket(size))
+        for size, most in zip((len(source), limit), model.max_lengths, strict=True)
+    )
+    rows = _start(search, params, pad_rows([source], source_length), np.array([limit]), length)
     steps = []
     while not rows.state.finished[0]:
         before = rows.state
@@ -71,10 +75,11 @@ def beam_steps(
 _extend = jax.jit(ModelSearch.extend, static_argnames="self")
 
 
-@functools.partial(jax.jit, static_argnames=("search", "limit"))
-def _start(search: ModelSearch, params: PyTree, source: Int[Array, "1 s"], limit: int) -> SearchRows:
-    rows = search.start(params, source, jnp.array([limit]), limit)
-    return search.resize_cache(rows, limit)
+@functools.partial(jax.jit, static_argnames=("search", "length"))
+def _start(
+    search: ModelSearch, params: PyTree, source: Int[Array, "1 s"], limits: Int[Array, "1"], length: int
+) -> SearchRows:
+    return search.resize_cache(search.start(params, source, limits, length), length)
 
 
 def _hypotheses(search: ModelSearch, rows: SearchRows) -> tuple[Scores, Scores]:

@@ -1,0 +1,346 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const id = name => document.getElementById(name);
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56a4d0", "#b8860b", "#8b5cf6", "#808080"];
+const DASHES = ["", "6 3", "2 3", "8 3 2 3"];  // heads with the same color differ in their dashes
+const ROW = 26;  // height of a token beside the lines, in pixels
+const MIN_WEIGHT = 0.05;  // smaller weights have no line
+
+// An array of 16-bit integers in base64; see `encode` in explorer.py.
+function decode(coded) {
+  const bytes = Uint8Array.from(atob(coded.data), character => character.charCodeAt(0));
+  const codes = new DataView(bytes.buffer), scale = (coded.high - coded.low) / 65535;
+  return Float64Array.from({length: bytes.length / 2}, (_, i) => coded.low + scale * codes.getUint16(2 * i, true));
+}
+function add(parent, kind, text = "", name = "") {
+  const element = document.createElement(kind);
+  element.textContent = text;
+  if (name) element.className = name;
+  parent.append(element);
+  return element;
+}
+function addTokens(parent, tokens) {
+  tokens.forEach((token, i) => { add(parent, "bdi", token, i === tokens.length - 1 ? "last" : ""); parent.append(" "); });
+}
+function fill(select, names) {
+  const before = select.value;
+  select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+  if (names[before] !== undefined) select.value = before;
+}
+const format = value => value.toFixed(4);
+
+// Attention.
+let sentence, view, weights, selected = new Set(), pinned = null;
+const numLayers = () => view.weights.shape[0], numHeads = () => view.weights.shape[1];
+const size = () => [view.queries.length, view.keys.length];
+const headName = head => head === "mean" ? "mean" : `head ${head + 1}`;
+const color = head => head === "mean" ? "var(--accent)" : COLORS[head % COLORS.length];
+
+function layerWeight(layer, head, query, key) {
+  const [queries, keys] = size();
+  return weights[((layer * numHeads() + head) * queries + query) * keys + key];
+}
+// The weight that is drawn: of one layer or the mean of all, of one head or the mean of the selected ones.
+function weight(head, query, key) {
+  const layers = id("layer").value === "mean" ? [...Array(numLayers()).keys()] : [Number(id("layer").value)];
+  const heads = head === "mean" ? [...selected] : [head];
+  let sum = 0;
+  for (const layer of layers) for (const one of heads) sum += layerWeight(layer, one, query, key);
+  return sum / (layers.length * heads.length);
+}
+const shownHeads = () => id("combine").value === "mean" ? (selected.size ? ["mean"] : []) : [...selected].sort((a, b) => a - b);
+
+function drawLines(mark) {
+  const svg = id("lines").querySelector("svg"), [queries, keys] = size();
+  svg.replaceChildren();
+  for (const head of shownHeads()) {
+    for (let query = 0; query < queries; query++) for (let key = 0; key < keys; key++) {
+      if (mark && (mark.side === "query" ? query : key) !== mark.index) continue;
+      const value = weight(head, query, key);
+      if (value < MIN_WEIGHT) continue;
+      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      const [from, to] = [query, key].map(index => (index + 0.5) * ROW);
+      const values = {d: `M0 ${from} C40 ${from} 60 ${to} 100 ${to}`, "stroke-width": 0.5 + 3.5 * value,
+        opacity: 0.2 + 0.8 * value, "stroke-dasharray": head === "mean" ? "" : DASHES[Math.floor(head / COLORS.length) % DASHES.length]};
+      for (const [name, text] of Object.entries(values)) if (text !== "") path.setAttribute(name, text);
+      path.style.stroke = color(head);
+      Object.assign(path.dataset, {head, query, key, weight: format(value)});
+      svg.append(path);
+    }
+  }
+  for (const token of id("lines").querySelectorAll(".token")) {
+    token.setAttribute("aria-pressed", Boolean(mark) && token.dataset.side === mark.side && Number(token.dataset.index) === mark.index);
+  }
+  describe(mark);
+}
+// Writes the largest weights of a token.
+function describe(mark) {
+  if (!shownHeads().length) { id("readout").textContent = "No head is selected."; return; }
+  if (!mark) { id("readout").textContent = "Point at a token, or move to it with Tab and the arrow keys, to see its largest weights. Enter keeps it selected."; return; }
+  const names = mark.side === "query" ? view.keys : view.queries;
+  const lines = shownHeads().map(head => {
+    const values = names.map((name, i) => [mark.side === "query" ? weight(head, mark.index, i) : weight(head, i, mark.index), name]);
+    values.sort((a, b) => b[0] - a[0]);
+    return `${headName(head)}: ${values.slice(0, 3).map(([value, name]) => `\u2068${name}\u2069 ${format(value)}`).join(", ")}`;
+  });
+  const name = (mark.side === "query" ? view.queries : view.keys)[mark.index];
+  const axis = mark.side === "query" ? view.queryAxis : view.keyAxis;
+  id("readout").textContent = `\u2068${name}\u2069 (${axis})\n${lines.join("\n")}`;
+}
+// A column of tokens. One is in the order of Tab; the arrow keys move between them.
+function tokenColumn(side, names, place) {
+  const column = add(id("lines"), "div", "", place);
+  column.setAttribute("role", "group");
+  column.setAttribute("aria-label", side === "query" ? view.queryAxis : view.keyAxis);
+  names.forEach((name, index) => {
+    const token = add(column, "button", "", "token");
+    add(token, "bdi", name);
+    token.type = "button";
+    token.title = name;
+    token.tabIndex = index ? -1 : 0;
+    Object.assign(token.dataset, {side, index});
+    const mark = {side, index};
+    for (const event of ["mouseenter", "focus"]) token.addEventListener(event, () => drawLines(mark));
+    for (const event of ["mouseleave", "blur"]) token.addEventListener(event, () => drawLines(pinned));
+    token.addEventListener("click", () => {
+      pinned = pinned && pinned.side === side && pinned.index === index ? null : mark;
+      drawLines(pinned);
+    });
+    token.addEventListener("keydown", event => {
+      const target = {ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: names.length - 1}[event.key];
+      if (event.key === "Escape") { pinned = null; drawLines(null); }
+      if (target === undefined || !column.children[target]) return;
+      event.preventDefault();
+      token.tabIndex = -1;
+      column.children[target].tabIndex = 0;
+      column.children[target].focus();
+    });
+  });
+}
+function drawAttention() {
+  const isLines = id("form").value === "lines";
+  id("lines").hidden = !isLines;
+  id("matrices-box").hidden = isLines;
+  if (isLines) { drawLines(pinned); return; }
+  describe(null);
+  if (shownHeads().length) id("readout").textContent = `Rows: ${view.queryAxis}. Columns: ${view.keyAxis}.\nPoint at a cell, or move to a matrix with Tab and to a cell with the arrow keys.`;
+  const [rows, columns] = [view.queries, view.keys];
+  drawMatrices(id("matrices"), shownHeads().map(head => ({
+    title: headName(head), rows, columns, value: (row, column) => weight(head, row, column), limit: 1,
+    rowAxis: view.queryAxis, columnAxis: view.keyAxis, readout: id("readout"),
+  })));
+}
+function showView() {
+  view = sentence.views[id("view").value];
+  weights = decode(view.weights);
+  pinned = null;
+  const before = id("layer").value;
+  id("layer").replaceChildren(...Array.from({length: numLayers()}, (_, i) => new Option(`${i + 1} of ${numLayers()}`, i)));
+  if (numLayers() > 1) id("layer").append(new Option("mean of the layers", "mean"));
+  id("layer").value = [...id("layer").options].some(option => option.value === before) ? before : numLayers() - 1;
+  if (id("heads").querySelectorAll("input").length !== numHeads()) {
+    selected = new Set(Array(numHeads()).keys());
+    id("heads").querySelectorAll("label").forEach(label => label.remove());
+    for (const head of selected) {
+      const label = add(id("heads"), "label"), input = add(label, "input");
+      Object.assign(input, {type: "checkbox", checked: true});
+      label.append(` ${head + 1} `);
+      const swatch = add(label, "span", "", "swatch");
+      swatch.style.background = color(head);
+      input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(one => one !== head)));
+    }
+  }
+  id("lines").replaceChildren();
+  add(id("lines"), "h3", view.queryAxis, "left"); add(id("lines"), "h3"); add(id("lines"), "h3", view.keyAxis);
+  tokenColumn("query", view.queries, "left");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), height = ROW * Math.max(...size());
+  for (const [name, value] of Object.entries({viewBox: `0 0 100 ${height}`, height, preserveAspectRatio: "none", "aria-hidden": true})) svg.setAttribute(name, value);
+  add(id("lines"), "div").append(svg);
+  tokenColumn("key", view.keys, "right");
+  drawAttention();
+}
+function select(heads) {
+  selected = new Set(heads);
+  id("heads").querySelectorAll("input").forEach((input, head) => input.checked = selected.has(head));
+  drawAttention();
+}
+
+// Matrices on canvases: the arrow keys and the pointer move a cursor, whose cell is written to a readout.
+function drawMatrices(box, matrices) {
+  const reused = box.children.length === matrices.length ? [...box.children] : [];
+  if (!reused.length) box.replaceChildren();
+  matrices.forEach((matrix, number) => {
+    const figure = reused[number] || add(box, "figure");
+    if (!reused[number]) { add(figure, "figcaption"); listen(add(figure, "canvas")); }
+    const canvas = figure.querySelector("canvas");
+    figure.querySelector("figcaption").textContent = matrix.title;
+    canvas.matrix = matrix;
+    canvas.cursor = null;
+    canvas.tabIndex = 0;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${matrix.title}: rows are ${matrix.rowAxis}, columns are ${matrix.columnAxis}. The arrow keys move between cells.`);
+    const space = box.parentElement.clientWidth || 600;
+    const share = matrices.length > 1 && space > 560 ? space / 2 - 20 : space;
+    layOut(canvas, share);
+    paint(canvas);
+  });
+}
+function layOut(canvas, space) {
+  const {rows, columns} = canvas.matrix, context = canvas.getContext("2d");
+  const wanted = space > 500 ? 110 : 70;
+  context.font = "12px system-ui, sans-serif";
+  const width = names => Math.min(wanted, Math.max(...names.map(name => context.measureText(name).width)) + 6);
+  const left = width(rows), top = width(columns);
+  const isLarge = Math.max(rows.length, columns.length) > 40, [least, most] = isLarge ? [3, 9] : [8, 24];
+  const cell = Math.max(least, Math.min(most, Math.floor((space - left - 2) / columns.length)));
+  canvas.layout = {left, top, cell, wide: cell >= 8, width: left + cell * columns.length + 1, height: top + cell * rows.length + 1};
+}
+function paint(canvas) {
+  const {rows, columns, value, limit} = canvas.matrix, {left, top, cell, wide, width, height} = canvas.layout;
+  const ratio = window.devicePixelRatio || 1, context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  canvas.width = width * ratio; canvas.height = height * ratio;
+  canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+  context.scale(ratio, ratio);
+  const [text, accent, negative, line] = ["--text", "--accent", "--negative", "--line"].map(name => style.getPropertyValue(name).trim());
+  for (let row = 0; row < rows.length; row++) for (let column = 0; column < columns.length; column++) {
+    const share = value(row, column) / limit;
+    context.fillStyle = share < 0 ? negative : accent;
+    context.globalAlpha = Math.min(1, Math.abs(share));
+    context.fillRect(left + column * cell, top + row * cell, cell, cell);
+  }
+  context.globalAlpha = 1;
+  context.strokeStyle = line;
+  context.strokeRect(left + 0.5, top + 0.5, cell * columns.length, cell * rows.length);
+  context.fillStyle = text;
+  context.font = `${Math.min(12, cell)}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const every = wide ? 1 : Math.ceil(12 / cell);
+  rows.forEach((name, row) => {
+    context.textAlign = "right";
+    if (row % every === 0) context.fillText(name, left - 3, top + (row + 0.5) * cell, left - 4);
+  });
+  columns.forEach((name, column) => {
+    if (column % every) return;
+    context.save();
+    context.translate(left + (column + 0.5) * cell, top - 3);
+    context.rotate(-Math.PI / 2);
+    context.textAlign = "left";
+    context.fillText(name, 0, 0, top - 4);
+    context.restore();
+  });
+  if (canvas.cursor) {
+    const [row, column] = canvas.cursor;
+    context.strokeStyle = text;
+    context.lineWidth = 2;
+    context.strokeRect(left + column * cell, top + row * cell, cell, cell);
+  }
+}
+function listen(canvas) {
+  const move = (row, column) => {
+    const {rows, columns, value, title, readout, rowAxis, columnAxis} = canvas.matrix;
+    canvas.cursor = [Math.max(0, Math.min(rows.length - 1, row)), Math.max(0, Math.min(columns.length - 1, column))];
+    paint(canvas);
+    const [r, c] = canvas.cursor;
+    readout.textContent = `${title}: ${format(value(r, c))}\n${rowAxis}: \u2068${rows[r]}\u2069\n${columnAxis}: \u2068${columns[c]}\u2069`;
+  };
+  canvas.addEventListener("pointermove", event => {
+    const {left, top, cell} = canvas.layout;
+    const row = Math.floor((event.offsetY - top) / cell), column = Math.floor((event.offsetX - left) / cell);
+    if (row >= 0 && column >= 0) move(row, column);
+  });
+  canvas.addEventListener("pointerleave", () => { canvas.cursor = null; paint(canvas); });
+  canvas.addEventListener("blur", () => { canvas.cursor = null; paint(canvas); });
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const [row, column] = canvas.cursor || [-step[0], -step[1]];
+    move(row + step[0], column + step[1]);
+  });
+}
+
+// Search.
+const SIGNS = {kept: "✓ kept", finished: "■ finished", dropped: "✗ dropped"};
+function showStep() {
+  const number = Number(id("step").value), step = sentence.steps[number - 1];
+  id("step-name").textContent = `Step ${number} of ${sentence.steps.length}`;
+  id("previous").disabled = number === 1;
+  id("next").disabled = number === sentence.steps.length;
+  id("candidates").replaceChildren();
+  for (const candidate of step.candidates) {
+    const row = add(id("candidates"), "tr", "", candidate.fate);
+    addTokens(add(row, "td", "", "hypothesis"), candidate.tokens);
+    add(row, "td", SIGNS[candidate.fate], "left");
+    add(row, "td", format(candidate.probability));
+    add(row, "td", format(candidate.logProb));
+  }
+  id("completed").replaceChildren();
+  for (const hypothesis of step.completed) {
+    const row = add(id("completed"), "tr");
+    addTokens(add(row, "td", "", "hypothesis"), hypothesis.tokens);
+    add(row, "td", format(hypothesis.score));
+  }
+  if (!step.completed.length) add(add(id("completed"), "tr"), "td", "none yet", "muted");
+}
+
+// Positions and embeddings.
+function showPositions() {
+  const shown = data.positions[id("position-view").value], values = decode(shown.values), [rows, columns] = shown.values.shape;
+  const labels = (count, first) => Array.from({length: count}, (_, i) => String(i + first));
+  id("position-readout").textContent = "Point at a cell, or move to the matrix with Tab and to a cell with the arrow keys.";
+  drawMatrices(id("position-matrix"), [{
+    title: `${shown.title} (rows: ${shown.rowAxis}, columns: ${shown.columnAxis})`, rows: labels(rows, shown.firstRow), columns: labels(columns, shown.firstColumn),
+    value: (row, column) => values[row * columns + column], limit: Math.max(...values.map(Math.abs)) || 1,
+    rowAxis: shown.rowAxis, columnAxis: shown.columnAxis, readout: id("position-readout"),
+  }]);
+}
+function showTokens() {
+  fill(id("token"), data.neighbors[id("table").value].tokens.map(token => token.name));
+  showNeighbors();
+}
+function showNeighbors() {
+  const token = data.neighbors[id("table").value].tokens[id("token").value];
+  id("nearest").replaceChildren();
+  for (const [name, cosine] of token.nearest) {
+    const row = add(id("nearest"), "tr");
+    add(add(row, "td"), "bdi", name);
+    add(row, "td", format(cosine));
+    add(add(row, "td", "", "left"), "span", "", "bar").style.width = `${Math.max(0, 8 * cosine)}rem`;
+  }
+}
+function showSentence() {
+  sentence = data.sentences[id("sentence").value];
+  id("text").textContent = sentence.text;
+  id("translated").hidden = sentence.output === null;
+  id("output").textContent = sentence.output;
+  const isFirst = !id("view").options.length;
+  fill(id("view"), sentence.views.map(one => one.title));
+  if (isFirst) id("view").value = sentence.views.length - 1;  // cross-attention, if the model has it
+  showView();
+  id("search").hidden = !sentence.steps.length;
+  if (sentence.steps.length) { Object.assign(id("step"), {max: sentence.steps.length, value: 1}); showStep(); }
+}
+
+id("summary").textContent = `${data.run}: ${data.summary}`;
+fill(id("sentence"), data.sentences.map((one, i) => `${i + 1}. ${one.text.slice(0, 60)}`));
+id("choice").hidden = data.sentences.length === 1;
+fill(id("position-view"), data.positions.map(one => one.title));
+id("positions").hidden = !data.positions.length;
+fill(id("table"), data.neighbors.map(one => one.title));
+const moveStep = distance => { id("step").value = Number(id("step").value) + distance; showStep(); };
+const events = [["sentence", "change", showSentence], ["view", "change", showView], ["layer", "change", drawAttention],
+  ["form", "change", drawAttention], ["combine", "change", drawAttention], ["all", "click", () => select(Array(numHeads()).keys())],
+  ["next-head", "click", () => select([selected.size === 1 ? ([...selected][0] + 1) % numHeads() : 0])],
+  ["step", "input", showStep], ["previous", "click", () => moveStep(-1)], ["next", "click", () => moveStep(1)],
+  ["position-view", "change", showPositions], ["table", "change", showTokens], ["token", "change", showNeighbors]];
+for (const [name, event, action] of events) id(name).addEventListener(event, action);
+function redraw() {
+  drawAttention();
+  if (data.positions.length) showPositions();
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+let width = innerWidth;
+addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; redraw(); } });
+showSentence();
+if (data.positions.length) showPositions();
+showTokens();

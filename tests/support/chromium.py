@@ -1,0 +1,42 @@
+"""Runs a script in a page in headless Chromium."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom")
+
+
+def run_script(page: str, script: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Returns the object `result` that a script fills. The page must write nothing to the console.
+
+    Args:
+      page: the HTML.
+      script: JavaScript that runs after the scripts of the page.
+      folder: an empty folder for the page and the browser's files.
+      *options: further options of Chromium.
+    """
+    path = folder / "page.html"
+    ending = """
+        const text = document.createElement("p"); text.id = "result"; text.textContent = JSON.stringify(result);
+        document.body.append(text);
+    """
+    added = f"<script>const result = {{}};{script}{ending}</script></body>"
+    path.write_text(page.replace("</body>", added), encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, *OPTIONS, *options, f"--user-data-dir={folder}/profile", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return json.loads(html.unescape(re.search('<p id="result">(.*?)</p>', done.stdout, re.DOTALL)[1]))
