@@ -31,6 +31,9 @@ demo: env
 		| $(RUN) experiments.translate --workdir=$(DEMO)
 	@echo
 	$(RUN) experiments.visualize --workdir=$(DEMO) --sentence='$(SENTENCE)'
+	@echo; echo "A page to explore these translations:"
+	@$(RUN) experiments.visualize --workdir=$(DEMO) --page \
+		--sentence='$(SENTENCE)' --sentence='one; two; three; four' | tail -1
 	$(RUN) experiments.evaluate --workdir=$(DEMO) --split=test
 
 # MathJax comes from npm, so that the site needs no network. The tour draws a model that is trained here, in a minute or two.

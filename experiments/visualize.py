@@ -145,7 +145,7 @@ def _viewed(run: Run, texts: Sequence[str]) -> tuple[Trained, list[ViewedSentenc
 
 
 def _sentence_figures(sentence: ViewedSentence) -> Iterator[tuple[str, Figure]]:
-    folder = _folder_name(sentence.text)
+    folder = folder_name(sentence.text)
     for view in sentence.views:
         num_layers = len(view.weights)
         for number, weights in enumerate(view.weights, start=1):
@@ -162,10 +162,10 @@ def _sentence_figures(sentence: ViewedSentence) -> Iterator[tuple[str, Figure]]:
     yield f"{folder}/masks", model_plots.masks(sentence.views)
 
 
-def _folder_name(text: str) -> str:
+def folder_name(text: str) -> str:
     """Returns a name for the figures of a sentence: its first words, and digits that tell it from others."""
     words = re.sub(r"\W+", "_", text).strip("_")[:MAX_NAME]
-    return f"{words}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
+    return f"{words or 'sentence'}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
 
 
 def _position_figures(trained: Trained) -> Iterator[tuple[str, Figure]]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from experiments import plots
-from experiments.run_folder import Run, Trained
+from experiments.attention_views import view_sentences
+from experiments.run_folder import Trained
 from experiments.speed.decode import NumberTokenizer
+from experiments.visualize import folder_name
 from tests.support.commands import call, refuse
 from tests.support.tiny import VOCAB, random_params, tiny_config
 from transformer.config import ExperimentConfig
@@ -21,26 +23,59 @@ def run(trained, tmp_path_factory) -> Path:
     return shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "run")
 
 
-def test_the_figures_are_written_and_their_paths_are_printed(run):
-    done = call("visualize", f"--workdir={run}", "--sentence=one; two")
-    names = ["learning_curve.png", "attention.png"]
-    assert done.stdout.split() == [str(run / "figures" / name) for name in names]
-    for name in names:
-        assert (run / "figures" / name).read_bytes().startswith(b"\x89PNG")
+def test_the_translation_and_the_paths_of_all_figures_are_printed(run):
+    translation, *paths = call("visualize", f"--workdir={run}", "--sentence=one; two").stdout.splitlines()
+    assert translation
+    figures = run / "figures"
+    (folder,) = (path for path in figures.iterdir() if path.is_dir())
+    assert folder.name.startswith("one_two-")
+    names = [
+        *("learning_curve", "positions_encoder_table", "positions_encoder_similarity"),
+        *("positions_decoder_table", "positions_decoder_similarity"),
+        *(f"{folder.name}/attention_{kind}_layer1" for kind in ("encoder", "decoder", "cross")),
+        f"{folder.name}/masks",
+    ]
+    assert paths == [f"{figures}/{name}.png" for name in names]
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_several_runs_share_a_figure_in_the_formats_asked_for(run, trained):
+    done = call("visualize", f"--workdir={run},{trained}", "--format=svg")
+    path = run / "figures" / "learning_curves.svg"
+    assert done.stdout.split() == [str(path)]
+    svg = path.read_text()
+    for text in (f"{run}, train", f"{trained}, validation", "perplexity per token"):
+        assert text[-40:] in svg
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sentence=one", "--layer=2"], "--layer is 2; it must be from 1 to 1"),
         ([f"--sentence={'one; ' * 60}"], "--sentence has "),
         (["--sentence="], "--sentence is empty; give a sentence to translate"),
-        (["--sentence= "], "--sentence is empty; give a sentence to translate"),
+        (["--sentence=one", "--sentence= "], "--sentence is empty; give a sentence to translate"),
+        (["--page"], "--page needs --sentence; add --sentence=TEXT or remove --page"),
+        (["--page", "--sentence=a", "--format=svg"], "--page and --format cannot be used together; "),
+        (["--format=gif"], "--format is 'gif'; it must be one or more of: png, svg"),
     ],
 )
-def test_a_wrong_sentence_or_layer_gives_a_one_line_error_and_no_figure(trained, flags, message):
+def test_wrong_flags_give_a_one_line_error_and_no_figure(trained, flags, message):
     assert refuse("visualize", f"--workdir={trained}", *flags).startswith(message)
     assert not (trained / "figures").exists()
+
+
+def test_a_sentence_needs_one_run(trained):
+    assert (
+        refuse("visualize", f"--workdir={trained},{trained}", "--sentence=one")
+        == "--sentence needs one run, but --workdir has 2; name one"
+    )
+
+
+def test_different_sentences_have_different_folders():
+    texts = ["one; two", "one, two", "漢字 " * 60, "../../x", "/", "\ud800"]
+    names = [folder_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(len(name.encode()) < 250 and "/" not in name and not name.startswith(".") for name in names)
 
 
 def test_a_run_without_measurements_is_refused(run, tmp_path):
@@ -62,19 +97,13 @@ def test_the_learning_curve_has_a_line_per_kind_of_record():
     assert [list(line.get_ydata()) for line in axes.lines] == [[10, 5], [10, 5]]
 
 
-def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(run, monkeypatch):
+def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(monkeypatch):
     model = build_model(tiny_config(positions="learned"), VOCAB)
     trained = Trained(ExperimentConfig(), NumberTokenizer(VOCAB), model, random_params(model), [0])
     longest = " ".join(["5"] * model.max_lengths.target)
-    monkeypatch.setattr(Run, "load", lambda self, task: trained)
     cut = [Hypothesis(longest, -1.0, ended=False)]
     monkeypatch.setattr(Translator, "hypotheses", lambda self, sentences: [cut])
-    drawn, attention_map = [], plots.attention_map
-
-    def record_map(weights, source, target, title):
-        drawn.append(target)
-        return attention_map(weights, source, target, title)
-
-    monkeypatch.setattr(plots, "attention_map", record_map)
-    call("visualize", f"--workdir={run}", "--sentence=4")
-    assert drawn == [["5"] * model.max_lengths.target]
+    (sentence,) = view_sentences(trained, ["4"])
+    views = {view.kind: view for view in sentence.views}
+    assert views["cross"].queries == ["5"] * model.max_lengths.target
+    assert views["decoder"].keys == ["1", *["5"] * (model.max_lengths.target - 1)]  # 1 is BOS

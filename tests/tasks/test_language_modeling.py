@@ -173,7 +173,6 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     assert not any(done.stdout for done in refused)
     for command, flag in (
         ("translate", f"--input={source}"),
-        ("visualize", "--sentence=x"),
         ("evaluate", "--ablate=all"),
     ):
         refused = call(command, f"--workdir={folder}", flag, status=2)
