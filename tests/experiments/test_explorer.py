@@ -180,8 +180,10 @@ def test_every_control_works_and_the_drawn_weights_are_those_of_translate(page, 
         for layers, expected in zip(drawn, weights.values(), strict=True):
             for layer, lines in enumerate(layers):
                 values = {tuple(map(int, place)): value for *place, value in lines}
-                assert set(values) == set(map(tuple, np.argwhere(expected[layer] >= 0.05)))
+                # A line stands for a weight of 0.05 or more; weights next to this limit are rounded.
+                assert set(map(tuple, np.argwhere(expected[layer] >= 0.0501))) <= set(values)
                 for place, value in values.items():
+                    assert value >= 0.05
                     assert value == pytest.approx(expected[layer][place], abs=6e-5)  # four digits
     assert result["first"] == "cross-attention"
     heads = list(range(expected.shape[1]))
