@@ -67,8 +67,8 @@ def _bias(stack: Stack, indices: RowIndices) -> Float[np.ndarray, "layers h _"] 
 
     def bias(layer: int, query: Float[Array, "d"]) -> Float[Array, "h k"] | None:
         heads = jnp.broadcast_to(query, (1, 1, config.num_heads, config.key_width))
-        found = stack.positions.bias(layer, heads, jnp.zeros(1, jnp.int32), distances)
-        return None if found is None else found[0, :, 0]
+        row = stack.positions.bias(layer, heads, jnp.zeros(1, jnp.int32), distances)
+        return None if row is None else row[0, :, 0]
 
     zero = jnp.zeros(config.key_width)
     if bias(0, zero) is None:
@@ -78,7 +78,7 @@ def _bias(stack: Stack, indices: RowIndices) -> Float[np.ndarray, "layers h _"] 
         return constant
     # A unit query is scaled by d_k^-0.5, as all queries are.
     basis = jnp.eye(config.key_width)
-    each = [
+    layers = [
         jax.vmap(lambda query, layer=layer: bias(layer, query))(basis) for layer in range(stack.num_layers)
     ]
-    return np.stack([np.sqrt(np.mean(np.square(biases), axis=0)) for biases in each])
+    return np.stack([np.sqrt(np.mean(np.square(biases), axis=0)) for biases in layers])
