@@ -46,8 +46,10 @@ docs: env
 	@mkdir -p docs/_build/static
 	@test -f docs/_build/static/tex-svg.js || { cd docs/_build && npm pack --silent mathjax@3.2.2 >/dev/null && \
 		tar -xzf mathjax-3.2.2.tgz -O package/es5/tex-svg.js > static/tex-svg.js; }
-	@test -f $(TOUR)/result.json || $(RUN) experiments.train --config=configs/number_words.py:tour --workdir=$(TOUR)
-	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@test -f $(TOUR)/result.json || $(RUN) experiments.train --config=configs/number_words.py:tour \
+		--config.data.data_dir=$(CURDIR)/docs/_build/data --workdir=$(TOUR)
+	@rm -rf docs/_build/.jupyter_cache  # the cells run again, because the library may have changed
+	$(BIN)/sphinx-build -E -W --keep-going -q docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 test: env

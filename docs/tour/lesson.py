@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from IPython import get_ipython
+from IPython.core.pylabtools import select_figure_formats
 from jaxtyping import Float, PyTree
-from matplotlib import pyplot  # noqa: F401 - notebooks show figures only after this import
 from matplotlib.figure import Figure
 
 from experiments import plots
@@ -35,6 +36,8 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that it only reads
+if shell := get_ipython():
+    select_figure_formats(shell, {"png"})  # shows the figures that our functions return
 
 NUMBERS = Path(__file__).parents[1] / "_build" / "runs" / "numbers"  # `make docs` trains it
 
