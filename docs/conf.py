@@ -34,6 +34,7 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_use_index = False
 html_static_path = ["_build/static"]
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
 # `make docs` installs MathJax from npm, so that the site needs no network.
