@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ SCRIPT = """
   const frames = [...root.querySelectorAll("svg g[data-frame]")];
   const caption = root.querySelector("output"), captions = JSON.parse(root.dataset.captions);
   const play = root.querySelector("[data-do=play]");
+  root.querySelector("[role=group]").hidden = false;
   let current = captions.length - 1, timer = null;
   const show = number => {
     current = (number + captions.length) % captions.length;
@@ -50,6 +51,7 @@ SCRIPT = """
     stop();
     for (const g of frames) { g.style.visibility = "visible"; g.style.opacity = 1; }
   });
+  addEventListener("afterprint", () => show(current));
 })();
 """
 
@@ -66,6 +68,20 @@ class Side(NamedTuple):
     tokens: Sequence[str]
     vectors: Sequence[Float[np.ndarray, "t c"]]
     weights: Float[np.ndarray, "layers t t"]
+
+
+class Frame(NamedTuple):
+    """A step of the animation.
+
+    Attributes:
+      caption: describes the step.
+      parts: SVG elements that this step adds.
+      stays: whether the parts stay opaque in later steps.
+    """
+
+    caption: str
+    parts: Sequence[str]
+    stays: bool = False
 
 
 def sides(trained: Trained, source: list[int], target: list[int]) -> tuple[Side, Side, AttentionWeights]:
@@ -92,27 +108,40 @@ def sides(trained: Trained, source: list[int], target: list[int]) -> tuple[Side,
 
 
 def animation(trained: Trained, source: list[int], target: list[int]) -> str:
-    """Returns HTML with the animation: an SVG, buttons, and a caption. Without scripts, all is visible."""
+    """Returns HTML with the animation: an SVG, buttons, and a caption.
+
+    Without scripts, all steps are visible and there are no buttons. A print has all steps, too.
+    """
     encoder, decoder, weights = sides(trained, source, target)
-    cross = weights.cross.mean(axis=(0, 1))
-    words = trained.tokenizer.names(target)
-    num_layers, height = len(encoder.vectors), LAYER_HEIGHT * (len(encoder.vectors) + 2)
-    above = height - LAYER_HEIGHT  # the decoder is drawn one layer higher than the encoder
+    height = LAYER_HEIGHT * (len(encoder.vectors) + 2)
     left = TOKEN_WIDTH * (len(encoder.tokens) + 0.6)  # where the decoder begins
     width = left + TOKEN_WIDTH * len(decoder.tokens)
-    frames, captions = [], []
+    words, cross = trained.tokenizer.names(target), weights.cross.mean(axis=(0, 1))
+    frames = [
+        *_encoder_frames(encoder, height),
+        *_decoder_frames(decoder, words, cross, left, height, _y(len(encoder.vectors) - 1, height)),
+    ]
+    return _page(frames, width, height)
 
-    def add(caption, *parts, stays=False):
-        keep = ' data-stays="1"' if stays else ""
-        frames.append(f'<g data-frame="{len(captions)}"{keep}>{"".join(parts)}</g>')
-        captions.append(caption)
 
-    add("the source tokens", *_tokens(encoder.tokens, 0, height), stays=True)
-    add("embeddings and positions", *_strips(encoder.vectors[0], 0, height, 0), stays=True)
-    for layer in range(1, num_layers):
-        lines = _self_lines(encoder.weights[layer - 1], 0, height, layer)
+def _encoder_frames(encoder: Side, height: float) -> Iterator[Frame]:
+    yield Frame("the source tokens", _tokens(encoder.tokens, 0, height), stays=True)
+    yield Frame("embeddings and positions", _strips(encoder.vectors[0], 0, height, 0), stays=True)
+    for layer, weights in enumerate(encoder.weights, start=1):
+        lines = _self_lines(weights, 0, height, layer)
         strips = _strips(encoder.vectors[layer], 0, height, layer)
-        add(f"encoder, layer {layer}: every token attends to every token", *lines, *strips)
+        yield Frame(f"encoder, layer {layer}: every token attends to every token", [*lines, *strips])
+
+
+def _decoder_frames(
+    decoder: Side,
+    words: Sequence[str],
+    cross: Float[np.ndarray, "t s"],
+    left: float,
+    height: float,
+    source_top: float,
+) -> Iterator[Frame]:
+    above = height - LAYER_HEIGHT  # the decoder is drawn one layer higher than the encoder
     for step, word in enumerate(words):
         column = slice(step, step + 1)
         parts = _tokens(decoder.tokens[column], left, above, step)
@@ -121,18 +150,19 @@ def animation(trained: Trained, source: list[int], target: list[int]) -> str:
             if layer:
                 parts += _self_lines(decoder.weights[layer - 1][column], left, above, layer, step)
         end = (_x(step, left), _y(len(decoder.vectors) - 1, above) + CELL)
-        top = _y(num_layers - 1, height)
-        parts += [_line(_x(i, 0), top, *end, weight, "cross") for i, weight in enumerate(cross[step])]
+        parts += [_line(_x(i, 0), source_top, *end, weight, "cross") for i, weight in enumerate(cross[step])]
         parts.append(_text(_x(step, left), 20, word, "out"))
-        add(
-            f"decoder, step {step + 1}: reads {decoder.tokens[step]}, attends to the source, predicts {word}",
-            *parts,
-        )
-    return _page("".join(frames), captions, width, height)
+        read = decoder.tokens[step]
+        yield Frame(f"decoder, step {step + 1}: reads {read}, attends to the source, predicts {word}", parts)
 
 
-def _page(content: str, captions: Sequence[str], width: float, height: float) -> str:
-    return f"""<div class="flow" data-captions="{html.escape(json.dumps(captions))}">
+def _page(frames: Sequence[Frame], width: float, height: float) -> str:
+    captions = html.escape(json.dumps([frame.caption for frame in frames]))
+    content = "".join(
+        f'<g data-frame="{number}"{" data-stays=1" * frame.stays}>{"".join(frame.parts)}</g>'
+        for number, frame in enumerate(frames)
+    )
+    return f"""<div class="flow" lang="en" data-captions="{captions}">
 <style>
 .flow svg {{ width: 100%; height: auto; font: 13px system-ui, sans-serif; }}
 .flow text {{ fill: currentColor; text-anchor: middle; }} .flow .out {{ font-weight: 700; }}
@@ -143,7 +173,8 @@ def _page(content: str, captions: Sequence[str], width: float, height: float) ->
 <svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{ALTERNATIVE}">
 {content}
 </svg>
-<p><button type="button" data-do="back">Back</button> <button type="button" data-do="play">Play</button>
+<p role="group" aria-label="steps" hidden>
+<button type="button" data-do="back">Back</button> <button type="button" data-do="play">Play</button>
 <button type="button" data-do="next">Next</button> <output aria-live="polite">all steps</output></p>
 <script>{SCRIPT}</script>
 </div>"""
