@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["transformer*", "experiments*", "configs*"]),
     package_data={
-        "experiments": ["explorer.html", "explorer.js", "theme.css"],
+        "experiments": ["explorer.html", "explorer.js", "explorer_matrices.js", "theme.css"],
         "experiments.study": ["overview.html", "page.html", "study.css"],
     },
     install_requires=[

@@ -45,7 +45,7 @@ function weight(head, query, key) {
   const layers = id("layer").value === "mean" ? [...Array(numLayers()).keys()] : [Number(id("layer").value)];
   const heads = head === "mean" ? [...selected] : [head];
   let sum = 0;
-  for (const layer of layers) for (const one of heads) sum += layerWeight(layer, one, query, key);
+  for (const layer of layers) for (const index of heads) sum += layerWeight(layer, index, query, key);
   return sum / (layers.length * heads.length);
 }
 const shownHeads = () => id("combine").value === "mean" ? (selected.size ? ["mean"] : []) : [...selected].sort((a, b) => a - b);
@@ -69,7 +69,9 @@ function drawLines(mark) {
     }
   }
   for (const token of id("lines").querySelectorAll(".token")) {
-    token.setAttribute("aria-pressed", Boolean(mark) && token.dataset.side === mark.side && Number(token.dataset.index) === mark.index);
+    const is = chosen => Boolean(chosen) && token.dataset.side === chosen.side && Number(token.dataset.index) === chosen.index;
+    token.classList.toggle("marked", is(mark));
+    token.setAttribute("aria-pressed", is(pinned));
   }
   describe(mark);
 }
@@ -147,7 +149,7 @@ function showView() {
       label.append(` ${head + 1} `);
       const swatch = add(label, "span", "", "swatch");
       swatch.style.background = color(head);
-      input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(one => one !== head)));
+      input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(index => index !== head)));
     }
   }
   id("lines").replaceChildren();
@@ -163,100 +165,6 @@ function select(heads) {
   selected = new Set(heads);
   id("heads").querySelectorAll("input").forEach((input, head) => input.checked = selected.has(head));
   drawAttention();
-}
-
-// Matrices on canvases: the arrow keys and the pointer move a cursor, whose cell is written to a readout.
-function drawMatrices(box, matrices) {
-  const reused = box.children.length === matrices.length ? [...box.children] : [];
-  if (!reused.length) box.replaceChildren();
-  matrices.forEach((matrix, number) => {
-    const figure = reused[number] || add(box, "figure");
-    if (!reused[number]) { add(figure, "figcaption"); listen(add(figure, "canvas")); }
-    const canvas = figure.querySelector("canvas");
-    figure.querySelector("figcaption").textContent = matrix.title;
-    canvas.matrix = matrix;
-    canvas.cursor = null;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${matrix.title}: rows are ${matrix.rowAxis}, columns are ${matrix.columnAxis}. The arrow keys move between cells.`);
-    const space = box.parentElement.clientWidth || 600;
-    const share = matrices.length > 1 && space > 560 ? space / 2 - 20 : space;
-    layOut(canvas, share);
-    paint(canvas);
-  });
-}
-function layOut(canvas, space) {
-  const {rows, columns} = canvas.matrix, context = canvas.getContext("2d");
-  const wanted = space > 500 ? 110 : 70;
-  context.font = "12px system-ui, sans-serif";
-  const width = names => Math.min(wanted, Math.max(...names.map(name => context.measureText(name).width)) + 6);
-  const left = width(rows), top = width(columns);
-  const isLarge = Math.max(rows.length, columns.length) > 40, [least, most] = isLarge ? [3, 9] : [8, 24];
-  const cell = Math.max(least, Math.min(most, Math.floor((space - left - 2) / columns.length)));
-  canvas.layout = {left, top, cell, wide: cell >= 8, width: left + cell * columns.length + 1, height: top + cell * rows.length + 1};
-}
-function paint(canvas) {
-  const {rows, columns, value, limit} = canvas.matrix, {left, top, cell, wide, width, height} = canvas.layout;
-  const ratio = window.devicePixelRatio || 1, context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
-  canvas.width = width * ratio; canvas.height = height * ratio;
-  canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
-  context.scale(ratio, ratio);
-  const [text, accent, negative, line] = ["--text", "--accent", "--negative", "--line"].map(name => style.getPropertyValue(name).trim());
-  for (let row = 0; row < rows.length; row++) for (let column = 0; column < columns.length; column++) {
-    const share = value(row, column) / limit;
-    context.fillStyle = share < 0 ? negative : accent;
-    context.globalAlpha = Math.min(1, Math.abs(share));
-    context.fillRect(left + column * cell, top + row * cell, cell, cell);
-  }
-  context.globalAlpha = 1;
-  context.strokeStyle = line;
-  context.strokeRect(left + 0.5, top + 0.5, cell * columns.length, cell * rows.length);
-  context.fillStyle = text;
-  context.font = `${Math.min(12, cell)}px system-ui, sans-serif`;
-  context.textBaseline = "middle";
-  const every = wide ? 1 : Math.ceil(12 / cell);
-  rows.forEach((name, row) => {
-    context.textAlign = "right";
-    if (row % every === 0) context.fillText(name, left - 3, top + (row + 0.5) * cell, left - 4);
-  });
-  columns.forEach((name, column) => {
-    if (column % every) return;
-    context.save();
-    context.translate(left + (column + 0.5) * cell, top - 3);
-    context.rotate(-Math.PI / 2);
-    context.textAlign = "left";
-    context.fillText(name, 0, 0, top - 4);
-    context.restore();
-  });
-  if (canvas.cursor) {
-    const [row, column] = canvas.cursor;
-    context.strokeStyle = text;
-    context.lineWidth = 2;
-    context.strokeRect(left + column * cell, top + row * cell, cell, cell);
-  }
-}
-function listen(canvas) {
-  const move = (row, column) => {
-    const {rows, columns, value, title, readout, rowAxis, columnAxis} = canvas.matrix;
-    canvas.cursor = [Math.max(0, Math.min(rows.length - 1, row)), Math.max(0, Math.min(columns.length - 1, column))];
-    paint(canvas);
-    const [r, c] = canvas.cursor;
-    readout.textContent = `${title}: ${format(value(r, c))}\n${rowAxis}: \u2068${rows[r]}\u2069\n${columnAxis}: \u2068${columns[c]}\u2069`;
-  };
-  canvas.addEventListener("pointermove", event => {
-    const {left, top, cell} = canvas.layout;
-    const row = Math.floor((event.offsetY - top) / cell), column = Math.floor((event.offsetX - left) / cell);
-    if (row >= 0 && column >= 0) move(row, column);
-  });
-  canvas.addEventListener("pointerleave", () => { canvas.cursor = null; paint(canvas); });
-  canvas.addEventListener("blur", () => { canvas.cursor = null; paint(canvas); });
-  canvas.addEventListener("keydown", event => {
-    const step = {ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1]}[event.key];
-    if (!step) return;
-    event.preventDefault();
-    const [row, column] = canvas.cursor || [-step[0], -step[1]];
-    move(row + step[0], column + step[1]);
-  });
 }
 
 // Search.
@@ -314,7 +222,7 @@ function showSentence() {
   id("translated").hidden = sentence.output === null;
   id("output").textContent = sentence.output;
   const isFirst = !id("view").options.length;
-  fill(id("view"), sentence.views.map(one => one.title));
+  fill(id("view"), sentence.views.map(item => item.title));
   if (isFirst) id("view").value = sentence.views.length - 1;  // cross-attention, if the model has it
   showView();
   id("search").hidden = !sentence.steps.length;
@@ -322,11 +230,11 @@ function showSentence() {
 }
 
 id("summary").textContent = `${data.run}: ${data.summary}`;
-fill(id("sentence"), data.sentences.map((one, i) => `${i + 1}. ${one.text.slice(0, 60)}`));
+fill(id("sentence"), data.sentences.map((item, i) => `${i + 1}. ${item.text.slice(0, 60)}`));
 id("choice").hidden = data.sentences.length === 1;
-fill(id("position-view"), data.positions.map(one => one.title));
+fill(id("position-view"), data.positions.map(item => item.title));
 id("positions").hidden = !data.positions.length;
-fill(id("table"), data.neighbors.map(one => one.title));
+fill(id("table"), data.neighbors.map(item => item.title));
 const moveStep = distance => { id("step").value = Number(id("step").value) + distance; showStep(); };
 const events = [["sentence", "change", showSentence], ["view", "change", showView], ["layer", "change", drawAttention],
   ["form", "change", drawAttention], ["combine", "change", drawAttention], ["all", "click", () => select(Array(numHeads()).keys())],

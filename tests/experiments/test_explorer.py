@@ -2,12 +2,11 @@
 
 import base64
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments.attention_views import AttentionView
+from experiments.attention_views import AttentionView, ViewedSentence
 from experiments.explorer import encode, sentence_data
 from experiments.pages import render
 from tests.support.chromium import needs_chromium, run_script
@@ -44,7 +43,7 @@ def large_data(num_sentences=3, length=30, layers=6, heads=8):
             )
             for kind in ("encoder", "decoder", "cross")
         ]
-        viewed = SimpleNamespace(text=HOSTILE[0], output=None, source=[], target=[], views=views)
+        viewed = ViewedSentence(HOSTILE[0], None, [], [], views)
         candidates = [{"tokens": names, "probability": 0.5, "logProb": -0.7, "fate": "kept"}] * 8
         completed = [{"tokens": names, "score": -0.5}] * 4
         steps = [{"candidates": candidates, "completed": completed}] * length
@@ -93,8 +92,8 @@ def test_encoded_values_are_restored_to_16_bits(values):
     np.testing.assert_allclose(decode(encode(values)), values, atol=width / 131_000, rtol=0)
 
 
-def test_three_sentences_of_30_tokens_with_6_layers_and_8_heads_take_less_than_5_megabytes():
-    assert len(render("explorer.html", title="run", data=large_data()).encode()) < 5e6
+def test_three_sentences_of_30_tokens_with_6_layers_and_8_heads_take_less_than_3_megabytes():
+    assert len(render("explorer.html", title="run", data=large_data()).encode()) < 3e6
 
 
 def test_a_page_that_would_be_too_large_is_refused(page, monkeypatch):
@@ -126,7 +125,7 @@ result.output = id("output").textContent;
 const boxes = find("#heads input");
 boxes[0].click(); result.without = [...new Set(lines().map(line => line[0]))];
 id("all").click(); result.all = [...new Set(lines().map(line => line[0]))];
-id("next-head").click(); result.one = [...selected]; id("next-head").click(); result.next = [...selected];
+id("next-head").click(); result.single = [...selected]; id("next-head").click(); result.next = [...selected];
 find("#heads input").forEach(box => box.checked && box.click()); result.none = id("readout").textContent;
 id("all").click();
 change("combine", "mean"); result.mean = lines().length; result.meanWeight = weight("mean", 0, 0);
@@ -135,10 +134,12 @@ change("combine", "each");
 
 const tokens = find(".token[data-side=query]");
 tokens[1].dispatchEvent(new Event("mouseenter")); result.hovered = [...new Set(lines().map(line => line[1]))];
+result.pressed = [tokens[1].getAttribute("aria-pressed")];
 result.readout = id("readout").textContent;
 tokens[1].dispatchEvent(new Event("mouseleave")); result.left = [...new Set(lines().map(line => line[1]))].length;
 tokens[0].focus(); key(tokens[0], "ArrowDown"); result.focused = document.activeElement.dataset.index;
 document.activeElement.click(); document.activeElement.blur(); result.pinned = [...new Set(lines().map(line => line[1]))];
+result.pressed.push(tokens[1].getAttribute("aria-pressed"));
 key(tokens[1], "Escape"); result.freed = [...new Set(lines().map(line => line[1]))].length;
 result.tabStops = find(".token").filter(token => token.tabIndex === 0).length;
 
@@ -188,12 +189,13 @@ def test_every_control_works_and_the_drawn_weights_are_those_of_translate(page, 
     assert result["first"] == "cross-attention"
     heads = list(range(expected.shape[1]))
     assert (result["without"], result["all"]) == (heads[1:], heads)
-    assert (result["one"], result["next"], result["none"]) == ([0], [1], "No head is selected.")
+    assert (result["single"], result["next"], result["none"]) == ([0], [1], "No head is selected.")
     assert result["mean"] > 0
     assert result["meanWeight"] == pytest.approx(result["meanByHand"])
     assert result["hovered"] == [1]
     assert "head 1: " in result["readout"]
     assert (result["focused"], result["pinned"], result["tabStops"]) == ("1", [1], 2)
+    assert result["pressed"] == ["false", "true"]
     assert result["left"] == result["freed"] > 1
     assert result["matrices"] == len(heads)
     assert result["cell"] == f"head 2: {result['expectedCell']}"
@@ -213,7 +215,7 @@ def test_every_control_works_and_the_drawn_weights_are_those_of_translate(page, 
 
 # Shows the page in a frame of 390 pixels, in each drawing, and measures how far it overflows.
 NARROW = """
-change = (frame, name, value) => { const box = frame.contentDocument.getElementById(name);
+const change = (frame, name, value) => { const box = frame.contentDocument.getElementById(name);
   box.value = value; box.dispatchEvent(new Event("change")); };
 const frame = document.querySelector("iframe"), page = frame.contentDocument;
 const overflow = () => page.documentElement.scrollWidth - frame.clientWidth;
@@ -233,7 +235,7 @@ result.back = frame.contentWindow.getComputedStyle(page.body).backgroundColor;
 def test_a_phone_shows_any_script_without_overflow_in_light_and_dark(tmp_path, scheme, back):
     (tmp_path / "frame.html").write_text(render("explorer.html", title=HOSTILE[0], data=large_data()))
     outer = '<body><iframe src="frame.html" width="390" height="800" style="border: 0"></iframe></body>'
-    script = f"addEventListener('load', () => {{{NARROW}; show(); }}); let change;"
+    script = f"addEventListener('load', () => {{{NARROW}; show(); }});"
     result = run_script(
         outer,
         script,
