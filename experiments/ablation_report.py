@@ -43,8 +43,8 @@ def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained
     write_sealed(path, values)
     figure_path = path.with_suffix(".png")
     title = f"{files.run.folder.name}, {test_set.name}: effect of masking one part"
-    table = cells(measured, parts(trained.model.config))
-    atomic_write(figure_path, plots.png(plots.ablation_map(table, title)))
+    cells = effect_cells(measured, parts(trained.model.config))
+    atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
     return [path, figure_path]
 
 
@@ -56,7 +56,7 @@ def _print_effects(measured: Sequence[Effect], title: str) -> None:
     print("intervals are over the sentences of this test set, and say nothing about other seeds")
 
 
-def cells(measured: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
+def effect_cells(measured: Sequence[Effect], order: Sequence[str]) -> dict[str, dict[str, float]]:
     """Returns the effects as cells[sub-layer][head], in the given order; "all" is the whole sub-layer."""
     differences = {effect.part: effect.difference for effect in measured}
     cells: dict[str, dict[str, float]] = {}

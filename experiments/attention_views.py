@@ -1,4 +1,4 @@
-"""The attention of a model for given sentences, with labels: pictures and the explorer show it."""
+"""Labeled attention weights of a model for given sentences, for figures and for the explorer."""
 
 import functools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from experiments.plots import visible
 from experiments.run_folder import Trained
 from experiments.text_io import report_unknown
 from transformer.config import BOS, UserError
-from transformer.decoding.translator import Translator
+from transformer.decoding.translator import Hypothesis, Translator
 from transformer.evaluation.attention import (
     AttentionWeights,
     attention_weights,
@@ -31,7 +31,7 @@ class AttentionView(NamedTuple):
       queries, keys: a label for each query and each key.
       query_axis, key_axis: the meaning of the labels.
       weights: the weights of each layer and head.
-      mask: whether a query may attend to a key.
+      mask: true where a query may attend to a key.
     """
 
     kind: str
@@ -95,7 +95,7 @@ def _read(trained: Trained, text: str) -> ViewedSentence:
     return ViewedSentence(text, None, [], target, _views(trained, [], target, weights, mask))
 
 
-def _translated(trained, text, best) -> ViewedSentence:
+def _translated(trained: Trained, text: str, best: Hypothesis) -> ViewedSentence:
     source = trained.tokenizer.encode(text)
     target, weights = translation_attention(trained, source, best.text, best.ended)
     mask = attention_weights(trained.model, mask_params(trained.params), source, target)

@@ -19,7 +19,7 @@ from transformer.evaluation.position_effects import PositionEffects, position_ef
 from transformer.model.embedding import EMBEDDINGS
 
 MAX_MEGABYTES = 20
-NUM_POSITIONS = 64
+NUM_POSITIONS = 64  # positions in a matrix
 NUM_NEIGHBORS = 8
 EXTRA_CANDIDATES = 4  # candidates of a step that are shown beyond the beam size
 MAX_CODE = 2**16 - 1
@@ -121,8 +121,7 @@ def _position_data(stack: str, effects: PositionEffects) -> Iterator[dict[str, A
     if effects.table is not None:
         yield _matrix(f"{stack}: table", effects.table, "position", "channel")
     if effects.similarity is not None:
-        name = "mean cosine after rotation" if effects.table is None else "dot products"
-        yield _matrix(f"{stack}: {name}", effects.similarity, "position", "position")
+        yield _matrix(f"{stack}: {effects.similarity_name}", effects.similarity, "position", "position")
     if effects.bias is not None:
         layers = effects.bias[:1] if np.all(effects.bias == effects.bias[0]) else effects.bias
         for number, bias in enumerate(layers, start=1):
@@ -152,17 +151,14 @@ def _matrix(
 def _neighbor_data(trained: Trained, sentences: Sequence[ViewedSentence]) -> Iterator[dict[str, Any]]:
     """Yields, for each embedding table, the nearest neighbors of the sentences' tokens by their cosine."""
     names = EMBEDDINGS[trained.config.model.embeddings]
-    sides = {"source": [], "target": []}
+    # A decoder-only model has no separate table for source tokens.
+    source_table = names.source if names.source in trained.params["embedding"] else names.target
+    tables: dict[str, list[int]] = {source_table: [], names.target: []}
     for sentence in sentences:
-        sides["source"] += sentence.source
-        sides["target"] += sentence.target
-    tables = {}
-    for side, tokens in sides.items():
-        table = getattr(names, side)
-        table = names.target if table not in trained.params["embedding"] else table  # one table, no source
-        title, earlier = tables.get(table, (f"{side} embeddings", []))
-        tables[table] = ("embeddings" if earlier else title, [*earlier, *tokens])
-    for table, (title, tokens) in tables.items():
+        tables[source_table] += sentence.source
+        tables[names.target] += sentence.target
+    titles = ("embeddings",) if len(tables) == 1 else ("source embeddings", "target embeddings")
+    for title, (table, tokens) in zip(titles, tables.items(), strict=True):
         yield {"title": title, "tokens": _neighbors(trained, table, list(dict.fromkeys(tokens)))}
 
 

@@ -59,12 +59,16 @@ matplotlib.rcParams.update(
 
 
 def png(figure: Figure) -> bytes:
-    """Returns a figure as the content of a PNG file; see `_saved`."""
+    """Returns a figure as the content of a PNG file.
+
+    A character for which no installed font has a glyph is drawn as a box, and a line on standard error names
+    the missing characters.
+    """
     return _saved(figure, "png")
 
 
 def svg(figure: Figure) -> bytes:
-    """Returns a figure as the content of an SVG file, whose text stays text; see `_saved`."""
+    """Returns a figure as the content of an SVG file, whose text stays text; see `png`."""
     return _saved(figure, "svg", metadata={"Date": None})
 
 
@@ -72,11 +76,6 @@ FORMATS = {"png": png, "svg": svg}
 
 
 def _saved(figure: Figure, name: str, **options: Any) -> bytes:
-    """Returns a figure as the content of a file.
-
-    A character for which no installed font has a glyph is drawn as a box, and a line on standard error names
-    the missing characters.
-    """
     if missing := missing_glyphs("".join(text.get_text() for text in figure.findobj(Text))):
         shown = " ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
         print(

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from experiments import cli, model_plots, plots
 from experiments.attention_views import ViewedSentence, view_sentences
 from experiments.classify import open_split, read_files
-from experiments.explorer import explorer_page
+from experiments.explorer import NUM_POSITIONS, explorer_page
 from experiments.run_folder import Run, Trained
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
@@ -37,7 +37,6 @@ from transformer.files import atomic_write
 from transformer.training.metric_log import read_metrics
 
 TEXT_TASKS = ("translation", "language_modeling")
-NUM_POSITIONS = 64  # positions in a figure
 MAX_NAME = 40  # characters of a sentence in the name of a folder
 
 
@@ -119,7 +118,8 @@ def _figures(runs: Sequence[Run], flags: FlagValues) -> Iterator[tuple[str, Figu
     trained, sentences = _viewed(runs[0], flags.sentence) if flags.sentence else (None, [])
     image = _image_attention(runs[0], flags) if flags.image is not None or flags.split is not None else None
     if len(runs) == 1:
-        yield "learning_curve", plots.learning_curve(*records.values(), *records)
+        ((name, curve),) = records.items()
+        yield "learning_curve", plots.learning_curve(curve, name)
     else:
         yield "learning_curves", plots.learning_curves(records, f"{len(runs)} runs")
     if image is not None:
@@ -175,8 +175,7 @@ def _position_figures(trained: Trained) -> Iterator[tuple[str, Figure]]:
         if effects.table is not None:
             yield f"positions_{stack}_table", model_plots.position_table(effects.table, title)
         if effects.similarity is not None:
-            name = "mean cosine after rotation" if effects.table is None else "dot product"
-            figure = model_plots.position_similarity(effects.similarity, name, title)
+            figure = model_plots.position_similarity(effects.similarity, effects.similarity_name, title)
             yield f"positions_{stack}_similarity", figure
         if effects.bias is not None:
             yield f"positions_{stack}_bias", model_plots.position_bias(effects.bias, title)

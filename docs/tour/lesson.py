@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from IPython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from matplotlib.figure import Figure
 
 from experiments import plots
-from experiments.ablation_report import cells
+from experiments.ablation_report import effect_cells
 from experiments.run_folder import Run, Trained
 from transformer.batch import TokenBatch
 from transformer.config import DecodeConfig, from_dict
@@ -133,7 +133,10 @@ def pronouns(seed: int = 0) -> PronounModel:
     return PronounModel(model, state.params, ids, float(totals["correct"] / totals["count"]))
 
 
-def _logits_at_it(model, params, tokens, dropout) -> LogitFactors:
+def _logits_at_it(
+    model: Transformer, params: PyTree, tokens: Int[Array, "b s"], dropout: Dropout | None
+) -> LogitFactors:
+    """Applies the output matrix to the encoder's vector of "it"."""
     encoded = model.apply({"params": params}, TokenBatch.from_tokens(tokens), dropout, method="encode")
     return model.apply(
         {"params": params}, encoded[:, IT], method=lambda model, x: model.embedding.logit_factors(x)
@@ -160,7 +163,7 @@ def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[s
         return -np.array([sentence.sum() for sentence in log_probs])
 
     measured = effects(trained.model, trained.params, nats, num_tokens)
-    return cells(measured, parts(trained.model.config))
+    return effect_cells(measured, parts(trained.model.config))
 
 
 def hidden_units(trained: Trained, sentence: str) -> tuple[list[str], Float[np.ndarray, "s f"]]:

@@ -164,7 +164,9 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     assert "sample 2" in text
     assert call("generate", f"--workdir={folder}", stdin=b"\xef\xbb\xbfdef").stdout.startswith("def")
     call("visualize", f"--workdir={folder}", "--sentence=def f", "--page")
-    assert "decoder self-attention" in (folder / "figures" / "explorer.html").read_text()
+    page = (folder / "figures" / "explorer.html").read_text()
+    assert "decoder self-attention" in page
+    assert '"title": "embeddings"' in page
     refused = [
         call("generate", f"--workdir={folder}", *flags, stdin=b"\xff", status=2)
         for flags in ((), ("--prompt=a", "--num_tokens=99"), (f"--input={tmp_path / 'none.txt'}",))

@@ -31,6 +31,11 @@ class PositionEffects(NamedTuple):
     similarity: Float[np.ndarray, "t t"] | None
     bias: Float[np.ndarray, "layers h _"] | None
 
+    @property
+    def similarity_name(self) -> str:
+        """Name of the products in `similarity`."""
+        return "mean cosine after rotation" if self.table is None else "dot product"
+
 
 def position_effects(model: nn.Module, params: PyTree, length: int) -> dict[str, PositionEffects]:
     """Returns the effects of positions by stack, "encoder" or "decoder".
