@@ -279,7 +279,7 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
     except absl_flags.Error as error:
         raise UserError(_flag_message(flags, str(error))) from None
     for name in PATH_FLAGS & set(flags):
-        if flags[name].value is not None:
+        if flags[name].value not in (None, []) or flags[name].present:
             flags[name].value = _local_path(name, flags[name].value)
     subcommands = getattr(module, "SUBCOMMANDS", ())
     if subcommands and (not words or words[0] not in subcommands):
@@ -297,7 +297,7 @@ def _local_path(name: str, value: str | list[str]) -> str | list[str]:
     Raises:
       UserError: the value is empty or an address, or names the home folder of an unknown user.
     """
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         return [_local_path(name, item) for item in value]
     if not value:
         raise UserError(f"--{name} is empty; name a file or a folder")

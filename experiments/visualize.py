@@ -101,7 +101,7 @@ def _check_flags(flags: FlagValues) -> None:
         raise UserError("--page needs --sentence; add --sentence=TEXT or remove --page")
     if flags.page and flags["format"].present:
         raise UserError("--page and --format cannot be used together; remove one of them")
-    for name in flags.format:
+    for name in flags.format or [""]:
         if name not in plots.FORMATS:
             raise UserError(f"--format is {name!r}; it must be one or more of: {', '.join(plots.FORMATS)}")
 

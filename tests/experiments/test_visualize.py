@@ -57,6 +57,8 @@ def test_several_runs_share_a_figure_in_the_formats_asked_for(run, trained):
         (["--page"], "--page needs --sentence; add --sentence=TEXT or remove --page"),
         (["--page", "--sentence=a", "--format=svg"], "--page and --format cannot be used together; "),
         (["--format=gif"], "--format is 'gif'; it must be one or more of: png, svg"),
+        (["--format="], "--format is ''; it must be one or more of: png, svg"),
+        (["--workdir="], "--workdir is empty; name a file or a folder"),
     ],
 )
 def test_wrong_flags_give_a_one_line_error_and_no_figure(trained, flags, message):
