@@ -74,5 +74,5 @@ lint: env
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv build *.egg-info runs/demo
+	rm -rf .venv build *.egg-info runs/demo docs/_build
 	find . -name __pycache__ -o -name .pytest_cache -o -name .ruff_cache | xargs rm -rf

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Cells import the library and docs/tour/lesson.py.
+# Cells import the library and the modules in docs/tour.
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'docs' / 'tour'}"
 
 project = "transformer-reference"
