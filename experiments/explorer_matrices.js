@@ -10,7 +10,7 @@ function drawMatrices(box, matrices) {
     canvas.matrix = matrix;
     canvas.cursor = null;
     canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
+    canvas.setAttribute("role", "application");  // screen readers pass the arrow keys on
     canvas.setAttribute("aria-label", `${matrix.title}: rows are ${matrix.rowAxis}, columns are ${matrix.columnAxis}. The arrow keys move between cells.`);
     const space = box.parentElement.clientWidth || 600;
     const share = matrices.length > 1 && space > 560 ? space / 2 - 20 : space;

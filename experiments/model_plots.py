@@ -1,5 +1,6 @@
 """Draws positions and masks. Each function returns a matplotlib figure and neither reads nor writes files."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.attention_views import AttentionView
-from experiments.plots import LINE_STYLES, MAX_TITLE, label
+from experiments.plots import MAX_TITLE, label, line_style
 
 
 def masks(views: Sequence[AttentionView]) -> Figure:
@@ -70,16 +71,16 @@ def position_bias(bias: Float[np.ndarray, "layers h _"], title: str) -> Figure:
     """Draws the bias of the logits by distance: a panel for each layer, or one for all equal layers."""
     is_shared = bool(np.all(bias == bias[0]))
     layers = bias[:1] if is_shared else bias
-    figure = Figure((4 * min(len(layers), 3) + 2, 3.2 * -(-len(layers) // 3) + 0.6), layout="constrained")
-    panels = figure.subplots(-(-len(layers) // 3), min(len(layers), 3), squeeze=False, sharey=True).flat
+    rows, columns = math.ceil(len(layers) / 3), min(len(layers), 3)
+    figure = Figure((4 * columns + 2, 3.2 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     last = bias.shape[-1] // 2
     for number, axes in enumerate(panels):
         if number >= len(layers):
             axes.set_visible(False)
             continue
         for head, values in enumerate(layers[number]):
-            style = LINE_STYLES[head // 10 % len(LINE_STYLES)]
-            axes.plot(range(-last, last + 1), values, style, label=f"head {head + 1}")
+            axes.plot(range(-last, last + 1), values, line_style(head), label=f"head {head + 1}")
         axes.set(xlabel="position of key minus position of query", ylabel="bias")
         axes.set_title("all layers" if is_shared else f"layer {number + 1}", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)

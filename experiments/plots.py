@@ -119,6 +119,11 @@ def label(text: str, max_characters: int = MAX_LABEL) -> str:
     return f"\N{WORD JOINER}{shown}" if shown.startswith("_") else shown
 
 
+def line_style(number: int) -> str:
+    """Returns the line style of a curve, by its number from 0. The colors repeat after ten curves."""
+    return LINE_STYLES[number // 10 % len(LINE_STYLES)]
+
+
 def learning_curve(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draws perplexity against steps, for training (with dropout) and for validation.
 
@@ -139,10 +144,9 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str)
     figure, axes = _single_panel()
     value = _measured(runs.values())
     for number, (name, records) in enumerate(runs.items()):
-        line_style = LINE_STYLES[number // 10 % len(LINE_STYLES)]
         for kind, style in CURVE_STYLES.items():
             if points := _points(records, kind, value):
-                style = style | {"color": f"C{number}", "linestyle": line_style}
+                style = style | {"color": f"C{number}", "linestyle": line_style(number)}
                 axes.plot(*zip(*points, strict=True), label=label(f"{name}, {kind}", MAX_TITLE), **style)
     _label_curves(axes, value, title)
     _add_legend(axes)
@@ -365,7 +369,7 @@ def scores_by_length(
                 [ends.index(end) + offset for end in curve],
                 *_means_and_ranges(curve.values()),
                 color=f"C{number}",
-                linestyle=LINE_STYLES[number // 10 % len(LINE_STYLES)],  # the colors repeat after ten
+                linestyle=line_style(number),
                 marker="o",
                 markersize=4,
                 label=label(variant),
