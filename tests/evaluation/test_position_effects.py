@@ -28,6 +28,7 @@ def test_a_table_is_returned_with_its_dot_products():
         assert effects[stack].bias is None
 
 
+@pytest.mark.slow
 def test_each_stack_has_its_learned_table():
     effects, params = effects_of("learned")
     for stack in ("encoder", "decoder"):
@@ -50,6 +51,7 @@ def test_a_bias_is_returned_by_distance():
     np.testing.assert_allclose(effects["decoder"].bias, np.stack([expected] * 2), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bias_that_depends_on_the_query_is_a_root_mean_square():
     effects, params = effects_of("relative", max_distance=2)
     vectors = params["encoder"]["positions"]["key_table"]  # [layers, h, c, d], d = 6

@@ -138,6 +138,7 @@ def test_a_dry_run_lists_selected_runs_without_the_first_seed(study_flags):
     assert [line.partition("-")[0] for line in done.stdout.splitlines()[2:-1]] == ["| fast/1", "| slow/2"]
 
 
+@pytest.mark.slow
 def test_each_variant_gets_the_best_of_its_trials(study_flags, written_by_hand, tmp_path):
     (tmp_path / "rates.py").write_text(TUNED_SWEEP)
     done = call("launch", *study_flags)

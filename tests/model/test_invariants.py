@@ -96,7 +96,7 @@ SLOW = {
     *ATTENTION,
     *("decoder_only-bidirectional-relative", "decoder_only-bidirectional-t5_bias"),
     *("recurrent-gru", "recurrent_attention-gru", "zero", "two_way", "untied", "uneven"),
-    *("sinusoidal_concat", "rms_norm", "gelu"),
+    *("sinusoidal_concat", "rms_norm", "gelu", "clamp", "decoder_only-attention"),
     *("sandwich", "deepnorm", "rezero", "dynamic_tanh", "glu", "bilinear", "reglu", "geglu"),
 }
 

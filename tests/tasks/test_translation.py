@@ -49,6 +49,7 @@ def losses(folder):
     return [record["loss"] for record in read_metrics(folder) if record["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_the_loss_on_the_source_counts_its_tokens_in_training_only(config, tmp_path):
     model = ModelConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.0, kind="decoder_only")
     key, totals = jax.random.key(0), {}
