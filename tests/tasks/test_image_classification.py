@@ -13,15 +13,13 @@ from experiments.costs import describe
 from tests.support.commands import ROOT, call, refuse
 from tests.support.errors import refused
 from tests.support.images import write_folder
-from tests.support.observers import Recorder
 from tests.support.tiny import random_params
+from tests.support.training import run_or_resume
 from transformer.config import ExperimentConfig
 from transformer.data.image_batches import assemble_images, evaluation_images
 from transformer.evaluation.classification import class_probabilities
 from transformer.fidelity import is_read
 from transformer.tasks import ImageClassification, LoadedModel, open_task, resolve
-from transformer.training.checkpoints import read_identity
-from transformer.training.loop import train
 from transformer.training.trainable import Hyperparameters
 
 
@@ -56,18 +54,11 @@ def flags_of(folder) -> dict[str, str | int]:
     }
 
 
-def run(config, folder, stop_after=None):
-    folder.mkdir(exist_ok=True)
-    recorder = Recorder(stop_after)
-    task = open_task(resolve(config), folder, stored=read_identity(folder / "checkpoints"))
-    return train(config, task, folder, recorder, recorder.should_stop)
-
-
 @pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
-    whole = run(config, tmp_path / "whole")
-    run(config, tmp_path / "parts", stop_after=6)
-    resumed = run(config, tmp_path / "parts")
+    whole = run_or_resume(config, tmp_path / "whole")
+    run_or_resume(config, tmp_path / "parts", stop_after=6)
+    resumed = run_or_resume(config, tmp_path / "parts")
     assert resumed.finished
     assert resumed.params_sha256 == whole.params_sha256
     assert whole.validation["accuracy"] == 1.0
@@ -124,9 +115,9 @@ def first_half(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["pmap", "mesh"])
 def test_runs_on_several_devices_equal_one_on_a_device(config, tmp_path, parallelism):
-    single = run(config, tmp_path / "single")
+    single = run_or_resume(config, tmp_path / "single")
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, parallelism=parallelism))
-    several = run(changed, tmp_path / "several")
+    several = run_or_resume(changed, tmp_path / "several")
     assert several.validation["nll"] == pytest.approx(single.validation["nll"], rel=1e-3)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.support.commands import call
-from tests.support.observers import Recorder
 from tests.support.tiny import token_batch
+from tests.support.training import run_or_resume
 from transformer.config import (
     BOS,
     DataConfig,
@@ -21,8 +21,6 @@ from transformer.config import (
 )
 from transformer.tasks import LanguageModeling, LoadedModel, open_task, resolve
 from transformer.tasks.language_modeling import summarize
-from transformer.training.checkpoints import read_identity
-from transformer.training.loop import train
 
 TEXT = "".join(f"def f_{n}(x):\n\treturn  x + {n * n}  # zwölf\n" for n in range(60))
 
@@ -62,18 +60,11 @@ def config(tmp_path):
     )
 
 
-def run(config, folder, stop_after=None):
-    folder.mkdir(exist_ok=True)
-    recorder = Recorder(stop_after)
-    task = open_task(resolve(config), folder, stored=read_identity(folder / "checkpoints"))
-    return train(config, task, folder, recorder, recorder.should_stop)
-
-
 @pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
-    whole = run(config, tmp_path / "whole")
-    run(config, tmp_path / "parts", stop_after=6)
-    resumed = run(config, tmp_path / "parts")
+    whole = run_or_resume(config, tmp_path / "whole")
+    run_or_resume(config, tmp_path / "parts", stop_after=6)
+    resumed = run_or_resume(config, tmp_path / "parts")
     assert resumed.finished
     assert resumed.params_sha256 == whole.params_sha256
     assert whole.validation["nll"] < math.log(300)

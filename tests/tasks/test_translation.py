@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base, t2t
-from tests.support.observers import Recorder
+from tests.support.training import run_or_resume
 from transformer.config import ExperimentConfig, ModelConfig, OptimizerConfig, TrainConfig, UserError
 from transformer.data import bucketing
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks import TASKS, open_task, resolve
 from transformer.tasks.translation import Translation
-from transformer.training.checkpoints import Checkpoints, read_identity
-from transformer.training.loop import train
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.metric_log import read_metrics
 from transformer.training.trainable import Hyperparameters
 
@@ -36,13 +35,6 @@ def config(number_words):
             steps=20, batch_tokens=128, log_every=1, validate_every=8, keep_last=2, parallelism="single"
         ),
     )
-
-
-def run(config, folder, stop_after=None):
-    folder.mkdir(exist_ok=True)
-    recorder = Recorder(stop_after)
-    task = open_task(resolve(config), folder, stored=read_identity(folder / "checkpoints"))
-    return train(config, task, folder, recorder, recorder.should_stop)
 
 
 def losses(folder):
@@ -103,8 +95,8 @@ def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_pa
     The base run is stopped and resumed, which must not change its losses.
     """
     if preset is base:
-        run(with_sizes(config, preset), tmp_path, stop_after=13)
-    run(with_sizes(config, preset), tmp_path)
+        run_or_resume(with_sizes(config, preset), tmp_path, stop_after=13)
+    run_or_resume(with_sizes(config, preset), tmp_path)
     golden = json.loads(GOLDEN.read_text())[preset.__name__.removeprefix("configs.")]
     # Processors differ in the order in which they sum.
     assert losses(tmp_path) == pytest.approx(golden, abs=1e-4)
@@ -149,9 +141,9 @@ def test_a_model_that_cannot_pack_gets_one_example_per_row(recurrent, tmp_path):
 
 @pytest.mark.slow
 def test_a_recurrent_run_resumes_bit_for_bit(recurrent, tmp_path):
-    whole = run(recurrent, tmp_path / "whole")
-    run(recurrent, tmp_path / "parts", stop_after=3)
-    resumed = run(recurrent, tmp_path / "parts")
+    whole = run_or_resume(recurrent, tmp_path / "whole")
+    run_or_resume(recurrent, tmp_path / "parts", stop_after=3)
+    resumed = run_or_resume(recurrent, tmp_path / "parts")
     assert resumed.params_sha256 == whole.params_sha256
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
@@ -159,7 +151,7 @@ def test_a_recurrent_run_resumes_bit_for_bit(recurrent, tmp_path):
 @pytest.mark.slow
 def test_a_run_may_continue_on_other_devices(config, tmp_path):
     """Mesh, one device, `pmap` and another mesh take turns; the losses are those of one device."""
-    run(config, tmp_path / "single")
+    run_or_resume(config, tmp_path / "single")
     turns = [
         ({"parallelism": "mesh", "fsdp": 2, "tensor": 2, "diagnostics": True}, 5),
         ({"parallelism": "single"}, 10),
@@ -168,7 +160,7 @@ def test_a_run_may_continue_on_other_devices(config, tmp_path):
     ]
     for changes, stop_after in turns:
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-        run(changed, tmp_path / "turns", stop_after)
+        run_or_resume(changed, tmp_path / "turns", stop_after)
     assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
 
 
@@ -184,7 +176,7 @@ def stopped_run(number_words, tmp_path_factory):
         train=TrainConfig(steps=20, batch_tokens=128, log_every=1, parallelism="single"),
     )
     folder = tmp_path_factory.mktemp("stopped")
-    outcome = run(config, folder, stop_after=2)
+    outcome = run_or_resume(config, folder, stop_after=2)
     assert outcome.step == 2
     return config, folder
 
@@ -204,7 +196,7 @@ def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
     path.write_bytes(Tokenizer.train(sources + targets, "bpe", config.data.vocab_size).model)
     try:
         with pytest.raises(UserError, match="is not the vocabulary that the checkpoints were trained with"):
-            run(config, folder)
+            run_or_resume(config, folder)
     finally:
         path.write_bytes(original)
 
@@ -213,7 +205,7 @@ def test_different_data_is_refused(stopped_run):
     config, folder = stopped_run
     data = dataclasses.replace(config.data, options={"lists": 200})
     with pytest.raises(UserError, match="config.json was changed after the training; restore config.json"):
-        run(dataclasses.replace(config, data=data), folder)
+        run_or_resume(dataclasses.replace(config, data=data), folder)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +221,7 @@ def test_different_data_is_refused(stopped_run):
 def test_an_unusable_model_is_refused_before_training(config, tmp_path, changes, message):
     model = dataclasses.replace(config.model, **{"positions": "learned", **changes})
     with pytest.raises(UserError, match=message):
-        run(dataclasses.replace(config, model=model), tmp_path)
+        run_or_resume(dataclasses.replace(config, model=model), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -239,7 +231,7 @@ def test_a_validation_sentence_beyond_the_position_table_is_refused(config, tmp_
     with pytest.raises(
         UserError, match=r"split 'validation' has a source of \d+ tokens, but .* has only 20 positions"
     ):
-        run(dataclasses.replace(config, model=model, data=data), tmp_path)
+        run_or_resume(dataclasses.replace(config, model=model, data=data), tmp_path)
 
 
 @pytest.mark.parametrize(
