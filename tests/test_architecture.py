@@ -19,7 +19,6 @@ LIBRARY = [
     "files",
     "batch",
     "config",
-    "config_fields",
 ]
 # Packages that a package must not import although they come after it.
 FORBIDDEN = {

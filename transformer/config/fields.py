@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -93,6 +94,10 @@ def option(
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# Declares a field whose default `result_hash` leaves out, so that the runs in docs/studies keep their names.
+added_option = functools.partial(option, hash_default=False)
 
 
 class Section:
