@@ -1,4 +1,4 @@
-"""The complete config of a run, and what is computed from it."""
+"""The complete config of a run, with its conversions and its hash."""
 
 import dataclasses
 import hashlib
