@@ -1,6 +1,5 @@
 """Computes the parameters, FLOPs and memory of a config from shapes; lists departures from the paper."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -150,8 +149,7 @@ def _difference(config: ExperimentConfig) -> dict[str, list[Any]]:
 
     Options of the data set are compared with the defaults of that data set.
     """
-    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, options={}))
-    options = task_type(config).resolve(plain).data.options
+    options = task_type(config).default_options(config.data)
     base = flatten(to_dict(ExperimentConfig())) | flatten(options, "data.options.")
     values = flatten(to_dict(config))
     return {field: [base[field], value] for field, value in values.items() if value != base[field]}

@@ -167,12 +167,32 @@ def test_an_unusable_config_is_refused(config, tmp_path, section, changes, messa
     assert refused(lambda: open_task(resolve(config), tmp_path)).startswith(message)
 
 
-def test_patches_that_do_not_divide_the_images_are_refused_before_any_data_is_read(config):
-    """A study of several tasks asks only `resolve` whether a variant applies to a task."""
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [("image_folder", {"folder": "/none", "image_size": "4"}, 4), ("digits", {}, 8), ("mnist", {}, 28)],
+)
+def test_patches_that_do_not_divide_the_images_are_refused_before_any_data_is_read(
+    config, tmp_path, name, options, size
+):
+    """`train` then makes no run folder. A study of several tasks asks only `resolve` about a variant."""
     model = dataclasses.replace(config.model, patch_size=3)
-    data = dataclasses.replace(config.data, options={"folder": "/none", "image_size": "4"})
+    data = dataclasses.replace(config.data, name=name, options=options, data_dir=str(tmp_path / "data"))
     config = dataclasses.replace(config, model=model, data=data)
-    assert "the images (4 x 4 pixels)" in refused(resolve, config)
+    assert refused(resolve, config) == (
+        "model.patch_size is 3; it must divide the height and the width of the images "
+        f"({size} x {size} pixels)"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_images_of_another_size_than_the_default_have_costs(config):
+    """The patches do not divide images of the default size, with which the config is compared."""
+    model = dataclasses.replace(config.model, patch_size=3)
+    options = config.data.options | {"image_size": 6}
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, options=options))
+    difference = describe(resolve(config))["difference"]
+    assert difference["data.options.image_size"] == [32, 6]
+    assert difference["data.options.flip"] == [False, True]
 
 
 def test_the_commands_train_score_and_classify(folder, tmp_path):

@@ -64,15 +64,6 @@ def open_set(data: DataConfig) -> ImageSet:
     return images
 
 
-def known_shape(data: DataConfig) -> tuple[int, int, int] | None:
-    """Returns the shape of the images; None for a set of TFDS, whose shape TFDS knows.
-
-    Raises:
-      UserError: an option that cannot be used.
-    """
-    return open_set(data).shape if data.name in IMAGE_SETS else None
-
-
 def prepare_images(data: DataConfig, progress: Progress | None = None) -> Images:
     """Prepares a set of images, unless it is prepared already, and opens it.
 

@@ -38,7 +38,7 @@ def task_type(config: ExperimentConfig) -> type[Task]:
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
     """Checks the names in a config, and adds the defaults of options missing from `data.options`.
 
-    The name of a TFDS set is checked when the data is opened.
+    The name of a TFDS set of texts is checked when the data is opened.
 
     Raises:
       UserError: an unknown name, or an option that the data set does not have.

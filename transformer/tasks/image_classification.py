@@ -59,8 +59,12 @@ class ImageClassification(Task):
         check_model_kind(cls, config)
         check_training(config)
         data = image_sets.resolve_images(config.data)
-        ImageClassifier.check(config.model, image_sets.known_shape(data))
+        ImageClassifier.check(config.model, image_sets.open_set(data).shape)
         return dataclasses.replace(config, data=data)
+
+    @classmethod
+    def default_options(cls, data):
+        return image_sets.resolve_images(dataclasses.replace(data, options={})).options
 
     @classmethod
     def options_type(cls, config):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from transformer.config import ExperimentConfig, UserError
+from transformer.config import DataConfig, ExperimentConfig, UserError
 from transformer.data.progress import Progress
 from transformer.model import init_params
 from transformer.training.parallelism import Single, local_mesh
@@ -90,6 +90,11 @@ class Task(Trainable):
         Raises:
           UserError: an unknown name, or an option that the data set does not have.
         """
+
+    @classmethod
+    def default_options(cls, data: DataConfig) -> Mapping[str, Any]:
+        """Returns the default of every option of a data set."""
+        return {}
 
     @classmethod
     def options_type(cls, config: ExperimentConfig) -> type | None:

@@ -60,6 +60,10 @@ class TextTask(Task):
         return dataclasses.replace(config, data=resolve_options(config.data))
 
     @classmethod
+    def default_options(cls, data):
+        return resolve_options(dataclasses.replace(data, options={})).options
+
+    @classmethod
     def options_type(cls, config):
         return options_type(config.data.name)
 
