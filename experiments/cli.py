@@ -33,6 +33,7 @@ from absl.flags import FlagValues
 
 from experiments.config_files import load_config, read_changes
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
+from transformer.fidelity import is_read
 from transformer.files import is_address, is_full
 
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -151,6 +152,11 @@ def config(flags: FlagValues) -> ExperimentConfig | None:
             )
         return None
     return resolve(load_config(flags.config, changes))
+
+
+def unread_fields(flags: FlagValues, config: ExperimentConfig) -> list[str]:
+    """Returns the fields of the arguments --config.FIELD=VALUE that have no effect in a config."""
+    return [key for key in read_changes(flags.config_field, "config") if not is_read(key, config)]
 
 
 def define_workdir(flags: FlagValues, required: bool = True) -> None:

@@ -35,7 +35,7 @@ from experiments import cli
 from experiments.ablation_report import report_ablation
 from experiments.config_files import read_changes
 from experiments.progress import console, counting
-from experiments.run_folder import Run, Trained, converted
+from experiments.run_folder import SEARCH_FIELDS, Run, Trained, check_read, converted
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
 from transformer.config import UserError
@@ -76,6 +76,8 @@ def main(flags: FlagValues) -> None:
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
     trained = run.load(changes)
+    searches = task_type(run.config).searches and flags.ablate != "all"
+    check_read(changes, [trained.config], ignored=() if searches else SEARCH_FIELDS)
     has_pairs = task_type(run.config).records == "pairs"
     if not has_pairs:
         _check_flags_without_pairs(flags, run)

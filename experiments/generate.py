@@ -19,7 +19,7 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.config_files import read_changes
-from experiments.run_folder import Run
+from experiments.run_folder import Run, check_read
 from experiments.text_io import report_unknown
 from transformer.config import UserError
 from transformer.data.text import decode_document, existing_file, read_document
@@ -45,7 +45,9 @@ def main(flags: FlagValues) -> None:
     if flags.prompt is not None and flags.input is not None:
         raise UserError("--prompt and --input cannot be used together; give one of them")
     cli.set_up_jax()
-    trained = Run(flags.workdir).load(read_changes(flags.set, "set"), task="language_modeling")
+    changes = read_changes(flags.set, "set")
+    trained = Run(flags.workdir).load(changes, task="language_modeling")
+    check_read(changes, [trained.config], ignored=("decode.batch_tokens",))
     generator = Generator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     if flags.prompt is None and flags.input is None and sys.stdin.isatty():
         _converse(generator, flags)

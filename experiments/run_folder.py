@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformer.config import (
     to_dict,
 )
 from transformer.data.tokenizer import Tokenizer
+from transformer.fidelity import is_read
 from transformer.files import lock, refuse_links
 from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
 from transformer.model import EncoderDecoder, ImageClassifier, parameter_shapes
@@ -48,6 +49,13 @@ PACKAGES = (
     "sacrebleu",
 )
 
+# The fields of decode that are read even if a call searches for no outputs.
+READ_WITHOUT_SEARCH = ("decode.average_last", "decode.batch_tokens", "decode.max_source_length")
+SEARCH_FIELDS = [
+    key
+    for key in declarations(ExperimentConfig)
+    if key.startswith("decode.") and key not in READ_WITHOUT_SEARCH
+]
 
 # The types of the values in result.json, and of those in the result of a run that is done.
 RESULT_TYPES = {
@@ -339,6 +347,24 @@ def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentC
             listed = f"{', '.join(['decode.*', *fields[:-1]])} and {fields[-1]}"
             raise UserError(f"{key} cannot change after training; only {listed} can")
     return from_dict(with_changes(to_dict(config), changes))
+
+
+def check_read(
+    changes: Mapping[str, Any], configs: Sequence[ExperimentConfig], ignored: Collection[str] = ()
+) -> None:
+    """Checks that each change in `--set` has an effect.
+
+    Args:
+      changes: new values by config field.
+      configs: the configs of the loaded runs, with the changes. One of them must read the field.
+      ignored: fields that this call ignores, although other calls read them.
+
+    Raises:
+      UserError: a change has no effect.
+    """
+    for key in changes:
+        if key in ignored or not any(is_read(key, config) for config in configs):
+            raise UserError(f"--set changes {key}, which has no effect in this call; leave it out")
 
 
 def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str, Any]:

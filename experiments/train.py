@@ -97,6 +97,8 @@ def _inputs(flags: FlagValues) -> tuple[Run, ExperimentConfig | None, Trained | 
     """
     run, given = Run(flags.workdir), cli.config(flags)
     config = given or run.config  # refuses a folder that is not a run, before the lock creates the folder
+    if unread := cli.unread_fields(flags, config):
+        log.info("fields without effect in this config: %s", ", ".join(unread))
     source = None
     if flags.init_from:
         source = Run(flags.init_from).load()

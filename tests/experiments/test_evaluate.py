@@ -318,6 +318,10 @@ def test_a_missing_file_is_refused_before_anything_is_scored(first, broken):
             "'decoder.9.self' is not a part of this model; choose one of: ",
         ),
         (["--split=dev"], "number_words has no split 'dev'; choose "),
+        (
+            ["--ablate=all", "--set=decode.beam_size=2"],
+            "--set changes decode.beam_size, which has no effect in this call; leave it out",
+        ),
         (["--set=train.steps=3"], "train.steps cannot change after training; only decode.*, "),
         (
             ["--config.decode.seed=3"],

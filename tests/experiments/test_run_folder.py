@@ -9,7 +9,7 @@ import pytest
 from experiments import run_folder
 from experiments.config_files import with_changes
 from experiments.machine import processor
-from experiments.run_folder import Run, changed, converted
+from experiments.run_folder import SEARCH_FIELDS, Run, changed, check_read, converted
 from tests.support.commands import refuse
 from tests.support.errors import refused
 from transformer.config import (
@@ -131,6 +131,21 @@ def test_search_settings_dtype_and_overflow_may_change_after_training(config):
 )  # fmt: skip
 def test_other_changes_after_training_are_refused(config, key, value, message):
     assert refused(changed, config, {key: value}) == message
+
+
+def test_changes_without_an_effect_are_refused(config):
+    recurrent = dataclasses.replace(config, model=dataclasses.replace(config.model, kind="recurrent"))
+    scores = {"decode.average_last": 2, "decode.batch_tokens": 9, "decode.max_source_length": 9}
+    check_read({"decode.beam_size": 2, **scores}, [config])
+    check_read(scores, [config], ignored=SEARCH_FIELDS)
+    check_read({"model.overflow": "clamp"}, [recurrent, config])  # one member of an ensemble reads it
+    for key, configs, ignored in (
+        ("model.overflow", [recurrent], ()),
+        ("decode.temperature", [config], ()),
+        ("decode.beam_size", [config], SEARCH_FIELDS),
+    ):
+        message = f"--set changes {key}, which has no effect in this call; leave it out"
+        assert refused(check_read, {key: None}, configs, ignored) == message
 
 
 def test_the_trained_model_is_the_mean_of_the_last_checkpoints(trained):

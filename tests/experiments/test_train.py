@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from experiments import train
+from experiments import cli, train
 from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
@@ -49,6 +49,12 @@ def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, t
     )
     assert "train.steps is 300 there, 20 here; " in line
     assert line.endswith("; and 4 more; name another --workdir")
+
+
+def test_fields_of_the_command_line_without_effect_are_named(smoke, trained):
+    flags = ("--config.model.cell=gru", "--config.model.d_ff=9", f"--workdir={trained}")
+    done = call("train", *smoke, *flags, status=cli.USAGE)
+    assert done.stderr.startswith("fields without effect in this config: model.cell\n")
 
 
 def test_a_run_that_another_process_trains_is_refused(trained):

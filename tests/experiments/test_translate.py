@@ -207,6 +207,8 @@ def test_samples_are_reproducible(trained, best):
         (["--ensemble=nope"], "nope is not a run: config.json is missing"),
         (["--n_best=3"], "decode.beam_size is 2; it must be at least 3"),
         (["--n_best=0"], "--n_best is '0'; it must be a positive integer"),
+        (["--targets=in", "--set=decode.beam_size=1"], "--set changes decode.beam_size, which has no effect "),
+        (["--set=decode.sampling=true", "--set=decode.beam_size=1"], "--set changes decode.beam_size, which has no effect "),
         (["--set=model.d_model=3"], "model.d_model cannot change after training; only decode.*, "),
         (["--set=decode.beam_size"], "--set=decode.beam_size has no value; write --set=KEY=VALUE"),
         (["--set=decode.penalty=none"], "decode.penalty is 'none'; it must be one of: length, wu"),

@@ -222,5 +222,6 @@ def test_the_commands_train_score_and_classify(folder, tmp_path):
         ("generate", ("--prompt=x",), "name a run of language_modeling"),
         ("evaluate", ("--ablate=all",), "--ablate needs a run of translation"),
         ("evaluate", ("--compare=x",), "--compare needs a run of translation"),
+        ("evaluate", ("--set=decode.beam_size=2",), "--set changes decode.beam_size, which has no effect"),
     ):
         assert re.search(message, refuse(command, f"--workdir={workdir}", *flags))

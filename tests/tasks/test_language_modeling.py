@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.commands import call
+from tests.support.commands import call, refuse
 from tests.support.tiny import token_batch
 from tests.support.training import run_or_resume
 from transformer.config import (
@@ -173,3 +173,11 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
         refused = call(command, f"--workdir={folder}", flag, status=2)
         assert "translation" in refused.stderr
         assert "Traceback" not in refused.stderr
+    for command, field in (
+        ("generate", "decode.beam_size"),
+        ("generate", "decode.batch_tokens"),
+        ("evaluate", "decode.max_source_length"),
+        ("evaluate", "decode.seed"),  # nothing is sampled
+    ):
+        line = refuse(command, f"--workdir={folder}", f"--set={field}=2")
+        assert line == f"--set changes {field}, which has no effect in this call; leave it out"

@@ -22,6 +22,10 @@ def reads_text(config: "ExperimentConfig") -> bool:
     return not classifies_images(config)
 
 
+def searches(config: "ExperimentConfig") -> bool:
+    return reads_text(config) and config.task != "language_modeling"
+
+
 def has_attention_layers(config: "ExperimentConfig") -> bool:
     return not config.model.kind.startswith("recurrent")
 

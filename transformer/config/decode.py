@@ -4,22 +4,33 @@ import dataclasses
 import functools
 from typing import ClassVar
 
-from transformer.config.conditions import CHANGES_ROUNDING, READ_BY_DEPARTURES, has_beam, reads_text, samples
+from transformer.config.conditions import (
+    CHANGES_ROUNDING,
+    READ_BY_DEPARTURES,
+    has_beam,
+    reads_text,
+    samples,
+    searches,
+)
 from transformer.config.fields import Rule, Section, option
 
 # Declares a field of the search for texts, which may be changed after training.
-search_option = functools.partial(option, changeable=True, read_if=reads_text)
+search_option = functools.partial(option, changeable=True, read_if=searches)
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig(Section):
-    """The search for translations (paper, section 6.1). Lengths are in tokens."""
+    """The search for translations (paper, section 6.1). Lengths are in tokens.
+
+    A language model only continues texts. Of these fields, it reads those of sampling, `min_output_length`,
+    `average_last` and `batch_tokens`.
+    """
 
     section: ClassVar[str] = "decode"
 
     # Hypotheses per sentence; 1 is greedy search.
     beam_size: int = search_option(
-        4, paper={"section 6.1": [4]}, read_if=(reads_text, lambda config: not config.decode.sampling)
+        4, paper={"section 6.1": [4]}, read_if=(searches, lambda config: not config.decode.sampling)
     )
     # A name in decoding.length_penalty.PENALTIES.
     penalty: str = search_option("wu", paper={"section 6.1": ["wu"]}, departs_if=has_beam)
@@ -30,9 +41,11 @@ class DecodeConfig(Section):
     # Largest number of output tokens, EOS included; if None, only max_extra_length limits the output.
     max_output_length: int | None = search_option(None, paper={"section 6.1": [Rule("input length + 50")]})
     # Smallest number of output tokens, EOS included.
-    min_output_length: int = search_option(1, paper={"section 6.1": [Rule("no minimum"), 1]})
+    min_output_length: int = search_option(
+        1, paper={"section 6.1": [Rule("no minimum"), 1]}, read_if=reads_text
+    )
     # Whether outputs are sampled; otherwise the most probable outputs are searched for.
-    sampling: bool = search_option(False, paper={"section 6.1": [False]})
+    sampling: bool = search_option(False, paper={"section 6.1": [False]}, read_if=reads_text)
     temperature: float = search_option(1.0, not_in_paper=READ_BY_DEPARTURES, read_if=samples)
     # Number of most probable tokens to sample from; if None, all tokens.
     top_k: int | None = search_option(None, not_in_paper=READ_BY_DEPARTURES, read_if=samples)
@@ -42,7 +55,7 @@ class DecodeConfig(Section):
     # Number of checkpoints whose weights are averaged; Table 2 uses 5 (base) or 20 (big).
     average_last: int = option(1, paper={"section 6.1": [5, 20], "section 6.2": [1]}, changeable=True)
     # Source tokens per batch of a search (on each device) or of a validation, padding included.
-    batch_tokens: int = search_option(1_024, not_in_paper=CHANGES_ROUNDING)
+    batch_tokens: int = search_option(1_024, not_in_paper=CHANGES_ROUNDING, read_if=reads_text)
     # Longest source that is translated whole, in tokens, EOS included. A longer source is split.
     max_source_length: int = search_option(
         1_024, not_in_paper="the paper does not say what it does with long sources"
