@@ -34,6 +34,7 @@ from experiments.study.sweep import Changes, PlannedRun, Sweep, expand, expand_t
 from experiments.study.sweep_file import load_sweeps
 from experiments.study.tasks import (
     applicable,
+    check_tasks_differ,
     check_tasks_root,
     name_of,
     naming,
@@ -156,6 +157,7 @@ class Launch:
         self._changes = read_task_changes(flags.set, list(sweeps))  # by task
         self._sweeps, self._refused = applicable(sweeps, self._changes)
         self._runs = self._expand({})
+        check_tasks_differ(self._runs)
         self._trials: list[tuple[PlannedRun, Changes]] = []
         for task, sweep in self._sweeps.items():
             if sweep.tune:

@@ -14,7 +14,7 @@ from experiments.config_files import read_changes
 from experiments.study.results import Study, read_study
 from experiments.study.statistics import compare_tasks
 from experiments.study.study_file import STUDY_FILE, check_folder, check_is_study
-from experiments.study.sweep import Changes, Sweep, refusals
+from experiments.study.sweep import Changes, PlannedRun, Sweep, refusals
 from transformer.config import UserError, choose
 from transformer.files import path_component
 from transformer.json_files import read_sealed, write_sealed
@@ -105,6 +105,25 @@ def applicable(
         for task, sweep in sweeps.items()
     }
     return kept, refused
+
+
+def check_tasks_differ(runs: Sequence[PlannedRun]) -> None:
+    """Checks that no two tasks have the same runs, as tasks with the same config have.
+
+    Raises:
+      UserError: two tasks have the same variants with the same configs.
+    """
+    by_task: dict[str, set[tuple[str, str]]] = {}
+    for run in runs:
+        by_task.setdefault(run.task, set()).add((run.variant, run.config_hash))
+    tasks: dict[frozenset[tuple[str, str]], str] = {}
+    for task, configs in by_task.items():
+        first = tasks.setdefault(frozenset(configs), task)
+        if first != task:
+            raise UserError(
+                f"tasks {first} and {task} have the same config; leave out one of them, "
+                f"or change one, as with --set={task}:FIELD=VALUE"
+            )
 
 
 def refusal_lines(refused: Refusals) -> list[str]:

@@ -20,7 +20,14 @@ from experiments.study.study_file import write_study
 from experiments.study.sweep import PlannedRun, expand
 from experiments.study.sweep_file import load_sweep, load_sweeps
 from experiments.study.tables import score_table
-from experiments.study.tasks import TaskStudies, applicable, read_task_changes, read_tasks, write_tasks
+from experiments.study.tasks import (
+    TaskStudies,
+    applicable,
+    check_tasks_differ,
+    read_task_changes,
+    read_tasks,
+    write_tasks,
+)
 from tests.support.commands import ROOT, call, refuse
 from tests.support.errors import refused
 from tests.support.studies import write_run
@@ -53,6 +60,12 @@ def sweep_file(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "ideas.py"
     path.write_text(SWEEP)
     return path
+
+
+def planned(sweep_file: Path, changes: dict) -> list[PlannedRun]:
+    """The runs of all tasks with one seed."""
+    sweeps, _ = applicable(load_sweeps(str(sweep_file)), changes)
+    return [run for task, sweep in sweeps.items() for run in expand(sweep, changes[task], 1, task=task)]
 
 
 def test_each_task_has_its_config_splits_and_metrics_and_all_share_the_variants(sweep_file):
@@ -150,6 +163,24 @@ def test_wrong_flags_of_a_study_of_tasks_are_refused(sweep_file, tmp_path, flag,
         "launch", f"--sweep={sweep_file}", f"--root={tmp_path}/study", flag, "--dry_run"
     ).startswith(message)
     assert not (tmp_path / "study").exists()
+
+
+def test_tasks_with_the_same_config_are_refused_unless_a_change_is_for_one_of_them(sweep_file, tmp_path):
+    """Scores on other splits do not make the runs different, nor does a field that changes no result."""
+    config = "CONFIGS['translation']"
+    sweep_file.write_text(
+        f"{SWEEP}CONFIGS['language'] = './' + {config}\n"
+        "METRICS['language'] = ('nll',)\n"
+        "PRIMARY['language'] = ('nll', 'test')\n"
+    )
+    flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--dry_run")
+    for same in ((), ("--set=data.options.lists=9",), ("--set=language:train.log_every=7",)):
+        assert refuse("launch", *flags, *same) == (
+            "tasks translation and language have the same config; leave out one of them, "
+            "or change one, as with --set=language:FIELD=VALUE"
+        )
+    runs = planned(sweep_file, {"translation": {}, "language": {"data.options.lists": 9}})
+    check_tasks_differ(runs)
 
 
 def test_a_dry_run_lists_the_runs_by_seed_task_and_variant_and_the_refusals(
