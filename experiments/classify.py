@@ -1,6 +1,6 @@
 """Classifies images with a trained model.
 
-    python -m experiments.classify --workdir=runs/digits --image=seven.png,eight.jpg
+    python -m experiments.classify --workdir=runs/digits --image=seven.png --image=eight.jpg
     python -m experiments.classify --workdir=runs/digits --split=test --limit=10
 
 The command prints a line for each image: the image, its most probable class and the probability of that
@@ -33,7 +33,7 @@ BATCH = 64  # images that are classified together
 
 def define_flags(flags: FlagValues) -> None:
     cli.define_workdir(flags)
-    absl_flags.DEFINE_list("image", [], "Image files, separated by commas.", flag_values=flags)
+    absl_flags.DEFINE_multi_string("image", [], "Image file. May be given several times.", flag_values=flags)
     absl_flags.DEFINE_string("split", None, "Split of the data set to classify.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "limit", None, "With --split: number of images, from the first on.", lower_bound=1, flag_values=flags

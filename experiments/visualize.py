@@ -1,6 +1,6 @@
 """Draws learning curves, attention, positions and masks, or writes a page to explore them.
 
-    python -m experiments.visualize --workdir=runs/m30k,runs/rope
+    python -m experiments.visualize --workdir=runs/m30k --workdir=runs/rope
     python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat" --format=png,svg
     python -m experiments.visualize --workdir=runs/m30k --sentence="a man in a hat" --page
     python -m experiments.visualize --workdir=runs/digits --split=test --index=3
@@ -41,10 +41,10 @@ MAX_NAME = 40  # characters of a sentence in the name of a folder
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_list(
+    absl_flags.DEFINE_multi_string(
         "workdir",
         None,
-        "Run folder. Several folders, separated by commas, have their learning curves in one figure.",
+        "Run folder. May be given several times; one figure then has the learning curves of all.",
         flag_values=flags,
         required=True,
     )

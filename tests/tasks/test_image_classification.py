@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -206,9 +207,11 @@ def test_the_commands_train_score_and_classify(folder, tmp_path):
     assert [line.split("\t")[0] for line in lines] == ["test/0", "test/1", "test/2"]
     assert {line.split("\t")[3] for line in lines} <= {"dark", "light"}
     image = folder / "light" / "0.png"
-    (line,) = call("classify", f"--workdir={workdir}", f"--image={image}").stdout.splitlines()
-    path, name, probability = line.split("\t")
-    assert (path, name in ("dark", "light"), 0.5 <= float(probability) <= 1) == (str(image), True, True)
+    images = (image, shutil.copy(image, tmp_path / "a,b.png"))
+    printed = call("classify", f"--workdir={workdir}", *(f"--image={path}" for path in images)).stdout
+    for line, image in zip(printed.splitlines(), images, strict=True):
+        path, name, probability = line.split("\t")
+        assert (path, name in ("dark", "light"), 0.5 <= float(probability) <= 1) == (str(image), True, True)
     for flags in (("--split=test", "--index=1"), (f"--image={image}",)):
         assert "attention.png" in call("visualize", f"--workdir={workdir}", *flags).stdout
     assert (workdir / "figures" / "attention.png").read_bytes().startswith(b"\x89PNG")
