@@ -14,6 +14,7 @@ from transformer.config import ExperimentConfig, UserError, choose, declarations
 from transformer.evaluation.metrics import METRICS
 from transformer.files import path_component, refuse_links
 from transformer.json_files import check_types, read_sealed, write_sealed
+from transformer.tasks import task_type
 
 STUDY_FILE = "study.json"
 
@@ -66,7 +67,7 @@ def check_root(root: Path, sweep: Sweep, runs: Sequence[PlannedRun], changes: Ma
             raise UserError(
                 f"{root} contains this study with different settings of {run.variant}: {differences}{advice}"
             )
-    _check_settings(root, stored, sweep, changes)
+    _check_settings(root, stored, sweep, runs, changes)
 
 
 def check_folder(root: Path) -> None:
@@ -83,7 +84,13 @@ def check_folder(root: Path) -> None:
         raise UserError(f"{root} is not a folder{advice}")
 
 
-def _check_settings(root: Path, stored: Mapping[str, Any], sweep: Sweep, changes: Mapping[str, Any]) -> None:
+def _check_settings(
+    root: Path,
+    stored: Mapping[str, Any],
+    sweep: Sweep,
+    runs: Sequence[PlannedRun],
+    changes: Mapping[str, Any],
+) -> None:
     """Checks that the settings of a study whose runs have begun are those in study.json.
 
     Raises:
@@ -96,7 +103,7 @@ def _check_settings(root: Path, stored: Mapping[str, Any], sweep: Sweep, changes
         ("CONFIG", stored["config"], sweep.config),
         ("EQUAL", stored["equal"], sweep.equal),
         ("TUNE", stored["tune"], sweep.tune),
-        ("--set", *map(_affecting_results, (stored["changes"], changes))),
+        ("--set", *(_affecting_results(values, runs) for values in (stored["changes"], changes))),
         *[
             (f"variant {name}", stored["variants"][name], sweep.variants[name])
             for name in begun
@@ -121,8 +128,11 @@ def _variant_and_seed(run_id: str) -> str:
     return run_id.rpartition("-")[0]
 
 
-def _affecting_results(changes: Mapping[str, Any]) -> dict[str, Any]:
+def _affecting_results(changes: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dict[str, Any]:
     declared = declarations(ExperimentConfig)
+    for run in runs:
+        if (options := task_type(run.config).options_type(run.config)) is not None:
+            declared |= declarations(options, "data.options.")
     return {
         key: value for key, value in changes.items() if key not in declared or declared[key].affects_result
     }

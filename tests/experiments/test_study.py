@@ -57,6 +57,16 @@ def test_settings_of_a_study_cannot_change_once_a_run_has_begun(sweep, tmp_path,
     check_root(tmp_path, sweep, [], {"train.log_every": 7})  # changes no result
 
 
+def test_a_data_option_that_changes_no_result_may_change_between_launches(sweep, tmp_path):
+    sweep = dataclasses.replace(sweep, config="configs/multi30k.py:cpu", splits=("test",))
+    stored, planned = ({"data.options.manual_dir": path} for path in ("/one/machine", "/another"))
+    runs = expand(sweep, stored, seeds=1)
+    write_study(tmp_path, sweep, runs, changes=stored)
+    Run(tmp_path / runs[0].id).begin(runs[0].config)
+    check_root(tmp_path, sweep, expand(sweep, planned, seeds=1), planned)
+    check_root(tmp_path, sweep, expand(sweep, {}, seeds=1), {})
+
+
 def test_a_run_that_has_not_begun_is_replaced_by_a_corrected_one(sweep, tmp_path):
     write_study(tmp_path, sweep, expand(sweep, {}, seeds=1))
     corrected = dataclasses.replace(sweep, variants=sweep.variants | {"deep": {"model.num_layers": 4}})
