@@ -5,8 +5,8 @@
 Training has at most 8,000 steps of 8,192 target tokens and ends after 10 validations without a lower loss.
 The tokenized, lower-cased BLEU on test_2016_flickr is 40.74 ± 0.03 over seeds 0 to 2; Wu et al. report 41.02.
 These scores use the mean of the last 10 checkpoints and a beam of 5. Three runs at once took 5.4 minutes on
-one H200 (jax 0.11.2, 2026-11-26). `multi30k.py:cpu` reached 40.59 in one run, after 8,680 steps in 26 minutes
-on two busy CPU cores (jax 0.10.2, 2026-11-24); the same seed gave 39.60 on another kind of processor.
+one H200 (jax 0.11.2, 2026-11-26). `multi30k.py:cpu` reaches 40.66 ± 0.23 over seeds 0 to 2 after 8,680 steps;
+these take 26 minutes on two quiet cores of an AMD EPYC (jax 0.10.2). See docs/studies/multi30k.md.
 
 Arguments: `de-en` translates from German to English, `raw` uses the plain text instead of the lower-cased,
 tokenized text, and `cpu` is for two CPU cores.
