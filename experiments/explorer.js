@@ -1,7 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const id = name => document.getElementById(name);
-const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56a4d0", "#b8860b", "#8b5cf6", "#808080"];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];  // heads with the same color differ in their dashes
 const ROW = 26;  // height of a token beside the lines, in pixels
 const MIN_WEIGHT = 0.05;  // smaller weights have no line
@@ -34,7 +33,7 @@ let sentence, view, weights, selected = new Set(), pinned = null;
 const numLayers = () => view.weights.shape[0], numHeads = () => view.weights.shape[1];
 const size = () => [view.queries.length, view.keys.length];
 const headName = head => head === "mean" ? "mean" : `head ${head + 1}`;
-const color = head => head === "mean" ? "var(--accent)" : COLORS[head % COLORS.length];
+const color = head => head === "mean" ? "var(--accent)" : data.colors[head % data.colors.length];
 
 function layerWeight(layer, head, query, key) {
   const [queries, keys] = size();
@@ -61,7 +60,7 @@ function drawLines(mark) {
       const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
       const [from, to] = [query, key].map(index => (index + 0.5) * ROW);
       const values = {d: `M0 ${from} C40 ${from} 60 ${to} 100 ${to}`, "stroke-width": 0.5 + 3.5 * value,
-        opacity: 0.2 + 0.8 * value, "stroke-dasharray": head === "mean" ? "" : DASHES[Math.floor(head / COLORS.length) % DASHES.length]};
+        opacity: 0.2 + 0.8 * value, "stroke-dasharray": head === "mean" ? "" : DASHES[Math.floor(head / data.colors.length) % DASHES.length]};
       for (const [name, text] of Object.entries(values)) if (text !== "") path.setAttribute(name, text);
       path.style.stroke = color(head);
       Object.assign(path.dataset, {head, query, key, weight: format(value)});

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.attention_views import ViewedSentence, token_names
-from experiments.pages import render
+from experiments.pages import PALETTE, render
 from experiments.run_folder import Run, Trained
 from transformer.config import UserError
 from transformer.decoding.beam_steps import BeamStep, beam_steps
@@ -47,6 +47,7 @@ def page_data(run: Run, trained: Trained, sentences: Sequence[ViewedSentence]) -
         "run": str(run.folder),
         "summary": f"{model.kind}, {model.num_layers} layers, {model.num_heads} heads, "
         f"d_model {model.d_model}, positions {model.positions}; weights of step {steps}",
+        "colors": PALETTE,
         "sentences": [sentence_data(trained, sentence) for sentence in sentences],
         "positions": [view for stack, effect in effects.items() for view in _position_data(stack, effect)],
         "neighbors": list(_neighbor_data(trained, sentences)),

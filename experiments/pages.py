@@ -7,6 +7,9 @@ from typing import Any
 
 import jinja2
 
+# Colors of curves, heads and variants, in both schemes. Further curves repeat the colors with other dashes.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56a4d0", "#b8860b", "#8b5cf6", "#808080")
+
 
 def render(template: str, **values: Any) -> str:
     """Returns a page. Values are escaped, and every value that the template uses must be given.

@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from experiments.pages import render
+from experiments.pages import PALETTE, render
 from experiments.run_folder import Run
 from experiments.score_files import Evaluation, ScoreFiles
-from experiments.study import charts, overview, svg
+from experiments.study import charts, overview
 from experiments.study.results import MIN_SENTENCES, Study
 from experiments.study.statistics import summarize
 from experiments.study.tables import SCORES_NOTE, comparison_cells, note_lines, score_cells, verdict_lines
@@ -35,7 +35,7 @@ def page(study: Study) -> str:
         "study/page.html",
         sweep=sweep,
         variants=study.launched,
-        palette_size=svg.PALETTE_SIZE,
+        palette=PALETTE,
         min_sentences=MIN_SENTENCES,
         scores_note=SCORES_NOTE,
         primary=f"{metric} on {split}",

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from experiments.pages import PALETTE
+
 WIDTH, TOP, RIGHT, BOTTOM = 720, 12, 16, 46  # user units, which are pixels on a wide screen
 DASHES = ("none", "7 3", "2 3")
 MARGIN = 0.04  # empty share of an axis at each end
-PALETTE_SIZE = 8  # number of colors; further variants repeat the colors with other dashes
 
 
 class Point(NamedTuple):
@@ -139,7 +140,7 @@ def _line(line: Series, x: Axis, y: Axis) -> Markup:
             lower = [f"{x(point.x):.1f},{y(point.low):.1f}" for point in reversed(has_interval)]
             parts.append(Markup('<polygon class="band" points="{}"/>').format(" ".join(upper + lower)))
         places = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in line.points)
-        dashes = DASHES[line.number // PALETTE_SIZE % len(DASHES)]
+        dashes = DASHES[line.number // len(PALETTE) % len(DASHES)]
         parts.append(Markup('<polyline points="{}" stroke-dasharray="{}"/>').format(places, dashes))
     else:
         parts += [

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.attention_views import AttentionView, ViewedSentence
 from experiments.explorer import encode, sentence_data
-from experiments.pages import render
+from experiments.pages import PALETTE, render
 from tests.support.chromium import needs_chromium, run_script
 from tests.support.commands import call, refuse
 
@@ -55,6 +55,7 @@ def large_data(num_sentences=3, length=30, layers=6, heads=8):
     return {
         "run": HOSTILE[0],
         "summary": HOSTILE[1],
+        "colors": PALETTE,
         "sentences": [sentence() for _ in range(num_sentences)],
         "positions": [axes | {"values": encode(table)}],
         "neighbors": [{"title": "embeddings", "tokens": near}],
