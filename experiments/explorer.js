@@ -1,7 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const id = name => document.getElementById(name);
-const DASHES = ["", "6 3", "2 3", "8 3 2 3"];  // heads with the same color differ in their dashes
+const DASHES = ["none", "6 3", "2 3", "8 3 2 3"];  // heads with the same color differ in their dashes
+const SVG = "http://www.w3.org/2000/svg";
 const ROW = 26;  // height of a token beside the lines, in pixels
 const MIN_WEIGHT = 0.05;  // smaller weights have no line
 
@@ -19,7 +20,7 @@ function add(parent, kind, text = "", name = "") {
   return element;
 }
 function addTokens(parent, tokens) {
-  tokens.forEach((token, i) => { add(parent, "bdi", token, i === tokens.length - 1 ? "last" : ""); parent.append(" "); });
+  for (const token of tokens) { add(parent, "bdi", token); parent.append(" "); }
 }
 function fill(select, names) {
   const before = select.value;
@@ -27,6 +28,7 @@ function fill(select, names) {
   if (names[before] !== undefined) select.value = before;
 }
 const format = value => value.toFixed(4);
+const isolate = text => `\u2068${text}\u2069`;  // keeps the direction of a token from the text around it
 
 // Attention.
 let sentence, view, weights, selected = new Set(), pinned = null;
@@ -34,6 +36,8 @@ const numLayers = () => view.weights.shape[0], numHeads = () => view.weights.sha
 const size = () => [view.queries.length, view.keys.length];
 const headName = head => head === "mean" ? "mean" : `head ${head + 1}`;
 const color = head => head === "mean" ? "var(--accent)" : data.colors[head % data.colors.length];
+const dashes = head => head === "mean" ? "none" : DASHES[Math.floor(head / data.colors.length) % DASHES.length];
+const isMarked = (mark, side, index) => mark !== null && mark.side === side && mark.index === index;
 
 function layerWeight(layer, head, query, key) {
   const [queries, keys] = size();
@@ -57,40 +61,38 @@ function drawLines(mark) {
       if (mark && (mark.side === "query" ? query : key) !== mark.index) continue;
       const value = weight(head, query, key);
       if (value < MIN_WEIGHT) continue;
-      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      const path = document.createElementNS(SVG, "path");
       const [from, to] = [query, key].map(index => (index + 0.5) * ROW);
-      const values = {d: `M0 ${from} C40 ${from} 60 ${to} 100 ${to}`, "stroke-width": 0.5 + 3.5 * value,
-        opacity: 0.2 + 0.8 * value, "stroke-dasharray": head === "mean" ? "" : DASHES[Math.floor(head / data.colors.length) % DASHES.length]};
-      for (const [name, text] of Object.entries(values)) if (text !== "") path.setAttribute(name, text);
-      path.style.stroke = color(head);
+      path.setAttribute("d", `M0 ${from} C40 ${from} 60 ${to} 100 ${to}`);
+      Object.assign(path.style, {stroke: color(head), strokeWidth: 0.5 + 3.5 * value, strokeDasharray: dashes(head), opacity: 0.2 + 0.8 * value});
       Object.assign(path.dataset, {head, query, key, weight: format(value)});
       svg.append(path);
     }
   }
   for (const token of id("lines").querySelectorAll(".token")) {
-    const is = chosen => Boolean(chosen) && token.dataset.side === chosen.side && Number(token.dataset.index) === chosen.index;
-    token.classList.toggle("marked", is(mark));
-    token.setAttribute("aria-pressed", is(pinned));
+    const place = [token.dataset.side, Number(token.dataset.index)];
+    token.classList.toggle("marked", isMarked(mark, ...place));
+    token.setAttribute("aria-pressed", isMarked(pinned, ...place));
   }
-  describe(mark);
+  writeReadout(mark ? largestWeights(mark) : "Point at a token, or move to it with Tab and the arrow keys, to see its largest weights. Enter keeps it selected.");
 }
-// Writes the largest weights of a token.
-function describe(mark) {
-  if (!shownHeads().length) { id("readout").textContent = "No head is selected."; return; }
-  if (!mark) { id("readout").textContent = "Point at a token, or move to it with Tab and the arrow keys, to see its largest weights. Enter keeps it selected."; return; }
-  const names = mark.side === "query" ? view.keys : view.queries;
+// Returns the largest weights of a token, as text.
+function largestWeights({side, index}) {
+  const isQuery = side === "query";
+  const [names, others, axis] = isQuery ? [view.queries, view.keys, view.queryAxis] : [view.keys, view.queries, view.keyAxis];
   const lines = shownHeads().map(head => {
-    const values = names.map((name, i) => [mark.side === "query" ? weight(head, mark.index, i) : weight(head, i, mark.index), name]);
+    const values = others.map((name, i) => [isQuery ? weight(head, index, i) : weight(head, i, index), name]);
     values.sort((a, b) => b[0] - a[0]);
-    return `${headName(head)}: ${values.slice(0, 3).map(([value, name]) => `\u2068${name}\u2069 ${format(value)}`).join(", ")}`;
+    return `${headName(head)}: ${values.slice(0, 3).map(([value, name]) => `${isolate(name)} ${format(value)}`).join(", ")}`;
   });
-  const name = (mark.side === "query" ? view.queries : view.keys)[mark.index];
-  const axis = mark.side === "query" ? view.queryAxis : view.keyAxis;
-  id("readout").textContent = `\u2068${name}\u2069 (${axis})\n${lines.join("\n")}`;
+  return `${isolate(names[index])} (${axis})\n${lines.join("\n")}`;
 }
-// A column of tokens. One is in the order of Tab; the arrow keys move between them.
-function tokenColumn(side, names, place) {
-  const column = add(id("lines"), "div", "", place);
+function writeReadout(text) {
+  id("readout").textContent = shownHeads().length ? text : "No head is selected.";
+}
+// Adds a column of tokens. One is in the order of Tab; the arrow keys move between them.
+function tokenColumn(side, names) {
+  const column = add(id("lines"), "div", "", side);
   column.setAttribute("role", "group");
   column.setAttribute("aria-label", side === "query" ? view.queryAxis : view.keyAxis);
   names.forEach((name, index) => {
@@ -101,10 +103,14 @@ function tokenColumn(side, names, place) {
     token.tabIndex = index ? -1 : 0;
     Object.assign(token.dataset, {side, index});
     const mark = {side, index};
+    token.addEventListener("focus", () => {
+      column.querySelector("[tabindex='0']").tabIndex = -1;
+      token.tabIndex = 0;
+    });
     for (const event of ["mouseenter", "focus"]) token.addEventListener(event, () => drawLines(mark));
     for (const event of ["mouseleave", "blur"]) token.addEventListener(event, () => drawLines(pinned));
     token.addEventListener("click", () => {
-      pinned = pinned && pinned.side === side && pinned.index === index ? null : mark;
+      pinned = isMarked(pinned, side, index) ? null : mark;
       drawLines(pinned);
     });
     token.addEventListener("keydown", event => {
@@ -112,8 +118,6 @@ function tokenColumn(side, names, place) {
       if (event.key === "Escape") { pinned = null; drawLines(null); }
       if (target === undefined || !column.children[target]) return;
       event.preventDefault();
-      token.tabIndex = -1;
-      column.children[target].tabIndex = 0;
       column.children[target].focus();
     });
   });
@@ -123,12 +127,10 @@ function drawAttention() {
   id("lines").hidden = !isLines;
   id("matrices-box").hidden = isLines;
   if (isLines) { drawLines(pinned); return; }
-  describe(null);
-  if (shownHeads().length) id("readout").textContent = `Rows: ${view.queryAxis}. Columns: ${view.keyAxis}.\nPoint at a cell, or move to a matrix with Tab and to a cell with the arrow keys.`;
-  const [rows, columns] = [view.queries, view.keys];
+  writeReadout(`Rows: ${view.queryAxis}. Columns: ${view.keyAxis}.\nPoint at a cell, or move to a matrix with Tab and to a cell with the arrow keys.`);
   drawMatrices(id("matrices"), shownHeads().map(head => ({
-    title: headName(head), rows, columns, value: (row, column) => weight(head, row, column), limit: 1,
-    rowAxis: view.queryAxis, columnAxis: view.keyAxis, readout: id("readout"),
+    title: headName(head), rows: view.queries, columns: view.keys, rowAxis: view.queryAxis, columnAxis: view.keyAxis,
+    value: (query, key) => weight(head, query, key), limit: 1, readout: id("readout"),
   })));
 }
 function showView() {
@@ -139,26 +141,25 @@ function showView() {
   id("layer").replaceChildren(...Array.from({length: numLayers()}, (_, i) => new Option(`${i + 1} of ${numLayers()}`, i)));
   if (numLayers() > 1) id("layer").append(new Option("mean of the layers", "mean"));
   id("layer").value = [...id("layer").options].some(option => option.value === before) ? before : numLayers() - 1;
-  if (id("heads").querySelectorAll("input").length !== numHeads()) {
-    selected = new Set(Array(numHeads()).keys());
-    id("heads").querySelectorAll("label").forEach(label => label.remove());
-    for (const head of selected) {
-      const label = add(id("heads"), "label"), input = add(label, "input");
-      Object.assign(input, {type: "checkbox", checked: true});
-      label.append(` ${head + 1} `);
-      const swatch = add(label, "span", "", "swatch");
-      swatch.style.background = color(head);
-      input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(index => index !== head)));
-    }
-  }
   id("lines").replaceChildren();
-  add(id("lines"), "h3", view.queryAxis, "left"); add(id("lines"), "h3"); add(id("lines"), "h3", view.keyAxis);
-  tokenColumn("query", view.queries, "left");
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), height = ROW * Math.max(...size());
+  for (const axis of [view.queryAxis, "", view.keyAxis]) add(id("lines"), "div", axis, "axis");
+  tokenColumn("query", view.queries);
+  const svg = document.createElementNS(SVG, "svg"), height = ROW * Math.max(...size());
   for (const [name, value] of Object.entries({viewBox: `0 0 100 ${height}`, height, preserveAspectRatio: "none", "aria-hidden": true})) svg.setAttribute(name, value);
   add(id("lines"), "div").append(svg);
-  tokenColumn("key", view.keys, "right");
+  tokenColumn("key", view.keys);
   drawAttention();
+}
+// Adds a checkbox for each head; all views have the same number of heads.
+function listHeads(count) {
+  selected = new Set(Array(count).keys());
+  for (const head of selected) {
+    const label = add(id("heads"), "label"), input = add(label, "input");
+    Object.assign(input, {type: "checkbox", checked: true});
+    label.append(` ${head + 1} `);
+    add(label, "span", "", "swatch").style.background = color(head);
+    input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(index => index !== head)));
+  }
 }
 function select(heads) {
   selected = new Set(heads);
@@ -171,8 +172,9 @@ const SIGNS = {kept: "✓ kept", finished: "■ finished", dropped: "✗ dropped
 function showStep() {
   const number = Number(id("step").value), step = sentence.steps[number - 1];
   id("step-name").textContent = `Step ${number} of ${sentence.steps.length}`;
-  id("previous").disabled = number === 1;
-  id("next").disabled = number === sentence.steps.length;
+  // A button with `disabled` would lose the keyboard focus.
+  id("previous").setAttribute("aria-disabled", number === 1);
+  id("next").setAttribute("aria-disabled", number === sentence.steps.length);
   id("candidates").replaceChildren();
   for (const candidate of step.candidates) {
     const row = add(id("candidates"), "tr", "", candidate.fate);
@@ -192,13 +194,15 @@ function showStep() {
 
 // Positions and embeddings.
 function showPositions() {
-  const shown = data.positions[id("position-view").value], values = decode(shown.values), [rows, columns] = shown.values.shape;
+  const shown = data.positions[id("position-view").value], values = decode(shown.values);
+  const [rows, columns] = shown.values.shape;
   const labels = (count, first) => Array.from({length: count}, (_, i) => String(i + first));
   id("position-readout").textContent = "Point at a cell, or move to the matrix with Tab and to a cell with the arrow keys.";
   drawMatrices(id("position-matrix"), [{
-    title: `${shown.title} (rows: ${shown.rowAxis}, columns: ${shown.columnAxis})`, rows: labels(rows, shown.firstRow), columns: labels(columns, shown.firstColumn),
-    value: (row, column) => values[row * columns + column], limit: Math.max(...values.map(Math.abs)) || 1,
-    rowAxis: shown.rowAxis, columnAxis: shown.columnAxis, readout: id("position-readout"),
+    title: `${shown.title} (rows: ${shown.rowAxis}, columns: ${shown.columnAxis})`,
+    rows: labels(rows, shown.firstRow), columns: labels(columns, shown.firstColumn), rowAxis: shown.rowAxis, columnAxis: shown.columnAxis,
+    value: (row, column) => values[row * columns + column], readout: id("position-readout"),
+    limit: values.reduce((limit, value) => Math.max(limit, Math.abs(value)), 0) || 1,
   }]);
 }
 function showTokens() {
@@ -231,6 +235,7 @@ function showSentence() {
 id("summary").textContent = `${data.run}: ${data.summary}`;
 fill(id("sentence"), data.sentences.map((item, i) => `${i + 1}. ${item.text.slice(0, 60)}`));
 id("choice").hidden = data.sentences.length === 1;
+listHeads(data.sentences[0].views[0].weights.shape[1]);
 fill(id("position-view"), data.positions.map(item => item.title));
 id("positions").hidden = !data.positions.length;
 fill(id("table"), data.neighbors.map(item => item.title));

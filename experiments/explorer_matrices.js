@@ -1,22 +1,24 @@
 // Matrices on canvases: the arrow keys and the pointer move a cursor, whose cell is written to a readout.
 function drawMatrices(box, matrices) {
-  const reused = box.children.length === matrices.length ? [...box.children] : [];
-  if (!reused.length) box.replaceChildren();
+  while (box.children.length > matrices.length) box.lastChild.remove();
+  while (box.children.length < matrices.length) addFigure(box);
+  const space = box.parentElement.clientWidth || 600;
   matrices.forEach((matrix, number) => {
-    const figure = reused[number] || add(box, "figure");
-    if (!reused[number]) { add(figure, "figcaption"); listen(add(figure, "canvas")); }
-    const canvas = figure.querySelector("canvas");
-    figure.querySelector("figcaption").textContent = matrix.title;
-    canvas.matrix = matrix;
-    canvas.cursor = null;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "application");  // screen readers pass the arrow keys on
+    const [caption, canvas] = box.children[number].children;
+    caption.textContent = matrix.title;
+    Object.assign(canvas, {matrix, cursor: null});
     canvas.setAttribute("aria-label", `${matrix.title}: rows are ${matrix.rowAxis}, columns are ${matrix.columnAxis}. The arrow keys move between cells.`);
-    const space = box.parentElement.clientWidth || 600;
-    const share = matrices.length > 1 && space > 560 ? space / 2 - 20 : space;
-    layOut(canvas, share);
+    layOut(canvas, matrices.length > 1 && space > 560 ? space / 2 - 20 : space);
     paint(canvas);
   });
+}
+function addFigure(box) {
+  const figure = add(box, "figure");
+  add(figure, "figcaption");
+  const canvas = add(figure, "canvas");
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");  // screen readers pass the arrow keys on
+  listen(canvas);
 }
 function layOut(canvas, space) {
   const {rows, columns} = canvas.matrix, context = canvas.getContext("2d");
@@ -74,7 +76,7 @@ function listen(canvas) {
     canvas.cursor = [Math.max(0, Math.min(rows.length - 1, row)), Math.max(0, Math.min(columns.length - 1, column))];
     paint(canvas);
     const [r, c] = canvas.cursor;
-    readout.textContent = `${title}: ${format(value(r, c))}\n${rowAxis}: \u2068${rows[r]}\u2069\n${columnAxis}: \u2068${columns[c]}\u2069`;
+    readout.textContent = `${title}: ${format(value(r, c))}\n${rowAxis}: ${isolate(rows[r])}\n${columnAxis}: ${isolate(columns[c])}`;
   };
   canvas.addEventListener("pointermove", event => {
     const {left, top, cell} = canvas.layout;
