@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from experiments.pages import PALETTE
 from experiments.run_folder import Trained
 from transformer.batch import TokenBatch
 from transformer.evaluation.attention import AttentionWeights, attention_weights
@@ -16,6 +17,8 @@ from transformer.evaluation.attention import AttentionWeights, attention_weights
 NUM_CELLS = 8  # cells of a drawn vector; each is the mean of adjacent channels
 ALTERNATIVE = "A sentence on its way through the encoder and the decoder, drawn layer by layer."
 TOKEN_WIDTH, LAYER_HEIGHT, CELL = 84, 84, 9
+MIN_WEIGHT = 0.03  # lines of smaller weights could not be seen
+BLUE, ORANGE = PALETTE[:2]
 
 SCRIPT = """
 (() => {
@@ -30,7 +33,7 @@ SCRIPT = """
     for (const g of frames) {
       const frame = Number(g.dataset.frame);
       g.style.visibility = frame <= current ? "visible" : "hidden";
-      g.style.opacity = frame === current || g.dataset.stays ? 1 : 0.25;
+      g.style.opacity = frame === current || g.dataset.stays === "1" ? 1 : 0.25;
     }
     caption.textContent = `${current + 1} of ${captions.length}: ${captions[current]}`;
   };
@@ -68,6 +71,26 @@ class Side(NamedTuple):
     tokens: Sequence[str]
     vectors: Sequence[Float[np.ndarray, "t c"]]
     weights: Float[np.ndarray, "layers t t"]
+
+
+class Place(NamedTuple):
+    """The place of a stack in the drawing.
+
+    Attributes:
+      left: left end of the first token.
+      bottom: lower end of the tokens.
+    """
+
+    left: float
+    bottom: float
+
+    def x(self, token: int) -> float:
+        """Returns the middle of a token."""
+        return self.left + TOKEN_WIDTH * (token + 0.5)
+
+    def y(self, layer: int) -> float:
+        """Returns the top of the vectors of a layer; layer 0 is the embeddings."""
+        return self.bottom - 44 - LAYER_HEIGHT * layer
 
 
 class Frame(NamedTuple):
@@ -108,65 +131,63 @@ def sides(trained: Trained, source: list[int], target: list[int]) -> tuple[Side,
 
 
 def animation(trained: Trained, source: list[int], target: list[int]) -> str:
-    """Returns HTML with the animation: an SVG, buttons, and a caption.
+    """Returns HTML with the animation of a translation; see `drawing`."""
+    encoder, decoder, weights = sides(trained, source, target)
+    return drawing(encoder, decoder, trained.tokenizer.names(target), weights.cross.mean(axis=(0, 1)))
+
+
+def drawing(encoder: Side, decoder: Side, words: Sequence[str], cross: Float[np.ndarray, "t s"]) -> str:
+    """Returns HTML with an animation: an SVG, buttons, and a caption.
 
     Without scripts, all steps are visible and there are no buttons. A print has all steps, too.
+
+    Args:
+      encoder: the drawn parts of the encoder.
+      decoder: the drawn parts of the decoder.
+      words: the token that each step of the decoder predicts.
+      cross: cross-attention, as the mean of all layers and heads.
     """
-    encoder, decoder, weights = sides(trained, source, target)
     height = LAYER_HEIGHT * (len(encoder.vectors) + 2)
-    left = TOKEN_WIDTH * (len(encoder.tokens) + 0.6)  # where the decoder begins
-    width = left + TOKEN_WIDTH * len(decoder.tokens)
-    words, cross = trained.tokenizer.names(target), weights.cross.mean(axis=(0, 1))
-    frames = [
-        *_encoder_frames(encoder, height),
-        *_decoder_frames(decoder, words, cross, left, height, _y(len(encoder.vectors) - 1, height)),
-    ]
-    return _page(frames, width, height)
+    source = Place(0, height)
+    # The decoder is drawn beside the encoder, one layer higher.
+    target = Place(TOKEN_WIDTH * (len(encoder.tokens) + 0.6), height - LAYER_HEIGHT)
+    tops = source.y(len(encoder.vectors) - 1), target.y(len(decoder.vectors) - 1) + CELL
+    cross_lines = _lines(cross, source, tops[0], target, tops[1], "cross")
+    frames = [*_encoder_frames(encoder, source), *_decoder_frames(decoder, target, words, cross_lines)]
+    return _page(frames, target.left + TOKEN_WIDTH * len(decoder.tokens), height)
 
 
-def _encoder_frames(encoder: Side, height: float) -> Iterator[Frame]:
-    yield Frame("the source tokens", _tokens(encoder.tokens, 0, height), stays=True)
-    yield Frame("embeddings and positions", _strips(encoder.vectors[0], 0, height, 0), stays=True)
+def _encoder_frames(encoder: Side, place: Place) -> Iterator[Frame]:
+    yield Frame("the source tokens", _tokens(encoder.tokens, place), stays=True)
+    yield Frame("embeddings and positions", _strips(encoder.vectors[0], place, 0), stays=True)
     for layer, weights in enumerate(encoder.weights, start=1):
-        lines = _self_lines(weights, 0, height, layer)
-        strips = _strips(encoder.vectors[layer], 0, height, layer)
-        yield Frame(f"encoder, layer {layer}: every token attends to every token", [*lines, *strips])
+        parts = [*_self_lines(weights, place, layer), *_strips(encoder.vectors[layer], place, layer)]
+        yield Frame(f"encoder, layer {layer}: every token attends to every token", parts)
 
 
 def _decoder_frames(
-    decoder: Side,
-    words: Sequence[str],
-    cross: Float[np.ndarray, "t s"],
-    left: float,
-    height: float,
-    source_top: float,
+    decoder: Side, place: Place, words: Sequence[str], cross_lines: Sequence[str]
 ) -> Iterator[Frame]:
-    above = height - LAYER_HEIGHT  # the decoder is drawn one layer higher than the encoder
-    for step, word in enumerate(words):
-        column = slice(step, step + 1)
-        parts = _tokens(decoder.tokens[column], left, above, step)
-        for layer, vectors in enumerate(decoder.vectors):
-            parts += _strips(vectors[column], left, above, layer, step)
-            if layer:
-                parts += _self_lines(decoder.weights[layer - 1][column], left, above, layer, step)
-        end = (_x(step, left), _y(len(decoder.vectors) - 1, above) + CELL)
-        parts += [_line(_x(i, 0), source_top, *end, weight, "cross") for i, weight in enumerate(cross[step])]
-        parts.append(_text(_x(step, left), 20, word, "out"))
-        read = decoder.tokens[step]
+    layers = [_tokens(decoder.tokens, place)]
+    layers += [_strips(vectors, place, layer) for layer, vectors in enumerate(decoder.vectors)]
+    layers += [_self_lines(weights, place, layer) for layer, weights in enumerate(decoder.weights, start=1)]
+    for step, (read, word) in enumerate(zip(decoder.tokens, words, strict=True)):
+        parts = [*(layer[step] for layer in layers), cross_lines[step]]
+        parts.append(_text(place.x(step), 20, word, "out"))
         yield Frame(f"decoder, step {step + 1}: reads {read}, attends to the source, predicts {word}", parts)
 
 
 def _page(frames: Sequence[Frame], width: float, height: float) -> str:
     captions = html.escape(json.dumps([frame.caption for frame in frames]))
     content = "".join(
-        f'<g data-frame="{number}"{" data-stays=1" * frame.stays}>{"".join(frame.parts)}</g>'
+        f'<g data-frame="{number}" data-stays="{int(frame.stays)}">{"".join(frame.parts)}</g>'
         for number, frame in enumerate(frames)
     )
     return f"""<div class="flow" lang="en" data-captions="{captions}">
 <style>
 .flow svg {{ width: 100%; height: auto; font: 13px system-ui, sans-serif; }}
 .flow text {{ fill: currentColor; text-anchor: middle; }} .flow .out {{ font-weight: 700; }}
-.flow line {{ stroke: #0072b2; stroke-width: 2; }} .flow line.cross {{ stroke: #d55e00; }}
+.flow line {{ stroke: {BLUE}; stroke-width: 2; }} .flow line.cross {{ stroke: {ORANGE}; }}
 .flow rect {{ stroke: #8888; stroke-width: .5; }}
 @media print {{ .flow button, .flow output {{ display: none; }} }}
 </style>
@@ -180,52 +201,43 @@ def _page(frames: Sequence[Frame], width: float, height: float) -> str:
 </div>"""
 
 
-def _x(token: int, left: float) -> float:
-    return left + TOKEN_WIDTH * (token + 0.5)
-
-
-def _y(layer: int, height: float) -> float:
-    """Returns the top of the vectors of a layer; layer 0 is the embeddings."""
-    return height - 44 - LAYER_HEIGHT * layer
-
-
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{html.escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, weight: float, kind: str = "") -> str:
-    if weight < 0.03:  # too weak to be seen
-        return ""
-    ends = f'x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}"'
-    return f'<line {ends} opacity="{weight:.2f}" class="{kind}"/>'
+def _tokens(tokens: Sequence[str], place: Place) -> list[str]:
+    """Draws each token below its vectors."""
+    return [_text(place.x(number), place.bottom - 8, token) for number, token in enumerate(tokens)]
 
 
-def _tokens(tokens: Sequence[str], left: float, height: float, first: int = 0) -> list[str]:
-    return [_text(_x(first + i, left), height - 8, token) for i, token in enumerate(tokens)]
-
-
-def _strips(
-    vectors: Float[np.ndarray, "t c"], left: float, height: float, layer: int, first: int = 0
-) -> list[str]:
-    """Draws vectors as strips of cells: orange is positive, blue is negative."""
-    parts, scale = [], float(np.abs(vectors).max())
-    for token, vector in enumerate(vectors, start=first):
-        x = _x(token, left) - CELL * NUM_CELLS / 2
-        for number, value in enumerate(vector):
-            color = "#d55e00" if value > 0 else "#0072b2"
-            parts.append(
-                f'<rect x="{x + CELL * number:.0f}" y="{_y(layer, height):.0f}" width="{CELL}" '
-                f'height="{CELL}" fill="{color}" fill-opacity="{abs(value) / scale:.2f}"/>'
-            )
-    return parts
-
-
-def _self_lines(
-    weights: Float[np.ndarray, "q k"], left: float, height: float, layer: int, first: int = 0
-) -> list[str]:
-    below, above = _y(layer - 1, height), _y(layer, height) + CELL
+def _strips(vectors: Float[np.ndarray, "t c"], place: Place, layer: int) -> list[str]:
+    """Draws each vector as a strip of cells: orange is positive, blue is negative."""
+    scale = float(np.abs(vectors).max())
     return [
-        _line(_x(key, left), below, _x(query, left), above, weight)
-        for query, row in enumerate(weights, start=first)
-        for key, weight in enumerate(row)
+        "".join(
+            f'<rect x="{place.x(token) + CELL * (number - NUM_CELLS / 2):.0f}" y="{place.y(layer):.0f}" '
+            f'width="{CELL}" height="{CELL}" fill="{ORANGE if value > 0 else BLUE}" '
+            f'fill-opacity="{abs(value) / scale:.2f}"/>'
+            for number, value in enumerate(vector)
+        )
+        for token, vector in enumerate(vectors)
+    ]
+
+
+def _self_lines(weights: Float[np.ndarray, "t t"], place: Place, layer: int) -> list[str]:
+    return _lines(weights, place, place.y(layer - 1), place, place.y(layer) + CELL)
+
+
+def _lines(
+    weights: Float[np.ndarray, "q k"], keys: Place, start: float, queries: Place, end: float, kind: str = ""
+) -> list[str]:
+    """Draws a line for each weight, from the key at height `start` to the query at height `end`."""
+    return [
+        "".join(
+            f'<line x1="{keys.x(key):.0f}" y1="{start:.0f}" x2="{queries.x(query):.0f}" y2="{end:.0f}" '
+            f'opacity="{weight:.2f}" class="{kind}"/>'
+            for key, weight in enumerate(row)
+            if weight >= MIN_WEIGHT
+        )
+        for query, row in enumerate(weights)
     ]
