@@ -1,6 +1,6 @@
 """The report of `evaluate --ablate=all`: the effect of masking each part of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +19,15 @@ from transformer.tasks.translation import SentencePairs
 
 def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained) -> list[Path]:
     """Masks each part of a model in turn, prints the effects on a test set, and returns the written files."""
-    tokens = trained.tokenizer.encode_arrays(test_set.references)
-    num_tokens = np.array([len(sentence) for sentence in tokens])
-
-    def nats(model, params):
-        translator = Translator(model, params, trained.tokenizer, trained.config.decode)
-        log_probs = translator.log_probs(test_set.sources, test_set.references)
-        return -np.array([sentence.sum(dtype=np.float64) for sentence in log_probs])
-
     with counting(len(parts(trained.model.config)), f"{test_set.name}: masking") as progress:
-        measured = effects(trained.model, trained.params, nats, num_tokens, progress)
+        measured, num_tokens = measure_effects(trained, test_set.sources, test_set.references, progress)
     _print_effects(measured, f"{test_set.name}: loss added by masking a part, in nats per token")
     values = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
         "checkpoints": trained.steps,
         "sentences": len(test_set.sources),
-        "tokens": int(num_tokens.sum()),
+        "tokens": num_tokens,
         "effects": [effect._asdict() for effect in measured],
     }
     path = files.path(".json")
@@ -46,6 +38,23 @@ def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained
     cells = effect_cells(measured, parts(trained.model.config))
     atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
     return [path, figure_path]
+
+
+def measure_effects(
+    trained: Trained,
+    sources: Sequence[str],
+    references: Sequence[str],
+    progress: Callable[[int], None] = lambda num_done: None,
+) -> tuple[list[Effect], int]:
+    """Masks each part of a model in turn. Returns the effects, and the number of tokens of the references."""
+    num_tokens = np.array([len(tokens) for tokens in trained.tokenizer.encode_arrays(references)])
+
+    def nats(model, params):
+        translator = Translator(model, params, trained.tokenizer, trained.config.decode)
+        log_probs = translator.log_probs(sources, references)
+        return -np.array([sentence.sum(dtype=np.float64) for sentence in log_probs])
+
+    return effects(trained.model, trained.params, nats, num_tokens, progress), int(num_tokens.sum())
 
 
 def _print_effects(measured: Sequence[Effect], title: str) -> None:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from IPython import get_ipython
-from IPython.core.pylabtools import select_figure_formats
 from jaxtyping import Array, Float, Int, PyTree
 from matplotlib.figure import Figure
 
 from experiments import plots
-from experiments.ablation_report import effect_cells
+from experiments.ablation_report import effect_cells, measure_effects
 from experiments.run_folder import Run, Trained
 from transformer.batch import TokenBatch
 from transformer.config import DecodeConfig, from_dict
@@ -24,7 +23,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.beam_steps import BeamStep
 from transformer.decoding.beam_steps import beam_steps as search_steps
 from transformer.decoding.translator import Translator
-from transformer.evaluation.ablation import effects, parts
+from transformer.evaluation.ablation import parts
 from transformer.evaluation.attention import AttentionWeights, attention_weights
 from transformer.model import LogitFactors, build_model, init_params
 from transformer.model.dropout import Dropout
@@ -35,11 +34,14 @@ from transformer.training.parallelism import Single
 from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that it only reads
-if shell := get_ipython():
-    select_figure_formats(shell, {"png"})  # shows the figures that our functions return
+if "IPython" in sys.modules:  # only in a chapter; the tests need no IPython
+    from IPython import get_ipython
+    from IPython.core.pylabtools import select_figure_formats
 
-NUMBERS = Path(__file__).parents[1] / "_build" / "runs" / "numbers"  # `make docs` trains it
+    select_figure_formats(get_ipython(), {"png"})  # shows the figures that our functions return
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that it only reads
+
+NUMBER_RUN = Path(__file__).parents[1] / "_build" / "runs" / "numbers"  # `make docs` trains it
 
 # Every animal can be tired, and every place can be wide.
 ANIMALS = ("animal", "dog", "cat", "horse", "bear", "cow", "sheep", "rabbit", "goat")
@@ -50,9 +52,9 @@ VERBS = ("cross", "leave", "see", "like")
 IT = 8  # position of "it" in a sentence
 
 
-def numbers() -> Trained:
+def number_model() -> Trained:
     """Returns the model that translates number lists."""
-    return Run(NUMBERS).load()
+    return Run(NUMBER_RUN).load()
 
 
 def translate(trained: Trained, sentence: str) -> tuple[list[str], list[str], AttentionWeights]:
@@ -87,7 +89,8 @@ class PronounModel(NamedTuple):
         """Returns the noun that the model names at "it"."""
         tokens = jnp.array([[self.ids[word] for word in sentence.split()]])
         logits = _logits_at_it(self.model, self.params, tokens, None).logits()
-        return list(self.ids)[int(jnp.argmax(logits[0])) - min(self.ids.values())]
+        best = int(jnp.argmax(logits[0]))
+        return next(word for word, token in self.ids.items() if token == best)
 
 
 def pronoun_sentences() -> list[tuple[str, str]]:
@@ -104,7 +107,7 @@ def pronoun_sentences() -> list[tuple[str, str]]:
 
 
 @functools.cache
-def pronouns(seed: int = 0) -> PronounModel:
+def pronoun_model(seed: int = 0) -> PronounModel:
     """Trains the encoder of a Transformer to name, at "it", the noun that "it" stands for."""
     sentences, nouns = zip(*pronoun_sentences(), strict=True)
     words = sorted({word for sentence in sentences for word in sentence.split()})
@@ -154,15 +157,8 @@ def _pronoun_loss(model, params, batch, key, hyperparameters):
 
 def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[str, float]]:
     """Returns the loss that each mask adds, in nats per token, as cells[sub-layer][head]."""
-    pairs = open_task(trained.config, NUMBERS, stored=trained.identity, may_prepare=False).test_set("test")
-    sources, references = pairs.sources[:num_sentences], pairs.references[:num_sentences]
-    num_tokens = np.array([len(tokens) for tokens in trained.tokenizer.encode_arrays(references)])
-
-    def nats(model, params):
-        log_probs = Translator(model, params, trained.tokenizer).log_probs(sources, references)
-        return -np.array([sentence.sum() for sentence in log_probs])
-
-    measured = effects(trained.model, trained.params, nats, num_tokens)
+    pairs = open_task(trained.config, NUMBER_RUN, stored=trained.identity, may_prepare=False).test_set("test")
+    measured, _ = measure_effects(trained, pairs.sources[:num_sentences], pairs.references[:num_sentences])
     return effect_cells(measured, parts(trained.model.config))
 
 
@@ -185,14 +181,14 @@ def beam_steps(trained: Trained, sentence: str, beam_size: int) -> list[BeamStep
     return search_steps(trained.model, trained.params, source, config, len(source) + config.max_extra_length)
 
 
-def returned(steps: Sequence[BeamStep]) -> tuple[int, ...]:
+def best_output(steps: Sequence[BeamStep]) -> tuple[int, ...]:
     """Returns the tokens of the best output of a search."""
     return next(iter(steps[-1].completed))
 
 
 def beam_tree(steps: Sequence[BeamStep], tokenizer: Tokenizer) -> Figure:
     """Draws the beginnings that a search kept, one column per step; a thick path leads to the best output."""
-    best = returned(steps)
+    best = best_output(steps)
     figure = Figure(figsize=(1.1 * len(steps) + 1, 3.4), layout="constrained")
     axes = figure.subplots()
     places: dict[tuple[int, ...], tuple[int, int]] = {(): (0, 0)}

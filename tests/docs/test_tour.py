@@ -4,9 +4,13 @@ import re
 
 import pytest
 
+import flow
+import lesson
+from experiments import plots
 from tests.support.commands import ROOT
 
 TOUR = ROOT / "docs" / "tour"
+MODULES = {"flow": flow, "lesson": lesson, "plots": plots}
 CHAPTERS = sorted(path.name for path in (TOUR / "en").glob("[0-9]_*.md"))
 
 
@@ -59,6 +63,13 @@ def test_a_chapter_has_an_equation_our_code_an_example_and_an_exercise_with_an_a
     assert included(text)
     assert any("assert" in code for code, _ in cells(text))
     assert text.index("## Exercise") < text.index("<details><summary>Answer") < text.index("</details>")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_uses_names_that_exist(chapter):
+    for code, _ in cells(read("en", chapter)):
+        for module, name in re.findall(r"\b(flow|lesson|plots)\.(\w+)", code):
+            assert hasattr(MODULES[module], name), f"{module}.{name}"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -1,0 +1,46 @@
+"""The parts of the tour's chapters that need no trained model: the sentences with a pronoun, and the tree of a search."""
+
+import pytest
+
+import lesson
+from transformer.config import EOS
+from transformer.decoding.beam_steps import BeamStep
+
+A, B = 4, 5
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def names(self, tokens):
+        return [{A: "a", B: "b", EOS: "</s>"}[token] for token in tokens]
+
+
+def test_it_is_an_animal_if_the_adjective_is_of_animals_and_a_place_otherwise():
+    nouns = dict(lesson.pronoun_sentences())
+    assert len(nouns) == 9 * 9 * 4 * 12
+    assert nouns["the dog did not see the river because it was too hungry"] == "dog"
+    assert nouns["the dog did not see the river because it was too steep"] == "river"
+    assert {sentence.split()[lesson.IT] for sentence in nouns} == {"it"}
+
+
+@pytest.fixture
+def steps():
+    """A search with two hypotheses, which returns "b a"."""
+    first = BeamStep({(A,): -0.5, (B,): -1.0}, {}, {})
+    second = BeamStep({(A, B): -0.7, (B, A): -1.1}, {(A, EOS): -2.0}, {})
+    third = BeamStep({(A, B, A): -0.9}, {(B, A, EOS): -1.2, (A, EOS): -2.0}, {})
+    return [first, second, third]
+
+
+def test_the_first_finished_hypothesis_is_the_output(steps):
+    assert lesson.best_output(steps) == (B, A, EOS)
+
+
+def test_a_tree_has_a_node_for_each_hypothesis_and_a_thick_path_to_the_output(steps):
+    (axes,) = lesson.beam_tree(steps, Letters()).axes
+    names = [text.get_text().split("\n")[0] for text in axes.texts]
+    assert names == ["a", "b", "b", "a", "</s>", "a", "</s>"]
+    assert [text.get_text() for text in axes.texts[:2]] == ["a\n0.61", "b\n0.37"]
+    thick = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 3]
+    assert thick == [[[0, 0], [1, -1]], [[1, -1], [2, -1]], [[2, -1], [3, -1]]]
