@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments import plots
+from experiments.model_plots import ablation_map
+from experiments.plots import png
 from experiments.progress import console, counting
 from experiments.run_folder import Trained
 from experiments.score_files import ScoreFiles
@@ -36,7 +37,7 @@ def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained
     figure_path = path.with_suffix(".png")
     title = f"{files.run.folder.name}, {test_set.name}: effect of masking one part"
     cells = effect_cells(measured, parts(trained.model.config))
-    atomic_write(figure_path, plots.png(plots.ablation_map(cells, title)))
+    atomic_write(figure_path, png(ablation_map(cells, title)))
     return [path, figure_path]
 
 

@@ -1,15 +1,119 @@
-"""Draws positions and masks. Each function returns a matplotlib figure and neither reads nor writes files."""
+"""Figures of a trained model: attention, the effects of masked parts, masks, and positions.
+
+Each function returns a matplotlib figure, and neither reads nor writes files.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from experiments.attention_views import AttentionView
-from experiments.plots import MAX_TITLE, label, line_style
+from experiments.plots import MAX_INCHES, MAX_TITLE, label, line_style
+
+
+def attention_map(
+    weights: Float[np.ndarray, "h t s"],
+    source: Sequence[str],
+    target: Sequence[str],
+    title: str,
+    axis_names: tuple[str, str] = ("source token attended to", "target token"),
+) -> Figure:
+    """Draws the attention of each head in a panel. The darker a cell, the larger the attention weight.
+
+    A figure that would be too large is scaled down. Labels that would then be unreadable are left out.
+    """
+    heads = len(weights)
+    columns = min(heads, 4 if len(source) <= 12 else 2)
+    rows = -(-heads // columns)
+    size = (0.22 * len(source) + 0.3, 0.22 * len(target) + 0.9)
+    source, target = list(map(label, source)), list(map(label, target))
+    width = max(6, columns * size[0] + 1.2 + 0.07 * max(map(len, target)))
+    height = rows * size[1] + 0.6 + 0.07 * max(map(len, source))
+    scale = min(1.0, MAX_INCHES / max(width, height))
+    is_labeled = scale > 0.5
+    figure = Figure((width * scale, height * scale), layout="constrained" if is_labeled else None)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for head, axes in enumerate(panels):
+        if head >= heads:
+            axes.set_visible(False)
+            continue
+        image = axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(f"head {head + 1}", fontsize=9)
+        axes.grid(False)
+        if is_labeled:
+            axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7 * scale)
+            axes.set_yticks(range(len(target)), target, fontsize=7 * scale)
+    figure.supxlabel(axis_names[0], fontsize=9)
+    figure.supylabel(axis_names[1], fontsize=9)
+    figure.colorbar(image, ax=figure.axes, label="attention weight", fraction=0.02)
+    figure.suptitle(title if is_labeled else f"{title} (too many tokens to label)", fontsize=11)
+    return figure
+
+
+def image_attention_map(
+    image: UInt8[np.ndarray, "y x c"], weights: Float[np.ndarray, "layers h rows columns"], title: str
+) -> Figure:
+    """Draws an image and the attention of the class token to its patches.
+
+    A row of panels has a layer: the mean of its heads, then each head. The brighter a patch, the larger its
+    attention weight. Each panel has its own scale, whose largest weight stands above the panel.
+
+    Args:
+      image: the pixels, grey or color.
+      weights: the attention weights of the patches.
+      title: title of the figure.
+    """
+    num_layers, num_heads = weights.shape[:2]
+    columns = min(num_heads, 12)  # more panels would be too small
+    figure = Figure((1.35 * (columns + 2) + 0.6, 1.5 * num_layers + 0.7), layout="constrained")
+    panels = figure.subplots(num_layers, columns + 2, squeeze=False)
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    for number, row in enumerate(panels):
+        maps = [weights[number].mean(axis=0), *weights[number, :columns]]
+        row[0].imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        row[0].set_ylabel(f"layer {number + 1}", fontsize=9)
+        for place, (axes, values) in enumerate(zip(row[1:], maps, strict=True)):
+            axes.imshow(values, cmap="viridis", vmin=0)
+            name = f"head {place}" if place else "mean of heads"
+            axes.set_title(f"{name}\n{values.max():.2f}", fontsize=7)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+    figure.suptitle(label(title, MAX_TITLE), fontsize=11)
+    return figure
+
+
+def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Draws the effect of masking each head and each sub-layer; the darker a cell, the larger the effect.
+
+    Args:
+      cells: nats per token as cells[sub-layer][column]; a column is the number of a head, or "all".
+      title: title of the figure.
+    """
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    values = np.array([[row.get(column, np.nan) for column in columns] for row in cells.values()])
+    size = (max(6, 0.8 * len(columns) + 4), 0.35 * len(cells) + 1.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    limit = max(np.nanmax(np.abs(values)), 1e-3)
+    scale = SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
+    image = axes.imshow(values, cmap="RdBu_r", norm=scale, aspect="auto")
+    figure.colorbar(image, ax=axes, label="added loss (nats per token)", format="%g")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            is_dark = abs(scale(value) - 0.5) > 0.35
+            color = "white" if is_dark else "black"
+            axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(columns)), [f"head {name}" if name.isdigit() else name for name in columns])
+    axes.set_yticks(range(len(cells)), list(cells))
+    axes.grid(False)
+    axes.set_title(title)
+    return figure
 
 
 def masks(views: Sequence[AttentionView]) -> Figure:

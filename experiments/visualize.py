@@ -151,7 +151,7 @@ def _sentence_figures(sentence: ViewedSentence) -> Iterator[tuple[str, Figure]]:
         for number, weights in enumerate(view.weights, start=1):
             yield (
                 f"{folder}/attention_{view.kind}_layer{number}",
-                plots.attention_map(
+                model_plots.attention_map(
                     weights,
                     view.keys,
                     view.queries,
@@ -199,7 +199,7 @@ def _image_attention(run: Run, flags: FlagValues) -> Figure:
     probabilities = class_probabilities(trained.model, trained.params, batch)[0]
     best = int(probabilities.argmax())
     title = f"{name}: {classes[best]} with probability {probabilities[best]:.2f}{label}"
-    return plots.image_attention_map(batch.images[0], weights, title)
+    return model_plots.image_attention_map(batch.images[0], weights, title)
 
 
 if __name__ == "__main__":

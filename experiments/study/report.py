@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plots
-from experiments.study import overview
+from experiments.study import overview, score_plots
 from experiments.study.page import overview_page, page
 from experiments.study.results import Study, read_study
 from experiments.study.statistics import Summary, summarize
@@ -90,7 +90,7 @@ def _write_plots(folder: Path, study: Study) -> None:
         split: {variant: study.values(variant, split, metric) for variant in study.launched}
         for split in sweep.splits
     }
-    atomic_write(folder / "table.png", plots.png(plots.comparison(values, metric, title)))
+    atomic_write(folder / "table.png", plots.png(score_plots.comparison(values, metric, title)))
     if METRICS[metric].by_length:
         curves = {
             (variant, split): study.by_length(variant, split, metric)
@@ -98,7 +98,7 @@ def _write_plots(folder: Path, study: Study) -> None:
             for variant in study.launched
         }
         atomic_write(folder / "by_length.md", length_table(curves, metric))
-        figure = plots.scores_by_length(curves, metric, title)
+        figure = score_plots.scores_by_length(curves, metric, title)
         atomic_write(folder / "by_length.png", plots.png(figure))
 
 

@@ -6,11 +6,11 @@ import pytest
 
 import flow
 import lesson
-from experiments import plots
+from experiments import model_plots
 from tests.support.commands import ROOT
 
 TOUR = ROOT / "docs" / "tour"
-MODULES = {"flow": flow, "lesson": lesson, "plots": plots}
+MODULES = {"flow": flow, "lesson": lesson, "model_plots": model_plots}
 CHAPTERS = sorted(path.name for path in (TOUR / "en").glob("[0-9]_*.md"))
 
 
@@ -68,7 +68,7 @@ def test_a_chapter_has_an_equation_our_code_an_example_and_an_exercise_with_an_a
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_uses_names_that_exist(chapter):
     for code, _ in cells(read("en", chapter)):
-        for module, name in re.findall(r"\b(flow|lesson|plots)\.(\w+)", code):
+        for module, name in re.findall(r"\b(flow|lesson|model_plots)\.(\w+)", code):
             assert hasattr(MODULES[module], name), f"{module}.{name}"
 
 
@@ -78,7 +78,7 @@ def test_a_figure_has_an_alternative_text(chapter):
         text = read(language, chapter)
         assert not re.search(r"!\[\]", text)
         for code, has_alternative in cells(text):
-            draws = "plt.subplots(" in code or re.search(r"\n(plots|lesson)\.\w+(_map|_tree)\(", code)
+            draws = "plt.subplots(" in code or re.search(r"\n(model_plots|lesson)\.\w+(_map|_tree)\(", code)
             assert has_alternative == bool(draws), code
 
 

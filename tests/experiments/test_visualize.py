@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plots
 from experiments.attention_views import view_sentences
 from experiments.run_folder import Trained
 from experiments.speed.decode import NumberTokenizer
@@ -47,7 +46,7 @@ def test_several_runs_share_a_figure_in_the_formats_asked_for(run, trained):
     assert done.stdout.split() == [str(path)]
     svg = path.read_text()
     for text in (f"{run}, train", f"{trained}, validation", "perplexity per token"):
-        assert text[-40:] in svg
+        assert text in svg
 
 
 @pytest.mark.parametrize(
@@ -88,17 +87,6 @@ def test_a_run_without_measurements_is_refused(run, tmp_path):
         refuse("visualize", f"--workdir={tmp_path}")
         == f"{tmp_path} has no measurements yet; train the run first"
     )
-
-
-def test_the_learning_curve_has_a_line_per_kind_of_record():
-    records = [
-        {"kind": kind, "step": step, "perplexity": 100 / step}
-        for step in (10, 20)
-        for kind in ("train", "validation")
-    ]
-    (axes,) = plots.learning_curve(records, "title").axes
-    assert [line.get_label() for line in axes.lines] == ["train", "validation"]
-    assert [list(line.get_ydata()) for line in axes.lines] == [[10, 5], [10, 5]]
 
 
 def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(monkeypatch):
