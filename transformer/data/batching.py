@@ -48,9 +48,10 @@ def length_batches(lengths: Int[np.ndarray, "sentences"], max_tokens: int) -> It
         order = order[num_rows:]
 
 
-def bucket(length: int) -> int:
-    """Rounds a length up to a power of two, at least `MIN_BUCKET_LENGTH`."""
-    return max(MIN_BUCKET_LENGTH, 1 << (length - 1).bit_length())
+def bucket(length: int, limit: int | None = None) -> int:
+    """Rounds a length up to a power of two, at least `MIN_BUCKET_LENGTH` and at most `limit`."""
+    rounded = max(MIN_BUCKET_LENGTH, 1 << (length - 1).bit_length())
+    return rounded if limit is None else min(rounded, limit)
 
 
 def _padded_length(length: int) -> int:

@@ -55,10 +55,8 @@ def beam_steps(
       num_candidates: number of candidates of each step.
     """
     search = ModelSearch(model, config)
-    source_length, length = (
-        min(bucket(size), most or bucket(size))
-        for size, most in zip((len(source), limit), model.max_lengths, strict=True)
-    )
+    source_length = bucket(len(source), model.max_lengths.source)
+    length = bucket(limit, model.max_lengths.target)
     rows = _start(search, params, pad_rows([source], source_length), np.array([limit]), length)
     steps = []
     while not rows.state.finished[0]:

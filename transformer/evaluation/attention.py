@@ -19,9 +19,9 @@ class AttentionWeights(NamedTuple):
     """Weights of every layer and head for one sentence pair. The weights of a query sum to 1.
 
     A recurrent decoder has cross-attention only, with one layer and one head; a language model has
-    self-attention of the decoder only. In a decoder-only model, all
-    three are parts of one self-attention: within the source, within the target, and from target to source. So
-    the weights of a query in `decoder` and `cross` sum to 1 together, and its source begins with BOS.
+    self-attention of the decoder only. In a decoder-only model that translates, all three are parts of one
+    self-attention: within the source, within the target, and from target to source. So the weights of a query
+    in `decoder` and `cross` sum to 1 together, and its source begins with BOS.
 
     Attributes:
       encoder: self-attention of the source.
@@ -140,5 +140,4 @@ def _continuation_intermediates(model: DecoderOnly, params: PyTree, inputs: Int[
 
 def _padded(tokens: list[int], limit: int | None) -> Int[np.ndarray, "1 s"]:
     """Returns a batch of one row. Its padded length is one of few, so that few programs are compiled."""
-    length = bucket(len(tokens)) if limit is None else min(bucket(len(tokens)), limit)
-    return pad_rows([tokens], max(len(tokens), length))
+    return pad_rows([tokens], max(len(tokens), bucket(len(tokens), limit)))
