@@ -13,7 +13,7 @@ from experiments.attention_views import ViewedSentence, token_names
 from experiments.pages import PALETTE, render
 from experiments.run_folder import Run, Trained
 from transformer.config import UserError
-from transformer.decoding.beam_steps import BeamStep, beam_steps
+from transformer.decoding.beam_steps import BeamStep, Scores, beam_steps
 from transformer.decoding.translator import Translator
 from transformer.evaluation.position_effects import PositionEffects, position_effects
 from transformer.model.embedding import EMBEDDINGS
@@ -96,11 +96,12 @@ def _steps(trained: Trained, sentence: ViewedSentence) -> list[dict[str, Any]]:
         int(limits[0]),
         config.beam_size + EXTRA_CANDIDATES,
     )
-    before = [{(): 0.0}, *(step.live for step in steps)]
-    return [_step_data(trained, *pair) for pair in zip(before, steps, strict=False)]
+    before = [{(): 0.0}, *(step.live for step in steps[:-1])]
+    return [_step_data(trained, *pair) for pair in zip(before, steps, strict=True)]
 
 
-def _step_data(trained: Trained, live: dict[tuple[int, ...], float], step: BeamStep) -> dict[str, Any]:
+def _step_data(trained: Trained, live: Scores, step: BeamStep) -> dict[str, Any]:
+    """Returns the data of a step that extends the hypotheses of `live`."""
     fates = dict.fromkeys(step.live, "kept") | dict.fromkeys(step.completed, "finished")
     candidates = [
         {
@@ -123,12 +124,9 @@ def _position_data(stack: str, effects: PositionEffects) -> Iterator[dict[str, A
         yield _matrix(f"{stack}: table", effects.table, "position", "channel")
     if effects.similarity is not None:
         yield _matrix(f"{stack}: {effects.similarity_name}", effects.similarity, "position", "position")
-    if effects.bias is not None:
-        layers = effects.bias[:1] if np.all(effects.bias == effects.bias[0]) else effects.bias
-        for number, bias in enumerate(layers, start=1):
-            layer = f"layer {number}" if len(layers) > 1 else "all layers"
-            last = bias.shape[-1] // 2
-            yield _matrix(f"{stack}: bias by distance, {layer}", bias, "head", "key minus query", 1, -last)
+    for layer, bias in effects.bias_by_layer.items():
+        last = bias.shape[-1] // 2
+        yield _matrix(f"{stack}: bias by distance, {layer}", bias, "head", "key minus query", 1, -last)
 
 
 def _matrix(

@@ -171,22 +171,19 @@ def position_similarity(similarity: Float[np.ndarray, "t t"], name: str, title: 
     return figure
 
 
-def position_bias(bias: Float[np.ndarray, "layers h _"], title: str) -> Figure:
-    """Draws the bias of the logits by distance: a panel for each layer, or one for all equal layers."""
-    is_shared = bool(np.all(bias == bias[0]))
-    layers = bias[:1] if is_shared else bias
-    rows, columns = math.ceil(len(layers) / 3), min(len(layers), 3)
+def position_bias(biases: Mapping[str, Float[np.ndarray, "h _"]], title: str) -> Figure:
+    """Draws the bias of the logits by distance, in a panel for each item of `biases`."""
+    rows, columns = math.ceil(len(biases) / 3), min(len(biases), 3)
     figure = Figure((4 * columns + 2, 3.2 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
-    last = bias.shape[-1] // 2
-    for number, axes in enumerate(panels):
-        if number >= len(layers):
-            axes.set_visible(False)
-            continue
-        for head, values in enumerate(layers[number]):
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes in panels[len(biases) :]:
+        axes.set_visible(False)
+    for axes, (name, bias) in zip(panels, biases.items(), strict=False):
+        last = bias.shape[-1] // 2
+        for head, values in enumerate(bias):
             axes.plot(range(-last, last + 1), values, line_style(head), label=f"head {head + 1}")
         axes.set(xlabel="position of key minus position of query", ylabel="bias")
-        axes.set_title("all layers" if is_shared else f"layer {number + 1}", fontsize=9)
+        axes.set_title(name, fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(label(title, MAX_TITLE), fontsize=11)
     return figure

@@ -177,8 +177,8 @@ def _position_figures(trained: Trained) -> Iterator[tuple[str, Figure]]:
         if effects.similarity is not None:
             figure = model_plots.position_similarity(effects.similarity, effects.similarity_name, title)
             yield f"positions_{stack}_similarity", figure
-        if effects.bias is not None:
-            yield f"positions_{stack}_bias", model_plots.position_bias(effects.bias, title)
+        if biases := effects.bias_by_layer:
+            yield f"positions_{stack}_bias", model_plots.position_bias(biases, title)
 
 
 def _image_attention(run: Run, flags: FlagValues) -> Figure:

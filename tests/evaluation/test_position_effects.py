@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import SEQUENCE_SCHEMES, VOCAB, random_params, tiny_config
-from transformer.evaluation.position_effects import position_effects
+from transformer.evaluation.position_effects import PositionEffects, position_effects
 from transformer.model import build_model
 from transformer.model.position_tables import alibi_slopes, sinusoid_table
 
@@ -49,6 +49,17 @@ def test_a_bias_is_returned_by_distance():
     effects, _ = effects_of("alibi")
     expected = -alibi_slopes(3)[:, None] * np.abs(DISTANCES)
     np.testing.assert_allclose(effects["decoder"].bias, np.stack([expected] * 2), atol=1e-6)
+
+
+def test_layers_with_equal_biases_have_one():
+    bias = np.array([[[1.0, 0, 1]], [[2.0, 0, 2]]])
+    by_layer = PositionEffects(None, None, bias).bias_by_layer
+    assert {name: values.tolist() for name, values in by_layer.items()} == {
+        "layer 1": [[1, 0, 1]],
+        "layer 2": [[2, 0, 2]],
+    }
+    assert list(PositionEffects(None, None, bias[[0, 0]]).bias_by_layer) == ["all layers"]
+    assert PositionEffects(None, None, None).bias_by_layer == {}
 
 
 @pytest.mark.slow

@@ -58,3 +58,13 @@ def test_the_scale_of_an_ablation_map_has_plain_numbers():
     labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
     assert "0.1" in labels
     assert not any("$" in label for label in labels)
+
+
+@pytest.mark.parametrize("num_layers", [1, 4])
+def test_the_biases_of_each_layer_have_a_panel_with_a_line_per_head(num_layers):
+    biases = {f"layer {number}": np.array([[-1.0, 0, 1], [0, number, 0]]) for number in range(num_layers)}
+    panels = [axes for axes in model_plots.position_bias(biases, "title").axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == list(biases)
+    for axes, bias in zip(panels, biases.values(), strict=True):
+        assert [line.get_xdata().tolist() for line in axes.lines] == [[-1, 0, 1]] * 2
+        assert [line.get_ydata().tolist() for line in axes.lines] == bias.tolist()

@@ -3,6 +3,7 @@
 Only the hooks of `PositionScheme` are called, so a new scheme needs no code here.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,15 @@ class PositionEffects(NamedTuple):
     def similarity_name(self) -> str:
         """Name of the products in `similarity`."""
         return "mean cosine after rotation" if self.table is None else "dot product"
+
+    @property
+    def bias_by_layer(self) -> dict[str, Float[np.ndarray, "h _"]]:
+        """The bias of "layer 1", "layer 2" and so on, or of "all layers" if it is the same in all."""
+        if self.bias is None:
+            return {}
+        if np.all(self.bias == self.bias[0]):
+            return {"all layers": self.bias[0]}
+        return {f"layer {number}": bias for number, bias in enumerate(self.bias, start=1)}
 
 
 def position_effects(model: nn.Module, params: PyTree, length: int) -> dict[str, PositionEffects]:
@@ -83,7 +93,5 @@ def _bias(stack: Stack, indices: RowIndices) -> Float[np.ndarray, "layers h _"] 
         return constant
     # A unit query is scaled by d_k^-0.5, as all queries are.
     basis = jnp.eye(config.key_width)
-    layers = [
-        jax.vmap(lambda query, layer=layer: bias(layer, query))(basis) for layer in range(stack.num_layers)
-    ]
+    layers = [jax.vmap(functools.partial(bias, layer))(basis) for layer in range(stack.num_layers)]
     return np.stack([np.sqrt(np.mean(np.square(biases), axis=0)) for biases in layers])
