@@ -59,7 +59,7 @@ def with_arguments(
       UserError: a word is unknown, or two words of a group are given.
     """
     words = dict.fromkeys(word for word in argument.split(",") if word)
-    known = {**variants, "smoke": smoke}
+    known = {**variants, "smoke": variants.get("smoke", smoke)}
     for word in words:
         choose(known, word, "the config argument")
     words = sorted(words, key=list(known).index)

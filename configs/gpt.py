@@ -39,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "shakespeare": _shakespeare,
         "cpu": _cpu,
         "gpu": _gpu,
-        "smoke": base.smoke,
+        "smoke": _smoke,
         "bpe": _bpe,
         "char": _char,
     }
@@ -77,3 +77,8 @@ def _gpu(config: ConfigDict) -> None:
     config.data.row_length = 256
     config.optimizer.warmup_steps = 100
     config.train.update(steps=5_000, batch_tokens=64 * 256)
+
+
+def _smoke(config: ConfigDict) -> None:
+    base.smoke(config)
+    config.data.vocab_size = 512  # 256 of them are bytes, and the standard library has over 160 characters

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from experiments.study.sweep_file import load_sweeps
 from experiments.study.tasks import applicable
 from tests.support.commands import ROOT
 from transformer.config import ExperimentConfig, ModelConfig, UserError, flatten, from_dict, to_dict
+from transformer.data.python_stdlib import is_kept
 from transformer.tasks import resolve
 from transformer.training.optimizers import make_schedule
 
@@ -288,3 +290,11 @@ def test_a_flag_may_add_a_data_option_that_the_config_file_does_not_set():
     config = load_config(str(ROOT / "configs/text.py"), {"data.options.train": "a.tsv"})
     assert config.data.options["train"] == "a.tsv"
     assert from_dict(to_dict(config)) == config
+
+
+def test_the_small_vocabulary_of_a_language_model_fits_the_standard_library():
+    """Byte fallback takes 256 tokens, the special tokens 4, and each character of the library another one."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in folder.rglob("*.py") if is_kept(str(path.relative_to(folder)))]
+    characters = set("".join(path.read_text(errors="ignore") for path in paths))
+    assert load("gpt.py:smoke").data.vocab_size >= 256 + 4 + len(characters)
