@@ -1,12 +1,14 @@
 """Measures the speed of training and translation. Nothing else should run at the same time.
 
     python -m experiments.benchmark train --json --peer=torch
+    python -m experiments.benchmark train --json --shape=gpt --peer=transformers
     python -m experiments.benchmark decode --json --peer=ctranslate2,transformers
     python -m experiments.benchmark lengths --sweep=configs/sweeps/recurrence.py
     python -m experiments.benchmark accelerator --peer=torch,transformers
 
-`train` measures training on sentences of mixed lengths. Utilization is the FLOPs per second of the model's
-matrix products, without padding, divided by the FLOPs per second that the machine reaches on large matrices.
+`train` measures training on sentences of mixed lengths or, with `--shape=gpt`, on documents. Utilization is
+the FLOPs per second of the model's matrix products, without padding, divided by the FLOPs per second that the
+machine reaches on large matrices.
 `decode` measures beam search for 128 sentences, including the encoder; each output has 24 tokens. `lengths`
 measures training of the variants of a study at several sentence lengths, with equally many tokens per batch.
 `accelerator` measures a GPU or TPU in one call: products, training of base and big with bfloat16 activations,
@@ -40,8 +42,8 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_list(
         "peer",
         "",
-        "Other toolkits to measure too, separated by commas: torch for train; ctranslate2 and transformers "
-        "for decode.",
+        "Other toolkits to measure too, separated by commas: torch for train, transformers for train with "
+        "--shape=gpt; ctranslate2 and transformers for decode.",
         flag_values=flags,
     )
     absl_flags.DEFINE_string(
@@ -65,7 +67,8 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_list(
         "shape",
         "tiny,base",
-        "For train and decode: model sizes to measure, separated by commas.",
+        "For train and decode: models to measure, separated by commas. tiny, base and big translate; gpt, "
+        "for train only, is a language model.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("small", False, "For accelerator: small sizes, for a trial.", flag_values=flags)
@@ -88,8 +91,9 @@ def _train(flags: FlagValues) -> None:
 
     cli.set_up_jax()
     shapes = {name: choose(SHAPES, name, "--shape") for name in flags.shape}
-    for peer in flags.peer:
-        choose(PEERS, peer, "--peer")
+    for name, shape in shapes.items():
+        for peer in flags.peer:
+            choose(PEERS[shape.config.task], peer, f"with --shape={name}, --peer")
     results = {}
     for name, shape in shapes.items():
         print(f"timing {name}: {flags.repeats} rounds", file=sys.stderr)
@@ -103,7 +107,9 @@ def _train(flags: FlagValues) -> None:
     table = Table("", *results)
     _add_rows(table, TRAIN_ROWS, results)
     for peer, by_shape in peers.items():
-        _add_rows(table, {f"{peer}: tokens per second": _rate, RATIO_LABEL: _ratio}, by_shape)
+        _add_rows(
+            table, {f"{peer}: tokens per second": _rate, "  step": _step, RATIO_LABEL: _ratio}, by_shape
+        )
     console().print(table)
 
 
@@ -113,7 +119,8 @@ def _decode(flags: FlagValues) -> None:
     from experiments.speed.decode import PEERS, benchmark
     from experiments.speed.workload import SHAPES
 
-    shapes = {name: choose(SHAPES, name, "--shape") for name in flags.shape}
+    translated = {name: shape for name, shape in SHAPES.items() if shape.config.task == "translation"}
+    shapes = {name: choose(translated, name, "--shape") for name in flags.shape}
     for peer in flags.peer:
         choose(PEERS, peer, "--peer").require(f"--peer={peer}")
     if flags.peer and (backend := jax.default_backend()) != "cpu":
@@ -121,7 +128,7 @@ def _decode(flags: FlagValues) -> None:
     results = {}
     for name, shape in shapes.items():
         print(f"timing {name}: {flags.repeats} rounds", file=sys.stderr)
-        results[name] = benchmark(shape.model, flags.peer, flags.repeats, flags.seconds)
+        results[name] = benchmark(shape.config.model, flags.peer, flags.repeats, flags.seconds)
     if flags.json:
         print(json.dumps({"shapes": results}, indent=2))
         return
@@ -214,6 +221,10 @@ def _ratio(result: Mapping[str, Any]) -> str:
     return f"{result['ratio']:.2f}"
 
 
+def _step(result: Mapping[str, Any]) -> str:
+    return f"{result['step_seconds'] * 1e3:,.1f} ms"
+
+
 def _spread(result: Mapping[str, Any]) -> str:
     return "{:,.0f} to {:,.0f}".format(*result["spread"])
 
@@ -225,7 +236,7 @@ TRAIN_ROWS: Rows = {
     "useful target tokens per second": _rate,
     "  slowest to fastest round": _spread,
     "utilization": lambda result: f"{result['utilization']:.2f}",
-    "step": lambda result: f"{result['step_seconds'] * 1e3:,.0f} ms",
+    "step": _step,
     "model FLOPs per step": lambda result: f"{result['flops_per_step'] / 1e9:,.0f} G",
     "matrix products": lambda result: f"{result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s",
     "padding": lambda result: f"{result['padding']:.1%}",

@@ -12,9 +12,6 @@ from experiments.speed.workload import random_sentence
 from transformer.batch import Batch, TokenBatch
 from transformer.config import ExperimentConfig, UserError
 from transformer.model import build_model
-from transformer.tasks.translation import Translation
-from transformer.training.trainable import Hyperparameters
-from transformer.training.utilization import step_flops
 
 
 class FixedLengthTraining:
@@ -37,9 +34,7 @@ class FixedLengthTraining:
         self._trainer = Trainer(config)
         batch = full_batch(batch_tokens // length, length, config.data.vocab_size)
         self._batch = self._trainer.shard(batch)
-        hyperparameters = Hyperparameters.from_config(config)
-        loss_fn, params = Translation.loss_fn(config, self._trainer.model), self._trainer.state.params
-        self.flops_per_step = step_flops(loss_fn, params, batch, hyperparameters)
+        self.flops_per_step = self._trainer.flops(batch)
 
     def turn(self, steps: int) -> float:
         """Returns the seconds that `steps` training steps take."""

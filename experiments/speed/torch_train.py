@@ -1,37 +1,28 @@
 """Trains torch.nn.Transformer in a separate process, on the same sentences as our training.
 
-On a GPU, the model is compiled and computes in bfloat16. The result of a turn has the seconds and the number
-of target tokens.
+See `torch_loop` for the settings of PyTorch.
 """
 
-import functools
-import itertools
 import math
-import time
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from experiments.cli import keep_freed_memory
-from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve
-from experiments.speed.workload import SHAPES, VOCAB_SIZE, Shape, length_sorted_batches
-from transformer.config import BOS, EOS, PAD
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from experiments.speed.torch_loop import DEVICE, prepare_training, set_up
+from experiments.speed.workload import SHAPES, length_sorted_batches
+from transformer.config import BOS, EOS, PAD, ExperimentConfig
 
 
 class Model(nn.Module):
     """nn.Transformer with sinusoids. Source, target and output embeddings share one matrix."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, experiment: ExperimentConfig):
         super().__init__()
-        config = shape.model
+        config = experiment.model
         self.scale = config.d_model**0.5
-        self.embedding = nn.Embedding(VOCAB_SIZE, config.d_model)
+        self.embedding = nn.Embedding(experiment.data.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.transformer = nn.Transformer(
@@ -70,19 +61,10 @@ class Model(nn.Module):
         return self.dropout(self.embedding(tokens) * self.scale + self.table[: tokens.shape[1]])
 
 
-def train(model: Model, optimizer: torch.optim.Optimizer, batches: Iterator, steps: int) -> dict[str, float]:
-    """Trains for `steps` steps. Returns the seconds and the number of target tokens."""
-    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=PAD)
-    counts, started = [], time.perf_counter()
-    for source, target in itertools.islice(batches, steps):
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
-            loss = loss_fn(model(source, target).flatten(0, 1), target.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        counts.append((target != PAD).sum())
-    tokens = sum(map(int, counts))  # waits for the device
-    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+def smoothed_loss(model: nn.Module, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns the mean cross-entropy per target token, with the paper's label smoothing."""
+    logits = model(source, target).flatten(0, 1)
+    return nn.functional.cross_entropy(logits, target.flatten(), ignore_index=PAD, label_smoothing=0.1)
 
 
 def prepare(shape: str, length: int | None = None, batch_tokens: int | None = None) -> Prepared:
@@ -93,21 +75,16 @@ def prepare(shape: str, length: int | None = None, batch_tokens: int | None = No
       length: the length of all sentences; if None, the sentences of the shape.
       batch_tokens: target tokens per batch of sentences of one length.
     """
-    keep_freed_memory()  # as in our process, so that only the frameworks differ
-    torch.manual_seed(0)
-    torch.set_num_threads(len(cores()))
-    model = Model(SHAPES[shape]).to(DEVICE)
+    set_up()
+    config = SHAPES[shape].config
+    model = Model(config).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
     if length is None:
-        pairs = length_sorted_batches(SHAPES[shape], 20_000)
+        pairs = length_sorted_batches(SHAPES[shape])
     else:
-        rng = np.random.default_rng(0)
-        pairs = [rng.integers(EOS + 1, VOCAB_SIZE, (2, batch_tokens // length, length))]
-    batches: Any = itertools.cycle(
-        [tuple(torch.from_numpy(side).long().to(DEVICE) for side in batch) for batch in pairs]
-    )
-    run = torch.compile(model) if DEVICE == "cuda" else model
-    return Prepared(functools.partial(train, run, optimizer, batches), {})
+        rng, vocab_size = np.random.default_rng(0), config.data.vocab_size
+        pairs = [rng.integers(EOS + 1, vocab_size, (2, batch_tokens // length, length))]
+    return prepare_training(model, smoothed_loss, optimizer, pairs)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +16,14 @@ import numpy as np
 
 from experiments.speed.peer import PeerProcess
 from experiments.speed.trainer import Trainer
-from experiments.speed.workload import Sentences, Shape, sentence_pairs
-from transformer.batch import TokenBatch
+from experiments.speed.workload import Shape, Texts, documents, sentence_pairs
 from transformer.config import UserError
 from transformer.data.packing import PackedPlan
-from transformer.data.pipeline import TrainingBatches, serve
+from transformer.data.pipeline import Batches, TrainingBatches, serve
 from transformer.data.splits import Side, Split
-from transformer.model.flops import matmul_flops
+from transformer.data.windows import WindowBatches, WindowPlan
 
-NUM_PAIRS = 20_000
+NUM_STEPS = 10**6  # more than a benchmark makes
 
 
 class Interval(NamedTuple):
@@ -34,6 +32,11 @@ class Interval(NamedTuple):
     steps: int
     seconds: float
     tokens: float
+
+    @property
+    def speed(self) -> float:
+        """Target tokens per second."""
+        return self.tokens / self.seconds
 
 
 def matmul_rate(size: int = 2_048, repeats: int = 8, *, dtype: Any = jnp.float32) -> float:
@@ -49,19 +52,62 @@ def matmul_rate(size: int = 2_048, repeats: int = 8, *, dtype: Any = jnp.float32
     return 2 * size**3 / min(seconds)
 
 
-class PackedTraining:
-    """Trains our model on packed rows of random sentences.
+class RowBatches(NamedTuple):
+    """Batches of equally many rows.
 
     Attributes:
+      batches: the batches of all steps.
+      slots: number of target tokens that fit into a batch.
+    """
+
+    batches: Batches
+    slots: int
+
+
+def packed_pairs(shape: Shape) -> RowBatches:
+    """Returns batches of packed rows of random sentence pairs, as the task translation makes them."""
+    split, config = random_split(sentence_pairs(shape)), shape.config
+    lengths = split.source.lengths, split.target.lengths
+    plan = PackedPlan(*lengths, config.data.row_length, config.train.batch_tokens, config.train.seed)
+    return RowBatches(TrainingBatches(split, plan, NUM_STEPS), plan.num_rows * plan.target_length)
+
+
+def windows(shape: Shape) -> RowBatches:
+    """Returns batches of windows of random documents, as the task language_modeling makes them."""
+    split, config = random_split([documents(shape)]), shape.config
+    byte_lengths = np.ones(config.data.vocab_size, np.int32)
+    row_length, train = config.data.row_length, config.train
+    plan = WindowPlan(split.target.lengths, row_length, train.batch_tokens, train.seed)
+    return RowBatches(WindowBatches(split, byte_lengths, plan, NUM_STEPS), plan.num_rows * row_length)
+
+
+def random_split(sides: Sequence[Texts]) -> Split:
+    """Returns random texts as a split in memory."""
+    arrays = [Side(np.concatenate(texts), np.cumsum([0, *map(len, texts)])) for texts in sides]
+    return Split(tuple(arrays), np.array([len(text) for text in sides[-1]]))
+
+
+# By task: function from a shape to the batches that our code trains on.
+BATCHES: dict[str, Callable[[Shape], RowBatches]] = {
+    "translation": packed_pairs,
+    "language_modeling": windows,
+}
+
+
+class Training:
+    """Trains our model on the random texts of a shape.
+
+    Attributes:
+      slots: number of target tokens that fit into a batch.
+      flops_per_step: model FLOPs of a step on full rows. The backward pass counts as two forward passes.
       waited: total seconds spent waiting for the next batch.
     """
 
     def __init__(self, shape: Shape):
-        split = random_split(shape)
-        lengths = split.source.lengths, split.target.lengths
-        self._plan = PackedPlan(*lengths, shape.row_length, shape.batch_tokens, seed=0)
+        batches, self.slots = BATCHES[shape.config.task](shape)
         self._trainer = Trainer(shape.config)
-        self._batches = serve(TrainingBatches(split, self._plan, 10**6), 0, workers=0)
+        self._batches = serve(batches, 0, workers=0)
+        self.flops_per_step = self._trainer.flops(batches[0])
         self.waited = 0.0
 
     def turn(self, steps: int) -> Interval:
@@ -75,56 +121,36 @@ class PackedTraining:
         tokens = float(sum(jax.device_get(counts)))
         return Interval(steps, time.perf_counter() - started, tokens)
 
-    def flops_per_step(self) -> int:
-        """Returns the model FLOPs of a step on full rows. The backward pass counts as two forward passes."""
-        plan, trainer = self._plan, self._trainer
-        sides = [
-            TokenBatch(*[jax.ShapeDtypeStruct((plan.num_rows, length), jnp.int32)] * len(TokenBatch._fields))
-            for length in (plan.source_length, plan.target_length)
-        ]
-        return 3 * matmul_flops(trainer.model.apply, {"params": trainer.state.params}, *sides)
 
-    @property
-    def slots(self) -> int:
-        """Number of target tokens that fit into a batch."""
-        return self._plan.num_rows * self._plan.target_length
+# By task: the peers that train such a model, and the module of each peer's process.
+PEERS: dict[str, dict[str, str]] = {
+    "translation": {"torch": "experiments.speed.torch_train"},
+    "language_modeling": {"transformers": "experiments.speed.transformers_train"},
+}
 
 
-def random_split(shape: Shape) -> Split:
-    """Returns random sentences for the training that is timed, as a split in memory."""
-    source, target = sentence_pairs(shape, NUM_PAIRS)
-    return Split((_side(source), _side(target)), np.array([len(tokens) for tokens in target]))
-
-
-def _side(sentences: Sentences) -> Side:
-    return Side(np.concatenate(sentences), np.cumsum([0, *map(len, sentences)]))
-
-
-class TorchTraining:
-    """Trains torch.nn.Transformer in a separate process. Exiting the context manager ends the process.
+class PeerTraining:
+    """Trains a peer's model in a separate process. Exiting the context manager ends the process.
 
     Raises:
-      UserError: PyTorch is not installed.
+      UserError: a package is not installed.
     """
 
-    def __init__(self, shape: str):
-        if importlib.util.find_spec("torch") is None:
-            raise UserError("--peer=torch needs the package torch; run pip install -e '.[peers]'")
-        self._process = PeerProcess("experiments.speed.torch_train", {"shape": shape})
+    def __init__(self, peer: str, module: str, shape: str):
+        for package in ("torch", peer):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"--peer={peer} needs the package {package}; run pip install -e '.[peers]'")
+        self._process = PeerProcess(module, {"shape": shape})
 
     def turn(self, steps: int) -> Interval:
         """Trains for `steps` steps."""
         return Interval(steps, **self._process.turn(steps))
 
-    def __enter__(self) -> "TorchTraining":
+    def __enter__(self) -> "PeerTraining":
         return self
 
     def __exit__(self, *_) -> None:
         self._process.__exit__()
-
-
-# Each function takes the name of a shape and returns a context manager like `TorchTraining`.
-PEERS: dict[str, Callable[[str], AbstractContextManager]] = {"torch": TorchTraining}
 
 
 def benchmark(
@@ -136,15 +162,16 @@ def benchmark(
 
     Args:
       name: name of the shape.
-      shape: the model, and the sizes of sentences and batches.
-      peers: keys of `PEERS`.
+      shape: the model and the text.
+      peers: keys of `PEERS` for the task of the shape.
       repeats: number of rounds.
       turn_seconds: approximate duration of a turn.
     """
-    training = PackedTraining(shape)
+    training, modules = Training(shape), PEERS[shape.config.task]
     with contextlib.ExitStack() as stack:
         turns = {"ours": training.turn}
-        turns |= {peer: stack.enter_context(PEERS[peer](name)).turn for peer in peers}
+        for peer in peers:
+            turns[peer] = stack.enter_context(PeerTraining(peer, modules[peer], name)).turn
         for turn in turns.values():
             turn(2)  # compiles and warms up
         steps = {who: max(1, round(turn_seconds / (turn(2).seconds / 2))) for who, turn in turns.items()}
@@ -157,33 +184,30 @@ def benchmark(
     return _figures(training, intervals, max(rates))
 
 
-def _figures(training: PackedTraining, intervals: dict[str, list[Interval]], rate: float) -> dict[str, Any]:
+def _figures(training: Training, intervals: dict[str, list[Interval]], rate: float) -> dict[str, Any]:
     """Returns the figures of the benchmark, which are medians over the rounds, as JSON data."""
-    ours, flops = intervals["ours"], training.flops_per_step()
-    speeds = {
-        who: [interval.tokens / interval.seconds for interval in turns] for who, turns in intervals.items()
-    }
-    speed = statistics.median(speeds["ours"])
-    num_tokens, num_steps = (
-        sum(interval.tokens for interval in ours),
-        sum(interval.steps for interval in ours),
-    )
+    speeds = {who: _speed(turns) for who, turns in intervals.items()}
+    ours, turns = speeds.pop("ours"), intervals["ours"]
+    for peer, figures in speeds.items():
+        rounds = zip(turns, intervals[peer], strict=True)
+        figures["ratio"] = statistics.median(our.speed / its.speed for our, its in rounds)
+    num_steps, seconds, num_tokens = map(sum, zip(*turns, strict=True))
+    flops = training.flops_per_step
     return {
-        "utilization": speed * flops / training.slots / rate,
-        "tokens_per_second": speed,
-        "spread": [min(speeds["ours"]), max(speeds["ours"])],
-        "step_seconds": statistics.median(interval.seconds / interval.steps for interval in ours),
+        "utilization": ours["tokens_per_second"] * flops / training.slots / rate,
+        **ours,
         "padding": 1 - num_tokens / (num_steps * training.slots),
-        "waiting_for_data": training.waited / sum(interval.seconds for interval in ours),
+        "waiting_for_data": training.waited / seconds,
         "flops_per_step": flops,
         "matmul_flops_per_second": rate,
-        "peers": {
-            who: {
-                "tokens_per_second": statistics.median(speeds[who]),
-                "spread": [min(speeds[who]), max(speeds[who])],
-                "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds[who], strict=True)),
-            }
-            for who in intervals
-            if who != "ours"
-        },
+        "peers": speeds,
+    }
+
+
+def _speed(turns: Sequence[Interval]) -> dict[str, Any]:
+    speeds = [turn.speed for turn in turns]
+    return {
+        "tokens_per_second": statistics.median(speeds),
+        "spread": [min(speeds), max(speeds)],
+        "step_seconds": statistics.median(turn.seconds / turn.steps for turn in turns),
     }

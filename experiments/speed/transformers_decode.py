@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from transformers import MarianMTModel
 
-from experiments.cli import keep_freed_memory
-from experiments.machine import cores
 from experiments.speed.peer import Prepared, serve, time_calls
+from experiments.speed.torch_loop import DEVICE, set_up
 from transformer.config import PAD
 from transformer.data.batching import length_batches, pad_rows
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Batch sizes to try, in tokens with padding: that of our decoder, and one that is enough for all sentences.
 BATCH_TOKENS = (1_024, 8_192)
 
@@ -51,8 +49,7 @@ def prepare(
     folder: str, sources: list[list[int]], beam_size: int, length_penalty: float, num_tokens: int
 ) -> Prepared:
     """Times translation with each of `BATCH_TOKENS`, and prepares the fastest."""
-    keep_freed_memory()  # as in our process, so that only the frameworks differ
-    torch.set_num_threads(len(cores()))
+    set_up()
     peer = MarianMTModel.from_pretrained(folder).eval().to(DEVICE)
     for module in peer.modules():
         if isinstance(module, torch.nn.LayerNorm):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from experiments.speed import accelerator
-from experiments.speed.workload import Shape
+from experiments.speed.workload import translation
 from tests.support.tiny import tiny_config
 
-CONFIG = Shape(tiny_config(num_layers=1, d_v=6), mean_length=5, row_length=16, batch_tokens=64).config
+CONFIG = translation(tiny_config(num_layers=1, d_v=6), mean_length=5, row_length=16, batch_tokens=64).config
 SCALE = dataclasses.replace(accelerator.SMALL, product=64, lengths=(8,), seconds=0.01)
 
 
