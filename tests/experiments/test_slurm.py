@@ -195,7 +195,7 @@ def test_a_tuned_study_submits_trials_and_a_second_array_that_waits_for_them(
             finish(
                 root,
                 job.name,
-                validation={"nll": 1.0 if "rope" in str(Run(job.folder).config) else 2.0},
+                validation={"nll": 1.0 if Run(job.folder).config.model.positions == "rope" else 2.0},
             )
             yield Ended(job, 0, 1.0)
 
