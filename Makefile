@@ -17,7 +17,7 @@ env: .venv/.complete
 	@echo "Installing into .venv ($$($(PYTHON) --version), about 1.3 GB)"
 	@rm -rf .venv
 	@if command -v uv >/dev/null; then \
-		UV_PYTHON_DOWNLOADS=never uv venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv && \
+		UV_PYTHON_DOWNLOADS=never uv venv -q --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv && \
 		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \

@@ -5,7 +5,8 @@
         --config.data.options.file=input.txt
 
 Arguments: `python_stdlib` (the default) or `shakespeare` chooses the text; `bpe` (the default) or `char`
-chooses the tokens; `cpu` (the default) or `gpu` chooses the size of the model and of the training.
+chooses the tokens; `cpu` (the default) or `gpu` chooses the size of the model and of the training; `smoke` is
+a trial run.
 `shakespeare` needs a file, whose first 90 % of characters are for training.
 """
 
