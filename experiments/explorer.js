@@ -53,6 +53,13 @@ function weight(head, query, key) {
 }
 const shownHeads = () => id("combine").value === "mean" ? (selected.size ? ["mean"] : []) : [...selected].sort((a, b) => a - b);
 
+// Adds a line in the color and with the dashes of a head.
+function addLine(svg, head) {
+  const path = document.createElementNS(SVG, "path");
+  Object.assign(path.style, {stroke: color(head), strokeDasharray: dashes(head)});
+  svg.append(path);
+  return path;
+}
 function drawLines(mark) {
   const svg = id("lines").querySelector("svg"), [queries, keys] = size();
   svg.replaceChildren();
@@ -61,12 +68,11 @@ function drawLines(mark) {
       if (mark && (mark.side === "query" ? query : key) !== mark.index) continue;
       const value = weight(head, query, key);
       if (value < MIN_WEIGHT) continue;
-      const path = document.createElementNS(SVG, "path");
+      const path = addLine(svg, head);
       const [from, to] = [query, key].map(index => (index + 0.5) * ROW);
       path.setAttribute("d", `M0 ${from} C40 ${from} 60 ${to} 100 ${to}`);
-      Object.assign(path.style, {stroke: color(head), strokeWidth: 0.5 + 3.5 * value, strokeDasharray: dashes(head), opacity: 0.2 + 0.8 * value});
+      Object.assign(path.style, {strokeWidth: 0.5 + 3.5 * value, opacity: 0.2 + 0.8 * value});
       Object.assign(path.dataset, {head, query, key, weight: format(value)});
-      svg.append(path);
     }
   }
   for (const token of id("lines").querySelectorAll(".token")) {
@@ -157,7 +163,10 @@ function listHeads(count) {
     const label = add(id("heads"), "label"), input = add(label, "input");
     Object.assign(input, {type: "checkbox", checked: true});
     label.append(` ${head + 1} `);
-    add(label, "span", "", "swatch").style.background = color(head);
+    const swatch = document.createElementNS(SVG, "svg");
+    swatch.setAttribute("class", "swatch");
+    addLine(swatch, head).setAttribute("d", "M0 3 H30");
+    label.append(swatch);
     input.addEventListener("change", () => select(input.checked ? [...selected, head] : [...selected].filter(index => index !== head)));
   }
 }

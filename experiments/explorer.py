@@ -45,7 +45,7 @@ def page_data(run: Run, trained: Trained, sentences: Sequence[ViewedSentence]) -
     effects = position_effects(trained.model, trained.params, NUM_POSITIONS)
     return {
         "run": str(run.folder),
-        "summary": f"{model.kind}, {model.num_layers} layers, {model.num_heads} heads, "
+        "summary": f"{model.kind}, layers: {model.num_layers}, heads: {model.num_heads}, "
         f"d_model {model.d_model}, positions {model.positions}; weights of step {steps}",
         "colors": PALETTE,
         "sentences": [sentence_data(trained, sentence) for sentence in sentences],

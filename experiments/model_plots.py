@@ -191,8 +191,6 @@ def position_bias(biases: Mapping[str, Float[np.ndarray, "h _"]], title: str) ->
 
 def _heat_map(figure: Figure, axes: Axes, values: Float[np.ndarray, "_ _"], name: str) -> None:
     limit = float(np.abs(values).max()) or 1.0
-    image = axes.imshow(
-        values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-    )
+    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, label=name)
     axes.grid(False)

@@ -255,6 +255,8 @@ class Run:
     def load(self, changes: Mapping[str, Any] | None = None, task: str | None = None) -> Trained:
         """Loads the trained model: the mean of the last `decode.average_last` checkpoints.
 
+        Logs a warning if the training has not ended.
+
         Args:
           changes: new values by config field, for this call only; see `changed`.
           task: the task that the run must have; None for any task.
@@ -271,7 +273,7 @@ class Run:
             while True:
                 steps = [step for step in checkpoints.steps if step not in skipped and step <= last_step]
                 try:
-                    return self._load(config, checkpoints, _averaged_steps(config, steps))
+                    trained = self._load(config, checkpoints, _averaged_steps(config, steps))
                 except DamagedCheckpoint as error:
                     checkpoints.reload()
                     if error.step not in checkpoints.steps:
@@ -282,6 +284,12 @@ class Run:
                         raise
                     log.warning("warning: %s; using checkpoint %d", error, steps[-2])
                     skipped.add(error.step)
+                else:
+                    break
+        if last_step == math.inf:
+            step, last = trained.steps[-1], config.train.steps
+            log.warning("warning: the training of %s has not ended: step %d of %d", self.folder, step, last)
+        return trained
 
     @property
     def _retrain(self) -> str:
@@ -326,6 +334,21 @@ class Run:
             raise UserError(
                 f"checkpoint {step} of {self.folder} is from another run; delete it or restore the original"
             )
+
+
+def distinct_runs(folders: Sequence[str]) -> list[Run]:
+    """Returns the runs in several folders.
+
+    Raises:
+      UserError: two names are of the same folder, or a folder cannot be a run.
+    """
+    known = set()
+    for name in folders:
+        path = Path(name).resolve()
+        if path in known:
+            raise UserError(f"{name} is named twice; name each run once")
+        known.add(path)
+    return [Run(name) for name in folders]
 
 
 def config_hash(config: ExperimentConfig) -> str:

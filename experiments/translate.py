@@ -22,7 +22,7 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.attention_file import AttentionFile
 from experiments.config_files import read_changes
-from experiments.run_folder import SEARCH_FIELDS, Run, Trained, check_read
+from experiments.run_folder import SEARCH_FIELDS, Trained, check_read, distinct_runs
 from experiments.text_io import (
     Answer,
     ScoreAnswer,
@@ -136,7 +136,7 @@ def _is_interactive(flags: FlagValues) -> bool:
 
 def _load(flags: FlagValues) -> Loaded:
     changes = read_changes(flags.set, "set")
-    runs = [Run(folder) for folder in (flags.workdir, *flags.ensemble)]
+    runs = distinct_runs([flags.workdir, *flags.ensemble])
     members = [run.load(changes, task="translation") for run in runs]
     configs = [member.config for member in members]
     check_read(changes, configs, ignored=() if flags.targets is None else SEARCH_FIELDS)

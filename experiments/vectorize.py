@@ -17,7 +17,7 @@ from absl.flags import DEFINE_multi_string, FlagValues
 
 from experiments import cli
 from experiments.progress import TrainingLines, preparing
-from experiments.run_folder import Run
+from experiments.run_folder import Run, distinct_runs
 from experiments.run_result import TrainingResult
 from experiments.stop_signal import PREEMPTED, STOP_SECONDS, STOPPING, StopSignal
 from transformer.config import UserError, difference
@@ -40,7 +40,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> int:
     cli.set_up_jax()
-    runs = [Run(folder) for folder in flags.workdir]
+    runs = distinct_runs(flags.workdir)
     with contextlib.ExitStack() as stack:
         for run in runs:
             check_vectorized(runs[0], run)

@@ -28,7 +28,7 @@ from experiments import cli, model_plots, plots
 from experiments.attention_views import ViewedSentence, view_sentences
 from experiments.classify import open_split, read_files
 from experiments.explorer import NUM_POSITIONS, explorer_page
-from experiments.run_folder import Run, Trained
+from experiments.run_folder import Run, Trained, distinct_runs
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
 from transformer.evaluation.classification import class_probabilities, class_token_attention
@@ -73,7 +73,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> None:
     _check_flags(flags)
-    runs = [Run(folder) for folder in flags.workdir]
+    runs = distinct_runs(flags.workdir)
     folder = runs[0].folder / "figures"
     if flags.page:
         _write(folder / "explorer.html", explorer_page(runs[0], *_viewed(runs[0], flags.sentence)))

@@ -211,12 +211,12 @@ def _tokens(tokens: Sequence[str], place: Place) -> list[str]:
 
 
 def _strips(vectors: Float[np.ndarray, "t c"], place: Place, layer: int) -> list[str]:
-    """Draws each vector as a strip of cells: orange is positive, blue is negative."""
+    """Draws each vector as a strip of cells: blue is positive, orange is negative."""
     scale = float(np.abs(vectors).max())
     return [
         "".join(
             f'<rect x="{place.x(token) + CELL * (number - NUM_CELLS / 2):.0f}" y="{place.y(layer):.0f}" '
-            f'width="{CELL}" height="{CELL}" fill="{ORANGE if value > 0 else BLUE}" '
+            f'width="{CELL}" height="{CELL}" fill="{BLUE if value > 0 else ORANGE}" '
             f'fill-opacity="{abs(value) / scale:.2f}"/>'
             for number, value in enumerate(vector)
         )

@@ -13,7 +13,14 @@ from experiments.score_files import Evaluation, ScoreFiles
 from experiments.study import charts, overview
 from experiments.study.results import MIN_SENTENCES, Study
 from experiments.study.statistics import summarize
-from experiments.study.tables import SCORES_NOTE, comparison_cells, note_lines, score_cells, verdict_lines
+from experiments.study.tables import (
+    COMPARISONS_NOTE,
+    SCORES_NOTE,
+    comparison_cells,
+    note_lines,
+    score_cells,
+    verdict_lines,
+)
 from experiments.study.tasks import TaskStudies
 from transformer.config import UserError, flatten, to_dict
 from transformer.evaluation.metrics import METRICS
@@ -44,6 +51,7 @@ def page(study: Study) -> str:
         columns=_columns(study),
         rows=_rows(study),
         comparisons=comparison_cells(study, comparisons),
+        comparisons_note=COMPARISONS_NOTE,
         forest=charts.forest(study, comparisons),
         seeds=dict(charts.seed_charts(study)),
         curves=dict(charts.curves(study, records)),

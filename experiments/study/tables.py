@@ -6,10 +6,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.study.results import Study
-from experiments.study.statistics import FEW_SEEDS, MIN_SEEDS, Comparison, Interval, summarize
+from experiments.study.statistics import ALPHA, FEW_SEEDS, MIN_SEEDS, POWER, Comparison, Interval, summarize
 from transformer.evaluation.metrics import METRICS
 
 SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one trained model."
+COMPARISONS_NOTE = (
+    "Welch's t-test compares each variant with the baseline, and Holm's method adjusts p for the number of "
+    f"comparisons. A variant is called better or worse if p (Holm) is at most {ALPHA}. P(higher): the "
+    "probability that a run of the variant scores higher than a run of the baseline. Detectable: the "
+    f"difference that this number of seeds detects with a probability of {POWER:.0%}. Paired: the mean "
+    "difference between runs with the same seed. Such runs share the order of the data but, in general, not "
+    "their initial weights, so no test uses this difference."
+)
 
 
 def report_markdown(study: Study) -> str:
@@ -21,7 +29,7 @@ def report_markdown(study: Study) -> str:
         if comparisons:
             metric, split = study.sweep.primary
             title = f"Differences from {study.sweep.baseline} in {metric} on {split}, the primary metric:\n"
-            texts[1:1] = [title, comparison_table(study, comparisons)]
+            texts[1:1] = [title, comparison_table(study, comparisons), f"{COMPARISONS_NOTE}\n"]
         texts.insert(-1, verdicts)
     if study.tuned:
         texts.append(tuning_table(study))

@@ -66,7 +66,7 @@ def test_a_line_is_as_opaque_as_its_weight_and_a_weak_weight_has_none(frames):
 def test_a_cell_shows_the_sign_and_the_relative_size_of_its_value(frames):
     embeddings, layer = ([cell.attrib for cell in frame.findall("rect")] for frame in frames[1:3])
     assert len(embeddings) == len(layer) == len(SOURCE) * flow.NUM_CELLS
-    for cells, colors in ((embeddings, [flow.ORANGE, flow.BLUE]), (layer, [flow.BLUE, flow.ORANGE])):
+    for cells, colors in ((embeddings, [flow.BLUE, flow.ORANGE]), (layer, [flow.ORANGE, flow.BLUE])):
         assert [cell["fill"] for cell in cells[:2]] == colors
         assert [float(cell["fill-opacity"]) for cell in cells[:3]] == [1, 0.5, 0]
 

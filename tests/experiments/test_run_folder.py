@@ -9,7 +9,7 @@ import pytest
 from experiments import run_folder
 from experiments.config_files import with_changes
 from experiments.machine import processor
-from experiments.run_folder import SEARCH_FIELDS, Run, changed, check_read, converted
+from experiments.run_folder import SEARCH_FIELDS, Run, changed, check_read, converted, distinct_runs
 from tests.support.commands import refuse
 from tests.support.errors import refused
 from transformer.config import (
@@ -198,6 +198,22 @@ def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path,
     monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
     refused(Run(folder).load)
     assert len(closed) == 1
+
+
+def test_a_run_whose_training_has_not_ended_is_loaded_with_a_warning(trained, tmp_path, caplog):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    Run(folder).load()
+    assert not caplog.records
+    Run(folder).write_result(status="running")
+    step, last = Run(folder).load().steps[-1], Run(folder).config.train.steps
+    warning = f"warning: the training of {folder} has not ended: step {step} of {last}"
+    assert [record.message for record in caplog.records] == [warning]
+
+
+def test_a_run_that_is_named_twice_is_refused(tmp_path):
+    names = [str(tmp_path / "run"), str(tmp_path / "other"), f"{tmp_path}/other/../run"]
+    assert [run.folder for run in distinct_runs(names[:2])] == [tmp_path / "run", tmp_path / "other"]
+    assert refused(distinct_runs, names) == f"{names[2]} is named twice; name each run once"
 
 
 def test_a_command_outside_the_checkout_says_where_to_run(tmp_path, monkeypatch):

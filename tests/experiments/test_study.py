@@ -275,6 +275,7 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
     assert table.startswith(score_table(read_study(study)))
     # One seed of `deep` has no score, so there is no test.
     assert "| deep | -12.00 | - | - | - | 0.00 | - | - |" in table
+    assert "called better or worse if p (Holm) is at most 0.05." in table
     assert "- deep: no test, because a test needs at least two seeds of both variants.\n" in table
     assert "- deep: of 2 runs, 1 not finished.\n" in table
     assert "- Some variants have 1 seed. Fewer than 5 seeds find " in table
