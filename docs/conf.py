@@ -35,8 +35,14 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = project
 html_use_index = False
-html_static_path = ["_build/static"]
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
+html_static_path = ["_build/static", "static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    # Each page matches one pattern. The tour has no list of sections; see static/site.css.
+    "secondary_sidebar_items": {"[!t]*": ["page-toc"], "tour/*": []},
+}
 # `make docs` installs MathJax from npm, so that the site needs no network.
 mathjax_path = "tex-svg.js"
 
