@@ -40,6 +40,7 @@ html_css_files = ["site.css"]
 html_theme_options = {
     "show_navbar_depth": 1,
     "use_download_button": False,
+    "navbar_persistent": [],  # the sidebar has the search
     # Each page matches one pattern. The tour has no list of sections; see static/site.css.
     "secondary_sidebar_items": {"[!t]*": ["page-toc"], "tour/*": []},
 }
