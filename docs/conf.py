@@ -50,6 +50,13 @@ mathjax_path = "tex-svg.js"
 
 def setup(app):
     app.connect("autodoc-skip-member", _is_plain_field)
+    app.connect("html-page-context", _set_language)
+
+
+def _set_language(app, page, template, context, doctree) -> None:
+    """Marks the Korean pages as Korean, for screen readers and fonts."""
+    if page.startswith("tour/ko/"):
+        context["language"] = "ko"
 
 
 def _is_plain_field(app, kind, name, member, skip, options) -> bool | None:
