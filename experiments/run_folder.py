@@ -33,7 +33,9 @@ from transformer.files import lock, refuse_links
 from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
 from transformer.model import EncoderDecoder, ImageClassifier, parameter_shapes
 from transformer.tasks import task_type
-from transformer.training.checkpoints import Checkpoints, DamagedCheckpoint, average, read_identity
+from transformer.training.averaging import average
+from transformer.training.checkpoint_files import DamagedCheckpoint
+from transformer.training.checkpoints import Checkpoints, read_identity
 from transformer.training.digests import digest
 
 log = logging.getLogger(__name__)

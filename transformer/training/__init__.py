@@ -3,7 +3,8 @@
 This package depends on no task: `train` takes the task, a `Trainable`, as an argument.
 """
 
-from transformer.training.checkpoints import Checkpoints, average
+from transformer.training.averaging import average
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
 from transformer.training.loop import train
 from transformer.training.metric_log import read_metrics

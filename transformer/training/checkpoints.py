@@ -1,52 +1,38 @@
-"""Checkpoints, which Orbax writes in the background. Each checkpoint has digests of its contents.
+"""The checkpoints of a run. Orbax writes them in the background, and keeps the last and the best.
 
-Orbax does not notice a flipped bit in a weight. The digests are part of the metadata, with the step, the
-validation criterion and the identity of the task (config, data and vocabulary). The metadata has a digest of
-its own, which reveals damage and edits. A checkpoint is intact if it can be read and all its digests match.
+`checkpoint_files` writes and reads the content of a checkpoint.
 """
 
 import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from transformer.config import UserError
-from transformer.json_files import check_types, seal, sealed
-from transformer.training.digests import digest, is_split
-from transformer.training.processes import agreed, all_true, broadcast, is_first
+from transformer.training.checkpoint_files import (
+    METADATA,
+    TREES,
+    DamagedCheckpoint,
+    check_space,
+    read_checkpoint,
+    save_arguments,
+    state_of,
+    stored_shapes,
+    trees_of,
+)
+from transformer.training.processes import agreed, broadcast, is_first
 from transformer.training.train_step import TrainState
 
 log = logging.getLogger(__name__)
-
-
-METADATA_TYPES = {
-    "step": int,
-    "criterion": float | None,
-    "identity": dict[str, str],
-    "digests": dict[str, str],
-}
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint that cannot be read, or was changed after it was written.
-
-    Attributes:
-      step: step of the checkpoint.
-    """
-
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
 
 
 @dataclasses.dataclass
@@ -69,15 +55,11 @@ class LastAndBest(PreservationPolicy):
         """Returns whether to keep each checkpoint; called by Orbax after each save."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        scored = [step for step in steps if self.criteria.get(step) is not None]
-        kept = {steps[-1], best_step(self.criteria), *scored[-self.keep_last :]}
+        criteria = {step: criterion for step, criterion in self.criteria.items() if criterion is not None}
+        scored = [step for step in steps if step in criteria]
+        best = min(criteria, key=criteria.get, default=None)  # the first of equal ones
+        kept = {steps[-1], best, *scored[-self.keep_last :]}
         return [step in kept for step in steps]
-
-
-def best_step(criteria: Mapping[int, float | None]) -> int | None:
-    """Returns the first step with the lowest criterion; None if no step has a criterion."""
-    scored = {step: criterion for step, criterion in criteria.items() if criterion is not None}
-    return min(scored, key=scored.get) if scored else None
 
 
 class Checkpoints:
@@ -112,7 +94,7 @@ class Checkpoints:
                 cleanup_tmp_directories=is_training,
                 multiprocessing_options=MultiprocessingOptions() if is_training else only_here,
             ),
-            item_names=("params", "opt_state", "metadata"),
+            item_names=(*TREES, METADATA),
         )
         if is_training:
             self._check_shared()
@@ -133,11 +115,6 @@ class Checkpoints:
         metadata, _ = self._newest(self.metadata)
         return metadata["identity"] if metadata else None
 
-    @property
-    def best(self) -> int | None:
-        """The step with the lowest criterion, known only while training; None if no step has a criterion."""
-        return best_step(self._criteria)
-
     def save(self, state: TrainState, metadata: dict[str, Any], criterion: float | None) -> None:
         """Writes a state in the background.
 
@@ -149,23 +126,14 @@ class Checkpoints:
         Raises:
           UserError: there is no space for the checkpoint of several processes.
         """
-        step = int(state.step)
+        step, trees = int(state.step), trees_of(state)
         self._criteria[step] = criterion
-        items = jax.tree.map(_copy, {"params": state.params, "opt_state": _by_path(state.opt_state)})
-        digests = {name: digest(item) for name, item in items.items()}
         if jax.process_count() > 1:
             with agreed():
                 if is_first():
-                    check_space(self._folder, items)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                metadata=ocp.args.JsonSave(
-                    sealed({**metadata, "step": step, "criterion": criterion, "digests": digests})
-                ),
-            ),
-        )
+                    check_space(self._folder, trees)
+        arguments = save_arguments(trees, {**metadata, "step": step, "criterion": criterion})
+        self._manager.save(step, args=arguments)
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Returns the state and the metadata of the newest intact checkpoint; None without checkpoints.
@@ -180,11 +148,11 @@ class Checkpoints:
           DamagedCheckpoint: no checkpoint is intact.
           UserError: the shapes in the checkpoint differ from those of `template`.
         """
-        templates = {"params": template.params, "opt_state": _by_path(template.opt_state)}
+        templates = trees_of(template)
         restored, errors = self._newest(lambda step: (step, *self._read(step, templates)))
         if restored is None:
             return None
-        step, items, metadata = restored
+        step, trees, metadata = restored
         for error in errors:
             log.warning("warning: %s; resuming from step %d", error, step)
             self._criteria.pop(error.step, None)
@@ -192,8 +160,7 @@ class Checkpoints:
             with agreed():  # waits for the first process
                 self._set_aside([error.step for error in errors])
             self.reload()
-        opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), items["opt_state"].values())
-        return TrainState(np.int32(step), items["params"], opt_state), metadata
+        return state_of(step, trees, template), metadata
 
     def reload(self) -> None:
         """Reads the list of checkpoints from disk again."""
@@ -205,18 +172,7 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: the checkpoint is not intact.
         """
-        handler = ocp.StandardCheckpointHandler()
-        try:
-            templates = {
-                name: jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                    handler.metadata(self._folder / str(step) / name).tree,
-                )
-                for name in ("params", "opt_state")
-            }
-        except Exception as error:
-            raise _unreadable(self._folder / str(step), error) from error
-        return self._read(step, templates)[1]
+        return self._read(step, stored_shapes(self._folder / str(step)))[1]
 
     def params(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Returns the weights and the metadata of a step.
@@ -229,8 +185,8 @@ class Checkpoints:
           DamagedCheckpoint: the weights or the metadata are not intact.
           UserError: the shapes in the checkpoint differ from those of `template`.
         """
-        items, metadata = self._read(step, {"params": template})
-        return items["params"], metadata
+        trees, metadata = self._read(step, {"params": template})
+        return trees["params"], metadata
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns the metadata of a step.
@@ -280,8 +236,8 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: `read` fails for every step.
         """
-        steps, errors = self.steps, []
-        for step in reversed(steps):
+        errors = []
+        for step in reversed(self.steps):
             try:
                 return read(step), errors
             except DamagedCheckpoint as error:
@@ -291,59 +247,9 @@ class Checkpoints:
             raise DamagedCheckpoint(message, errors[0].step)
         return None, []
 
-    def _read(self, step, templates):
-        """Reads items of a checkpoint. If processes train together, all must call this; all fail if one does.
-
-        `CheckpointManager.restore` would wait for a process whose read has failed.
-        """
-        templates = jax.tree.map(_template, templates)
-        place = self._folder / str(step)
-        items, error = {}, None
-        try:
-            for name, template in templates.items():
-                args = ocp.args.StandardRestore(template)
-                items[name] = ocp.StandardCheckpointHandler().restore(place / name, args=args)
-            metadata = ocp.JsonCheckpointHandler().restore(place / "metadata")
-            if metadata["sha256"] != seal(metadata):
-                raise UserError("its metadata was damaged or edited")
-            check_types(place, metadata, METADATA_TYPES)
-            if metadata["step"] != step:
-                raise UserError(f"its metadata is that of step {metadata['step']}")
-            misshapen = [name for name in items if _shapes(items[name]) != _shapes(templates[name])]
-        except Exception as raised:  # Orbax raises anything, down to a bare Exception, on a damaged file
-            error = raised
-        if self._is_training and not all_true(error is None):
-            error = error or UserError("another process cannot read it")
-        if error is not None:
-            raise _unreadable(place, error) from error
-        try:
-            damaged = [name for name in items if digest(items[name]) != metadata["digests"][name]]
-        except KeyError as error:
-            raise _unreadable(place, error) from error
-        if misshapen:
-            names = ", ".join(misshapen)
-            raise UserError(
-                f"checkpoint {place} does not fit the model of config.json: the shapes of {names} differ; "
-                "restore the run's config.json"
-            )
-        if damaged:
-            names = ", ".join(damaged)
-            raise DamagedCheckpoint(f"checkpoint {place} is damaged: {names}", step)
-        return items, metadata
-
-
-def check_space(folder: Path, items: PyTree) -> None:
-    """Checks that there is space for arrays. A write that fails in one process blocks the others for minutes.
-
-    Raises:
-      UserError: there is not.
-    """
-    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: {free / 1e6:,.1f} MB are free, but a checkpoint needs {needed / 1e6:,.1f} MB; "
-            "free some space, then run the same command again"
-        )
+    def _read(self, step: int, templates: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """Returns trees of a checkpoint and its metadata; see `read_checkpoint`."""
+        return read_checkpoint(self._folder / str(step), templates, all_processes=self._is_training)
 
 
 def read_identity(folder: Path) -> dict[str, str] | None:
@@ -356,55 +262,3 @@ def read_identity(folder: Path) -> dict[str, str] | None:
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         return checkpoints.identity
-
-
-def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
-    reason = (str(error).splitlines() or [""])[0][:200]
-    return DamagedCheckpoint(f"checkpoint {path} is unreadable: {reason}", int(path.name))
-
-
-def _copy(leaf):
-    """Copies an array, to the host unless it is split over devices; see `Checkpoints.save`."""
-    return jax.numpy.copy(leaf) if is_split(leaf) else np.array(leaf)
-
-
-def _template(leaf):
-    """Describes an array to Orbax, which restores split arrays as such, and others as NumPy arrays."""
-    if is_split(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-    return np.zeros(leaf.shape, leaf.dtype)
-
-
-def _by_path(opt_state: PyTree) -> dict[str, Any]:
-    """Returns an optimizer's state as a flat dict, since Orbax stores no NamedTuples, masks or empty states.
-
-    The leading number keeps the order of the leaves when Orbax sorts the names.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    return {
-        f"{number:05d}.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
-        for number, (path, leaf) in enumerate(leaves)
-    }
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each leaf. Orbax does not compare shapes with the template; the caller must."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
-
-
-def average(trees: Iterable[PyTree]) -> PyTree:
-    """Returns the mean of trees of weights (paper, section 6.1), computed in float64.
-
-    Args:
-      trees: one or more trees. Besides the sum, only one tree is in memory at a time.
-    """
-    total, dtypes, count = None, None, 0
-    for tree in trees:
-        count += 1
-        if total is None:
-            dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
-            total = jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
-        else:
-            total = jax.tree.map(lambda entry, leaf: np.add(entry, leaf, out=entry), total, tree)
-    return jax.tree.map(lambda entry, dtype: (entry / count).astype(dtype), total, dtypes)
