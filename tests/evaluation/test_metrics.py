@@ -77,31 +77,6 @@ def test_scores_without_a_meaning_are_none():
     assert compute_scores(unknown)["perplexity_per_character"] is None
 
 
-@pytest.mark.parametrize(
-    ("language", "tokenizer"),
-    [
-        ("zho_Hans", "zh"),
-        ("zh-TW", "zh"),
-        ("cmn", "zh"),
-        ("lzh", "zh"),
-        ("nan", "zh"),
-        ("nan_Latn", "13a"),
-        ("jpn_Jpan", "char"),
-        ("kor", "char"),
-        ("kor_Hang", "char"),
-        ("tha_Thai", "char"),
-        ("shn_Mymr", "char"),
-        ("de", "13a"),
-        ("deu_Latn", "13a"),
-        ("ru-Cyrl", "13a"),
-    ],
-)
-def test_bleu_splits_texts_by_the_script_of_the_language(language, tokenizer):
-    assert f"|tok:{tokenizer}|" in signatures(language)["bleu"]
-    has_spaces = tokenizer == "13a" or language.startswith("kor")
-    assert ("bleu_tok" in signatures(language)) == has_spaces
-
-
 def test_every_metric_of_sacrebleu_has_its_signature():
     for name, case, tokenizer in [
         ("bleu", "mixed", "13a"),

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from sacrebleu.metrics import BLEU, CHRF
 
 from transformer.data.tokenizer import normalize
+from transformer.evaluation.languages import bleu_tokenizer, has_spaces
 from transformer.evaluation.legacy import LegacyBLEU
 from transformer.json_files import finite
 
@@ -135,46 +136,13 @@ def exact_matches(outputs: Outputs) -> list[float]:
     return [100.0 * (normalize(hypothesis) == normalize(reference)) for hypothesis, reference in pairs]
 
 
-# sacreBLEU's tokenizers for scripts that its default, 13a, does not split into words. Japanese and Korean use
-# `char`: sacreBLEU's own tokenizers for them need extra packages, and a score must not depend on the
-# installation.
-TOKENIZERS = {"Hani": "zh"} | dict.fromkeys(("Jpan", "Kore", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char")
-UNSPACED = TOKENIZERS.keys() - {"Kore"}  # scripts without spaces between words
-# The script (ISO 15924) of a language code (ISO 639-1 or 639-3) that does not name its script.
-SCRIPTS = {
-    language: script
-    for script, languages in {
-        "Hani": "zh zho chi cmn yue wuu lzh gan hak hsn nan",
-        "Jpan": "ja jpn",
-        "Kore": "ko kor",
-        "Thai": "th tha",
-        "Laoo": "lo lao",
-        "Khmr": "km khm",
-        "Mymr": "my mya bur",
-        "Tibt": "bo bod tib dz dzo",
-    }.items()
-    for language in languages.split()
-}
-SCRIPT_ALIASES = {"Hans": "Hani", "Hant": "Hani", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
-
-
-def script(language: str) -> str | None:
-    """Returns the script of a language code: "Hani" for "zh_TW", "cmn" and "zho_Hans"; None if unknown."""
-    base, *subtags = re.split("[-_]", language)
-    for subtag in subtags:
-        if len(subtag) == 4 and subtag.isalpha():
-            return SCRIPT_ALIASES.get(subtag.title(), subtag.title())
-    return SCRIPTS.get(base.lower())
-
-
 def bleu_scorer(language: str, **settings: Any) -> Callable[..., BLEU]:
     """Returns a function that makes sacreBLEU's BLEU for a target language.
 
     force=True turns off a warning about text that looks tokenized (for which there is bleu_tok), and changes
     no score.
     """
-    tokenizer = TOKENIZERS.get(script(language), BLEU.TOKENIZER_DEFAULT)
-    return functools.partial(BLEU, force=True, **{"tokenize": tokenizer, **settings})
+    return functools.partial(BLEU, force=True, **{"tokenize": bleu_tokenizer(language), **settings})
 
 
 def length_ratio(outputs: Outputs) -> float:
@@ -270,11 +238,11 @@ FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 def metrics_for(language: str) -> dict[str, Metric]:
     """Returns the metrics that are meaningful for translations into a language, by name."""
-    unspaced = script(language) in UNSPACED
+    is_spaced = has_spaces(language)
     return {
         name: metric
         for name, metric in METRICS.items()
-        if metric.of_translations and not (metric.needs_spaces and unspaced)
+        if metric.of_translations and (is_spaced or not metric.needs_spaces)
     }
 
 
