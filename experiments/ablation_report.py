@@ -11,7 +11,7 @@ from experiments.plots import png
 from experiments.progress import console, counting
 from experiments.run_folder import Trained
 from experiments.score_files import ScoreFiles
-from transformer.decoding.translator import Translator
+from transformer.decoding.scorer import Scorer
 from transformer.evaluation.ablation import Effect, effects, parts
 from transformer.files import atomic_write
 from transformer.json_files import write_sealed
@@ -51,8 +51,8 @@ def measure_effects(
     num_tokens = np.array([len(tokens) for tokens in trained.tokenizer.encode_arrays(references)])
 
     def nats(model, params):
-        translator = Translator(model, params, trained.tokenizer, trained.config.decode)
-        log_probs = translator.log_probs(sources, references)
+        scorer = Scorer(model, params, trained.tokenizer, trained.config.decode)
+        log_probs = scorer.log_probs(sources, references)
         return -np.array([sentence.sum(dtype=np.float64) for sentence in log_probs])
 
     return effects(trained.model, trained.params, nats, num_tokens, progress), int(num_tokens.sum())

@@ -15,6 +15,7 @@ from experiments.attention_file import AttentionFile
 from transformer.config import UserError
 from transformer.data.text import MAX_LINE_BYTES
 from transformer.data.tokenizer import Tokenizer
+from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Hypothesis, Translator
 
 BLOCK_LINES, BLOCK_BYTES = 1_024, 1 << 20  # limits of a block; its last line may go beyond BLOCK_BYTES
@@ -183,7 +184,7 @@ class TranslationAnswer:
 class ScoreAnswer:
     """Writes the log-probabilities of given translations, in nats, as one JSON object per line."""
 
-    translator: Translator
+    scorer: Scorer
     tokenizer: Tokenizer
     targets: Sequence[str]
 
@@ -193,7 +194,7 @@ class ScoreAnswer:
         report_unknown("input", texts, self.tokenizer, first)
         report_unknown("--targets", targets, self.tokenizer, first)
         encoded = self.tokenizer.encode_all(targets)
-        for tokens, log_probs in zip(encoded, self.translator.log_probs(texts, targets, first), strict=True):
+        for tokens, log_probs in zip(encoded, self.scorer.log_probs(texts, targets, first), strict=True):
             values = {
                 "log_prob": round(float(log_probs.sum()), 6),
                 "tokens": self.tokenizer.names(tokens),

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 from absl import flags as absl_flags
 from absl.flags import FlagValues
+from jaxtyping import PyTree
 
 from experiments import cli
 from experiments.attention_file import AttentionFile
@@ -32,8 +33,10 @@ from experiments.text_io import (
     write_answers,
 )
 from transformer.config import UserError
+from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Translator
-from transformer.model.ensemble import ensemble
+from transformer.model.encoder_decoder import EncoderDecoder
+from transformer.model.ensemble import Ensemble, ensemble
 
 # Pairs of flags that cannot be used together, and the reason.
 EXCLUDED = (
@@ -46,10 +49,11 @@ EXCLUDED = (
 
 
 class Loaded(NamedTuple):
-    """The trained model of `--workdir`, and a translator that uses this model alone or an ensemble."""
+    """The trained model of `--workdir`, and the model to use: this model alone or an ensemble."""
 
     trained: Trained
-    translator: Translator
+    model: EncoderDecoder | Ensemble
+    params: PyTree
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -103,7 +107,6 @@ def main(flags: FlagValues) -> None:
         loaded = _load(flags)
         answer = _make_answer(flags, loaded, sides, files)
         if interactive:
-            loaded.translator(["a"])  # compiles now, so that the first line is answered at once
             _converse(answer, loaded.trained.config.data.source)
             return
         out = sys.stdout.buffer if flags.output is None else files.enter_context(_open(flags, "output", "wb"))
@@ -150,22 +153,23 @@ def _load(flags: FlagValues) -> Loaded:
     model, params = trained.model, trained.params
     if len(members) > 1:
         model, params = ensemble([member.model for member in members], [member.params for member in members])
-    translator = Translator(model, params, trained.tokenizer, trained.config.decode, flags.n_best)
-    return Loaded(trained, translator)
+    return Loaded(trained, model, params)
 
 
 def _make_answer(
     flags: FlagValues, loaded: Loaded, sides: dict[str, list[str]], files: contextlib.ExitStack
 ) -> Answer:
+    trained = loaded.trained
+    arguments = loaded.model, loaded.params, trained.tokenizer, trained.config.decode
     if "targets" in sides:
-        return ScoreAnswer(loaded.translator, loaded.trained.tokenizer, sides["targets"])
-    attention = None
+        return ScoreAnswer(Scorer(*arguments), trained.tokenizer, sides["targets"])
+    translator, attention = Translator(*arguments, flags.n_best), None
     if flags.attention is not None:
         with _naming_flag(flags, "attention"):
-            attention = files.enter_context(AttentionFile(flags.attention, loaded.trained))
+            attention = files.enter_context(AttentionFile(flags.attention, trained))
     return TranslationAnswer(
-        loaded.translator,
-        loaded.trained.tokenizer,
+        translator,
+        trained.tokenizer,
         flags.n_best,
         flags.scores,
         sides.get("prefix"),
@@ -173,7 +177,8 @@ def _make_answer(
     )
 
 
-def _converse(answer: Answer, language: str) -> None:
+def _converse(answer: TranslationAnswer, language: str) -> None:
+    answer.translator(["a"])  # compiles now, so that the first line is answered at once
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
     print("Type one sentence per line; end with an empty line or Ctrl-D.")

@@ -1,6 +1,5 @@
 """Translation from text to text: order, neighbors, limits, long texts, prefixes, scores."""
 
-import functools
 import math
 import time
 
@@ -10,16 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.translators import TEXTS, model_and_params, tokenizer, translator
-from transformer.batch import TokenBatch
+from tests.support.translators import (
+    LEARNED,
+    TEXTS,
+    model_and_params,
+    model_log_probs,
+    tokenizer,
+    translator,
+)
 from transformer.config import EOS, DecodeConfig, UserError
 from transformer.data.batching import pad_rows
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.search import SearchResult
 from transformer.decoding.translator import Hypothesis, Translator
 from transformer.training.parallelism import Mesh
-
-LEARNED = (("positions", "learned"), ("max_positions", 12))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,7 @@ def test_parts_of_a_long_word_are_joined_without_a_space(beam):
     assert beam(["hatmanone" * 4]) == ["".join(map(tokenizer().decode, results))]
 
 
-def test_positions_limit_sources_outputs_and_scored_texts():
+def test_positions_limit_sources_and_outputs():
     """The model has learned positions for 12 tokens. It computes NaN for longer inputs and outputs."""
     translate = translator(model_changes=LEARNED, max_extra_length=50, max_source_length=1_024)
     assert translate.max_source_length == 12
@@ -146,14 +149,6 @@ def test_positions_limit_sources_outputs_and_scored_texts():
         assert hypotheses[0].text
     forced = translate.hypotheses(["a man"], ["two"])[0][0]
     assert len(tokenizer().encode(forced.text)) <= 12 + (not forced.ended)  # EOS counts as a token
-    assert all(np.isfinite(scores).all() for scores in translate.log_probs(["a man", "a"], ["a", "a hat"]))
-    with pytest.raises(UserError, match="target 9 has 16 tokens; it must have at most 12; shorten"):
-        translate.log_probs(["a", "a man"], ["a", "a man in a hat"], first=7)
-
-
-def test_scored_text_beyond_the_limit_of_the_config_is_refused(beam):
-    with pytest.raises(UserError, match="text 1 has 41 tokens; it must have at most 16; shorten the text"):
-        beam.log_probs([TEXTS[4]], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -233,17 +228,6 @@ def test_prefix_must_be_shorter_than_its_output(beam):
         beam.hypotheses(["a"], ["one two"], first=7)
 
 
-def test_log_probs_are_those_of_the_model(beam):
-    texts = [text for text in TEXTS if len(tokenizer().encode(text)) <= 16]
-    targets = ["red hat in a", "a", "one", "", "two two two"]
-    scores = beam.log_probs(texts, targets)
-    expected = model_log_probs(texts, tokenizer().encode_all(targets))
-    for row, target_scores in zip(expected, scores, strict=True):
-        np.testing.assert_allclose(target_scores, row[: len(target_scores)], atol=1e-4)
-        assert not row[len(target_scores) :].any()
-    assert beam.log_probs([], []) == []
-
-
 @pytest.mark.parametrize(
     ("decode", "divisor"),
     [
@@ -260,22 +244,6 @@ def test_score_is_the_log_probability_divided_by_the_length_penalty(decode, divi
         totals = model_log_probs(texts, outputs).sum(axis=1)
         expected = [total / divisor(len(output)) for total, output in zip(totals, outputs, strict=True)]
         np.testing.assert_allclose(result.score[:, place], expected, atol=1e-4)
-
-
-def model_log_probs(texts, targets):
-    """Log-probabilities of given target tokens from the model alone, one text per row, 0 in padding."""
-    model, params = model_and_params()
-    source, target = pad_rows(tokenizer().encode_all(texts), 18, 6), pad_rows(targets, 22, 6)
-    batches = TokenBatch.from_tokens(source), TokenBatch.from_tokens(target)
-    logits = np.float64(teacher_forced_logits(model, params, *batches))
-    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    scores = np.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]
-    return np.where(target != 0, scores, 0)[: len(texts)]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def teacher_forced_logits(model, params, source, target):
-    return model.apply({"params": params}, source, target)
 
 
 def test_model_that_produces_nan_gives_an_empty_translation():

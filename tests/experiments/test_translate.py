@@ -14,6 +14,7 @@ import pytest
 from experiments import cli, text_io, translate
 from experiments.run_folder import Run
 from tests.support.commands import ROOT, call, environment, refuse, start
+from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Translator
 
 CLEAN = [b"one", b"two; three", b"twenty-one thousand", b"nine hundred and ninety; four", b"six; five"]
@@ -133,12 +134,19 @@ def test_a_translation_begins_with_its_prefix(trained, files, best):
     assert translations[3].startswith("acht")
 
 
-def test_given_targets_are_scored(trained, other_seed, files, translator):
+def log_probs_of(folder, targets):
+    """The log-probabilities of translations of `LINES`, of a run alone."""
+    trained = Run(folder).load()
+    scorer = Scorer(trained.model, trained.params, trained.tokenizer, trained.config.decode)
+    return scorer.log_probs(LINES, targets)
+
+
+def test_given_targets_are_scored(trained, other_seed, files):
     """Scores come from the run, then from an ensemble, which averages the probabilities."""
     targets = (files / "targets").read_text().split("\n")[:-1]
     flags = (f"--workdir={trained}", "--input=in", "--targets=targets")
     rows = [json.loads(line) for line in call("translate", *flags, cwd=files).stdout.splitlines()]
-    log_probs = translator.log_probs(LINES, targets)
+    log_probs = log_probs_of(trained, targets)
     for row, expected in zip(rows, log_probs, strict=True):
         assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
         assert row["log_prob"] == pytest.approx(expected.sum(), abs=1e-4)
@@ -146,7 +154,7 @@ def test_given_targets_are_scored(trained, other_seed, files, translator):
     assert rows[0]["tokens"][-1] == "</s>"
 
     ensemble = call("translate", *flags, f"--ensemble={other_seed}", cwd=files).stdout.splitlines()
-    members = [log_probs, load_translator(other_seed).log_probs(LINES, targets)]
+    members = [log_probs, log_probs_of(other_seed, targets)]
     for line, *log_probs in zip(ensemble, *members, strict=True):
         mean = np.log(np.mean(np.exp(np.float64(log_probs)), axis=0))
         assert json.loads(line)["log_probs"] == pytest.approx(mean, abs=1e-4)

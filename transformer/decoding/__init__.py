@@ -1,12 +1,14 @@
 """Search for translations.
 
-`Translator` is the entry point and maps text to text. `BeamSearch` and `IndependentSearch` (greedy search,
-sampling) work with any function that predicts the next token; `ModelSearch` runs them with a model.
+`Translator` is the entry point and maps text to text; `Scorer` scores given translations. `BeamSearch` and
+`IndependentSearch` (greedy search, sampling) work with any function that predicts the next token;
+`ModelSearch` runs them with a model.
 """
 
 from transformer.decoding.length_penalty import PENALTIES
 from transformer.decoding.model_search import ModelSearch, ShrinkingSearch
 from transformer.decoding.sampling import Sampler
+from transformer.decoding.scorer import Scorer
 from transformer.decoding.search import BeamSearch, Constraints, IndependentSearch, SearchResult
 from transformer.decoding.translator import Hypothesis, Translator
 
@@ -18,6 +20,7 @@ __all__ = [
     "IndependentSearch",
     "ModelSearch",
     "Sampler",
+    "Scorer",
     "SearchResult",
     "ShrinkingSearch",
     "Translator",
