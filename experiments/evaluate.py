@@ -47,8 +47,9 @@ from transformer.evaluation.metrics import METRICS, Metric, metrics_for
 from transformer.evaluation.significance import Comparison
 from transformer.files import path_component
 from transformer.tasks import LoadedModel, open_task, task_type
+from transformer.tasks.checks import check_lengths
 from transformer.tasks.task import TestSet
-from transformer.tasks.translation import LINE_ENDS, SentencePairs, check_lengths
+from transformer.tasks.translation import LINE_ENDS, SentencePairs
 
 SPLITS = ("train", "validation", "test")  # --name must be none of these, whatever the data set
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from transformer.batch import Batch
 from transformer.config import UNK, ExperimentConfig, UserError
@@ -29,7 +29,7 @@ from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.positions import POSITIONS
+from transformer.tasks.checks import check_lengths
 from transformer.tasks.task import Evaluated, eval_totals
 from transformer.tasks.text import TextTask, finite_exp, token_shapes
 from transformer.training.losses import summed_cross_entropy
@@ -292,44 +292,3 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
         "padding": 1 - totals["tokens"] / totals["slots"],
     }
     return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
-
-
-def check_lengths(
-    model: EncoderDecoder,
-    split: str,
-    side_lengths: tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]],
-    max_length: int | None = None,
-) -> None:
-    """Checks that the model can read every sentence of a split, since no sentence is clipped.
-
-    Args:
-      model: the model, built with or without `trained_lengths`.
-      split: name of the split, for the message.
-      side_lengths: tokens of each source and of each target in the split.
-      max_length: the largest allowed length of a sentence, in tokens, which bounds memory; None for no bound.
-
-    Raises:
-      UserError: a sentence is too long.
-    """
-    for side, lengths, limit in zip(("source", "target"), side_lengths, model.max_lengths, strict=True):
-        index = int(np.argmax(lengths))
-        longest = f"pair {index + 1} of split {split!r} has a {side} of {lengths[index]:,} tokens"
-        if max_length is not None and lengths[index] > max_length:
-            raise UserError(
-                f"{longest}, but data.row_length and decode.batch_tokens allow {max_length:,}; remove the "
-                "pair, or increase decode.batch_tokens"
-            )
-        if limit is None or lengths[index] <= limit:
-            continue
-        scheme = f"model.positions={model.config.positions!r}"
-        if limit in (model.trained_lengths or ()):
-            policies = [
-                name for name in POSITIONS[model.config.positions].overflow_policies if name != "error"
-            ]
-            values = " or ".join(policies)
-            advice = f"{scheme} was trained on at most {limit}; add --set=model.overflow={values}"
-        else:
-            advice = f"{scheme} has only {limit} positions; increase model.max_positions"
-            if isinstance(model, DecoderOnly):
-                advice += ", which source and target share"
-        raise UserError(f"{longest}, but {advice}")
