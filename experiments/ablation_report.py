@@ -9,8 +9,8 @@ from rich.table import Table
 from experiments.model_plots import ablation_map
 from experiments.plots import png
 from experiments.progress import console, counting
-from experiments.run_folder import Trained
 from experiments.score_files import ScoreFiles
+from experiments.trained_model import Trained
 from transformer.decoding.scorer import Scorer
 from transformer.evaluation.ablation import Effect, effects, parts
 from transformer.files import atomic_write

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from transformer.config import EOS
 from transformer.evaluation.attention import AttentionWeights, attention_weights
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 
 from experiments.attention_file import translation_attention
 from experiments.plots import visible
-from experiments.run_folder import Trained
 from experiments.text_io import report_unknown
+from experiments.trained_model import Trained
 from transformer.config import BOS, UserError
 from transformer.decoding.translator import Hypothesis, Translator
 from transformer.evaluation.attention import (

@@ -18,7 +18,8 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
-from experiments.run_folder import Run, Trained
+from experiments.run_folder import Run
+from experiments.trained_model import Trained, load_trained
 from transformer.batch import ImageBatch
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
@@ -48,7 +49,7 @@ def main(flags: FlagValues) -> None:
         raise UserError("--limit needs --split; add --split=NAME or remove --limit")
     cli.set_up_jax()
     run = Run(flags.workdir)
-    trained = run.load(task="image_classification")
+    trained = load_trained(run, task="image_classification")
     if flags.split is None:
         _classify_files(trained, flags.image)
         return

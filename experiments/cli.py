@@ -31,7 +31,8 @@ from absl import flags as absl_flags
 from absl import logging as absl_logging
 from absl.flags import FlagValues
 
-from experiments.config_files import load_config, read_changes
+from experiments.config_changes import read_changes
+from experiments.config_files import load_config
 from transformer.config import ExperimentConfig, UserError, flatten, to_dict
 from transformer.fidelity import is_read
 from transformer.files import is_address, is_full

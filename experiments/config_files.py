@@ -1,7 +1,5 @@
-"""Loads config files and sweep files, and applies the field changes given on the command line."""
+"""Loads config files and sweep files."""
 
-import copy
-import dataclasses
 import difflib
 import importlib.util
 from collections.abc import Mapping
@@ -9,7 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformer.config import ExperimentConfig, UserError, check_key, from_dict, from_text
+from experiments.config_changes import with_changes
+from transformer.config import ExperimentConfig, UserError, from_dict
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,50 +76,3 @@ def _advice(path: str) -> str:
     stems = {Path(file).stem: file for file in reversed(known)}  # prefers configs
     near = difflib.get_close_matches(Path(path).stem, stems, n=1, cutoff=0.7)
     return f"; did you mean {stems[near[0]]}?" if near else ""
-
-
-def read_changes(texts: list[str], flag: str) -> dict[str, Any]:
-    """Reads the KEY=VALUE texts of a flag that may be repeated. The last value of a repeated key is used.
-
-    Args:
-      texts: the values of the flag.
-      flag: the name of the flag in error messages.
-
-    Raises:
-      UserError: a text has no "=", a key is unknown, or a field cannot have the given value.
-    """
-    changes = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--{flag}={text} has no value; write --{flag}=KEY=VALUE")
-        changes[key] = _read_value(key, value)
-    return changes
-
-
-def _read_value(key: str, text: str) -> Any:
-    """Converts a text to the type of the field `key`. Options of a data set stay text."""
-    check_key(key)
-    if key.startswith("data.options."):
-        return text
-    kind = ExperimentConfig
-    for name in key.split("."):
-        kind = {field.name: field.type for field in dataclasses.fields(kind)}[name]
-    return from_text(kind, text, key)
-
-
-def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of nested dicts in which some dotted keys have new values.
-
-    Raises:
-      UserError: a key is not a config key.
-    """
-    values = copy.deepcopy(dict(values))
-    for key, value in changes.items():
-        check_key(key)
-        *groups, field = key.split(".")
-        group = values
-        for name in groups:
-            group = group.setdefault(name, {})
-        group[field] = value
-    return values

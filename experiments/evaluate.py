@@ -33,11 +33,12 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.ablation_report import report_ablation
-from experiments.config_files import read_changes
+from experiments.config_changes import SEARCH_FIELDS, check_read, converted, read_changes
 from experiments.progress import console, counting
-from experiments.run_folder import SEARCH_FIELDS, Run, Trained, check_read, converted
+from experiments.run_folder import Run
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
+from experiments.trained_model import Trained, load_trained
 from transformer.config import UserError
 from transformer.data.builders import split_names
 from transformer.data.splits import encode_pairs
@@ -76,7 +77,7 @@ def main(flags: FlagValues) -> None:
     _check_flags(flags)
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))
-    trained = run.load(changes)
+    trained = load_trained(run, changes)
     searches = task_type(run.config).searches and flags.ablate != "all"
     check_read(changes, [trained.config], ignored=() if searches else SEARCH_FIELDS)
     has_pairs = task_type(run.config).records == "pairs"

@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from experiments.attention_views import ViewedSentence, token_names
 from experiments.pages import PALETTE, render
-from experiments.run_folder import Run, Trained
+from experiments.run_folder import Run
+from experiments.trained_model import Trained
 from transformer.config import UserError
 from transformer.decoding.beam_steps import BeamStep, Scores, beam_steps
 from transformer.decoding.translator import Translator

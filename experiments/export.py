@@ -16,6 +16,7 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.formats import FORMATS, export, largest_difference
 from experiments.run_folder import Run
+from experiments.trained_model import load_trained
 from transformer.config import UserError, choose
 
 
@@ -38,7 +39,7 @@ def main(flags: FlagValues) -> None:
     out = Path(flags.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} exists and is not an empty folder; name another folder")
-    trained = run.load(task="translation")
+    trained = load_trained(run, task="translation")
     export(trained, form, out)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     difference = largest_difference(trained, form, out)

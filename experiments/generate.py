@@ -18,9 +18,10 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
-from experiments.config_files import read_changes
-from experiments.run_folder import Run, check_read
+from experiments.config_changes import check_read, read_changes
+from experiments.run_folder import Run
 from experiments.text_io import report_unknown
+from experiments.trained_model import load_trained
 from transformer.config import UserError
 from transformer.data.text import decode_document, existing_file, read_document
 from transformer.decoding.generator import DEFAULT_TOKENS, Generator
@@ -46,7 +47,7 @@ def main(flags: FlagValues) -> None:
         raise UserError("--prompt and --input cannot be used together; give one of them")
     cli.set_up_jax()
     changes = read_changes(flags.set, "set")
-    trained = Run(flags.workdir).load(changes, task="language_modeling")
+    trained = load_trained(Run(flags.workdir), changes, task="language_modeling")
     check_read(changes, [trained.config], ignored=("decode.batch_tokens",))
     generator = Generator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     if flags.prompt is None and flags.input is None and sys.stdin.isatty():

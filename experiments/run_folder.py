@@ -1,44 +1,23 @@
-"""Run folders: stores the config and the result of a run, and loads the trained model."""
+"""Run folders: stores the config and the result of a run."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
-import logging
-import math
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
-from experiments.config_files import ROOT, with_changes
+from experiments.config_files import ROOT
 from experiments.machine import processor
-from transformer.config import (
-    ExperimentConfig,
-    UserError,
-    check_key,
-    declarations,
-    difference,
-    flatten,
-    from_dict,
-    result_hash,
-    to_dict,
-)
-from transformer.data.tokenizer import Tokenizer
-from transformer.fidelity import is_read
+from transformer.config import ExperimentConfig, UserError, difference, from_dict, result_hash, to_dict
 from transformer.files import lock, refuse_links
 from transformer.json_files import check_types, read_json, read_sealed, write_json, write_sealed
-from transformer.model import EncoderDecoder, ImageClassifier, parameter_shapes
 from transformer.tasks import task_type
-from transformer.training.averaging import average
 from transformer.training.checkpoint_files import DamagedCheckpoint
 from transformer.training.checkpoints import Checkpoints, read_identity
-from transformer.training.digests import digest
-
-log = logging.getLogger(__name__)
 
 PACKAGES = (
     "jax",
@@ -50,14 +29,6 @@ PACKAGES = (
     "sentencepiece",
     "sacrebleu",
 )
-
-# The fields of decode that are read even if a call searches for no outputs.
-READ_WITHOUT_SEARCH = ("decode.average_last", "decode.batch_tokens", "decode.max_source_length")
-SEARCH_FIELDS = [
-    key
-    for key in declarations(ExperimentConfig)
-    if key.startswith("decode.") and key not in READ_WITHOUT_SEARCH
-]
 
 # The types of the values in result.json, and of those in the result of a run that is done.
 RESULT_TYPES = {
@@ -78,32 +49,6 @@ FINISHED_TYPES = {
     "validation": dict[str, float | str],
     "params_sha256": str,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained model.
-
-    Attributes:
-      config: the config of the run, with the changes given to `Run.load`.
-      tokenizer: the vocabulary; None for images.
-      model: the model without weights.
-      params: the weights: the mean over the checkpoints at `steps`.
-      steps: the steps of these checkpoints.
-      identity: the identity of the run; see `Run.identity`.
-    """
-
-    config: ExperimentConfig
-    tokenizer: Tokenizer | None
-    model: EncoderDecoder | ImageClassifier
-    params: PyTree
-    steps: list[int]
-    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def params_sha256(self) -> str:
-        """Digest of the weights."""
-        return digest(self.params)
 
 
 class Run:
@@ -254,89 +199,6 @@ class Run:
         }
         write_sealed(self.folder / "result.json", values | environment)
 
-    def load(self, changes: Mapping[str, Any] | None = None, task: str | None = None) -> Trained:
-        """Loads the trained model: the mean of the last `decode.average_last` checkpoints.
-
-        Logs a warning if the training has not ended.
-
-        Args:
-          changes: new values by config field, for this call only; see `changed`.
-          task: the task that the run must have; None for any task.
-
-        Raises:
-          UserError: there is no readable checkpoint, a field cannot be changed, or the task is another.
-        """
-        if task is not None and self.config.task != task:
-            raise UserError(f"the task of {self.folder} is {self.config.task}; name a run of {task}")
-        config = changed(self.config, changes or {})
-        skipped: set[int] = set()
-        last_step = self.result["step"] if self.result.get("status") == "done" else math.inf
-        with contextlib.closing(Checkpoints(self.folder / "checkpoints")) as checkpoints:
-            while True:
-                steps = [step for step in checkpoints.steps if step not in skipped and step <= last_step]
-                try:
-                    trained = self._load(config, checkpoints, _averaged_steps(config, steps))
-                except DamagedCheckpoint as error:
-                    checkpoints.reload()
-                    if error.step not in checkpoints.steps:
-                        continue  # training has deleted this checkpoint in the meantime
-                    if self.result.get("status") == "done":
-                        raise UserError(f"{error}; {self._retrain}") from None
-                    if error.step != steps[-1] or len(steps) == 1:
-                        raise
-                    log.warning("warning: %s; using checkpoint %d", error, steps[-2])
-                    skipped.add(error.step)
-                else:
-                    break
-        if last_step == math.inf:
-            step, last = trained.steps[-1], config.train.steps
-            log.warning("warning: the training of %s has not ended: step %d of %d", self.folder, step, last)
-        return trained
-
-    @property
-    def _retrain(self) -> str:
-        return f"train the run again with python -m experiments.train --workdir={self.folder}"
-
-    def _load(self, config: ExperimentConfig, checkpoints: Checkpoints, steps: list[int]) -> Trained:
-        if not steps:
-            raise UserError(f"{self.folder} has no checkpoint yet; train the run first")
-        if self.result.get("status") == "done" and steps[-1] != self.result["step"]:
-            raise UserError(f"checkpoint {self.result['step']} of {self.folder} is missing; {self._retrain}")
-        metadata = checkpoints.metadata(steps[-1])
-        identity = metadata["identity"]
-        self._check_identity(steps[-1], identity)
-        model, tokenizer = task_type(config).load_model(config, self.folder, metadata)
-        shapes = parameter_shapes(model)
-
-        def weights() -> Iterator[PyTree]:
-            for step in steps:
-                params, metadata = checkpoints.params(step, shapes)
-                self._check_identity(step, metadata["identity"], identity)
-                yield params
-
-        return Trained(config, tokenizer, model, average(weights()), steps, identity)
-
-    def _check_identity(
-        self,
-        step: int,
-        identity: Mapping[str, str],
-        newest: Mapping[str, str] | None = None,
-    ) -> None:
-        """Checks the identity of a checkpoint against config.json and the identity of the newest checkpoint.
-
-        Raises:
-          UserError: the checkpoint is from another run, or config.json was edited.
-        """
-        if identity["config"] != self.config_hash:
-            raise UserError(
-                f"{self.folder / 'config.json'} is not the config that checkpoint {step} was trained with; "
-                "restore the file, and change search settings with --set instead"
-            )
-        if newest is not None and identity != newest:
-            raise UserError(
-                f"checkpoint {step} of {self.folder} is from another run; delete it or restore the original"
-            )
-
 
 def distinct_runs(folders: Sequence[str]) -> list[Run]:
     """Returns the runs in several folders.
@@ -356,57 +218,6 @@ def distinct_runs(folders: Sequence[str]) -> list[Run]:
 def config_hash(config: ExperimentConfig) -> str:
     """Returns the digest of the fields of a config that affect the result; see `result_hash`."""
     return result_hash(config, task_type(config).options_type(config))
-
-
-def changed(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Returns the config of a trained model with new values for some fields.
-
-    Raises:
-      UserError: a field is unknown, may not change after training, or cannot have the new value.
-    """
-    changeable = [key for key, field in declarations(ExperimentConfig).items() if field.changeable]
-    for key in changes:
-        check_key(key)
-        if key not in changeable:
-            fields = [name for name in changeable if not name.startswith("decode.")]
-            listed = f"{', '.join(['decode.*', *fields[:-1]])} and {fields[-1]}"
-            raise UserError(f"{key} cannot change after training; only {listed} can")
-    return from_dict(with_changes(to_dict(config), changes))
-
-
-def check_read(
-    changes: Mapping[str, Any], configs: Sequence[ExperimentConfig], ignored: Collection[str] = ()
-) -> None:
-    """Checks that each change in `--set` has an effect.
-
-    Args:
-      changes: new values by config field.
-      configs: the configs of the loaded runs, with the changes. One of them must read the field.
-      ignored: fields that this call ignores, although other calls read them.
-
-    Raises:
-      UserError: a change has no effect.
-    """
-    for key in changes:
-        if key in ignored or not any(is_read(key, config) for config in configs):
-            raise UserError(f"--set changes {key}, which has no effect in this call; leave it out")
-
-
-def converted(config: ExperimentConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the changes with each value in the type of its field, such as 1.0 for 1; see `changed`."""
-    values = flatten(to_dict(changed(config, changes)))
-    return {key: values[key] for key in changes}
-
-
-def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
-    """Returns the steps of the checkpoints whose weights are averaged.
-
-    A checkpoint without a validation, from an interruption or of the initial weights, is used only if the run
-    has no other checkpoint.
-    """
-    train = config.train
-    scheduled = [step for step in steps if (step and step % train.validate_every == 0) or step == train.steps]
-    return scheduled[-config.decode.average_last :] or steps[-1:]
 
 
 def _device() -> str:

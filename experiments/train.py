@@ -24,9 +24,10 @@ from absl.flags import DEFINE_string, FlagValues
 from experiments import cli, hosts
 from experiments.profiler import profiling, read_steps
 from experiments.progress import clock, preparing, training_observer
-from experiments.run_folder import Run, Trained
+from experiments.run_folder import Run
 from experiments.run_result import TrainingResult
 from experiments.stop_signal import PREEMPTED, STOP_SECONDS, STOPPING, StopSignal
+from experiments.trained_model import Trained, load_trained
 from transformer.config import ExperimentConfig, UserError, declarations, difference, from_dict, to_dict
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import full_disk
@@ -101,7 +102,7 @@ def _inputs(flags: FlagValues) -> tuple[Run, ExperimentConfig | None, Trained | 
         log.info("fields without effect in this config: %s", ", ".join(unread))
     source = None
     if flags.init_from:
-        source = Run(flags.init_from).load()
+        source = load_trained(Run(flags.init_from))
         if differing := difference(source.config, config, _defines_weights):
             raise UserError(
                 f"the weights of {flags.init_from} do not fit this config: {differing}; "

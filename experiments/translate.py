@@ -22,8 +22,8 @@ from jaxtyping import PyTree
 
 from experiments import cli
 from experiments.attention_file import AttentionFile
-from experiments.config_files import read_changes
-from experiments.run_folder import SEARCH_FIELDS, Trained, check_read, distinct_runs
+from experiments.config_changes import SEARCH_FIELDS, check_read, read_changes
+from experiments.run_folder import distinct_runs
 from experiments.text_io import (
     Answer,
     ScoreAnswer,
@@ -32,6 +32,7 @@ from experiments.text_io import (
     read_blocks,
     write_answers,
 )
+from experiments.trained_model import Trained, load_trained
 from transformer.config import UserError
 from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Translator
@@ -140,7 +141,7 @@ def _is_interactive(flags: FlagValues) -> bool:
 def _load(flags: FlagValues) -> Loaded:
     changes = read_changes(flags.set, "set")
     runs = distinct_runs([flags.workdir, *flags.ensemble])
-    members = [run.load(changes, task="translation") for run in runs]
+    members = [load_trained(run, changes, task="translation") for run in runs]
     configs = [member.config for member in members]
     check_read(changes, configs, ignored=() if flags.targets is None else SEARCH_FIELDS)
     trained = members[0]

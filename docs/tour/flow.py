@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.pages import PALETTE
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from transformer.batch import TokenBatch
 from transformer.evaluation.attention import AttentionWeights, attention_weights
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.ablation_report import effect_cells, measure_effects
-from experiments.run_folder import Run, Trained
+from experiments.run_folder import Run
+from experiments.trained_model import Trained, load_trained
 from transformer.batch import TokenBatch
 from transformer.config import DecodeConfig, from_dict
 from transformer.data.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ IT = 8  # position of "it" in a sentence
 
 def number_model() -> Trained:
     """Returns the model that translates number lists."""
-    return Run(NUMBER_RUN).load()
+    return load_trained(Run(NUMBER_RUN))
 
 
 def translate(trained: Trained, sentence: str) -> tuple[list[str], list[str], AttentionWeights]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from transformer.config import ModelConfig, UserError
 from transformer.files import atomic_folder
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.formats.base import Format, table_lengths
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from transformer.batch import TokenBatch
 from transformer.config import EOS
 from transformer.data.batching import pad_rows

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from experiments.formats.base import PAPER_ATTENTION, Format, table_lengths, to_numpy
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from transformer.config import BOS, EOS, PAD, ModelConfig, UserError
 from transformer.model.embedding import EMBEDDINGS
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from experiments.formats import FORMATS, Format, largest_difference, score
-from experiments.run_folder import Trained
 from experiments.speed.peer import PeerProcess, time_calls
 from experiments.speed.workload import log_normal_lengths, random_sentence
+from experiments.trained_model import Trained
 from transformer.config import EOS, PAD, DataConfig, DecodeConfig, ExperimentConfig, ModelConfig
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.translator import Translator

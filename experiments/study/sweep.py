@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.config_files import load_values, with_changes
+from experiments.config_changes import with_changes
+from experiments.config_files import load_values
 from experiments.run_folder import config_hash
 from experiments.study.equal import equalize
 from transformer.config import ExperimentConfig, UserError, choose, flatten, from_dict, to_dict

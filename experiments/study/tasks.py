@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config_files import read_changes
+from experiments.config_changes import read_changes
 from experiments.study.results import Study, read_study
 from experiments.study.statistics import compare_tasks
 from experiments.study.study_file import STUDY_FILE, check_folder, check_is_study

@@ -12,7 +12,6 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import cli
-from experiments.config_files import read_changes
 from tests.support.commands import ROOT, environment
 from transformer.config import UserError
 
@@ -275,40 +274,6 @@ def test_freed_memory_is_reused():
         return int(done.stdout)
 
     assert count_faults("keep") < 100 < 10_000 < count_faults("default")
-
-
-@pytest.mark.parametrize(
-    ("texts", "changes"),
-    [
-        (["decode.beam_size=1", "decode.beam_size=2"], {"decode.beam_size": 2}),
-        (["model.dtype=bfloat16"], {"model.dtype": "bfloat16"}),
-        (["model.overflow=null"], {"model.overflow": None}),
-        (["decode.max_output_length=None"], {"decode.max_output_length": None}),
-        (["decode.length_penalty=1"], {"decode.length_penalty": 1.0}),
-        (["decode.sampling=True"], {"decode.sampling": True}),
-        (["data.options.train=a=b.tsv"], {"data.options.train": "a=b.tsv"}),
-    ],
-)
-def test_changes_have_the_type_of_their_field(texts, changes):
-    assert read_changes(texts, "set") == changes
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("decode.beam_size", "--set=decode.beam_size has no value; write --set=KEY=VALUE"),
-        ("decode.beam_size=2.5", "decode.beam_size is '2.5'; it must be a whole number"),
-        ("decode.beam_size=none", "decode.beam_size is 'none'; it must be a whole number"),
-        ("decode.sampling=maybe", "decode.sampling is 'maybe'; it must be true or false"),
-        ("decode.bean_size=7", "unknown config key decode.bean_size; did you mean decode.beam_size?"),
-        ("steps=3", "unknown config key steps; did you mean train.steps?"),
-        ("wibble=3", "unknown config key wibble; docs/family.md and `experiments.describe` list the fields"),
-    ],
-)
-def test_a_wrong_change_gives_a_one_line_error(text, message):
-    with pytest.raises(UserError) as error:
-        read_changes([text], "set")
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.config_files import load_config, load_module, load_values, with_changes
+from experiments.config_files import load_config, load_module, load_values
 from tests.support.commands import ROOT
 from tests.support.errors import refused
 
@@ -52,19 +52,6 @@ def test_an_error_in_a_config_file_names_the_file(tmp_path):
     assert "does not define get_config" in refused(load_values, str(tmp_path / "empty.py"))
     assert refused(load_values, str(tmp_path / "fails.py")).endswith("fails.py: KeyError: 'key'")
     assert "is not a Python file" in refused(load_module, str(tmp_path / "config.txt"), "sweep")
-
-
-def test_changes_do_not_modify_the_original():
-    values = {"model": {"d_ff": 1}, "data": {"options": {}}}
-    changed = with_changes(values, {"model.d_ff": 2, "data.options.lists": 3, "train.steps": 4})
-    assert changed == {"model": {"d_ff": 2}, "data": {"options": {"lists": 3}}, "train": {"steps": 4}}
-    assert values == {"model": {"d_ff": 1}, "data": {"options": {}}}
-
-
-def test_an_unknown_key_is_refused():
-    assert refused(with_changes, {}, {"model.num_layer": 3}) == (
-        "unknown config key model.num_layer; did you mean model.num_layers?"
-    )
 
 
 def test_a_sweep_file_given_as_a_config_is_refused_with_the_right_command(tmp_path):

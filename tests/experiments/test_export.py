@@ -10,7 +10,7 @@ import pytest
 
 from experiments.formats import FORMATS, export, largest_difference, score
 from experiments.formats.to_ctranslate2 import read_vocabulary
-from experiments.run_folder import Trained
+from experiments.trained_model import Trained
 from tests.support.commands import call, refuse
 from tests.support.tiny import SEQUENCE_SCHEMES
 from transformer.config import (

@@ -19,6 +19,7 @@ from absl.flags import FlagValues
 
 from experiments import hosts
 from experiments.run_folder import Run
+from experiments.trained_model import load_trained
 from tests.support.commands import SMOKE, call, environment, refuse, start
 from transformer.config import UserError
 from transformer.training.metric_log import read_metrics
@@ -199,7 +200,7 @@ def test_two_processes_compute_the_updates_of_one_device(tmp_path, on_one_device
         assert bool(diagnostics) == (record["kind"] == "train")
         for name in diagnostics:
             assert record[name] == pytest.approx(reference[name], rel=1e-4), name
-    params, reference = run.load().params, expected.load().params
+    params, reference = load_trained(run).params, load_trained(expected).params
     difference = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), params, reference)
     assert optax.tree.norm(difference) / optax.tree.norm(reference) < 1e-4
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.run_folder import Run
+from experiments.trained_model import load_trained
 from tests.support.commands import ROOT, call, refuse
 from tests.support.text_files import PAIRS, write_pairs
 from transformer.json_files import read_json, read_sealed, sealed, write_sealed
@@ -118,7 +119,7 @@ def test_a_result_that_this_program_did_not_write_is_refused(trained, tmp_path, 
 def test_a_checkpoint_after_the_end_of_the_training_is_ignored(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     (folder / "checkpoints/400").mkdir()
-    assert Run(folder).load().steps == [300]
+    assert load_trained(Run(folder)).steps == [300]
     assert "is already trained" in call("train", f"--workdir={folder}").stdout
 
 
@@ -136,7 +137,7 @@ def test_checkpoint_metadata_of_another_program_counts_as_damaged(copy):
     del metadata["identity"]
     path.write_text(json.dumps(sealed(metadata)))
     assert "checkpoint " in call("verify", f"--workdir={copy}", status=2).stdout
-    assert Run(copy).load().steps == [150]
+    assert load_trained(Run(copy)).steps == [150]
 
 
 @pytest.fixture(scope="module")

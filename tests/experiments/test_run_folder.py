@@ -1,15 +1,14 @@
-"""Run folders: config, changes after training, results, and trained models."""
+"""Run folders: config and result."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments import run_folder
-from experiments.config_files import with_changes
+from experiments.config_changes import with_changes
 from experiments.machine import processor
-from experiments.run_folder import SEARCH_FIELDS, Run, changed, check_read, converted, distinct_runs
+from experiments.run_folder import Run, distinct_runs
 from tests.support.commands import refuse
 from tests.support.errors import refused
 from transformer.config import (
@@ -22,7 +21,6 @@ from transformer.config import (
     to_dict,
 )
 from transformer.tasks import resolve
-from transformer.training.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -66,7 +64,6 @@ def test_a_folder_that_cannot_be_a_run_is_refused(config, tmp_path):
     )
     (tmp_path / "config.json").write_text("{")
     assert "config.json cannot be read" in refused(lambda: Run(tmp_path).config)
-    assert "has no checkpoint yet; train the run first" in refused(begun(config, tmp_path / "untrained").load)
 
 
 def test_a_result_is_written_without_git(config, tmp_path, monkeypatch):
@@ -101,67 +98,6 @@ def test_only_one_process_at_a_time_may_train_a_run(config, tmp_path):
         pass
 
 
-def test_search_settings_dtype_and_overflow_may_change_after_training(config):
-    changes = {
-        "decode.beam_size": 2,
-        "decode.length_penalty": 1,
-        "model.dtype": "bfloat16",
-        "model.overflow": None,
-    }
-    assert changed(config, changes) == dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, dtype="bfloat16"),
-        decode=dataclasses.replace(config.decode, beam_size=2, length_penalty=1.0),
-    )
-    assert converted(config, changes)["decode.length_penalty"] == 1.0
-    assert changed(config, {}) == config
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("model.d_ff", 7, "model.d_ff cannot change after training; only decode.*, model.overflow, model.fused_attention and model.dtype can"),
-        ("data.name", "x", "data.name cannot change after training; only decode.*, model.overflow, model.fused_attention and model.dtype can"),
-        ("decode", 7, "decode is a group of fields; name one of its fields, such as decode.beam_size"),
-        ("decode.bean_size", 7, "unknown config key decode.bean_size; did you mean decode.beam_size?"),
-        ("decode.beam_size", 0, "decode.beam_size is 0; it must be at least 1"),
-        ("decode.average_last", 4, "decode.average_last is 4; it must be at most train.keep_last (3)"),
-        ("model.dtype", "float16", "model.dtype is 'float16'; it must be float32 or bfloat16"),
-    ],
-)  # fmt: skip
-def test_other_changes_after_training_are_refused(config, key, value, message):
-    assert refused(changed, config, {key: value}) == message
-
-
-def test_changes_without_an_effect_are_refused(config):
-    recurrent = dataclasses.replace(config, model=dataclasses.replace(config.model, kind="recurrent"))
-    scores = {"decode.average_last": 2, "decode.batch_tokens": 9, "decode.max_source_length": 9}
-    check_read({"decode.beam_size": 2, **scores}, [config])
-    check_read(scores, [config], ignored=SEARCH_FIELDS)
-    check_read({"model.overflow": "clamp"}, [recurrent, config])  # one member of an ensemble reads it
-    for key, configs, ignored in (
-        ("model.overflow", [recurrent], ()),
-        ("decode.temperature", [config], ()),
-        ("decode.beam_size", [config], SEARCH_FIELDS),
-    ):
-        message = f"--set changes {key}, which has no effect in this call; leave it out"
-        assert refused(check_read, {key: None}, configs, ignored) == message
-
-
-def test_the_trained_model_is_the_mean_of_the_last_checkpoints(trained):
-    run = Run(trained)
-    last, mean = run.load(), run.load({"decode.average_last": 2})
-    assert (last.steps, mean.steps) == ([300], [150, 300])
-    assert last.params_sha256 == run.result["params_sha256"] != mean.params_sha256
-    assert last.model.trained_lengths is not None
-
-
-def test_a_missing_vocabulary_is_refused(trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "copy")
-    (folder / "tokenizer.model").unlink()
-    assert "tokenizer.model is missing" in refused(Run(folder).load)
-
-
 def test_a_result_records_library_versions_and_the_device(config, tmp_path):
     run = begun(config, tmp_path)
     assert run.result == {}
@@ -189,25 +125,6 @@ def test_fields_that_do_not_affect_the_result_may_change_after_training_has_star
     other_text = from_dict(with_changes(to_dict(moved), {"data.options.text": "lc.norm.tok"}))
     assert "has a run with another config: data.options.text is " in refused(run.begin, other_text)
     assert run.config == moved
-
-
-def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path, monkeypatch):
-    folder = shutil.copytree(trained, tmp_path / "copy")
-    (folder / "tokenizer.model").unlink()
-    closed = []
-    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
-    refused(Run(folder).load)
-    assert len(closed) == 1
-
-
-def test_a_run_whose_training_has_not_ended_is_loaded_with_a_warning(trained, tmp_path, caplog):
-    folder = shutil.copytree(trained, tmp_path / "copy")
-    Run(folder).load()
-    assert not caplog.records
-    Run(folder).write_result(status="running")
-    step, last = Run(folder).load().steps[-1], Run(folder).config.train.steps
-    warning = f"warning: the training of {folder} has not ended: step {step} of {last}"
-    assert [record.message for record in caplog.records] == [warning]
 
 
 def test_a_run_that_is_named_twice_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from experiments import cli, train
 from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
+from experiments.trained_model import load_trained
 from tests.support.commands import ROOT, call, refuse, start
 from tests.support.toy import Regression
 from transformer.config import UserError
@@ -239,7 +240,7 @@ def started(smoke, source):
 
 
 def test_a_run_starts_from_the_weights_and_the_vocabulary_of_another_run(smoke, source, started, tmp_path):
-    loaded = Run(source).load()
+    loaded = load_trained(Run(source))
     assert started.result["init_from"] == str(source)
     assert started.result["identity"]["initial weights"] == loaded.params_sha256
     assert started.result["identity"]["vocabulary"] == loaded.tokenizer.sha256

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import cli, text_io, translate
 from experiments.run_folder import Run
+from experiments.trained_model import load_trained
 from tests.support.commands import ROOT, call, environment, refuse, start
 from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Translator
@@ -41,7 +42,7 @@ INPUT = "".join(f"{line}\n" for line in LINES)
 
 
 def load_translator(folder, **changes) -> Translator:
-    trained = Run(folder).load({f"decode.{field}": value for field, value in changes.items()})
+    trained = load_trained(Run(folder), {f"decode.{field}": value for field, value in changes.items()})
     return Translator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
 
 
@@ -234,15 +235,14 @@ def test_wrong_flags_give_a_one_line_error(trained, files, arguments, message):
 def test_an_ensemble_needs_models_with_the_same_vocabulary(trained, tmp_path, monkeypatch):
     """The vocabularies are compared before the models are combined."""
     folder = shutil.copytree(trained, tmp_path / "other")
-    load = Run.load
 
     def load_with_other_vocabulary(run, changes, task):
-        loaded = load(run, changes, task)
+        loaded = load_trained(run, changes, task)
         if run.folder == folder:
             loaded.tokenizer.sha256 = "other"
         return loaded
 
-    monkeypatch.setattr(Run, "load", load_with_other_vocabulary)
+    monkeypatch.setattr(translate, "load_trained", load_with_other_vocabulary)
     line = refuse("translate", f"--workdir={trained}", f"--ensemble={folder}", stdin=b"one\n")
     assert line == (
         f"{folder} and {trained} have different vocabularies; "

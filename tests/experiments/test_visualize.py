@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.attention_views import view_sentences
-from experiments.run_folder import Trained
 from experiments.speed.decode import NumberTokenizer
+from experiments.trained_model import Trained
 from experiments.visualize import folder_name
 from tests.support.commands import call, refuse
 from tests.support.tiny import VOCAB, random_params, tiny_config
