@@ -30,6 +30,7 @@ from absl.flags import FlagValues
 from rich.table import Table
 
 from experiments import cli
+from experiments.process import set_up_jax
 from experiments.progress import console
 from transformer.config import ExperimentConfig, UserError, choose, flatten
 from transformer.files import atomic_write
@@ -89,7 +90,7 @@ def _train(flags: FlagValues) -> None:
     from experiments.speed.train import PEERS, benchmark
     from experiments.speed.workload import SHAPES
 
-    cli.set_up_jax()
+    set_up_jax()
     shapes = {name: choose(SHAPES, name, "--shape") for name in flags.shape}
     for name, shape in shapes.items():
         for peer in flags.peer:
@@ -149,7 +150,7 @@ def _lengths(flags: FlagValues) -> None:
 
     if flags.figure is not None and not (folder := Path(flags.figure).parent).is_dir():
         raise UserError(f"--figure={flags.figure}: there is no folder {folder}; create it first")
-    cli.set_up_jax()
+    set_up_jax()
     lengths = sorted(_length(text, flags.batch_tokens) for text in flags.lengths)
     configs = {run.variant: run.config for run in expand(load_sweep(flags.sweep), {}, seeds=1)}
     print(f"timing {', '.join(configs)}: {flags.repeats} rounds per length", file=sys.stderr)
@@ -172,7 +173,7 @@ def _accelerator(flags: FlagValues) -> None:
     from experiments.study.sweep import expand
     from experiments.study.sweep_file import load_sweep
 
-    cli.set_up_jax()
+    set_up_jax()
     for peer in flags.peer:
         choose({"torch": None, "transformers": None}, peer, "--peer")
     shapes = {name: shape.config for name, shape in SHAPES.items()}

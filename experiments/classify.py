@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
+from experiments.process import set_up_jax
 from experiments.run_folder import Run
 from experiments.trained_model import Trained, load_trained
 from transformer.batch import ImageBatch
@@ -47,7 +48,7 @@ def main(flags: FlagValues) -> None:
         raise UserError(f"--image and --split are both {problem}; give one of them")
     if flags.limit is not None and flags.split is None:
         raise UserError("--limit needs --split; add --split=NAME or remove --limit")
-    cli.set_up_jax()
+    set_up_jax()
     run = Run(flags.workdir)
     trained = load_trained(run, task="image_classification")
     if flags.split is None:

@@ -34,6 +34,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.ablation_report import report_ablation
 from experiments.config_changes import SEARCH_FIELDS, check_read, converted, read_changes
+from experiments.process import set_up_jax
 from experiments.progress import console, counting
 from experiments.run_folder import Run
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
@@ -73,7 +74,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> None:
-    cli.set_up_jax()
+    set_up_jax()
     _check_flags(flags)
     run = Run(flags.workdir)
     changes = converted(run.config, read_changes(flags.set, "set"))

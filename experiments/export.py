@@ -15,6 +15,7 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.formats import FORMATS, export, largest_difference
+from experiments.process import set_up_jax
 from experiments.run_folder import Run
 from experiments.trained_model import load_trained
 from transformer.config import UserError, choose
@@ -31,7 +32,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> None:
-    cli.set_up_jax()
+    set_up_jax()
     form = choose(FORMATS, flags.format, "--format")
     form.require(f"--format={flags.format}")
     run = Run(flags.workdir)

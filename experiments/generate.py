@@ -19,6 +19,7 @@ from absl.flags import FlagValues
 
 from experiments import cli
 from experiments.config_changes import check_read, read_changes
+from experiments.process import set_up_jax
 from experiments.run_folder import Run
 from experiments.text_io import report_unknown
 from experiments.trained_model import load_trained
@@ -45,7 +46,7 @@ def define_flags(flags: FlagValues) -> None:
 def main(flags: FlagValues) -> None:
     if flags.prompt is not None and flags.input is not None:
         raise UserError("--prompt and --input cannot be used together; give one of them")
-    cli.set_up_jax()
+    set_up_jax()
     changes = read_changes(flags.set, "set")
     trained = load_trained(Run(flags.workdir), changes, task="language_modeling")
     check_read(changes, [trained.config], ignored=("decode.batch_tokens",))

@@ -21,8 +21,8 @@ from typing import BinaryIO
 import jax
 from absl.flags import DEFINE_integer, DEFINE_string, FlagValues
 
-from experiments import cli
 from experiments.machine import gpus
+from experiments.process import exit_status, set_up_jax
 from experiments.stop_signal import PREEMPTED, SIGNALS
 from transformer.config import UserError
 from transformer.data.pipeline import end_with_parent
@@ -134,7 +134,7 @@ def run(flags: FlagValues, main: Callable[[], int]) -> int:
     """Calls `main` in every process of a run, with JAX set up, and returns the exit status."""
     hosts = from_flags(flags)
     if hosts is None:
-        cli.set_up_jax()
+        set_up_jax()
         if jax.process_count() > 1:
             raise UserError(f"this is one of {jax.process_count()} hosts; add --coordinator={AUTO}")
         return main()
@@ -219,7 +219,7 @@ def _run_child(hosts: Hosts, main: Callable[[], int]) -> int:
     threading.Thread(target=end_with_parent, args=(int(os.environ.pop(PARENT_PID)),), daemon=True).start()
     _hide_native_output()
     try:
-        status = cli.exit_status(lambda: _join_and_call(hosts, report, main))
+        status = exit_status(lambda: _join_and_call(hosts, report, main))
     except BaseException as error:
         if _is_from_loss(error):
             _end(_report_loss())
@@ -276,7 +276,7 @@ def _initialize(hosts: Hosts, report: int) -> None:
         ) from None
     os.write(report, JOINED.encode())
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.set_up_jax()
+    set_up_jax()
     _check_devices(hosts.processes)
     if not is_first():
         for name in ("transformer", "experiments"):

@@ -22,6 +22,7 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
+from experiments.process import discard_output
 from experiments.stop_signal import PREEMPTED
 from experiments.study.local_runs import LocalRuns
 from experiments.study.plan import Selection, check_weights, plan_text, run_states, training_costs
@@ -124,7 +125,7 @@ def main(flags: FlagValues) -> int:
         print("interrupted; run the same command again to resume the study")
         return PREEMPTED
     except BrokenPipeError:  # the process that reads the output has ended
-        cli.discard_output()
+        discard_output()
         return PREEMPTED
 
 

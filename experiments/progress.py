@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from experiments import cli
+from experiments.process import discard_output
 from transformer.data import progress as data_progress
 from transformer.training.metric_log import Record
 from transformer.training.processes import is_first
@@ -80,7 +80,7 @@ class TrainingLines:
         try:
             print(self._prefix + record_line(record), flush=True)
         except BrokenPipeError:
-            cli.discard_output()
+            discard_output()
             self._on_closed()
 
     def __enter__(self) -> "TrainingLines":

@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 from experiments import cli
 from experiments.attention_file import AttentionFile
 from experiments.config_changes import SEARCH_FIELDS, check_read, read_changes
+from experiments.process import discard_output, set_up_jax
 from experiments.run_folder import distinct_runs
 from experiments.text_io import (
     Answer,
@@ -93,7 +94,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def main(flags: FlagValues) -> None:
     _check_flags(flags)
-    cli.set_up_jax()
+    set_up_jax()
     sides = {
         name: _read_lines(flags, name) for name in ("prefix", "targets") if flags[name].value is not None
     }
@@ -114,7 +115,7 @@ def main(flags: FlagValues) -> None:
         try:
             write_answers(answer, blocks, out)
         except BrokenPipeError:  # the process that reads the output, such as `head`, has ended
-            cli.discard_output()
+            discard_output()
 
 
 def _check_flags(flags: FlagValues) -> None:

@@ -16,6 +16,7 @@ import jax
 from absl.flags import DEFINE_multi_string, FlagValues
 
 from experiments import cli
+from experiments.process import set_up_jax
 from experiments.progress import TrainingLines, preparing
 from experiments.run_folder import Run, distinct_runs
 from experiments.run_result import TrainingResult
@@ -39,7 +40,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def main(flags: FlagValues) -> int:
-    cli.set_up_jax()
+    set_up_jax()
     runs = distinct_runs(flags.workdir)
     with contextlib.ExitStack() as stack:
         for run in runs:

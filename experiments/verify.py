@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments import cli
+from experiments.process import USAGE
 from experiments.progress import counting
 from experiments.run_folder import Run
 from experiments.score_files import SCORE_TYPES, TEXT_FILES, ScoreFiles
@@ -57,7 +58,7 @@ def main(flags: FlagValues) -> int:
     if flags.root is not None and not problems:
         for study in studies:
             read_study(study)  # checks that the runs belong together
-    return cli.USAGE if problems else 0
+    return USAGE if problems else 0
 
 
 class Verification:

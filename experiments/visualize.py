@@ -28,6 +28,7 @@ from experiments import cli, model_plots, plots
 from experiments.attention_views import ViewedSentence, view_sentences
 from experiments.classify import open_split, read_files
 from experiments.explorer import NUM_POSITIONS, explorer_page
+from experiments.process import set_up_jax
 from experiments.run_folder import Run, distinct_runs
 from experiments.trained_model import Trained, load_trained
 from transformer.config import UserError
@@ -136,7 +137,7 @@ def _viewed(run: Run, texts: Sequence[str]) -> tuple[Trained, list[ViewedSentenc
     if run.config.task not in TEXT_TASKS:
         names = " or ".join(TEXT_TASKS)
         raise UserError(f"the task of {run.folder} is {run.config.task}; name a run of {names}")
-    cli.set_up_jax()
+    set_up_jax()
     trained = load_trained(run)
     sentences = view_sentences(trained, texts)
     for sentence in sentences:
@@ -183,7 +184,7 @@ def _position_figures(trained: Trained) -> Iterator[tuple[str, Figure]]:
 
 
 def _image_attention(run: Run, flags: FlagValues) -> Figure:
-    cli.set_up_jax()
+    set_up_jax()
     trained = load_trained(run, task="image_classification")
     classes, label = trained.model.image_format.classes, ""
     if flags.image is not None:

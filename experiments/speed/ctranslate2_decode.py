@@ -7,8 +7,8 @@ import functools
 
 import ctranslate2
 
-from experiments.cli import keep_freed_memory
 from experiments.machine import cores
+from experiments.process import keep_freed_memory
 from experiments.speed.peer import Prepared, serve, time_calls
 from transformer.config import BOS, EOS, PAD
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.cli import keep_freed_memory
 from experiments.machine import cores
+from experiments.process import keep_freed_memory
 from experiments.speed.peer import Prepared
 from transformer.config import PAD
 

@@ -1,19 +1,13 @@
-"""The command line that all commands share: flags, exit statuses, messages."""
+"""The command line that all commands share: flags, help, messages."""
 
-import errno
-import os
-import platform
-import subprocess
-import sys
 from types import ModuleType
 
-import jax
 import pytest
 from absl import flags as absl_flags
 
 from experiments import cli
-from tests.support.commands import ROOT, environment
-from transformer.config import UserError
+from experiments.process import USAGE
+from tests.support.commands import ROOT
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def refused(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def refused(module, *arguments):
-        assert cli.call(module, arguments) == cli.USAGE
+        assert cli.call(module, arguments) == USAGE
         captured = capsys.readouterr()
         assert captured.out == ""
         (line,) = captured.err.splitlines()
@@ -61,41 +55,10 @@ def test_a_path_may_begin_with_the_home_folder(command, capsys, monkeypatch):
     assert capsys.readouterr().out == "/home/ada/runs/a\n"
 
 
-def test_an_unavailable_platform_gives_a_one_line_error(command, refused, monkeypatch):
-    def devices():
-        raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
-
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    monkeypatch.setattr(jax, "devices", devices)
-    command.main = lambda flags: cli.set_up_jax()
-    assert refused(command, "--workdir=a") == (
-        "JAX cannot use JAX_PLATFORMS='cuda': Unable to initialize backend 'cuda'; "
-        "unset JAX_PLATFORMS, or install JAX for that platform"
-    )
-
-
-def test_arrays_are_float32_even_if_jax_enable_x64_is_set(command):
-    command.main = lambda flags: cli.set_up_jax()
-    jax.config.update("jax_enable_x64", True)
-    try:
-        assert cli.call(command, ["--workdir=a"]) == 0
-        assert not jax.config.jax_enable_x64
-    finally:
-        jax.config.update("jax_enable_x64", False)
-
-
 def test_two_calls_do_not_share_flags(command, capsys):
     cli.call(command, ["--workdir=runs/a", "--runs=3"])
     cli.call(command, ["--workdir=runs/a"])
     assert capsys.readouterr().out == "3\n1\n"
-
-
-def test_a_python_without_the_packages_gives_a_one_line_error():
-    command = [sys.executable, "-S", "-m", "experiments.train"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: this Python lacks the packages of the project; run make env, then ")
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", ["--help", "-help", "-h", "--help=true"])
@@ -184,111 +147,3 @@ def test_config_flags_need_a_config_file(command, refused):
         line
         == "--config.train.steps needs --config; add --config=FILE, or give --workdir alone to resume a run"
     )
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (UserError("that is wrong"), cli.USAGE, "error: that is wrong\n"),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "a/b"),
-            cli.USAGE,
-            "error: a/b: Permission denied; change the permissions or name another file\n",
-        ),
-        (
-            OSError(errno.EROFS, "Read-only file system", "a/b"),
-            cli.USAGE,
-            "error: a/b: Read-only file system; change the permissions or name another file\n",
-        ),
-        (
-            OSError(errno.ENAMETOOLONG, "File name too long", "a/b"),
-            cli.USAGE,
-            "error: a/b: File name too long; name another file\n",
-        ),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "a/b"),
-            cli.USAGE,
-            "error: a/b: the disk or quota is full; free some space\n",
-        ),
-        (KeyboardInterrupt(), cli.INTERRUPTED, ""),
-    ],
-)
-def test_an_error_becomes_an_exit_status(command, capsys, error, status, message):
-    def fail(flags):
-        raise error
-
-    command.main = fail
-    assert cli.call(command, ["--workdir=a"]) == status
-    assert capsys.readouterr().err == message
-
-
-def test_a_bug_is_raised(command):
-    command.main = lambda flags: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        cli.call(command, ["--workdir=a"])
-
-
-def test_a_closed_output_pipe_gives_no_traceback(command, monkeypatch, capsys):
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        command.main = lambda flags: print("x" * 100_000, flush=True)
-        assert cli.call(command, ["--workdir=a"]) == cli.INTERRUPTED
-    assert capsys.readouterr().err == ""
-
-
-# Prints the number of page faults of the last of four allocations.
-PAGE_FAULTS = """
-import ctypes, resource, sys, threading
-from experiments.cli import keep_freed_memory
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
-faults = []
-
-def allocate():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    block = ctypes.c_void_p(libc.malloc(50_000_000))
-    libc.memset(block, 1, 50_000_000)
-    libc.free(block)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-for _ in range(4):
-    thread = threading.Thread(target=allocate)
-    thread.start()
-    thread.join()
-print(faults[-1])
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_freed_memory_is_reused():
-    """50 MB are 12,207 pages. Each setting needs a process, because it lasts until the process ends."""
-
-    def count_faults(setting):
-        command = [sys.executable, "-c", PAGE_FAULTS, setting]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return int(done.stdout)
-
-    assert count_faults("keep") < 100 < 10_000 < count_faults("default")
-
-
-@pytest.mark.parametrize(
-    "streams",
-    [pytest.param("<&-", marks=pytest.mark.slow), pytest.param(">&-", marks=pytest.mark.slow), "<&- >&-"],
-)
-def test_a_closed_standard_stream_does_not_stop_a_command(streams):
-    command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope {streams}"
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == cli.USAGE
-    assert done.stderr == "error: the config argument is 'nope'; it must be one of: smoke\n"
-
-
-def test_an_error_that_cannot_be_printed_keeps_its_status():
-    command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope 2>/dev/full"
-    assert subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment(), check=False).returncode == 2

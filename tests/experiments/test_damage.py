@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments import cli, train
+from experiments import train
+from experiments.process import USAGE
 from experiments.stop_signal import PREEMPTED
 from tests.support.commands import ROOT, SMOKE, call
 from transformer.json_files import read_sealed
@@ -110,7 +111,7 @@ def answer(reader: str, folder: Path) -> Answer:
     stdin = LINES if reader == "translate" else b""
     done = call(*commands[reader], cwd=folder, stdin=stdin, status=None)
     if done.status:
-        assert done.status == cli.USAGE, done.stderr
+        assert done.status == USAGE, done.stderr
         return Answer(done.status, done.stderr.splitlines()[-1])
     results = {
         "compare": lambda: read_sealed(folder / "whole/eval/test.compare-run.json")["metrics"],

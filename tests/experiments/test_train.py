@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from experiments import cli, train
+from experiments import train
+from experiments.process import USAGE
 from experiments.progress import TrainingBar, TrainingLines
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
@@ -54,7 +55,7 @@ def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, t
 
 def test_fields_of_the_command_line_without_effect_are_named(smoke, trained):
     flags = ("--config.model.cell=gru", "--config.model.d_ff=9", f"--workdir={trained}")
-    done = call("train", *smoke, *flags, status=cli.USAGE)
+    done = call("train", *smoke, *flags, status=USAGE)
     assert done.stderr.startswith("fields without effect in this config: model.cell\n")
 
 

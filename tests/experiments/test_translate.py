@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, text_io, translate
+from experiments.process import INTERRUPTED
 from experiments.run_folder import Run
 from experiments.trained_model import load_trained
 from tests.support.commands import ROOT, call, environment, refuse, start
@@ -296,7 +297,7 @@ def test_a_line_is_answered_before_the_next_and_ctrl_c_ends_quietly(trained, bes
             assert process.stdout.readline().decode() == best[0] + "\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == b""
-        assert (process.wait(60), process.stderr.read()) == (cli.INTERRUPTED, b"")
+        assert (process.wait(60), process.stderr.read()) == (INTERRUPTED, b"")
 
 
 @pytest.mark.slow

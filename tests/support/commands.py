@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 
 from experiments import cli
+from experiments.process import USAGE
 
 ROOT = Path(__file__).parent.parent.parent
 # Flags of a run that trains in seconds. The run uses one device, however many the test process has, and few
@@ -70,7 +71,7 @@ def call(
 
 def refuse(name: str, *arguments: str | Path, **options) -> str:
     """Runs a command that must refuse its arguments. Returns its one-line error without "error: "."""
-    done = call(name, *arguments, status=cli.USAGE, **options)
+    done = call(name, *arguments, status=USAGE, **options)
     *before, line = done.stderr.splitlines()
     assert line.startswith("error: "), done.stderr
     assert not any("error" in text.lower() for text in before), done.stderr
