@@ -35,6 +35,7 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = project
 html_use_index = False
+html_context = {"default_mode": "auto"}  # without it, the theme logs an error on the first visit
 html_static_path = ["_build/static", "static"]
 html_css_files = ["site.css"]
 html_theme_options = {
