@@ -16,9 +16,9 @@ from transformer.evaluation.attention import AttentionWeights, attention_weights
 
 NUM_CELLS = 8  # cells of a drawn vector; each is the mean of adjacent channels
 ALTERNATIVE = "A sentence on its way through the encoder and the decoder, drawn layer by layer."
-TOKEN_WIDTH, LAYER_HEIGHT, CELL = 84, 84, 9
+TOKEN_WIDTH, LAYER_HEIGHT, CELL, LABEL_WIDTH = 84, 84, 9, 76
 MIN_WEIGHT = 0.03  # lines of smaller weights could not be seen
-BLUE, ORANGE = PALETTE[:2]
+BLUE, ORANGE, GREEN, VIOLET = (PALETTE[number] for number in (0, 1, 2, 6))  # two for cells, two for lines
 
 SCRIPT = """
 (() => {
@@ -148,13 +148,28 @@ def drawing(encoder: Side, decoder: Side, words: Sequence[str], cross: Float[np.
       cross: cross-attention, as the mean of all layers and heads.
     """
     height = LAYER_HEIGHT * (len(encoder.vectors) + 2)
-    source = Place(0, height)
+    source = Place(LABEL_WIDTH, height)
     # The decoder is drawn beside the encoder, one layer higher.
-    target = Place(TOKEN_WIDTH * (len(encoder.tokens) + 0.6), height - LAYER_HEIGHT)
+    target = Place(source.left + TOKEN_WIDTH * (len(encoder.tokens) + 0.6), height - LAYER_HEIGHT)
     tops = source.y(len(encoder.vectors) - 1), target.y(len(decoder.vectors) - 1) + CELL
     cross_lines = _lines(cross, source, tops[0], target, tops[1], "cross")
     frames = [*_encoder_frames(encoder, source), *_decoder_frames(decoder, target, words, cross_lines)]
-    return _page(frames, target.left + TOKEN_WIDTH * len(decoder.tokens), height)
+    right = target.left + TOKEN_WIDTH * len(decoder.tokens)
+    labels = [
+        *_labels("encoder", source, LABEL_WIDTH / 2, len(encoder.vectors) - 1, "source"),
+        *_labels("decoder", target, right + LABEL_WIDTH / 2, len(decoder.vectors) - 1, "reads"),
+        _text(right + LABEL_WIDTH / 2, 20, "predicts", "label"),
+    ]
+    return _page(frames, labels, right + LABEL_WIDTH, height)
+
+
+def _labels(stack: str, place: Place, x: float, num_layers: int, tokens: str) -> Iterator[str]:
+    """Names the rows of a stack: its tokens, the embeddings and each layer."""
+    yield _text(x, place.bottom - 8, tokens, "label")
+    rows = [("embedding", "+ position"), *((stack, f"layer {layer + 1}") for layer in range(num_layers))]
+    for layer, lines in enumerate(rows):
+        for number, line in enumerate(lines):
+            yield _text(x, place.y(layer) + 2 + 13 * number, line, "label")
 
 
 def _encoder_frames(encoder: Side, place: Place) -> Iterator[Frame]:
@@ -177,7 +192,7 @@ def _decoder_frames(
         yield Frame(f"decoder, step {step + 1}: reads {read}, attends to the source, predicts {word}", parts)
 
 
-def _page(frames: Sequence[Frame], width: float, height: float) -> str:
+def _page(frames: Sequence[Frame], labels: Sequence[str], width: float, height: float) -> str:
     captions = html.escape(json.dumps([frame.caption for frame in frames]))
     content = "".join(
         f'<g data-frame="{number}" data-stays="{int(frame.stays)}">{"".join(frame.parts)}</g>'
@@ -185,15 +200,20 @@ def _page(frames: Sequence[Frame], width: float, height: float) -> str:
     )
     return f"""<div class="flow" lang="en" data-captions="{captions}">
 <style>
-.flow svg {{ width: 100%; height: auto; font: 13px system-ui, sans-serif; }}
+.flow .scroll {{ overflow-x: auto; }}
+.flow svg {{ width: 100%; min-width: 560px; height: auto; font: 13px system-ui, sans-serif; }}
 .flow text {{ fill: currentColor; text-anchor: middle; }} .flow .out {{ font-weight: 700; }}
-.flow line {{ stroke: {BLUE}; stroke-width: 2; }} .flow line.cross {{ stroke: {ORANGE}; }}
+.flow .label {{ font-size: 12px; opacity: .7; }}
+.flow line {{ stroke: {GREEN}; stroke-width: 2; }} .flow line.cross {{ stroke: {VIOLET}; }}
 .flow rect {{ stroke: #8888; stroke-width: .5; }}
 @media print {{ .flow button, .flow output {{ display: none; }} }}
 </style>
+<div class="scroll">
 <svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{ALTERNATIVE}">
 {content}
+{"".join(labels)}
 </svg>
+</div>
 <p role="group" aria-label="steps" hidden>
 <button type="button" data-do="back">Back</button> <button type="button" data-do="play">Play</button>
 <button type="button" data-do="next">Next</button> <output aria-live="polite">all steps</output></p>

@@ -37,10 +37,15 @@ def page():
 
 
 @pytest.fixture(scope="module")
-def frames(page):
+def svg(page):
+    """The drawing."""
+    return ElementTree.fromstring(re.search("<svg.*</svg>", page, re.DOTALL)[0])
+
+
+@pytest.fixture(scope="module")
+def frames(svg):
     """The parts that each step adds to the drawing."""
-    svg = ElementTree.fromstring(re.search("<svg.*</svg>", page, re.DOTALL)[0])
-    return list(svg)
+    return svg.findall("g")
 
 
 def opacities(frame, kind):
@@ -56,6 +61,20 @@ def test_each_step_has_a_caption(page, frames):
 def test_each_step_shows_its_tokens_as_text(frames):
     texts = [[text.text for text in frame.findall("text")] for frame in frames]
     assert texts == [SOURCE, [], [], ["<s>", "x"], ["x", "</s>"]]
+
+
+def test_each_row_has_a_name_beside_its_stack(svg, frames):
+    names = {text.text: float(text.get("x")) for text in svg.findall("text")}
+    left, right = (float(frame.find("text").get("x")) for frame in (frames[0], frames[-1]))
+    assert list(names) == [
+        *("source", "embedding", "+ position", "encoder", "layer 1"),
+        *("reads", "decoder", "predicts"),
+    ]
+    assert names["encoder"] == names["source"] < left < right < names["decoder"] == names["predicts"]
+
+
+def test_lines_and_cells_have_different_colors():
+    assert len({flow.BLUE, flow.ORANGE, flow.GREEN, flow.VIOLET}) == 4
 
 
 def test_a_line_is_as_opaque_as_its_weight_and_a_weak_weight_has_none(frames):
