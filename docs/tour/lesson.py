@@ -19,7 +19,7 @@ from experiments.ablation_report import effect_cells, measure_effects
 from experiments.run_folder import Run
 from experiments.trained_model import Trained, load_trained
 from transformer.batch import TokenBatch
-from transformer.config import DecodeConfig, from_dict
+from transformer.config import EOS, DecodeConfig, from_dict
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.beam_steps import BeamStep
 from transformer.decoding.beam_steps import beam_steps as search_steps
@@ -188,23 +188,67 @@ def best_output(steps: Sequence[BeamStep]) -> tuple[int, ...]:
 
 
 def beam_tree(steps: Sequence[BeamStep], tokenizer: Tokenizer) -> Figure:
-    """Draws the beginnings that a search kept, one column per step; a thick path leads to the best output."""
-    best = best_output(steps)
-    figure = Figure(figsize=(1.1 * len(steps) + 1, 3.4), layout="constrained")
+    """Draws the hypotheses that a search kept, one column per step; a thick path leads to the best output.
+
+    A node has the last token of its hypothesis and below it the probability or, at an end, the score.
+    """
+    best, num_rows = best_output(steps), max(len(step.live) for step in steps)
+    figure = Figure(figsize=(1.1 * len(steps) + 1, 0.75 * num_rows + 0.4), layout="constrained")
     axes = figure.subplots()
     places: dict[tuple[int, ...], tuple[int, int]] = {(): (0, 0)}
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white"}
+    style = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 2}
+    axes.text(0, 0, "<s>", bbox=box | {"edgecolor": "C0"}, **style)
     for column, step in enumerate(steps, start=1):
-        kept = step.live | {tokens: None for tokens in step.completed if len(tokens) == column}
-        for row, tokens in enumerate(kept):
+        ended = {tokens: score for tokens, score in step.completed.items() if len(tokens) == column}
+        for row, tokens in enumerate((*step.live, *ended)):
             places[tokens] = (column, -row)
             (x, y), is_best = places[tokens[:-1]], best[:column] == tokens
             color, width = ("C0", 3) if is_best else ("0.7", 1)
             axes.plot([x, column], [y, -row], color=color, linewidth=width, zorder=1)
-            log_prob = step.live.get(tokens)
             name = plots.label(tokenizer.names([tokens[-1]])[0])
-            text = name if log_prob is None else f"{name}\n{np.exp(log_prob):.2g}"
-            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color}
-            axes.text(column, -row, text, ha="center", va="center", fontsize=8, bbox=box, zorder=2)
-    axes.set(xlim=(-0.2, len(steps) + 0.5), ylim=(-max(len(step.live) for step in steps) - 0.2, 0.7))
+            number = f"score {ended[tokens]:.2f}" if tokens in ended else f"{np.exp(step.live[tokens]):.2g}"
+            axes.text(column, -row, f"{name}\n{number}", bbox=box | {"edgecolor": color}, **style)
+    lowest = min(y for _, y in places.values())
+    axes.set(xlim=(-0.2, len(steps) + 0.5), ylim=(lowest - 0.45, 0.45))
+    axes.axis("off")
+    return figure
+
+
+def layer_diagram(model: Transformer, params: PyTree) -> Figure:
+    """Draws an encoder layer and a decoder layer: the sub-layers in their order, and what they are given."""
+    batch = TokenBatch.from_tokens(jnp.array([[EOS]]))
+    _, state = model.apply(
+        {"params": params}, batch, batch, capture_intermediates=lambda _, method: method == "after"
+    )
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    line = {"color": "0.4", "linewidth": 1.2}
+    arrow = {"arrowprops": {"arrowstyle": "->", **line, "shrinkA": 0, "shrinkB": 0}}
+    # The decoder is drawn higher, so that the encoder's output is level with cross-attention.
+    for stack, x, side, bottom in (("encoder", 0, -1, -1.7), ("decoder", 2, 1, 0)):
+        layer = state["intermediates"][stack]["layers_0"]
+        names = [name.removesuffix("_residual") for name in layer if name.endswith("_residual")]
+        axes.text(x, bottom + 0.2, f"{stack}: from the layer below", ha="center", va="top")
+        for number, name in enumerate(names):
+            y = bottom + 2 * number
+            for height, text, color in (
+                (1, name.replace("_", " "), "C0"),
+                (1.9, "add, then normalize", "0.4"),
+            ):
+                box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": color}
+                axes.annotate("", (x, y + height - 0.25), (x, y + height - 0.7), **arrow)
+                axes.text(x, y + height, text, ha="center", va="center", bbox=box, zorder=2)
+            axes.plot([x, x + 0.8 * side, x + 0.8 * side], [y + 0.45, y + 0.45, y + 1.9], **line)
+            axes.annotate("", (x + 0.46 * side, y + 1.9), (x + 0.8 * side, y + 1.9), **arrow)
+        top = bottom + 2 * len(names)
+        if stack == "decoder":
+            axes.annotate("", (x, top + 0.5), (x, top + 0.15), **arrow)
+            axes.text(x, top + 0.6, "to the layer above", ha="center")
+        else:
+            axes.plot([x, x, x + 1], [top + 0.15, top + 0.7, top + 0.7], **line)
+            axes.annotate("", (x + 1.65, top + 0.7), (x + 0.95, top + 0.7), **arrow)
+            axes.text(x + 0.05, top + 0.8, "keys and values,\nfrom the last layer", ha="left")
+    axes.set(xlim=(-1, 3), ylim=(-2.1, 7))
     axes.axis("off")
     return figure

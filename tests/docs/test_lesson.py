@@ -3,8 +3,9 @@
 import pytest
 
 import lesson
-from transformer.config import EOS
+from transformer.config import EOS, ModelConfig
 from transformer.decoding.beam_steps import BeamStep
+from transformer.model import build_model, init_params
 
 A, B = 4, 5
 
@@ -39,8 +40,29 @@ def test_the_first_finished_hypothesis_is_the_output(steps):
 
 def test_a_tree_has_a_node_for_each_hypothesis_and_a_thick_path_to_the_output(steps):
     (axes,) = lesson.beam_tree(steps, Letters()).axes
-    names = [text.get_text().split("\n")[0] for text in axes.texts]
-    assert names == ["a", "b", "b", "a", "</s>", "a", "</s>"]
-    assert [text.get_text() for text in axes.texts[:2]] == ["a\n0.61", "b\n0.37"]
+    assert [text.get_text().split("\n")[0] for text in axes.texts] == [
+        "<s>",
+        "a",
+        "b",
+        "b",
+        "a",
+        "</s>",
+        "a",
+        "</s>",
+    ]
+    assert [text.get_text() for text in axes.texts[1:3]] == ["a\n0.61", "b\n0.37"]
+    assert [text.get_text() for text in axes.texts if "</s>" in text.get_text()] == [
+        "</s>\nscore -2.00",
+        "</s>\nscore -1.20",
+    ]
     thick = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 3]
     assert thick == [[[0, 0], [1, -1]], [[1, -1], [2, -1]], [[2, -1], [3, -1]]]
+
+
+def test_a_layer_has_its_sub_layers_in_order_each_with_a_residual_connection():
+    config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1)
+    model = build_model(config, vocab_size=8)
+    (axes,) = lesson.layer_diagram(model, init_params(model, seed=0)).axes
+    texts = [text.get_text() for text in axes.texts if text.get_bbox_patch()]
+    names = ["self attention", "feed forward", "self attention", "cross attention", "feed forward"]
+    assert texts == [text for name in names for text in (name, "add, then normalize")]

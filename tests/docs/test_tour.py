@@ -78,7 +78,9 @@ def test_a_figure_has_an_alternative_text(chapter):
         text = read(language, chapter)
         assert not re.search(r"!\[\]", text)
         for code, has_alternative in cells(text):
-            draws = "plt.subplots(" in code or re.search(r"\n(model_plots|lesson)\.\w+(_map|_tree)\(", code)
+            draws = "plt.subplots(" in code or re.search(
+                r"\n(model_plots|lesson)\.\w+_(map|tree|diagram)\(", code
+            )
             assert has_alternative == bool(draws), code
 
 
