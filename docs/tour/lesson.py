@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,20 @@ OF_ANIMALS = ("tired", "hungry", "old", "sick", "frightened", "weak")
 OF_PLACES = ("wide", "long", "steep", "dark", "muddy", "busy")
 VERBS = ("cross", "leave", "see", "like")
 IT = 8  # position of "it" in a sentence
+
+
+def recurrence_scores() -> tuple[list[int], dict[str, Float[np.ndarray, "lengths 2"]]]:
+    """Returns the scores of the study of recurrence on its split `test`.
+
+    Returns:
+      The largest number of source tokens in each group of sentences; and by model, the mean and the standard
+      deviation of its exact match in each group.
+    """
+    page = (Path(__file__).parents[1] / "studies" / "recurrence.md").read_text()
+    lengths = re.search(r"source tokens, up to \|(.*)\|\n", page)[1].split("|")
+    rows = re.findall(r"\n\| test: (\w+) \|(.*)\|", page)
+    scores = {name: np.array([cell.split("±") for cell in cells.split("|")], float) for name, cells in rows}
+    return [int(length) for length in lengths], scores
 
 
 def number_model() -> Trained:
@@ -156,11 +171,21 @@ def _pronoun_loss(model, params, batch, key, hyperparameters):
     return loss, {"loss": loss, "nll": nll, "correct": correct, "count": jnp.float32(len(labels))}
 
 
+def mean_loss(trained: Trained, num_sentences: int = 100) -> float:
+    """Returns the loss on test sentences, in nats per token."""
+    translator = Translator(trained.model, trained.params, trained.tokenizer)
+    return -float(np.concatenate(translator.log_probs(*_test_sentences(trained, num_sentences))).mean())
+
+
 def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[str, float]]:
-    """Returns the loss that each mask adds, in nats per token, as cells[sub-layer][head]."""
-    pairs = open_task(trained.config, NUMBER_RUN, stored=trained.identity, may_prepare=False).test_set("test")
-    measured, _ = measure_effects(trained, pairs.sources[:num_sentences], pairs.references[:num_sentences])
+    """Returns the loss that the removal of each part adds, in nats per token, as cells[sub-layer][head]."""
+    measured, _ = measure_effects(trained, *_test_sentences(trained, num_sentences))
     return effect_cells(measured, parts(trained.model.config))
+
+
+def _test_sentences(trained: Trained, count: int) -> tuple[Sequence[str], Sequence[str]]:
+    pairs = open_task(trained.config, NUMBER_RUN, stored=trained.identity, may_prepare=False).test_set("test")
+    return pairs.sources[:count], pairs.references[:count]
 
 
 def hidden_units(trained: Trained, sentence: str) -> tuple[list[str], Float[np.ndarray, "s f"]]:

@@ -1,4 +1,4 @@
-"""The parts of the tour's chapters that need no trained model: the sentences with a pronoun, and the tree of a search."""
+"""The parts of the tour's chapters that need no trained model: a study's scores, sentences, and the tree of a search."""
 
 import pytest
 
@@ -23,6 +23,14 @@ def test_it_is_an_animal_if_the_adjective_is_of_animals_and_a_place_otherwise():
     assert nouns["the dog did not see the river because it was too hungry"] == "dog"
     assert nouns["the dog did not see the river because it was too steep"] == "river"
     assert {sentence.split()[lesson.IT] for sentence in nouns} == {"it"}
+
+
+def test_the_scores_of_recurrence_are_those_of_the_split_test_in_the_table_of_the_study():
+    lengths, scores = lesson.recurrence_scores()
+    assert lengths == [8, 12, 16, 24, 32, 48]
+    assert set(scores) == {"transformer", "fixed_context", "attention"}
+    assert scores["fixed_context"][-1].tolist() == [49.57, 8.24]
+    assert {values.shape for values in scores.values()} == {(6, 2)}
 
 
 @pytest.fixture
