@@ -24,6 +24,7 @@ from transformer.config import EOS, DecodeConfig, from_dict
 from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.beam_steps import BeamStep
 from transformer.decoding.beam_steps import beam_steps as search_steps
+from transformer.decoding.scorer import Scorer
 from transformer.decoding.translator import Translator
 from transformer.evaluation.ablation import parts
 from transformer.evaluation.attention import AttentionWeights, attention_weights
@@ -173,8 +174,8 @@ def _pronoun_loss(model, params, batch, key, hyperparameters):
 
 def mean_loss(trained: Trained, num_sentences: int = 100) -> float:
     """Returns the loss on test sentences, in nats per token."""
-    translator = Translator(trained.model, trained.params, trained.tokenizer)
-    return -float(np.concatenate(translator.log_probs(*_test_sentences(trained, num_sentences))).mean())
+    scorer = Scorer(trained.model, trained.params, trained.tokenizer, trained.config.decode)
+    return -float(np.concatenate(scorer.log_probs(*_test_sentences(trained, num_sentences))).mean())
 
 
 def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[str, float]]:
