@@ -111,7 +111,8 @@ def training_costs(
 def plan_text(root: Path, name: str, runs: Sequence[PlannedRun], states: Mapping[str, str]) -> str:
     """Returns a table of all runs: state, FLOPs and memory of the training, and time left.
 
-    The time left is estimated from the FLOPs per second of the trained runs of the task.
+    The time left is estimated from the FLOPs per second of the trained runs of the task; it is unknown
+    before the first of them.
 
     Args:
       root: the folder of the study.
@@ -134,10 +135,10 @@ def plan_text(root: Path, name: str, runs: Sequence[PlannedRun], states: Mapping
         paths = [run.path for run in trained if run.task == task]
         seconds = sum(Run(root / path).result["seconds"] for path in paths)
         rates[task] = sum(flops[path] for path in paths) / seconds
-    rows = [["run", "state", "FLOPs", "memory", "time"], ["---", "---", "---:", "---:", "---:"]]
+    rows = [["run", "state", "training FLOPs", "memory", "time left"], ["---", "---", "---:", "---:", "---:"]]
     for run in runs:
-        rate = None if states[run.path] in TRAINED_STATES else rates.get(run.task)
-        left = "" if rate is None else clock(flops[run.path] / rate)
+        left = clock(flops[run.path] / rates[run.task]) if run.task in rates else "unknown"
+        left = "-" if states[run.path] in TRAINED_STATES else left
         memory = costs[run.path]["memory_bytes"]["total"] / 1e6
         rows.append([run.path, states[run.path], f"{flops[run.path]:.2e}", f"{memory:,.0f} MB", left])
     return markdown(rows) + f"{name}: {len(runs)} runs, {len(trained)} trained"

@@ -161,14 +161,14 @@ def refusals(sweep: Sweep, overrides: Changes) -> dict[str, str]:
       UserError: the config refuses the baseline, or `overrides`.
     """
     values, common, reasons = _base_values(sweep, overrides), {**overrides, "train.seed": 0}, {}
-    baseline = _changed(sweep.baseline, values, common, sweep.variants[sweep.baseline])
+    baseline = _changed(values, common, sweep.variants[sweep.baseline])
     _check_read(sweep.baseline, sweep.variants[sweep.baseline], baseline)
     names = {config_hash(baseline): sweep.baseline}
     for variant, changes in sweep.variants.items():
         if variant == sweep.baseline:
             continue
         try:
-            config = _changed(variant, values, common, changes)
+            config = _changed(values, common, changes)
         except UserError as error:
             reasons[variant] = str(error)
             continue
@@ -189,10 +189,14 @@ def _base_values(sweep: Sweep, overrides: Changes) -> dict[str, Any]:
 
 def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) -> dict[str, ExperimentConfig]:
     """Returns the config of each variant with seed 0, after all checks."""
-    values, configs = _base_values(sweep, overrides), {}
+    values, common, configs = _base_values(sweep, overrides), {**overrides, "train.seed": 0}, {}
     for variant, changes in sweep.variants.items():
         changes = {**changes, **chosen.get(variant, {})}
-        config = _changed(variant, values, {**overrides, "train.seed": 0}, changes)
+        try:
+            config = _changed(values, common, changes)
+        except UserError as error:
+            _changed(values, common, {})  # the error may be one of the config or of `overrides`
+            raise UserError(f"variant {variant}: {error}") from None
         _check_read(variant, changes, config)
         metrics = dict.fromkeys(task_type(config).metrics(config))
         for metric in sweep.metrics:
@@ -215,13 +219,12 @@ def _configs(sweep: Sweep, overrides: Changes, chosen: Mapping[str, Changes]) ->
     return configs
 
 
-def _changed(variant: str, values: Changes, common: Changes, changes: Changes) -> ExperimentConfig:
+def _changed(values: Changes, common: Changes, changes: Changes) -> ExperimentConfig:
     """Returns the config of a variant: the base values with the common changes and those of the variant."""
     for key, value in changes.items():
         if isinstance(value, Mapping) and value:
             raise UserError(
-                f"variant {variant} changes {key}, which is a group of fields; "
-                f"name single fields, such as {key}.{next(iter(value))}"
+                f"{key} is a group of fields; name single fields, such as {key}.{next(iter(value))}"
             )
     return resolve(from_dict(with_changes(values, {**common, **changes})))
 

@@ -139,6 +139,10 @@ def _check_tuned(
 
 def _check_names(module: ModuleType, path: str) -> None:
     """Checks that required names are defined, and that no name is misspelt."""
+    for name in vars(module):
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
+        if name.isupper() and near and name not in NAMES:
+            raise UserError(f"sweep file {path} defines {name}; did you mean {near[0]}?")
     has_tasks = hasattr(module, "CONFIGS")
     for name in ("CONFIGS", *BY_TASK) if has_tasks else ("CONFIG", "SPLITS", "METRICS"):
         if not hasattr(module, name):
@@ -154,10 +158,6 @@ def _check_names(module: ModuleType, path: str) -> None:
             f"sweep file {path} defines neither VARIANTS nor GRID; define one as in "
             "configs/sweeps/positions.py"
         )
-    for name in vars(module):
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
-        if name.isupper() and near and name not in NAMES:
-            raise UserError(f"sweep file {path} defines {name}; did you mean {near[0]}?")
 
 
 def _split_by_task(definitions: Mapping[str, Any], path: str) -> dict[str, dict[str, Any]]:

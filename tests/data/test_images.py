@@ -215,6 +215,13 @@ def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
         )
 
 
+def test_an_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((3, 7), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    message = refused(read_image, tmp_path / "a.png", (2, 2, 1))
+    assert message == f"{tmp_path}/a.png has more than 20 pixels; make the image smaller"
+
+
 def test_hidden_files_are_no_images_and_a_class_name_can_be_printed(tmp_path):
     folder = write_folder(tmp_path / "classes", num_images=3)
     (folder / "dark" / ".cache").mkdir()

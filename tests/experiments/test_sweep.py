@@ -40,8 +40,8 @@ def test_the_id_of_a_run_changes_only_with_fields_that_affect_the_result(sweep):
 @pytest.mark.parametrize(
     ("variant", "overrides", "message"),
     [
-        ({"model.num_layer": 3}, {}, "unknown config key model.num_layer; did you mean model.num_layers?"),
-        ({"model": {"num_layers": 3}}, {}, "variant new changes model, which is a group of fields; name single fields, such as model.num_layers"),
+        ({"model.num_layer": 3}, {}, "variant new: unknown config key model.num_layer; did you mean model.num_layers?"),
+        ({"model": {"num_layers": 3}}, {}, "variant new: model is a group of fields; name single fields, such as model.num_layers"),
         ({"model.d_ff": 3}, {"model.d_ff": 2}, "--set cannot change model.d_ff, which the study varies; change the sweep file instead"),
     ],
 )  # fmt: skip
@@ -60,7 +60,9 @@ def test_a_metric_that_is_undefined_for_the_language_is_refused(sweep):
 
 def test_a_wrong_value_is_refused_before_anything_is_trained(sweep):
     wrong = dataclasses.replace(sweep, variants={"new": {"model.positions": "lerned"}})
-    assert refused(expand, wrong, {}, seeds=1).startswith("model.positions is 'lerned'; it must be one of: ")
+    assert refused(expand, wrong, {}, seeds=1).startswith(
+        "variant new: model.positions is 'lerned'; it must be one of: "
+    )
 
 
 def test_the_error_for_a_sweep_file_says_what_is_wrong(tmp_path):
@@ -68,6 +70,8 @@ def test_the_error_for_a_sweep_file_says_what_is_wrong(tmp_path):
     assert refused(load_sweep, "nowhere.py") == "there is no sweep file 'nowhere.py'"
     path.write_text("CONFIG = 'configs/base.py'\nVARIANTS = {}\n")
     assert "does not define SPLITS" in refused(load_sweep, str(path))
+    path.write_text(SWEEP.replace("VARIANTS", "VARIENTS"))
+    assert refused(load_sweep, str(path)) == f"sweep file {path} defines VARIENTS; did you mean VARIANTS?"
 
 
 SWEEP = """

@@ -58,7 +58,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
     Pixels are interpolated bicubically. Transparent pixels are black. Of 16 bits, the upper 8 are kept.
 
     Raises:
-      UserError: Pillow is missing, or the file is not an image or has more than 16 bits per channel.
+      UserError: Pillow is missing, or the file is not an image, has too many pixels, or has more than 16 bits
+        per channel.
     """
     if importlib.util.find_spec("PIL") is None:
         raise UserError(f"reading {path} needs Pillow: pip install -e '.[images]'")
@@ -75,7 +76,10 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
             fitted = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS  # Pillow warns from half of it on
+        raise UserError(f"{path} has more than {limit:,} pixels; make the image smaller") from None
+    except (OSError, ValueError, SyntaxError) as error:
         if isinstance(error, FileNotFoundError):
             raise UserError(f"{path} is not a file; give the path of an image") from None
         reason = " ".join(str(error).split())
