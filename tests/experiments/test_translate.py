@@ -138,7 +138,7 @@ def test_a_translation_begins_with_its_prefix(trained, files, best):
 
 def log_probs_of(folder, targets):
     """The log-probabilities of translations of `LINES`, of a run alone."""
-    trained = Run(folder).load()
+    trained = load_trained(Run(folder))
     scorer = Scorer(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     return scorer.log_probs(LINES, targets)
 
