@@ -42,8 +42,8 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "use_download_button": False,
     "navbar_persistent": [],  # the sidebar has the search
-    # Each page matches one pattern. The tour has no list of sections; see static/site.css.
-    "secondary_sidebar_items": {"[!t]*": ["page-toc"], "tour/*": []},
+    # The tour and the studies, which are in folders, have no list of sections; see static/site.css.
+    "secondary_sidebar_items": {"*": ["page-toc"]},
 }
 # `make docs` installs MathJax from npm, so that the site needs no network.
 mathjax_path = "tex-svg.js"
