@@ -19,7 +19,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "studies/*/results"]
 
-# Both languages of the tour have the same cells, which run once.
+# Cells that are equal in both languages, alternative texts included, run once.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

@@ -242,7 +242,7 @@ def beam_tree(steps: Sequence[BeamStep], tokenizer: Tokenizer) -> Figure:
 
 
 def layer_diagram(model: Transformer, params: PyTree) -> Figure:
-    """Draws an encoder layer and a decoder layer: the sub-layers in their order, and what they are given."""
+    """Draws an encoder layer and a decoder layer: the sub-layers in their order, and their inputs."""
     batch = TokenBatch.from_tokens(jnp.array([[EOS]]))
     _, state = model.apply(
         {"params": params}, batch, batch, capture_intermediates=lambda _, method: method == "after"

@@ -55,7 +55,7 @@ const reset = () => {
 
 @pytest.fixture(scope="module")
 def results(page, tmp_path_factory):
-    """What each script returns, by the name of the script. All run in one browser."""
+    """The result of each script, by the name of the script. All run in one browser."""
     scripts = {
         "first": "return id('view').selectedOptions[0].text;",
         "lines": LINES,
