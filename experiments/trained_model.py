@@ -52,10 +52,10 @@ class Trained:
 def load_trained(run: Run, changes: Mapping[str, Any] | None = None, task: str | None = None) -> Trained:
     """Loads the trained model of a run: the mean of the last `decode.average_last` checkpoints.
 
-    Logs a warning if the training has not ended.
+    Logs a warning if the training is not complete.
 
     Args:
-      run: the run; its training need not have ended.
+      run: the run; its training need not be complete.
       changes: new values by config field, for this call only; see `changed_after_training`.
       task: the task that the run must have; None for any task.
 
@@ -66,35 +66,38 @@ def load_trained(run: Run, changes: Mapping[str, Any] | None = None, task: str |
         raise UserError(f"the task of {run.folder} is {run.config.task}; name a run of {task}")
     config = changed_after_training(run.config, changes or {})
     skipped: set[int] = set()
-    last_step = run.result["step"] if run.result.get("status") == "done" else math.inf
+    result = run.result
+    is_done = result.get("status") == "done"
+    last_step = result["step"] if is_done else math.inf
     with contextlib.closing(Checkpoints(run.folder / "checkpoints")) as checkpoints:
         while True:
             steps = [step for step in checkpoints.steps if step not in skipped and step <= last_step]
+            if not steps:
+                raise UserError(f"{run.folder} has no checkpoint yet; train the run first")
+            if is_done and steps[-1] != last_step:
+                raise UserError(f"checkpoint {last_step} of {run.folder} is missing; {_advice(run)}")
             try:
                 trained = _load(run, config, checkpoints, _averaged_steps(config, steps))
             except DamagedCheckpoint as error:
                 checkpoints.reload()
                 if error.step not in checkpoints.steps:
                     continue  # training has deleted this checkpoint in the meantime
-                if run.result.get("status") == "done":
-                    raise UserError(f"{error}; {_retrain(run)}") from None
+                if is_done:
+                    raise UserError(f"{error}; {_advice(run)}") from None
                 if error.step != steps[-1] or len(steps) == 1:
                     raise
                 log.warning("warning: %s; using checkpoint %d", error, steps[-2])
                 skipped.add(error.step)
             else:
                 break
-    if last_step == math.inf:
+    if not is_done:
         step, last = trained.steps[-1], config.train.steps
-        log.warning("warning: the training of %s has not ended: step %d of %d", run.folder, step, last)
+        log.warning("warning: the training of %s is not complete: step %d of %d", run.folder, step, last)
     return trained
 
 
 def _load(run: Run, config: ExperimentConfig, checkpoints: Checkpoints, steps: list[int]) -> Trained:
-    if not steps:
-        raise UserError(f"{run.folder} has no checkpoint yet; train the run first")
-    if run.result.get("status") == "done" and steps[-1] != run.result["step"]:
-        raise UserError(f"checkpoint {run.result['step']} of {run.folder} is missing; {_retrain(run)}")
+    """Loads the mean of the checkpoints at `steps`, which are in order."""
     metadata = checkpoints.metadata(steps[-1])
     identity = metadata["identity"]
     _check_identity(run, steps[-1], identity)
@@ -140,5 +143,5 @@ def _averaged_steps(config: ExperimentConfig, steps: list[int]) -> list[int]:
     return scheduled[-config.decode.average_last :] or steps[-1:]
 
 
-def _retrain(run: Run) -> str:
+def _advice(run: Run) -> str:
     return f"train the run again with python -m experiments.train --workdir={run.folder}"

@@ -97,7 +97,7 @@ def test_an_exchanged_or_edited_checkpoint_counts_as_damaged(copy, damage, argum
     damaged, unfinished = done.stderr.splitlines()
     assert damaged.startswith(f"warning: checkpoint {copy}/checkpoints/300 is ")
     assert damaged.endswith("; using checkpoint 150")
-    assert unfinished == f"warning: the training of {copy} has not ended: step 150 of 300"
+    assert unfinished == f"warning: the training of {copy} is not complete: step 150 of 300"
 
 
 def test_checkpoints_of_two_runs_are_not_averaged(copy):
@@ -222,7 +222,7 @@ def test_a_checkpoint_that_training_deletes_while_it_is_read_is_left_out(text, m
 
     monkeypatch.setattr(Checkpoints, "params", params)
     done = call("evaluate", "--workdir=run", "--set=decode.average_last=2", cwd=text)
-    assert done.stderr.splitlines() == ["warning: the training of run has not ended: step 4 of 4"]
+    assert done.stderr.splitlines() == ["warning: the training of run is not complete: step 4 of 4"]
     scores = read_sealed(text / "run/eval/test,decode.average_last=2.json")
     assert scores["checkpoints"] == [4]
 

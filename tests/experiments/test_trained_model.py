@@ -39,11 +39,11 @@ def test_checkpoints_are_closed_when_the_run_cannot_be_loaded(trained, tmp_path,
     assert len(closed) == 1
 
 
-def test_a_run_whose_training_has_not_ended_is_loaded_with_a_warning(trained, tmp_path, caplog):
+def test_a_run_whose_training_is_not_complete_is_loaded_with_a_warning(trained, tmp_path, caplog):
     folder = shutil.copytree(trained, tmp_path / "copy")
     load_trained(Run(folder))
     assert not caplog.records
     Run(folder).write_result(status="running")
     step, last = load_trained(Run(folder)).steps[-1], Run(folder).config.train.steps
-    warning = f"warning: the training of {folder} has not ended: step {step} of {last}"
+    warning = f"warning: the training of {folder} is not complete: step {step} of {last}"
     assert [record.message for record in caplog.records] == [warning]
