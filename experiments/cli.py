@@ -32,21 +32,8 @@ from transformer.files import is_address
 HELP_WIDTH = 100
 # Flags whose values are paths, in any command.
 PATH_FLAGS = {
-    *(
-        "config",
-        "sweep",
-        "workdir",
-        "init_from",
-        "root",
-        "compare",
-        "ensemble",
-        "input",
-        "output",
-        "prefix",
-        "targets",
-        "image",
-    ),
-    *("attention", "source", "target", "figure", "out"),
+    *("config", "sweep", "workdir", "init_from", "root", "compare", "ensemble", "input", "output"),
+    *("prefix", "targets", "image", "attention", "source", "target", "figure", "out"),
 }
 REPEATED, REQUIRED = "repeat this option to specify a list of values", "other than None"  # absl's words
 HELP = {"--help", "-help", "-h", "--help=true"}

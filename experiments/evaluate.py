@@ -77,10 +77,7 @@ def main(flags: FlagValues) -> None:
     set_up_jax()
     _check_flags(flags)
     run = Run(flags.workdir)
-    changes = converted(run.config, read_changes(flags.set, "set"))
-    trained = load_trained(run, changes)
-    searches = task_type(run.config).searches and flags.ablate != "all"
-    check_read(changes, [trained.config], ignored=() if searches else SEARCH_FIELDS)
+    trained, changes = _load(flags, run)
     has_pairs = task_type(run.config).records == "pairs"
     if not has_pairs:
         _check_flags_without_pairs(flags, run)
@@ -120,6 +117,19 @@ def main(flags: FlagValues) -> None:
         _print_comparisons(f"{set_files.split}: {set_files.name} against {baseline[0].name}", comparisons)
         written.append(str(set_files.comparison_path(baseline[0])))
     print("\n".join(written))
+
+
+def _load(flags: FlagValues, run: Run) -> tuple[Trained, dict[str, Any]]:
+    """Returns the trained model of a run with the changes in --set, and these changes.
+
+    Raises:
+      UserError: the model cannot be loaded, or a change is wrong or has no effect.
+    """
+    changes = converted(run.config, read_changes(flags.set, "set"))
+    trained = load_trained(run, changes)
+    searches = task_type(run.config).searches and flags.ablate != "all"
+    check_read(changes, [trained.config], ignored=() if searches else SEARCH_FIELDS)
+    return trained, changes
 
 
 def _check_flags(flags: FlagValues) -> None:

@@ -31,7 +31,6 @@ TRAINING = {
     "unk_id": UNK,
     "minloglevel": 2,
 }
-NUM_BYTE_TOKENS = 256
 
 _NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name="identity", escape_whitespaces=True, **SPACES)
 
