@@ -99,10 +99,16 @@ class PreparedTexts:
         content: ContentDigest | None = None,
         sample: Int[np.ndarray, "_"] | None = None,
     ) -> Iterator[list[Record]]:
-        """Yields the records of a split. If all records are read, checks their digest.
+        """Yields the records of a split, in lists. If all records are read, checks their digest.
+
+        Args:
+          split: name of the split.
+          activity: the purpose of reading, for the progress reports.
+          content: a digest that is updated with the records; None if the caller needs none.
+          sample: indices of the records to read; if None, all records are read.
 
         Raises:
-          UserError: the records are damaged.
+          UserError: the split does not exist or is empty, or the records are damaged.
         """
         self.check_split(split)
         content = content or ContentDigest()

@@ -33,7 +33,9 @@ class Scorer:
         self._model, self._tokenizer, self._config = model, tokenizer, config
         self._params = jax.device_put(params)
 
-    def log_probs(self, texts: Sequence[str], targets: Sequence[str], first: int = 0) -> list[np.ndarray]:
+    def log_probs(
+        self, texts: Sequence[str], targets: Sequence[str], first: int = 0
+    ) -> list[Float[np.ndarray, "_"]]:
         """Returns the log-probability, in nats, of each token of the targets, EOS included.
 
         Args:
@@ -64,6 +66,11 @@ class Scorer:
         return scores
 
     def _check_lengths(self, lengths: Int[np.ndarray, "2 n"], first: int) -> None:
+        """Checks the numbers of tokens of the texts and of the targets; see `log_probs`.
+
+        Raises:
+          UserError: a text or a target is too long.
+        """
         for side, side_lengths, limit in zip(
             ("text", "target"), lengths, self._model.max_lengths, strict=True
         ):

@@ -78,7 +78,8 @@ def read_checkpoint(
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Returns trees of a checkpoint and its metadata.
 
-    `CheckpointManager.restore` would wait for a process whose read has failed.
+    Reads each part with its own handler, because `CheckpointManager.restore` would wait for a process whose
+    read has failed.
 
     Args:
       folder: the folder of the checkpoint, whose name is the step.
@@ -141,7 +142,7 @@ def check_space(folder: Path, trees: PyTree) -> None:
     """Checks that there is space for arrays. A write that fails in one process blocks the others for minutes.
 
     Raises:
-      UserError: there is not.
+      UserError: there is too little.
     """
     needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)), shutil.disk_usage(folder).free
     if free < needed:

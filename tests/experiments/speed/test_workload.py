@@ -1,4 +1,4 @@
-"""The sentences of the benchmarks, which are the same for this library and for other toolkits."""
+"""The texts of the benchmarks, which are the same for this library and for other toolkits."""
 
 import dataclasses
 import subprocess
