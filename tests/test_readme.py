@@ -61,3 +61,6 @@ def test_the_commands_and_files_of_a_page_exist(page):
     pattern = r"(?:configs|docs|tests|transformer|experiments)/[\w/]+\.(?:py|png|md|json)"
     for path in set(re.findall(pattern, text)):
         assert (ROOT / path).is_file(), path
+    packages = "|".join(path.name for path in (ROOT / "transformer").iterdir())
+    for path in set(re.findall(rf"`((?:{packages})/[\w/]+\.py)`", text)):  # relative to the library
+        assert (ROOT / "transformer" / path).is_file(), path
