@@ -73,8 +73,11 @@ def test_each_row_has_a_name_beside_its_stack(svg, frames):
     assert names["encoder"] == names["source"] < left < right < names["decoder"] == names["predicts"]
 
 
-def test_lines_and_cells_have_different_colors():
-    assert len({flow.BLUE, flow.ORANGE, flow.GREEN, flow.VIOLET}) == 4
+def test_lines_and_cells_have_different_colors(page):
+    cells = set(re.findall(r'fill="(#\w+)"', page))
+    lines = re.findall(r"\.flow line\S* { stroke: (#\w+);", page)
+    assert len(cells) == len(lines) == 2  # positive and negative values; self- and cross-attention
+    assert len({*cells, *lines}) == 4
 
 
 def test_a_line_is_as_opaque_as_its_weight_and_a_weak_weight_has_none(frames):
