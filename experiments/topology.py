@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
+from experiments.compiler_text import AVAILABLE, NEEDED, bytes_in, collectives, first_line
 from transformer.config import ExperimentConfig, UserError
 from transformer.decoding.model_search import ModelSearch
 from transformer.fidelity import is_read
@@ -29,15 +30,6 @@ from transformer.training.trainable import Hyperparameters
 
 LANES = 128  # width of a TPU's matrix unit and vector registers, to a multiple of which arrays are padded
 SEARCH_LENGTH = 32  # source tokens per sentence in the compiled search
-
-AVAILABLE = re.compile(r"exceeds available HBM \(([\d.]+)([KMGT])\)")
-NEEDED = re.compile(r"(?:\(|Used )([\d.]+)([KMGT])(?:\) exceeds available| of)")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
-ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
-ITEM_BYTES = {"pred": 1, "bf16": 2}  # other dtypes have the number of bits in their name
 
 Progress = Callable[[str], None]
 
@@ -132,7 +124,7 @@ def open_topology(name: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"--topology is {name!r}, which the TPU compiler refuses ({_first_line(error)}); {advice}"
+            f"--topology is {name!r}, which the TPU compiler refuses ({first_line(error)}); {advice}"
         ) from None
 
 
@@ -145,7 +137,7 @@ def available_bytes(chip: jax.Device) -> int:
     try:
         jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0)).lower(rows).compile()
     except jax.errors.JaxRuntimeError as error:
-        return _bytes_in(AVAILABLE, error)
+        return bytes_in(AVAILABLE, error)
     raise RuntimeError("the compiler accepted a program of 64 TiB")
 
 
@@ -217,8 +209,7 @@ def _figures(compile_program: Callable[[], jax.stages.Compiled]) -> dict[str, An
       needed_bytes: largest amount of memory in use at a time, arguments included; for a program that does not
         fit, the amount in the compiler's message, if it has one.
       temporary_bytes: memory for activations, gradients and other intermediate arrays.
-      collectives: for each kind of exchange between chips, its count, the bytes of all results and of the
-        largest array, and the dtypes. An exchange in a loop counts once.
+      collectives: the exchanges between chips; see `collectives`.
 
     The last two are missing if the program does not fit.
     """
@@ -231,7 +222,7 @@ def _figures(compile_program: Callable[[], jax.stages.Compiled]) -> dict[str, An
         return {
             "fits": False,
             "compile_seconds": time.perf_counter() - started,
-            "needed_bytes": _bytes_in(NEEDED, error),
+            "needed_bytes": bytes_in(NEEDED, error),
         }
     memory = compiled.memory_analysis()
     return {
@@ -241,29 +232,6 @@ def _figures(compile_program: Callable[[], jax.stages.Compiled]) -> dict[str, An
         "temporary_bytes": memory.temp_size_in_bytes,
         "collectives": collectives(compiled.as_text()),
     }
-
-
-def collectives(program: str) -> dict[str, dict[str, Any]]:
-    """Returns count, bytes and dtypes by kind of exchange in the text of a program; see `_figures`."""
-    exchanges: dict[str, dict[str, Any]] = {}
-    for line in program.splitlines():
-        if not (match := COLLECTIVE.search(line)):
-            continue
-        result, kind, is_asynchronous = match.groups()
-        arrays = ARRAY.findall(result)
-        if is_asynchronous and kind == "all-gather":
-            arrays = arrays[len(arrays) // 2 :]  # the first half are the operands
-        if is_asynchronous and kind == "collective-permute":
-            arrays = arrays[1:2]  # after the operand, and before counters
-        entry = exchanges.setdefault(kind, {"count": 0, "bytes": 0, "largest_bytes": 0, "dtypes": []})
-        entry["count"] += 1
-        for dtype, shape in arrays:
-            item = ITEM_BYTES.get(dtype) or max(int(dtype[1:]) // 8, 1)
-            size = item * math.prod(int(size) for size in shape.split(",") if size)
-            entry["bytes"] += size
-            entry["largest_bytes"] = max(entry["largest_bytes"], size)
-            entry["dtypes"] = sorted({*entry["dtypes"], dtype})
-    return exchanges
 
 
 def largest_batch(
@@ -330,13 +298,3 @@ def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding)
 def _bytes_on_a_chip(tree: PyTree) -> int:
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def _bytes_in(pattern: re.Pattern[str], error: Exception) -> int | None:
-    """Returns the amount of memory in the message of an error; None if the pattern does not match."""
-    match = pattern.search(str(error))
-    return int(float(match[1]) * UNITS[match[2]]) if match else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition(": ")[2].splitlines()[0].rstrip(".")
