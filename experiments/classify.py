@@ -89,7 +89,7 @@ def read_files(trained: Trained, paths: list[str], num_rows: int) -> ImageBatch:
     shape = trained.model.image_format.shape
     images, numbers = np.zeros((num_rows, *shape), np.uint8), np.zeros(num_rows, np.int32)
     for row, path in enumerate(paths):
-        images[row] = read_image(Path(path).expanduser(), shape)
+        images[row] = read_image(Path(path), shape)
     return ImageBatch(images, numbers, np.arange(1, num_rows + 1, dtype=np.int32))
 
 
