@@ -122,7 +122,8 @@ def define_changes(flags: FlagValues) -> None:
         "set",
         [],
         "Changes a field of the run's config for this call only, for example --set=decode.beam_size=8. Only "
-        "model.overflow, model.dtype and the fields of decode can change. May be given several times.",
+        "model.overflow, model.fused_attention, model.dtype and the fields of decode can change. May be "
+        "given several times.",
         flag_values=flags,
     )
 
