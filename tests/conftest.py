@@ -4,9 +4,11 @@ import importlib.metadata
 import os
 import signal
 
-# The suite spends most of its time on compilation, so optimization is off. In jaxlib 0.10, XLA still has the
-# older fusion emitters, which compile in half the time.
+# The suite spends most of its time on compilation, so optimization is off, and the code of a program is not
+# split into parts for several threads. In jaxlib 0.10, XLA still has the older fusion emitters, which compile
+# in half the time.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
