@@ -11,7 +11,6 @@ size. Colours become grey if the model reads grey images.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
@@ -20,15 +19,13 @@ from absl.flags import FlagValues
 from experiments import cli
 from experiments.process import set_up_jax
 from experiments.run_folder import Run
-from experiments.trained_model import Trained, load_trained
+from experiments.trained_model import Trained, load_trained, open_task_of
 from transformer.batch import ImageBatch
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
-from transformer.data.image_files import read_image
-from transformer.data.images import ImageSplit
+from transformer.data.image_files import read_images
 from transformer.evaluation.classification import class_probabilities
 from transformer.files import path_component
-from transformer.tasks import open_task
 
 BATCH = 64  # images that are classified together
 
@@ -54,7 +51,7 @@ def main(flags: FlagValues) -> None:
     if flags.split is None:
         _classify_files(trained, flags.image)
         return
-    split = open_split(run, trained, flags.split)
+    split = open_task_of(run, trained).test_set(path_component(flags.split, "--split"))
     classes = trained.model.image_format.classes
     for first in range(0, min(len(split), flags.limit or len(split)), BATCH):
         last = min(first + BATCH, len(split), flags.limit or len(split))
@@ -67,7 +64,8 @@ def main(flags: FlagValues) -> None:
 def _classify_files(trained: Trained, paths: list[str]) -> None:
     for first in range(0, len(paths), BATCH):
         chosen = paths[first : first + BATCH]
-        batch = read_files(trained, chosen, BATCH if len(paths) > BATCH else len(paths))
+        num_rows = BATCH if len(paths) > BATCH else len(paths)
+        batch = read_images(chosen, trained.model.image_format.shape, num_rows)
         print("\n".join(_lines(trained, batch, chosen)))
 
 
@@ -78,29 +76,6 @@ def _lines(trained: Trained, batch: ImageBatch, names: list[str]) -> list[str]:
         f"{name}\t{classes[number]}\t{row[number]:.4f}"
         for name, number, row in zip(names, best, probabilities, strict=True)
     ]
-
-
-def read_files(trained: Trained, paths: list[str], num_rows: int) -> ImageBatch:
-    """Returns a batch of image files, resized for a model; see `read_image`. Labels are 0.
-
-    Raises:
-      UserError: a file cannot be read.
-    """
-    shape = trained.model.image_format.shape
-    images, numbers = np.zeros((num_rows, *shape), np.uint8), np.zeros(num_rows, np.int32)
-    for row, path in enumerate(paths):
-        images[row] = read_image(Path(path), shape)
-    return ImageBatch(images, numbers, np.arange(1, num_rows + 1, dtype=np.int32))
-
-
-def open_split(run: Run, trained: Trained, name: str) -> ImageSplit:
-    """Returns a split of the data set of a run.
-
-    Raises:
-      UserError: the data is not prepared on this machine, or there is no such split.
-    """
-    task = open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
-    return task.test_set(path_component(name, "--split"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from experiments.progress import console, counting
 from experiments.run_folder import Run
 from experiments.score_files import SCOPE, TEXT_FILES, Evaluation, ScoreFiles
 from experiments.text_io import report_unknown
-from experiments.trained_model import Trained, load_trained
+from experiments.trained_model import Trained, load_trained, open_task_of
 from transformer.config import UserError
 from transformer.data.builders import split_names
 from transformer.data.splits import encode_pairs
@@ -48,7 +48,7 @@ from transformer.evaluation.ablation import ablate
 from transformer.evaluation.metrics import METRICS, Metric, metrics_for
 from transformer.evaluation.significance import Comparison
 from transformer.files import path_component
-from transformer.tasks import LoadedModel, open_task, task_type
+from transformer.tasks import LoadedModel, task_type
 from transformer.tasks.checks import check_lengths
 from transformer.tasks.task import TestSet
 from transformer.tasks.translation import LINE_ENDS, SentencePairs
@@ -169,7 +169,7 @@ def _test_sets(flags: FlagValues, run: Run, trained: Trained) -> list[TestSet]:
       UserError: a file or a split cannot be read, or the value of --name or --split is not a valid name.
     """
     if flags.source is None:
-        task = open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
+        task = open_task_of(run, trained)
         return [task.test_set(path_component(split, "--split")) for split in dict.fromkeys(flags.split)]
     name = path_component(flags.name, "--name")
     splits = split_names(trained.config.data, trained.identity["data"])

@@ -14,7 +14,7 @@ from experiments.run_folder import Run
 from transformer.config import ExperimentConfig, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.model import EncoderDecoder, ImageClassifier, parameter_shapes
-from transformer.tasks import task_type
+from transformer.tasks import Task, open_task, task_type
 from transformer.training.averaging import average
 from transformer.training.checkpoint_files import DamagedCheckpoint
 from transformer.training.checkpoints import Checkpoints
@@ -94,6 +94,15 @@ def load_trained(run: Run, changes: Mapping[str, Any] | None = None, task: str |
         step, last = trained.steps[-1], config.train.steps
         log.warning("warning: the training of %s is not complete: step %d of %d", run.folder, step, last)
     return trained
+
+
+def open_task_of(run: Run, trained: Trained) -> Task:
+    """Opens the task of a trained model, with the data that its run was trained on.
+
+    Raises:
+      UserError: the data is not prepared on this machine.
+    """
+    return open_task(trained.config, run.folder, stored=trained.identity, may_prepare=False)
 
 
 def _load(run: Run, config: ExperimentConfig, checkpoints: Checkpoints, steps: list[int]) -> Trained:

@@ -26,16 +26,16 @@ from matplotlib.figure import Figure
 
 from experiments import cli, model_plots, plots
 from experiments.attention_views import ViewedSentence, view_sentences
-from experiments.classify import open_split, read_files
 from experiments.explorer import NUM_POSITIONS, explorer_page
 from experiments.process import set_up_jax
 from experiments.run_folder import Run, distinct_runs
-from experiments.trained_model import Trained, load_trained
+from experiments.trained_model import Trained, load_trained, open_task_of
 from transformer.config import UserError
 from transformer.data.image_batches import assemble_images
+from transformer.data.image_files import read_images
 from transformer.evaluation.classification import class_probabilities, class_token_attention
 from transformer.evaluation.position_effects import position_effects
-from transformer.files import atomic_write
+from transformer.files import atomic_write, path_component
 from transformer.training.metric_log import read_metrics
 
 TEXT_TASKS = ("translation", "language_modeling")
@@ -188,9 +188,10 @@ def _image_attention(run: Run, flags: FlagValues) -> Figure:
     trained = load_trained(run, task="image_classification")
     classes, label = trained.model.image_format.classes, ""
     if flags.image is not None:
-        batch, name = read_files(trained, [flags.image], 1), Path(flags.image).name
+        shape = trained.model.image_format.shape
+        batch, name = read_images([flags.image], shape, 1), Path(flags.image).name
     else:
-        split = open_split(run, trained, flags.split)
+        split = open_task_of(run, trained).test_set(path_component(flags.split, "--split"))
         if flags.index >= len(split):
             raise UserError(
                 f"--index is {flags.index}; it must be below {len(split)}, the size of {split.name}"

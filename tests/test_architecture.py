@@ -43,6 +43,10 @@ def files(folder):
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def command_files():
+    return [path for path in (ROOT / "experiments").glob("*.py") if "cli.run(sys" in path.read_text()]
+
+
 @pytest.mark.parametrize("path", files("transformer"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_of_the_library_imports_only_allowed_packages(path):
     package = path.relative_to(ROOT / "transformer").parts[0].removesuffix(".py")
@@ -72,9 +76,15 @@ def test_the_library_prints_nothing_and_does_not_postpone_annotations():
         assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
 
 
+@pytest.mark.parametrize("path", files("experiments"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_imports_a_command(path):
+    commands = {f"experiments.{path.stem}" for path in command_files()}
+    for name in imports(path):
+        assert not {name, name.rpartition(".")[0]} & commands, f"{path} imports {name}"
+
+
 def test_no_two_command_names_differ_only_in_the_ending():
-    paths = (ROOT / "experiments").glob("*.py")
-    stems = sorted(path.stem for path in paths if "cli.run(" in path.read_text())
+    stems = sorted(path.stem for path in command_files())
     for shorter in stems:
         similar = [stem for stem in stems if stem != shorter and stem.startswith(shorter[:-1])]
         assert not similar, f"{shorter} and {similar}"

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments import plots
 from experiments.ablation_report import effect_cells, measure_effects
 from experiments.run_folder import Run
-from experiments.trained_model import Trained, load_trained
+from experiments.trained_model import Trained, load_trained, open_task_of
 from transformer.batch import TokenBatch
 from transformer.config import EOS, DecodeConfig, from_dict
 from transformer.data.tokenizer import Tokenizer
@@ -31,7 +31,6 @@ from transformer.evaluation.attention import AttentionWeights, attention_weights
 from transformer.model import LogitFactors, build_model, init_params
 from transformer.model.dropout import Dropout
 from transformer.model.transformer import Transformer
-from transformer.tasks import open_task
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.parallelism import Single
 from transformer.training.train_step import init_state, make_train_step
@@ -185,7 +184,7 @@ def head_effects(trained: Trained, num_sentences: int = 100) -> dict[str, dict[s
 
 
 def _test_sentences(trained: Trained, count: int) -> tuple[Sequence[str], Sequence[str]]:
-    pairs = open_task(trained.config, NUMBER_RUN, stored=trained.identity, may_prepare=False).test_set("test")
+    pairs = open_task_of(Run(NUMBER_RUN), trained).test_set("test")
     return pairs.sources[:count], pairs.references[:count]
 
 

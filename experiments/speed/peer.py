@@ -59,7 +59,7 @@ class PeerProcess:
         try:
             self.answer = self._ask(json.dumps(request))
         except BaseException:
-            self._end()
+            self.close()
             raise
 
     def turn(self, times: int) -> Any:
@@ -70,7 +70,7 @@ class PeerProcess:
         return self
 
     def __exit__(self, *_) -> None:
-        self._end()
+        self.close()
 
     def _ask(self, line: str) -> Any:
         with contextlib.suppress(BrokenPipeError):  # the peer has ended, which readline below reveals
@@ -80,7 +80,8 @@ class PeerProcess:
             raise RuntimeError(f"{self._module} ended with status {self._process.wait()}")
         return json.loads(answer)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Ends the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -47,8 +47,8 @@ def prepare_training(
       clip_norm: largest norm of the gradient; None for no clipping.
     """
     tensors = [tuple(torch.from_numpy(side).long().to(DEVICE) for side in batch) for batch in batches]
-    run = torch.compile(model) if DEVICE == "cuda" else model
-    turn = functools.partial(train, run, loss_fn, optimizer, itertools.cycle(tensors), clip_norm)
+    module = torch.compile(model) if DEVICE == "cuda" else model
+    turn = functools.partial(train, module, loss_fn, optimizer, itertools.cycle(tensors), clip_norm)
     return Prepared(turn, {})
 
 

@@ -150,7 +150,7 @@ class PeerTraining:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.__exit__()
+        self._process.close()
 
 
 def benchmark(

@@ -81,7 +81,7 @@ def documents(shape: Shape) -> Texts:
     return [random_sentence(rng, length, shape.config.data.vocab_size) for length in lengths]
 
 
-def window_batches(shape: Shape) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def window_batches(shape: Shape) -> Iterator[tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]]:
     """Yields (inputs, labels) batches of full rows, cut from the documents one after another."""
     length, batch_tokens = shape.config.data.row_length, shape.config.train.batch_tokens
     labels = np.concatenate(documents(shape))
@@ -91,7 +91,7 @@ def window_batches(shape: Shape) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield tuple(side[start : start + size].reshape(-1, length) for side in (inputs, labels))
 
 
-def length_sorted_batches(shape: Shape) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def length_sorted_batches(shape: Shape) -> Iterator[tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]]:
     """Yields padded (source, target) batches of sentences of similar length.
 
     Each batch has about `batch_tokens` target tokens.

@@ -1,11 +1,13 @@
 """Image files of the user, read with Pillow."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from transformer.batch import ImageBatch
 from transformer.config import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -50,6 +52,18 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
 def _is_image(file: Path, folder: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return file.suffix.lower() in SUFFIXES and not is_hidden and file.is_file()
+
+
+def read_images(paths: Sequence[str], shape: tuple[int, int, int], num_rows: int) -> ImageBatch:
+    """Returns a batch of `num_rows` rows that begins with the given images; see `read_image`. Labels are 0.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    images, labels = np.zeros((num_rows, *shape), np.uint8), np.zeros(num_rows, np.int32)
+    for row, path in enumerate(paths):
+        images[row] = read_image(Path(path), shape)
+    return ImageBatch(images, labels, np.arange(1, num_rows + 1, dtype=np.int32))
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y x c"]:
