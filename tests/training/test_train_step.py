@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support.tiny import VOCAB, tiny_config
+from tests.support.tiny import random_params, tiny_config
 from transformer.config import ExperimentConfig, OptimizerConfig, TrainConfig, UserError
 from transformer.data.batching import assemble
 from transformer.data.splits import Side, Split
-from transformer.model import build_model, init_params
+from transformer.model import build_model
 from transformer.tasks.translation import translation_loss
 from transformer.training.parallelism import Mesh, Pmap, Single, make_parallelism, put
 from transformer.training.train_step import init_state, make_eval_step, make_train_step
@@ -21,14 +21,19 @@ from transformer.training.trainable import Hyperparameters
 
 HYPERPARAMETERS = Hyperparameters(learning_rate=0.1, dropout_rate=0.3, label_smoothing=0.1)
 KEY = jax.random.key(7)
+# Eight devices can split every matrix of this model along every axis. All sizes differ.
+SIZES = {"num_layers": 1, "d_model": 24, "d_ff": 40, "num_heads": 8, "d_k": 2, "d_v": 4}
+VOCAB = 56
 
 
-def config(accumulation=1, **model):
+def config(**model):
     return ExperimentConfig(
-        model=tiny_config(num_layers=1, **model),
-        optimizer=OptimizerConfig(warmup_steps=2),
-        train=TrainConfig(accumulation=accumulation),
+        model=tiny_config(**SIZES | model), optimizer=OptimizerConfig(warmup_steps=2), train=TrainConfig()
     )
+
+
+def with_train(options, **changes):
+    return dataclasses.replace(options, train=dataclasses.replace(options.train, **changes))
 
 
 def random_side(rng, count):
@@ -55,40 +60,33 @@ def model():
     return build_model(config().model, VOCAB)
 
 
-@pytest.fixture
-def params(model, initial):
-    """Fresh arrays, since a train step reuses the memory of its state."""
-    return jax.tree.map(jnp.copy, initial)
+@pytest.fixture(scope="module")
+def params(model):
+    return random_params(model)
 
 
 @pytest.fixture(scope="module")
-def initial(model):
-    return init_params(model, seed=0)
+def train_step(model):
+    """The step on one device, which most tests share, since it takes seconds to compile."""
+    return make_train_step(partial(translation_loss, model), config(), Single())
 
 
-def updates(parallelism, batch, accumulation=1, steps=2, vocab_size=VOCAB, **model):
+@pytest.fixture(scope="module")
+def eval_step(model):
+    return make_eval_step(partial(translation_loss, model), Single())
+
+
+def new_state(params, parallelism=None):
+    """The state before the first update, in fresh arrays, since a train step reuses the memory of its state."""
+    make = jax.jit(lambda: init_state(params, config()))
+    return (parallelism or Single()).create(make)
+
+
+def updates(step, state, batch, steps=5):
     """Yields the state, the totals and the info after each of `steps` updates on one batch."""
-    options = config(accumulation, **model)
-    model = build_model(options.model, vocab_size)
-    state = parallelism.create(lambda: init_state(init_params(model, seed=0), options))
-    step = make_train_step(partial(translation_loss, model), options, parallelism)
     for _ in range(steps):
-        state, totals, info = step(state, parallelism.shard(batch, accumulation), KEY, HYPERPARAMETERS)
+        state, totals, info = step(state, batch, KEY, HYPERPARAMETERS)
         yield jax.device_get((state, totals, info))
-
-
-def update(*arguments, **options):
-    """State, totals and info after a few updates on the same batch."""
-    return list(updates(*arguments, **options))[-1]
-
-
-def without_padded_size(results):
-    """Returns the results without the total `slots`.
-
-    `slots` counts tokens and padding, so it depends on how the batch is split.
-    """
-    state, totals, info = results
-    return state, {name: value for name, value in totals.items() if name != "slots"}, info
 
 
 def assert_close(results, reference):
@@ -101,27 +99,14 @@ def assert_close(results, reference):
 
 
 @pytest.fixture(scope="module")
-def reference(packed):
-    return update(Single(), packed)
-
-
-def test_accumulation_does_not_change_an_update(packed, reference):
-    results = update(Single(), packed, accumulation=7)
-    assert_close(without_padded_size(results), without_padded_size(reference))
-
-
-# Eight devices can split every matrix of this model along every axis. All sizes differ.
-EVEN = {"d_model": 24, "d_ff": 40, "num_heads": 8, "d_k": 2, "d_v": 4, "vocab_size": 56}
-
-
-@pytest.fixture(scope="module")
-def on_one_device(packed):
-    return list(updates(Single(), packed, steps=5, **EVEN))
+def on_one_device(packed, params, train_step):
+    return list(updates(train_step, new_state(params), Single().shard(packed)))
 
 
 @pytest.mark.parametrize(
     ("make", "accumulation"),
     [
+        pytest.param(Single, 7, id="single-accumulate-7"),
         pytest.param(lambda: Pmap(jax.devices()[:2]), 2, id="pmap-2-accumulate-2", marks=pytest.mark.slow),
         pytest.param(Pmap, 1, id="pmap-8"),
         pytest.param(lambda: Mesh(fsdp=2, tensor=2), 2, id="mesh-2x2x2-accumulate-2"),
@@ -131,14 +116,28 @@ def on_one_device(packed):
         pytest.param(lambda: Mesh(tensor=8), 1, id="mesh-1x1x8", marks=pytest.mark.slow),
     ],
 )
-def test_several_devices_compute_the_same_updates(packed, on_one_device, make, accumulation):
+def test_parts_and_devices_do_not_change_an_update_and_a_step_is_compiled_once(
+    packed, model, params, on_one_device, caplog, make, accumulation
+):
     """After the first update, the moments of Adam are those of the gradient.
 
-    The learning rate is 0.1, so each of the five updates amplifies rounding errors.
+    The learning rate is 0.1, so each of the five updates amplifies rounding errors. If the sharding of the new
+    state differed, the second step would be compiled again.
     """
-    results = list(updates(make(), packed, accumulation, steps=5, **EVEN))
+    parallelism = make()
+    options = with_train(config(), accumulation=accumulation)
+    step = make_train_step(partial(translation_loss, model), options, parallelism)
+    batch = parallelism.shard(packed, accumulation)
+    steps = updates(step, new_state(params, parallelism), batch)
+    with jax.log_compiles():
+        results = [next(steps)]
+        assert "XLA compilation" in caplog.text
+        caplog.clear()
+        results += steps
+    assert "XLA compilation" not in caplog.text
+
     for (_, totals, info), (_, expected_totals, expected_info) in zip(results, on_one_device, strict=True):
-        for name in expected_totals.keys() - {"slots"}:
+        for name in expected_totals.keys() - {"slots"}:  # padding depends on the split
             assert totals[name] == pytest.approx(expected_totals[name], rel=1e-5), name
         assert info.gradient_norm == pytest.approx(expected_info.gradient_norm, rel=1e-4)
     (first, *_), (last, *_) = results[0], results[-1]
@@ -150,22 +149,34 @@ def test_several_devices_compute_the_same_updates(packed, on_one_device, make, a
 @pytest.mark.slow
 def test_a_mesh_may_split_a_head_that_all_queries_share(packed):
     """The axis tensor splits the only key head, and norms and gates beside it."""
-    changes = EVEN | {"num_kv_heads": 1, "qk_norm": True, "attention_gate": True, "residual": "sandwich"}
-    expected = update(Single(), packed, **changes)
-    results = update(Mesh(fsdp=2, tensor=2), packed, **changes)
-    assert relative_error(results[0].params, expected[0].params) < 1e-4
+    changes = {"num_kv_heads": 1, "qk_norm": True, "attention_gate": True, "residual": "sandwich"}
+    options = config(**changes)
+    model = build_model(options.model, VOCAB)
+    params = random_params(model)
+    single, mesh = (
+        list(
+            updates(
+                make_train_step(partial(translation_loss, model), options, parallelism),
+                new_state(params, parallelism),
+                parallelism.shard(packed),
+                steps=2,
+            )
+        )[-1]
+        for parallelism in (Single(), Mesh(fsdp=2, tensor=2))
+    )
+    assert relative_error(mesh[0].params, single[0].params) < 1e-4
 
 
 def relative_error(tree, expected):
     """The norm of the difference, relative to the norm of `expected`."""
-    difference = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, expected)
-    return float(optax.tree.norm(difference) / optax.tree.norm(expected))
+    values, expected_values = (
+        np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (tree, expected)
+    )
+    return np.linalg.norm(values - expected_values) / np.linalg.norm(expected_values)
 
 
-def test_a_mesh_splits_weights_and_optimizer_state():
-    options = config(**{name: value for name, value in EVEN.items() if name != "vocab_size"})
-    model = build_model(options.model, EVEN["vocab_size"])
-    state = init_state(init_params(model, 0), options)
+def test_a_mesh_splits_weights_and_optimizer_state(params):
+    state = new_state(params)
 
     def bytes_on_a_device(mesh):
         leaves = jax.tree.leaves((put(mesh, state).params, put(mesh, state).opt_state[0].mu))
@@ -189,27 +200,31 @@ def test_a_mesh_that_the_devices_cannot_form_is_refused():
         Mesh(fsdp=3, tensor=2)
 
 
-def test_packing_does_not_change_an_update(split, reference):
-    unpacked = assemble(split, list(np.arange(21)[:, None]), 21, 5, 5)
-    assert_close(without_padded_size(update(Single(), unpacked)), without_padded_size(reference))
+def test_packing_does_not_change_an_update(split, params, train_step):
+    """Seven pairs are packed in three of seven rows, or have a row each."""
+    packed, unpacked = (
+        Single().shard(assemble(split, rows, 7, 15, 15))
+        for rows in ([np.arange(3), np.arange(3, 6), np.array([6])], list(np.arange(7)[:, None]))
+    )
+    expected, results = (
+        list(updates(train_step, new_state(params), batch, steps=2))[-1] for batch in (packed, unpacked)
+    )
+    assert_close(results, expected)
 
 
-def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, model, params):
+def test_dropout_is_on_in_training_and_changes_from_step_to_step(packed, params, train_step, eval_step):
     """The weights do not change, so losses differ only because of dropout."""
-    options, batch = config(), Single().shard(packed)
-    hyperparameters = HYPERPARAMETERS._replace(learning_rate=0.0)
-    evaluate = make_eval_step(partial(translation_loss, model), Single())
-    losses = [float(evaluate(params, batch, None, hyperparameters)["loss"])]
-    step = make_train_step(partial(translation_loss, model), options, Single())
-    state = init_state(params, options)
+    batch, hyperparameters = Single().shard(packed), HYPERPARAMETERS._replace(learning_rate=0.0)
+    losses = [float(eval_step(params, batch, None, hyperparameters)["loss"])]
+    state = new_state(params)
     for _ in range(2):
-        state, totals, _ = step(state, batch, KEY, hyperparameters)
+        state, totals, _ = train_step(state, batch, KEY, hyperparameters)
         losses.append(float(totals["loss"]))
     assert len(set(losses)) == 3
 
 
-def test_totals_count_tokens_characters_and_padding(split, packed, reference):
-    _, totals, _ = reference
+def test_totals_count_tokens_characters_and_padding(split, on_one_device):
+    _, totals, _ = on_one_device[0]
     assert totals["count"] == split.target.lengths.sum()
     assert totals["tokens"] == split.source.lengths.sum() + split.target.lengths.sum()
     assert totals["characters"] == split.characters.sum()
@@ -217,80 +232,62 @@ def test_totals_count_tokens_characters_and_padding(split, packed, reference):
     assert 0 <= totals["correct"] <= totals["count"]
 
 
-def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model, params):
-    results = []
-    for parallelism in (Single(), Pmap(), Mesh(fsdp=2)):
+def test_evaluation_is_the_same_on_all_devices_and_has_no_dropout(packed, model, params, eval_step):
+    expected = eval_step(params, Single().shard(packed), None, HYPERPARAMETERS)
+    no_dropout = HYPERPARAMETERS._replace(dropout_rate=0.0)
+    assert eval_step(params, Single().shard(packed), None, no_dropout)["loss"] == expected["loss"]
+    for parallelism in (Pmap(), Mesh(fsdp=2)):
         evaluate = make_eval_step(partial(translation_loss, model), parallelism)
         totals = evaluate(params, parallelism.shard(packed), None, HYPERPARAMETERS)
-        results.append({name: value for name, value in totals.items() if name != "slots"})
-    assert_close(results[1:], [results[0]] * 2)
-    no_dropout = HYPERPARAMETERS._replace(dropout_rate=0.0)
-    assert evaluate(params, parallelism.shard(packed), None, no_dropout)["loss"] == totals["loss"]
+        assert_close(totals | {"slots": expected["slots"]}, expected)
 
 
-@pytest.mark.parametrize(
-    "make", [Single, Pmap, lambda: Mesh(fsdp=2, tensor=2)], ids=["single", "pmap", "mesh"]
-)
-def test_a_step_is_compiled_once(packed, caplog, make):
-    """If the sharding of the new state differed, the second step would be compiled again."""
-    steps = updates(make(), packed, steps=3, **EVEN)
+def test_hyperparameters_change_without_recompilation(packed, params, train_step, caplog):
+    """The second step differs in all hyperparameters and has the state that the first step returned."""
+    batch = Single().shard(packed)
+    state, *_ = train_step(new_state(params), batch, KEY, HYPERPARAMETERS)
     with jax.log_compiles():
-        next(steps)
-        assert "XLA compilation" in caplog.text
-        caplog.clear()
-        list(steps)
+        train_step(state, batch, KEY, Hyperparameters(0.2, 0.0, 0.3))
     assert "XLA compilation" not in caplog.text
 
 
-def test_hyperparameters_change_without_recompilation(packed, model, params):
-    options, loss_fn, traces = config(), partial(translation_loss, model), []
-
-    def counting_loss(*arguments):
-        traces.append(1)
-        return loss_fn(*arguments)
-
-    step = make_train_step(counting_loss, options, Single())
-    state = init_state(params, options)
-    for hyperparameters in (HYPERPARAMETERS, Hyperparameters(0.2, 0.0, 0.3)):
-        state, *_ = step(state, Single().shard(packed), KEY, hyperparameters)
-    assert len(traces) == 1
-
-
-def test_an_empty_batch_keeps_all_weights_finite(packed):
-    empty = jax.tree.map(np.zeros_like, packed)
-    state, totals, _ = update(Single(), empty, steps=1)
+def test_an_empty_batch_keeps_all_weights_finite(packed, params, train_step):
+    empty = Single().shard(jax.tree.map(np.zeros_like, packed))
+    state, totals, _ = train_step(new_state(params), empty, KEY, HYPERPARAMETERS)
     assert totals["count"] == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_bfloat16_keeps_weights_and_totals_in_float32(packed):
-    state, totals, _ = update(Single(), packed, steps=1, dtype="bfloat16")
+def test_bfloat16_keeps_weights_and_totals_in_float32(packed, params):
+    options = config(dtype="bfloat16")
+    model = build_model(options.model, VOCAB)
+    step = make_train_step(partial(translation_loss, model), options, Single())
+    state, totals, _ = jax.eval_shape(step, new_state(params), packed, KEY, HYPERPARAMETERS)
     assert {x.dtype for x in jax.tree.leaves((state.params, totals))} == {jnp.dtype("float32")}
 
 
-def test_the_reported_gradient_norm_is_that_of_the_mean_loss(packed, model, params):
-    loss_fn = partial(translation_loss, model)
-    hyperparameters = HYPERPARAMETERS._replace(dropout_rate=0.0)
-    options, batch = config(), Single().shard(packed)
-    gradients, totals = jax.jit(jax.grad(loss_fn, has_aux=True))(params, batch, None, hyperparameters)
-    squares = sum(float(jnp.sum(jnp.square(x / totals["count"]))) for x in jax.tree.leaves(gradients))
-    _, _, info = make_train_step(loss_fn, options, Single())(
-        init_state(params, options), batch, KEY, hyperparameters
-    )
-    assert float(info.gradient_norm) == pytest.approx(np.sqrt(squares), rel=1e-4)
+def sum_loss(params, batch, key, hyperparameters):
+    """The sum of the batch times the sum of all weights. Each derivative is the sum of the batch."""
+    del key, hyperparameters
+    loss = batch.sum() * optax.tree.sum(params)
+    return loss, {"loss": loss, "count": jnp.float32(len(batch))}
+
+
+@pytest.mark.parametrize("diagnostics", [False, True])
+def test_the_reported_gradient_norms_are_those_of_the_mean_loss(diagnostics):
+    """The mean of the batch is 3, so the norm of n derivatives is 3 sqrt(n)."""
+    weights = {
+        "embedding": {"table": jnp.ones((4, 3))},
+        "encoder": {"layers_0": {"a": {"kernel": jnp.ones((3, 3))}, "b": {"bias": jnp.ones(7)}}},
+    }
+    step = make_train_step(sum_loss, with_train(config(), diagnostics=diagnostics), Single())
+    _, _, info = step(new_state(weights), jnp.float32([1, 2, 6]), KEY, HYPERPARAMETERS)
+    assert float(info.gradient_norm) == pytest.approx(3 * 28**0.5)
     assert float(info.learning_rate) == pytest.approx(0.05)
-    assert info.layer_norms == {}
-
-
-def test_the_squared_gradient_norms_of_the_layers_add_up(packed, model, params):
-    options = config()
-    options = dataclasses.replace(options, train=dataclasses.replace(options.train, diagnostics=True))
-    step = make_train_step(partial(translation_loss, model), options, Single())
-    state = init_state(params, options)
-    _, _, info = step(state, Single().shard(packed), KEY, HYPERPARAMETERS)
-    assert {"embedding.table", "encoder.layers_0", "decoder.layers_0"} <= info.layer_norms.keys()
-    squares = sum(float(norm) ** 2 for norm in info.layer_norms.values())
-    assert float(info.gradient_norm) == pytest.approx(np.sqrt(squares), rel=1e-5)
+    layers = {"embedding.table": 3 * 12**0.5, "encoder.layers_0": 3 * 16**0.5}
+    assert {name: float(norm) for name, norm in info.layer_norms.items()} == pytest.approx(
+        layers if diagnostics else {}
+    )
 
 
 def test_unknown_parallelism_is_refused():
