@@ -1,5 +1,6 @@
 """The model compared with the equations of the papers in float64."""
 
+import functools
 import math
 
 import jax
@@ -32,6 +33,11 @@ def float64(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
+def apply(module, params, *inputs, method=None):
+    """The output of a module. One compiled program is cheaper than a program for each operation."""
+    return jax.jit(functools.partial(module.apply, method=method))({"params": params}, *inputs)
+
+
 def module_params(module, *args, **kwargs):
     """Random parameters of a module called with these arguments."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
@@ -44,7 +50,7 @@ def test_scaled_dot_product_attention_equals_the_equation():
     mask = rng.random((2, 3, 11)) < 0.6
     mask[:, :, 0] = True
 
-    heads, weights = scaled_dot_product_attention(*map(jnp.float32, (q, k, v)), jnp.array(mask))
+    heads, weights = jax.jit(scaled_dot_product_attention)(*map(jnp.float32, (q, k, v)), jnp.array(mask))
 
     for b in range(2):
         for h in range(5):
@@ -56,7 +62,7 @@ def test_scaled_dot_product_attention_equals_the_equation():
 
 def test_a_query_that_sees_no_key_does_not_give_nan():
     x = jnp.ones((1, 2, 1, 3))
-    heads, weights = scaled_dot_product_attention(x, x, x, jnp.zeros((1, 2, 2), bool))
+    heads, weights = jax.jit(scaled_dot_product_attention)(x, x, x, jnp.zeros((1, 2, 2), bool))
     assert np.isfinite(heads).all()
     assert np.isfinite(weights).all()
 
@@ -84,7 +90,7 @@ def test_multi_head_attention_equals_the_equations(changes, options):
     config = tiny_config(**changes)
     module, inputs = MultiHeadAttention(config), (jnp.float32(x), jnp.float32(memory))
     params = module_params(module, *inputs, method=attend)
-    output = module.apply({"params": params}, *inputs, method=attend)
+    output = apply(module, params, *inputs, method=attend)
 
     expected = oracle.multi_head(
         x[0], memory[0], float64(params), config.num_heads, np.array(mask[0]), **options
@@ -97,13 +103,20 @@ def test_multi_head_attention_equals_the_equations(changes, options):
     [*((name, 3 if name == "relative" else None) for name in SEQUENCE_SCHEMES), ("t5_bias", 20)],
 )
 def test_a_whole_transformer_equals_the_equations(positions, max_distance):
-    """Sentences are longer than `max_distance`, and longer than the T5 ranges that are single distances."""
-    model = build_model(tiny_config(positions=positions, max_positions=32, max_distance=max_distance), VOCAB)
+    """Sentences are longer than `max_distance`, and longer than the T5 ranges that are single distances.
+
+    The model has two layers per stack with two of the schemes, and one layer with the others.
+    """
+    num_layers = 2 if positions in ("sinusoidal", "relative") else 1
+    config = tiny_config(
+        num_layers=num_layers, positions=positions, max_positions=32, max_distance=max_distance
+    )
+    model = build_model(config, VOCAB)
     params = random_params(model)
     source, target = np.random.default_rng(0).integers(4, VOCAB, (2, 29))
     target = target[:23]
 
-    logits = model.apply({"params": params}, token_batch([source]), token_batch([target]))
+    logits = apply(model, params, token_batch([source]), token_batch([target]))
 
     expected = oracle.transformer(source, target, float64(params), 3, positions, max_distance=max_distance)
     assert logits.shape == (1, 23, VOCAB)
@@ -122,9 +135,11 @@ def test_a_whole_decoder_only_model_equals_the_equations(prefix):
         for side in (0, 1)
     )
 
-    factors = model.apply({"params": params}, source, target, method="both_factors")
-    logits = np.split(np.asarray(factors.logits()), [source.tokens.shape[1]], axis=1)
-    target_logits = model.apply({"params": params}, source, target)
+    def both(model, source, target):
+        return model.both_factors(source, target).logits(), model(source, target)
+
+    logits, target_logits = apply(model, params, source, target, method=both)
+    logits = np.split(np.asarray(logits), [source.tokens.shape[1]], axis=1)
 
     np.testing.assert_allclose(target_logits[:2], logits[1][:2], atol=1e-5)
     for row, start, pair in ((0, (0, 0), pairs[0]), (0, (5, 3), pairs[1]), (1, (0, 0), pairs[2])):
@@ -153,7 +168,7 @@ def test_a_whole_transformer_with_other_attention_equals_the_equations(positions
     params = random_params(model)
     source, target = [4, 9, 11, 5, 5, 7, 2], [8, 4, 12, 6, 2]
 
-    logits = jax.jit(model.apply)({"params": params}, token_batch([source]), token_batch([target]))
+    logits = apply(model, params, token_batch([source]), token_batch([target]))
 
     options = {"num_kv_heads": 1, "window": 3, "cap": 2.0, "rope": (100, 4), "max_distance": 16}
     expected = oracle.transformer(source, target, float64(params), 3, positions, **options)
@@ -163,21 +178,26 @@ def test_a_whole_transformer_with_other_attention_equals_the_equations(positions
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", [pytest.param("recurrent", marks=pytest.mark.slow), "recurrent_attention"])
 def test_a_whole_recurrent_model_equals_the_equations(kind, cell):
-    """The model has two layers per stack and uses dropout. Each side is padded in one row."""
-    model = build_model(tiny_config(kind=kind, cell=cell), VOCAB)
+    """The model uses dropout, and with `lstm`, it has two layers per stack. Each side is padded in one row."""
+    model = build_model(tiny_config(num_layers=2 if cell == "lstm" else 1, kind=kind, cell=cell), VOCAB)
     params = random_params(model)
     pair, dropout = sentence_pairs(), Dropout(jax.random.key(3), 0.4)
 
-    logits = jax.jit(model.apply)({"params": params}, *pair, dropout)
+    logits = apply(model, params, *pair, dropout)
 
     sides = dict(zip(("encoder", "decoder"), pair, strict=True))
+
+    @functools.partial(jax.jit, static_argnames=("site", "width"))
+    def factors(batch, site, width):
+        ones = jnp.ones((*batch.tokens.shape, width))
+        return bind_dropout(dropout, batch)(ones, tuple(site.split("/")))
+
     for row in range(2):
         source, target = (np.trim_zeros(np.asarray(side.tokens[row])) for side in pair)
 
         def drop(x, site, row=row):
             batch = sides[site.partition("/")[0]]
-            ones = jnp.ones((*batch.tokens.shape, x.shape[1]))
-            return x * np.asarray(bind_dropout(dropout, batch)(ones, tuple(site.split("/"))))[row, : len(x)]
+            return x * np.asarray(factors(batch, site, x.shape[1]))[row, : len(x)]
 
         attends = kind == "recurrent_attention"
         expected = oracle.recurrent(source, target, float64(params), cell, attends, drop)
@@ -195,9 +215,9 @@ def test_a_decoder_block_equals_the_equations():
         return block(x, causal, None, cross=cross)[0]
 
     config = ModelConfig(d_model=11, d_ff=13, num_heads=3, d_k=5, d_v=7)
-    block, inputs = Block(config, has_cross_attention=True), (jnp.float32(x)[None], jnp.float32(memory)[None])
+    block, inputs = Block(config, has_cross_attention=True), (jnp.float32(x[None]), jnp.float32(memory[None]))
     params = module_params(block, *inputs, method=decode)
-    output = block.apply({"params": params}, *inputs, method=decode)
+    output = apply(block, params, *inputs, method=decode)
 
     expected = oracle.post_norm_layer(x, float64(params), 3, np.array(causal[0]), memory)
     np.testing.assert_allclose(output[0], expected, rtol=1e-5, atol=1e-5)
@@ -209,7 +229,7 @@ def test_rms_norm_equals_the_equation():
     x, scale = rng.normal(size=(5, 7)), rng.normal(size=7)
 
     norm = rms_norm(ModelConfig(d_model=7, num_heads=1))
-    output = norm.apply({"params": {"scale": jnp.float32(scale)}}, jnp.float32(x))
+    output = apply(norm, {"scale": jnp.float32(scale)}, jnp.float32(x))
 
     expected = oracle.rms_norm(x, {"scale": scale})
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
@@ -221,7 +241,7 @@ def test_dynamic_tanh_equals_the_equation():
     x, scale, bias = rng.normal(size=(5, 7)), rng.normal(size=7), rng.normal(size=7)
     params = {"alpha": jnp.float32(0.7), "scale": jnp.float32(scale), "bias": jnp.float32(bias)}
 
-    output = DynamicTanh(ModelConfig(d_model=7, num_heads=1)).apply({"params": params}, jnp.float32(x)[None])
+    output = apply(DynamicTanh(ModelConfig(d_model=7, num_heads=1)), params, jnp.float32(x[None]))
 
     np.testing.assert_allclose(output[0], scale * np.tanh(0.7 * x) + bias, rtol=1e-5, atol=1e-6)
 
@@ -240,11 +260,14 @@ ACTIVATIONS |= {"reglu": ACTIVATIONS["relu"], "geglu": ACTIVATIONS["gelu"]}
 def test_feed_forward_equals_the_equations(name):
     """The equations are equation 2 of the paper, and equations 5 and 6 of Shazeer (2020)."""
     x = np.random.default_rng(7).normal(size=(5, 7))
-    inputs = jnp.float32(x)[None], NO_DROPOUT
+    inputs = jnp.float32(x[None])
+
+    def transform(module, inputs):
+        return module(inputs, NO_DROPOUT)
 
     module = FeedForward(ModelConfig(d_model=7, d_ff=11, num_heads=1, feed_forward=name))
-    params = module_params(module, *inputs)
-    output = module.apply({"params": params}, *inputs)[0]
+    params = module_params(module, inputs, method=transform)
+    output = apply(module, params, inputs, method=transform)[0]
 
     weights, activation = float64(params), ACTIVATIONS[name]
     inner, outer = weights["inner"]["kernel"], weights["outer"]["kernel"]
@@ -263,7 +286,7 @@ def test_additive_attention_equals_the_equations():
     lengths = [11, 4]
     mask = np.arange(11) < np.array(lengths)[:, None]
 
-    contexts, weights = additive_attention(
+    contexts, weights = jax.jit(additive_attention)(
         *map(jnp.float32, (s @ w_a, h @ u_a, h)), jnp.array(mask), jnp.float32(v_a)
     )
 
