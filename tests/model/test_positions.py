@@ -1,5 +1,7 @@
 """Position schemes: positions beyond the limit, invalid configs, and a scheme that a test adds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,8 @@ def added(positions, overflow, max_positions=LIMIT):
     """The vectors added at positions 0 ... 4, and the longest sequence that the scheme accepts."""
     config = tiny_config(positions=positions, max_positions=max_positions, overflow=overflow)
     scheme = POSITIONS[positions](config)
-    output, _ = scheme.init_with_output(jax.random.key(0), EMBEDDED, jnp.arange(5)[None], 5)
+    add = jax.jit(functools.partial(scheme.init_with_output, length=5))
+    output, _ = add(jax.random.key(0), EMBEDDED, np.arange(5)[None])
     return np.asarray(output - EMBEDDED)[0], scheme.max_length
 
 
@@ -53,12 +56,16 @@ def test_sinusoids_extrapolate(positions):
     np.testing.assert_array_equal(vectors, added(positions, "error", max_positions=9)[0])
 
 
+def encode(model, params, source):
+    return jax.jit(functools.partial(model.apply, method="encode"))({"params": params}, source)
+
+
 @pytest.mark.parametrize("positions", SEQUENCE_SCHEMES)
 def test_a_sequence_beyond_the_limit_gives_nan_with_the_error_policy(positions):
     config = tiny_config(positions=positions, max_positions=LIMIT, overflow="error", num_layers=1)
     model = build_model(config, VOCAB)
     assert model.max_lengths == (LIMIT, LIMIT)
-    output = model.apply({"params": random_params(model)}, token_batch([[4, 5, 6, 7]]), method="encode")
+    output = encode(model, random_params(model), token_batch([[4, 5, 6, 7]]))
     assert np.isnan(output).any()
 
 
@@ -81,9 +88,9 @@ def test_overflow_begins_where_training_ended(positions):
             params[stack]["positions"]["table"] = table.at[end:].set(jnp.nan)
     tokens = token_batch([[4, 5, 6, 7, 2]])
 
-    assert np.isfinite(clamp.apply({"params": params}, tokens, tokens)).all()
+    assert np.isfinite(jax.jit(clamp.apply)({"params": params}, tokens, tokens)).all()
     assert clamp.max_lengths == (None, None)
-    assert np.isnan(error.apply({"params": params}, tokens, method="encode")).any()
+    assert np.isnan(encode(error, params, tokens)).any()
     assert error.max_lengths == trained_lengths
 
 

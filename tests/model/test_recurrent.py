@@ -1,7 +1,8 @@
 """Recurrent encoder-decoders: the input of the decoder, the size of its state, and attention weights."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,9 +18,14 @@ def weighted_model(request):
 
 
 def start_decoding(model, params, num_hypotheses, cache_length):
+    """The shapes of the cache and of the state."""
     source, _ = sentence_pairs()
-    method = model.start_decoding
-    return model.apply({"params": params}, source.tokens, num_hypotheses, cache_length, method=method)
+
+    def start(params):
+        method = model.start_decoding
+        return model.apply({"params": params}, source.tokens, num_hypotheses, cache_length, method=method)
+
+    return jax.eval_shape(start, params)
 
 
 def test_the_decoder_gets_one_vector_or_one_annotation_per_source_token(weighted_model):
@@ -47,19 +53,21 @@ def test_the_encoder_reads_backwards():
     source = [4, 5, 6, 7, 8, 9, 10, 11, 12, 4, 5, 2]
     changed = [[6, *source[1:]], [*source[:10], 6, *source[11:]]]
 
-    output = model.apply({"params": random_params(model)}, token_batch([source, *changed]), method="encode")
+    encode = jax.jit(functools.partial(model.apply, method="encode"))
+    output = encode({"params": random_params(model)}, token_batch([source, *changed]))
 
-    original, first_changed, last_changed = output.summary
-    first, last = (float(jnp.abs(original - summary).max()) for summary in (first_changed, last_changed))
+    original, first_changed, last_changed = np.asarray(output.summary)
+    first, last = (np.abs(original - summary).max() for summary in (first_changed, last_changed))
     assert first > 3 * last > 0
 
 
 def test_attention_weights_are_sown():
     model = build_model(tiny_config(kind="recurrent_attention", num_layers=1), VOCAB)
 
-    _, sown = model.apply({"params": random_params(model)}, *sentence_pairs(), mutable=["intermediates"])
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, sown = apply({"params": random_params(model)}, *sentence_pairs())
 
-    (weights,) = sown["intermediates"]["decoder"]["weights"]
+    weights = np.asarray(sown["intermediates"]["decoder"]["weights"][0])
     assert weights.shape == (2, 1, 4, 5)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     assert np.all(weights[1, :, :, 3:] == 0)
