@@ -19,7 +19,7 @@ from transformer.training.trainable import Hyperparameters
 def rates(steps, peak, num_steps=100, **options):
     """The learning rates of the given steps, counted from 1."""
     schedule = make_schedule(OptimizerConfig(**options), peak, num_steps)
-    return [float(schedule(jnp.int32(step - 1))) for step in steps]
+    return jax.jit(jax.vmap(schedule))(np.array(steps, np.int32) - 1).tolist()
 
 
 def test_paper_schedule_is_equation_3():
@@ -92,11 +92,16 @@ def test_unusable_options_are_refused(options, message):
 
 def apply(optimizer, gradients, params):
     """Parameters after one update for each gradient."""
-    state = optimizer.init(params)
-    for gradient in gradients:
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+
+    @jax.jit
+    def updated(gradients, params):
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    return updated(gradients, params)
 
 
 def test_adam_equals_a_computation_by_hand():
@@ -125,7 +130,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
         "dense": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
     }
     rng = np.random.default_rng(0)
-    gradients = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params)
+    gradients = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), params)
     actual = apply(make_optimizer(OptimizerConfig(name="muon"), lambda count: 1.0), [gradients], params)
     # Newton-Schulz brings singular values near 1.
     singular_values = np.linalg.svd(actual["dense"]["kernel"], compute_uv=False)
@@ -174,9 +179,11 @@ def train_toy(task, config, num_steps=60, learning_rates=(0.1,)):
     return losses, len(traces)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_learns_and_rates_change_without_recompilation(task, name, schedule):
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*((name, "paper") for name in OPTIMIZERS), *(("adam", name) for name in SCHEDULES if name != "paper")],
+)
+def test_every_optimizer_and_schedule_learns_and_rates_change_without_recompilation(task, name, schedule):
     options = OptimizerConfig(name=name, schedule=schedule, warmup_steps=5, clip_norm=10.0)
     config = dataclasses.replace(toy_config(steps=60), optimizer=options)
     losses, traces = train_toy(task, config, learning_rates=(0.1, 0.05))
@@ -184,18 +191,13 @@ def test_every_optimizer_learns_and_rates_change_without_recompilation(task, nam
     assert traces == 1
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda config, learning_rate: optax.adamw(learning_rate, weight_decay=1e-4),
-        lambda config, learning_rate: optax.chain(optax.clip(1.0), optax.lion(learning_rate)),
-        lambda config, learning_rate: optax.rmsprop(learning_rate),
-    ],
-    ids=["adamw", "lion", "rmsprop"],
-)
-def test_any_optax_transformation_works_unchanged(task, monkeypatch, make):
+def test_any_optax_transformation_works_unchanged(task, monkeypatch):
     """The test adds an optimizer and a schedule, each as one registry entry."""
-    monkeypatch.setitem(OPTIMIZERS, "mine", make)
+    monkeypatch.setitem(
+        OPTIMIZERS,
+        "mine",
+        lambda config, rate: optax.chain(optax.clip(1.0), optax.lion(rate, weight_decay=1e-4)),
+    )
     monkeypatch.setitem(
         SCHEDULES, "mine", lambda config, peak, num_steps: lambda count: peak / (1 + 0.01 * count)
     )
