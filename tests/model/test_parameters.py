@@ -1,5 +1,6 @@
 """Parameter names, on which initial weights and checkpoints depend, and the parameter counts of the paper."""
 
+import functools
 import re
 
 import jax
@@ -18,7 +19,7 @@ FEED_FORWARD = [f"{name}/{leaf}" for name in ("inner", "outer") for leaf in ("bi
 
 
 def expected_names(
-    num_layers=2,
+    num_layers=1,
     feed_forward=FEED_FORWARD,
     norm=("bias", "scale"),
     residual=("norm",),
@@ -37,7 +38,7 @@ def expected_names(
 
 
 def parameter_names(vocab_size=VOCAB, **changes) -> set[str]:
-    shapes = parameter_shapes(build_model(tiny_config(**changes), vocab_size))
+    shapes = parameter_shapes(build_model(tiny_config(**{"num_layers": 1} | changes), vocab_size))
     paths = (path for path, _ in jax.tree.leaves_with_path(shapes))
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
@@ -50,6 +51,7 @@ def in_both_stacks(*names) -> set[str]:
     ("changes", "expected"),
     [
         ({}, expected_names()),
+        ({"num_layers": 2}, expected_names(num_layers=2)),
         ({"positions": "learned"}, expected_names() | in_both_stacks("positions/table")),
         ({"positions": "t5_bias"}, expected_names() | in_both_stacks("positions/table")),
         (
@@ -97,7 +99,8 @@ def test_recurrent_modules_have_fixed_names(cell):
     """Names are compared up to the cell, inside which Flax names the weights."""
 
     def modules(kind):
-        return {re.sub(r"/cell/.*", "/cell", name) for name in parameter_names(kind=kind, cell=cell)}
+        names = parameter_names(kind=kind, cell=cell, num_layers=2)
+        return {re.sub(r"/cell/.*", "/cell", name) for name in names}
 
     num_starts = 4 if cell == "lstm" else 2
     fixed = {
@@ -114,7 +117,7 @@ def test_recurrent_modules_have_fixed_names(cell):
 
 
 def test_initial_parameters_depend_only_on_the_seed():
-    model = build_model(tiny_config(num_layers=1), VOCAB)
+    model = build_model(tiny_config(kind="decoder_only", num_layers=1), VOCAB)
 
     first, again, other_seed = (init_params(model, seed) for seed in (0, 0, 1))
 
@@ -138,12 +141,13 @@ def test_source_target_and_output_read_the_configured_matrices(name):
             embedding.logit_factors(jnp.ones((1, 2, 22))),
         )
 
-    (source, target, factors), variables = embedding.init_with_output(jax.random.key(0), method=read)
+    initialize = jax.jit(functools.partial(embedding.init_with_output, method=read))
+    (source, target, factors), variables = initialize(jax.random.key(0))
 
     params = variables["params"]
     assert set(params) == set(tables)
-    np.testing.assert_allclose(source, params[tables.source][tokens] * 22**0.5, rtol=1e-6)
-    np.testing.assert_allclose(target, params[tables.target][tokens] * 22**0.5, rtol=1e-6)
+    for vectors, table in ((source, tables.source), (target, tables.target)):
+        np.testing.assert_allclose(vectors, np.asarray(params[table])[[[4, 5]]] * 22**0.5, rtol=1e-6)
     np.testing.assert_array_equal(factors.table, params[tables.output])
 
 
@@ -163,14 +167,10 @@ def test_a_model_uses_a_separate_matrix_for_source_target_and_output(kind):
     assert reached == {"source_table": [4, 5], "table": [BOS, 6, 7], "output_table": [11]}
 
 
+@functools.cache
 def count(vocab_size, **changes) -> int:
     shapes = parameter_shapes(build_model(ModelConfig(**changes), vocab_size))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-@pytest.fixture(scope="module")
-def base_count():
-    return count(37_000)
 
 
 @pytest.mark.parametrize("gated", [name for name, entry in FEED_FORWARDS.items() if entry.gated])
@@ -184,15 +184,26 @@ def test_equal_parameters_gives_a_gated_network_the_size_of_a_plain_network(gate
     assert wide > 1.25 * plain
 
 
-def test_a_plain_network_ignores_equal_parameters(base_count):
-    assert count(37_000, equal_parameters=True) == base_count
+def test_a_plain_network_ignores_equal_parameters():
+    assert count(8, num_layers=1, equal_parameters=True) == count(8, num_layers=1)
 
 
-def test_base_has_63_million_parameters(base_count):
-    """The formula is V d + N (4 d² + 2 d f + f + d + 2·2d) + N (8 d² + 2 d f + f + d + 3·2d)."""
-    v, d, f, n = 37_000, 512, 2048, 6
-    formula = v * d + n * (12 * d * d + 2 * (2 * d * f + f + d) + 5 * 2 * d)
-    assert base_count == formula == 63_045_632
+def formula(vocab_size, num_layers=6, d_model=512, d_ff=2048, num_heads=8, d_k=64, d_v=64) -> int:
+    """V d + N (A + F + 2·2d) + N (2A + F + 3·2d), where A is attention, and F a feed-forward network."""
+    attention = num_heads * d_model * (2 * d_k + 2 * d_v)
+    feed_forward = 2 * d_model * d_ff + d_ff + d_model
+    layers = 3 * attention + 2 * feed_forward + 5 * 2 * d_model
+    return vocab_size * d_model + num_layers * layers
+
+
+def test_base_has_63_million_parameters():
+    assert count(37_000) == formula(37_000) == 63_045_632
+
+
+def test_the_number_of_parameters_is_that_of_a_formula():
+    """All sizes differ from each other and from those of base."""
+    sizes = {"num_layers": 2, "d_model": 22, "d_ff": 11, "num_heads": 3, "d_k": 6, "d_v": 7}
+    assert count(VOCAB, **sizes) == formula(VOCAB, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +220,7 @@ def test_base_has_63_million_parameters(base_count):
     ],
     ids=str,
 )
-def test_differences_from_base_equal_those_of_table_3(changes, millions, base_count):
+def test_differences_from_base_equal_those_of_table_3(changes, millions):
     # With this vocabulary, base has 65 million parameters, as in the table.
-    vocab_size = 40_500
-    base = base_count + (vocab_size - 37_000) * 512
-    assert (count(vocab_size, **changes) - base) / 1e6 == pytest.approx(millions - 65, abs=1)
+    difference = formula(40_500, **changes) - formula(40_500)
+    assert difference / 1e6 == pytest.approx(millions - 65, abs=1)
