@@ -71,7 +71,7 @@ def test_p_values_are_those_of_sacrebleus_command_line(tmp_path, flag, field, me
         assert 0.01 < getattr(comparison, field) < 0.99  # not a trivial p-value
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match"])
+@pytest.mark.parametrize("name", ["bleu", "exact_match"])
 def test_comparison_is_reproducible_and_antisymmetric(name):
     references, model, baseline = corpus(seed=5)
     comparison = compared(name, model, baseline, references)
@@ -110,8 +110,7 @@ def test_few_differing_sentences_give_a_large_p_value(num_differing):
     """
     references, model, _ = corpus(seed=11)
     baseline = [line if i >= num_differing else f"{line} tail" for i, line in enumerate(model)]
-    for name in ("bleu", "chrf"):
-        assert compared(name, model, baseline, references).p_randomization >= 2 ** (1 - num_differing)
+    assert compared("bleu", model, baseline, references).p_randomization >= 2 ** (1 - num_differing)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(1, 0), (6, 4), (7, 1), (3, 3), (0, 5)])
