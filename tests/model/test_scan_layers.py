@@ -55,5 +55,5 @@ def num_products(**changes):
 
 def test_the_blocks_are_in_the_program_once():
     """Each further layer has only the projections of the encoder's output, two keys-values products."""
-    assert num_products(num_layers=3, scan_layers=True) == num_products(num_layers=2, scan_layers=True) + 2
-    assert num_products(num_layers=3) > num_products(num_layers=2) + 2
+    assert num_products(num_layers=2, scan_layers=True) == num_products(num_layers=1, scan_layers=True) + 2
+    assert num_products(num_layers=2) > num_products(num_layers=1) + 2
