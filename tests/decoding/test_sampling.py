@@ -128,15 +128,14 @@ def test_samples_depend_on_sentence_number_and_not_on_neighbors(sampling, sample
 
 
 def test_samples_depend_on_the_seed(samples):
-    other_seed = translator(**SAMPLING, n_best=4, seed=1)(TEXTS)
-    pairs = zip(other_seed, samples, strict=True)
-    assert all(text != texts[0] for text, texts in pairs if text)
+    other_seed = translator(**SAMPLING, n_best=4, seed=1)(TEXTS[:2])
+    assert all(text != texts[0] for text, texts in zip(other_seed, samples[:2], strict=True))
 
 
 def test_samples_differ_and_the_first_sample_does_not_depend_on_their_number(samples):
     assert [len(set(texts)) for texts in samples] == [4 if text else 1 for text in TEXTS]
     one_sample = translator(**SAMPLING)
-    assert one_sample(TEXTS) == [texts[0] for texts in samples]
+    assert one_sample(TEXTS[:2]) == [texts[0] for texts in samples[:2]]
 
 
 def test_equal_parts_of_a_text_have_different_samples(sampling):

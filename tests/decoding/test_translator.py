@@ -63,7 +63,7 @@ def num_tokens(result):
     return (result.tokens[:, 0] != 0).sum(axis=-1).tolist()
 
 
-@pytest.mark.parametrize("kind", ["beam", "greedy"])
+@pytest.mark.parametrize("kind", ["beam", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_order_and_neighbors_do_not_change_a_translation(request, kind):
     translate = request.getfixturevalue(kind)
     together = translate(TEXTS)
@@ -91,7 +91,7 @@ def test_n_best_translations_are_ranked_and_distinct(best):
         if len(tokenizer().encode(text)) <= 16:
             ranks = [(not hypothesis.ended, -hypothesis.score) for hypothesis in hypotheses]
             assert ranks == sorted(ranks)
-    assert translator()(TEXTS) == [hypotheses[0].text for hypotheses in best]
+    assert translator()(TEXTS[:2]) == [hypotheses[0].text for hypotheses in best[:2]]
 
 
 def test_white_space_has_an_empty_translation(beam):
@@ -142,12 +142,13 @@ def test_parts_of_a_long_word_are_joined_without_a_space(beam):
 
 def test_positions_limit_sources_and_outputs():
     """The model has learned positions for 12 tokens. It computes NaN for longer inputs and outputs."""
-    translate = translator(model_changes=LEARNED, max_extra_length=50, max_source_length=1_024)
+    limits = {"max_extra_length": 50, "max_source_length": 1_024, "batch_tokens": 64}
+    translate = translator(model_changes=LEARNED, **limits)
     assert translate.max_source_length == 12
-    for hypotheses in translate.hypotheses(["a", "a man in a hat"], prefixes=["two", ""]):
-        assert np.isfinite(hypotheses[0].score)
-        assert hypotheses[0].text
-    forced = translate.hypotheses(["a man"], ["two"])[0][0]
+    (forced,), (long,) = translate.hypotheses(["a man", "a man in a hat"], prefixes=["two", ""])
+    for hypothesis in (forced, long):
+        assert np.isfinite(hypothesis.score)
+        assert hypothesis.text
     assert len(tokenizer().encode(forced.text)) <= 12 + (not forced.ended)  # EOS counts as a token
 
 
@@ -320,7 +321,7 @@ def check_any_texts(texts):
     assert not set("\r\n") & set("".join(together))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(ANY_TEXTS)
 def test_any_text_has_a_translation_that_neighbors_do_not_change(texts):
     check_any_texts(texts)

@@ -36,7 +36,7 @@ def tokenizer() -> Tokenizer:
 def model_and_params(**changes):
     """A model of one layer, and weights that make its predictions far from uniform."""
     model = build_model(tiny_config(num_layers=1, **changes), VOCAB_SIZE)
-    return model, jax.tree.map(lambda x: 2 * x, init_params(model, seed=3))
+    return model, jax.tree.map(lambda x: 2 * np.asarray(x), init_params(model, seed=3))
 
 
 def translator(kind=Translator, *, n_best=1, params=None, model_changes=(), **decode) -> Translator:
