@@ -88,7 +88,7 @@ def test_outputs_satisfy_prefix_and_minimum_length(beam_size, min_length):
             assert result.score[row, 0] == pytest.approx(scores[words(result, row)], rel=1e-5)
 
 
-@pytest.mark.parametrize("beam_size", [2, 3, 4])
+@pytest.mark.parametrize("beam_size", [2, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_narrow_beam_equals_sorted_lists(seed, beam_size):
     limits = [7, 5, 4, 6, 7, 3]
@@ -165,7 +165,9 @@ def test_cache_grows_and_keeps_its_entries(beam_size):
 
     method = BeamSearch(beam_size) if beam_size else IndependentSearch()
     state = (jnp.zeros((2, max(beam_size, 1)), jnp.int32), jnp.zeros(cache_sizes(24)[0]))
-    result = run(method, step, state, Constraints(jnp.array([24, 24])), 24, resize_cache)
+    constraints = Constraints(jnp.array([24, 24]))
+    result = jax.jit(lambda state: run(method, step, state, constraints, 24, resize_cache))(state)
+    result = jax.tree.map(np.asarray, result)
     assert lengths == [16, 24]
     assert [len(words(result, row)) for row in range(2)] == [20, 20]
 

@@ -60,7 +60,8 @@ def log_probs(table, row):
 def search(
     table, limits, beam_size, *, alpha=0.6, penalty="wu", min_length=1, prefixes=(), n_best=1, length=LENGTH
 ) -> SearchResult:
-    """Beam search over a table; a beam size of 0 is greedy search."""
+    """Beam search over a table; a beam size of 0 is greedy search, which has one output."""
+    n_best = n_best if beam_size else 1
     table, constraints, num_rows = _padded(table, limits, min_length, prefixes, length)
     result = _search(table, constraints, alpha, penalty == "wu", beam_size, n_best, length)
     return jax.tree.map(lambda x: np.asarray(x)[:num_rows], result)
