@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -24,8 +25,7 @@ from transformer.training.trainable import Hyperparameters
 GOLDEN = Path(__file__).parent / "golden.json"
 
 
-@pytest.fixture
-def config(number_words):
+def small_config(number_words):
     """A run of 20 steps on 300 lists of number words, with one layer and d_model 16."""
     return ExperimentConfig(
         model=ModelConfig(num_layers=1, d_model=16, d_ff=32, num_heads=2, dropout_rate=0.1),
@@ -35,6 +35,11 @@ def config(number_words):
             steps=20, batch_tokens=128, log_every=1, validate_every=8, keep_last=2, parallelism="single"
         ),
     )
+
+
+@pytest.fixture
+def config(number_words):
+    return small_config(number_words)
 
 
 def losses(folder):
@@ -88,14 +93,22 @@ def with_sizes(config, preset):
     )
 
 
+@pytest.fixture(scope="module")
+def stopped_run(number_words, tmp_path_factory):
+    """The config and the folder of the golden run of `base`, which was stopped after 13 steps."""
+    config, folder = with_sizes(small_config(number_words), base), tmp_path_factory.mktemp("stopped")
+    assert run_or_resume(config, folder, stop_after=13).step == 13
+    return config, folder
+
+
 @pytest.mark.parametrize("preset", [base, pytest.param(t2t, marks=pytest.mark.slow)], ids=["base", "t2t"])
-def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, tmp_path, preset):
+def test_the_first_losses_of_a_seeded_run_equal_the_golden_losses(config, stopped_run, tmp_path, preset):
     """Rewrite golden.json only for an intended change, and explain the change in the commit.
 
     The base run is stopped and resumed, which must not change its losses.
     """
     if preset is base:
-        run_or_resume(with_sizes(config, preset), tmp_path, stop_after=13)
+        shutil.copytree(stopped_run[1], tmp_path, dirs_exist_ok=True)
     run_or_resume(with_sizes(config, preset), tmp_path)
     golden = json.loads(GOLDEN.read_text())[preset.__name__.removeprefix("configs.")]
     # Processors differ in the order in which they sum.
@@ -164,27 +177,11 @@ def test_a_run_may_continue_on_other_devices(config, tmp_path):
     assert losses(tmp_path / "turns") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
 
 
-@pytest.fixture(scope="module")
-def stopped_run(number_words, tmp_path_factory):
-    """A run that was stopped after two steps, and its config."""
-    config = ExperimentConfig(
-        model=ModelConfig(
-            num_layers=1, d_model=16, d_ff=32, num_heads=2, positions="learned", max_positions=60
-        ),
-        data=number_words,
-        optimizer=OptimizerConfig(warmup_steps=10, learning_rate=5e-3),
-        train=TrainConfig(steps=20, batch_tokens=128, log_every=1, parallelism="single"),
-    )
-    folder = tmp_path_factory.mktemp("stopped")
-    outcome = run_or_resume(config, folder, stop_after=2)
-    assert outcome.step == 2
-    return config, folder
-
-
-def test_a_row_may_be_longer_than_the_position_table(stopped_run):
+def test_a_row_may_be_longer_than_the_position_table(config, tmp_path):
     """Rows of 64 tokens hold several lists. Each list is shorter than the table, which has 60 positions."""
-    config, folder = stopped_run
-    assert open_task(config, folder).plan.source_length == 64
+    model = dataclasses.replace(config.model, positions="learned", max_positions=60)
+    task = open_task(resolve(dataclasses.replace(config, model=model)), tmp_path)
+    assert task.plan.source_length == 64
 
 
 def test_a_different_vocabulary_is_refused(stopped_run, tmp_path):
