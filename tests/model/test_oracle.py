@@ -178,7 +178,7 @@ def test_a_whole_transformer_with_other_attention_equals_the_equations(positions
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", [pytest.param("recurrent", marks=pytest.mark.slow), "recurrent_attention"])
 def test_a_whole_recurrent_model_equals_the_equations(kind, cell):
-    """The model uses dropout, and with `lstm`, it has two layers per stack. Each side is padded in one row."""
+    """The model uses dropout, and with `lstm` has two layers per stack. Each side is padded in one row."""
     model = build_model(tiny_config(num_layers=2 if cell == "lstm" else 1, kind=kind, cell=cell), VOCAB)
     params = random_params(model)
     pair, dropout = sentence_pairs(), Dropout(jax.random.key(3), 0.4)

@@ -77,7 +77,7 @@ def eval_step(model):
 
 
 def new_state(params, parallelism=None):
-    """The state before the first update, in fresh arrays, since a train step reuses the memory of its state."""
+    """The state before the first update. Its arrays are new, since a step reuses the memory of its state."""
     make = jax.jit(lambda: init_state(params, config()))
     return (parallelism or Single()).create(make)
 
@@ -121,8 +121,8 @@ def test_parts_and_devices_do_not_change_an_update_and_a_step_is_compiled_once(
 ):
     """After the first update, the moments of Adam are those of the gradient.
 
-    The learning rate is 0.1, so each of the five updates amplifies rounding errors. If the sharding of the new
-    state differed, the second step would be compiled again.
+    The learning rate is 0.1, so each of the five updates amplifies rounding errors. If the sharding of the
+    new state differed, the second step would be compiled again.
     """
     parallelism = make()
     options = with_train(config(), accumulation=accumulation)
