@@ -13,7 +13,7 @@ import pytest
 from configs import base, t2t
 from tests.support.training import run_or_resume
 from transformer.config import ExperimentConfig, ModelConfig, OptimizerConfig, TrainConfig, UserError
-from transformer.data import bucketing
+from transformer.data import batching, bucketing
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks import TASKS, open_task, resolve
@@ -23,6 +23,14 @@ from transformer.training.metric_log import read_metrics
 from transformer.training.trainable import Hyperparameters
 
 GOLDEN = Path(__file__).parent / "golden.json"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_shape():
+    """Pads all validation batches to one length, since each shape is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "MIN_BUCKET_LENGTH", 64)
+        yield
 
 
 def small_config(number_words):
