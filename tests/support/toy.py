@@ -94,9 +94,8 @@ class Regression(Task):
     def loss(params, batch, key, hyperparameters):
         x = batch["x"]
         if key is not None:
-            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])
-            kept = jax.vmap(lambda k: jax.random.uniform(k, (WIDTH,)) >= hyperparameters.dropout_rate)(keys)
-            x = jnp.where(kept, x / (1 - hyperparameters.dropout_rate), 0)
+            rate = hyperparameters.dropout_rate
+            x = jnp.where(uniform(key, batch["number"]) >= rate, x / (1 - rate), 0)
         error = (x @ params["dense"]["kernel"])[:, 0] + params["bias"] - batch["y"]
         loss = jnp.sum(jnp.square(error), where=batch["number"] > 0)
         return loss, {"loss": loss, "count": jnp.sum(batch["number"] > 0, dtype=jnp.float32)}
@@ -118,6 +117,14 @@ class Regression(Task):
 
     def summary(self, totals):
         return {"loss": totals["loss"] / totals["count"]}
+
+
+def uniform(key, numbers):
+    """Random numbers in [0, 1] for the channels of examples. The hash compiles faster than `jax.random`."""
+    places = numbers[:, None] * WIDTH + np.arange(WIDTH, dtype=np.int32)[None]
+    bits = (places.astype(np.uint32) ^ jax.random.key_data(key)[-1]) * np.uint32(0x9E3779B1)
+    bits = (bits ^ bits >> 15) * np.uint32(0x85EBCA77)
+    return (bits ^ bits >> 13).astype(np.float32) / np.float32(2**32)
 
 
 def toy_config(**train) -> ExperimentConfig:

@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +22,7 @@ from transformer.training.checkpoints import Checkpoints
 from transformer.training.digests import digest
 from transformer.training.loop import train
 from transformer.training.metric_log import MetricsWriter, read_metrics
-from transformer.training.session import Patience
+from transformer.training.session import Outcome, Patience
 from transformer.training.utilization import PEAK_FLOPS
 
 
@@ -34,11 +37,37 @@ def losses(folder):
     return [record["loss"] for record in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimizer):
-    options = OptimizerConfig(name=optimizer, warmup_steps=5, learning_rate=0.1)
-    config = dataclasses.replace(toy_config(), optimizer=options)
-    whole, _ = run(config, tmp_path / "whole")
+class Run(NamedTuple):
+    """A finished run."""
+
+    folder: Path
+    outcome: Outcome
+    records: list[dict]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of `toy_config()`. Tests only read it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return Run(folder, *run(toy_config(), folder))
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    run(toy_config(), folder, stop_after=8)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path):
+    """The folder of a run of `toy_config()` that was stopped after step 8."""
+    return shutil.copytree(stopped_run, tmp_path / "stopped")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, whole):
+    """The tests of checkpoints restore the state of every optimizer."""
+    config = toy_config()
     first, _ = run(config, tmp_path / "parts", stop_after=5)
     second, _ = run(config, tmp_path / "parts", stop_after=13)
     third, records = run(config, tmp_path / "parts")
@@ -48,29 +77,27 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(tmp_path, optimiz
         (20, True),
     ]
     assert records[0]["step"] == 14
-    assert third == whole
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert third == whole.outcome
+    assert losses(tmp_path / "parts") == losses(whole.folder)
     assert run(config, tmp_path / "parts") == (third, [])
 
 
-def test_a_damaged_checkpoint_loses_only_the_steps_since_the_previous_checkpoint(tmp_path):
-    whole, _ = run(toy_config(validate_every=5), tmp_path / "whole")
-    run(toy_config(validate_every=5), tmp_path / "parts", stop_after=13)
+def test_a_damaged_checkpoint_loses_only_the_steps_since_the_previous_checkpoint(tmp_path, whole):
+    run(toy_config(), tmp_path / "parts", stop_after=13)
     newest = tmp_path / "parts" / "checkpoints" / "13"
     for path in [path for path in newest.rglob("*") if path.is_file()]:
         path.write_bytes(b"damaged")
-    outcome, records = run(toy_config(validate_every=5), tmp_path / "parts")
-    assert records[0]["step"] == 11
-    assert outcome == whole
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    outcome, records = run(toy_config(), tmp_path / "parts")
+    assert records[0]["step"] == 9
+    assert outcome == whole.outcome
+    assert losses(tmp_path / "parts") == losses(whole.folder)
 
 
-def test_diagnostics_are_recorded_and_change_no_weights(tmp_path, monkeypatch):
-    plain, plain_records = run(toy_config(), tmp_path / "plain")
+def test_diagnostics_are_recorded_and_change_no_weights(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(Regression, "diagnostics", lambda task, params: {"bias": float(params["bias"].sum())})
-    whole, records = run(toy_config(diagnostics=True), tmp_path / "whole")
-    assert whole.params_sha256 == plain.params_sha256
-    for record, plain_record in zip(records, plain_records, strict=True):
+    outcome, records = run(toy_config(diagnostics=True), tmp_path / "run")
+    assert outcome.params_sha256 == whole.outcome.params_sha256
+    for record, plain_record in zip(records, whole.records, strict=True):
         if record["kind"] == "train":
             layers = (record["gradient_norm.dense.kernel"], record["gradient_norm.bias"])
             assert record["gradient_norm"] == pytest.approx(math.hypot(*layers))
@@ -91,10 +118,9 @@ def test_a_record_is_fetched_while_the_devices_compute_the_next_step(tmp_path):
     ]
 
 
-def test_the_utilization_is_recorded_if_the_peak_of_the_device_is_known(tmp_path, monkeypatch):
+def test_the_utilization_is_recorded_if_the_peak_of_the_device_is_known(tmp_path, whole, monkeypatch):
     """The toy model multiplies [8, 3] by [3, 1], forward and twice backward."""
-    _, records = run(toy_config(steps=4, log_every=2), tmp_path / "unknown")
-    assert not any("utilization" in record for record in records)
+    assert not any("utilization" in record for record in whole.records)
     monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
     _, records = run(toy_config(steps=4, log_every=2), tmp_path / "known")
     for record in records[0], records[1]:
@@ -117,17 +143,14 @@ def test_a_new_batch_shape_is_logged_because_it_compiles_the_update_again(tmp_pa
     assert messages == ["step 3: compiling the update again, for a batch of 4, 4x3"]
 
 
-def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(tmp_path):
+def test_a_run_that_was_killed_repeats_the_steps_since_its_checkpoint(stopped, whole):
     """After kill -9, metrics.jsonl is ahead of the last checkpoint and may end with an incomplete line."""
-    config = toy_config()
-    run(config, tmp_path / "whole")
-    run(config, tmp_path / "killed", stop_after=8)
-    with contextlib.closing(MetricsWriter(tmp_path / "killed", step=8)) as writer:
+    with contextlib.closing(MetricsWriter(stopped, step=8)) as writer:
         writer.write({"step": 9, "kind": "train", "loss": 99.0})
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+    with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "ki')
-    run(config, tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    run(toy_config(), stopped)
+    assert losses(stopped) == losses(whole.folder)
 
 
 def test_patience_ends_a_run_that_no_longer_learns(tmp_path):
@@ -150,38 +173,38 @@ def test_an_improvement_resets_the_patience_counter():
         assert patience.is_exhausted is exhausted
 
 
-def test_training_and_validation_are_recorded(tmp_path):
-    outcome, observed = run(toy_config(), tmp_path)
-    records = read_metrics(tmp_path)
-    assert records == observed
-    assert [record["step"] for record in records if record["kind"] == "validation"] == [8, 16, 20]
+def test_training_and_validation_are_recorded(whole):
+    records = read_metrics(whole.folder)
+    assert records == whole.records
+    validations = [record for record in records if record["kind"] == "validation"]
+    assert [record["step"] for record in validations] == [8, 16, 20]
+    assert validations[-1]["loss"] < validations[0]["loss"]
     training = [record for record in records if record["kind"] == "train"]
     assert [record["step"] for record in training] == list(range(1, 21))
-    assert training[-1]["loss"] < training[0]["loss"]
-    assert training[-1]["tokens_seen"] == outcome.units_seen == 20 * 8
+    assert training[-1]["tokens_seen"] == whole.outcome.units_seen == 20 * 8
     assert training[9]["epoch"] == 2.0
     for name in ("learning_rate", "gradient_norm", "tokens_per_second", "seconds_left"):
         assert all(record[name] >= 0 for record in training), name
-    assert list((tmp_path / "tensorboard").iterdir())
-    assert Checkpoints(tmp_path / "checkpoints").steps == [16, 20]
+    assert list((whole.folder / "tensorboard").iterdir())
+    assert Checkpoints(whole.folder / "checkpoints").steps == [16, 20]
 
 
-def test_a_record_covers_the_steps_since_the_last_one(tmp_path):
-    run(toy_config(log_every=1), tmp_path / "each")
-    run(toy_config(log_every=5), tmp_path / "fifth")
-    per_step = [record["loss"] for record in read_metrics(tmp_path / "each") if record["kind"] == "train"]
-    fifth = [record for record in read_metrics(tmp_path / "fifth") if record["kind"] == "train"]
+def test_a_record_covers_the_steps_since_the_last_one(tmp_path, whole):
+    _, records = run(toy_config(log_every=5), tmp_path / "run")
+    per_step, fifth = (
+        [record for record in records if record["kind"] == "train"] for records in (whole.records, records)
+    )
+    per_step = [record["loss"] for record in per_step]
     assert [record["step"] for record in fifth] == [5, 8, 10, 15, 16, 20]
     assert fifth[0]["loss"] == pytest.approx(sum(per_step[:5]) / 5)
     assert fifth[1]["loss"] == pytest.approx(sum(per_step[5:8]) / 3)
 
 
 @pytest.mark.parametrize("parallelism", ["pmap", "mesh"])
-def test_losses_do_not_depend_on_the_number_of_devices(tmp_path, parallelism):
+def test_losses_do_not_depend_on_the_number_of_devices(tmp_path, whole, parallelism):
     """There are eight virtual devices. Dropout is on. Only the order of float32 sums changes the losses."""
-    run(toy_config(), tmp_path / "single")
     run(toy_config(parallelism=parallelism), tmp_path / "several")
-    assert losses(tmp_path / "several") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
+    assert losses(tmp_path / "several") == pytest.approx(losses(whole.folder), rel=1e-4)
 
 
 def test_a_record_has_the_share_of_time_spent_waiting_for_data(tmp_path, monkeypatch):
@@ -200,12 +223,10 @@ def test_a_record_has_the_share_of_time_spent_waiting_for_data(tmp_path, monkeyp
     assert "of the time waiting for data)" in record_line(second)
 
 
-def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(tmp_path):
-    config = toy_config()
-    run(config, tmp_path)
-    files = (tmp_path / "checkpoints" / "20" / "metadata").rglob("*")
+def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(whole):
+    files = (whole.folder / "checkpoints" / "20" / "metadata").rglob("*")
     metadata = json.loads(next(path for path in files if path.is_file()).read_text())
-    assert metadata["identity"] == Regression(config).identity
+    assert metadata["identity"] == Regression(toy_config()).identity
     assert metadata["task"] == {"width": 3}
     assert sorted(metadata["digests"]) == ["opt_state", "params"]
 
@@ -218,9 +239,8 @@ def test_checkpoints_store_the_identity_and_the_metadata_of_the_task(tmp_path):
         ({"data": {"options": {"slope": 3.0}}}, "config"),
     ],
 )
-def test_a_different_config_is_refused(tmp_path, change, name):
+def test_a_different_config_is_refused(stopped, change, name):
     config = toy_config()
-    run(config, tmp_path, stop_after=8)
     ((section, values),) = change.items()
     changed = dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **values)}
@@ -229,30 +249,27 @@ def test_a_different_config_is_refused(tmp_path, change, name):
         UserError,
         match=rf"{name} changed after .* was trained \(from .* to .*\); restore the original",
     ):
-        run(changed, tmp_path)
+        run(changed, stopped)
 
 
-def test_different_data_is_refused(tmp_path):
+def test_different_data_is_refused(stopped):
     config = toy_config()
-    run(config, tmp_path, stop_after=8)
     task = Regression(config)
     task.identity = task.identity | {"data": "slope 3"}
     with pytest.raises(UserError, match=r"data changed after .* was trained \(from slope 2.0 to slope 3\)"):
-        train(config, task, tmp_path, Recorder())
+        train(config, task, stopped, Recorder())
 
 
-def test_a_field_that_changes_no_result_may_differ(tmp_path):
-    run(toy_config(), tmp_path, stop_after=8)
-    outcome, _ = run(toy_config(log_every=7, parallelism="mesh", fsdp=2), tmp_path)
+def test_a_field_that_changes_no_result_may_differ(stopped):
+    outcome, _ = run(toy_config(log_every=7, parallelism="mesh", fsdp=2), stopped)
     assert outcome.finished
 
 
-def test_a_different_optimizer_is_refused_as_a_different_config(tmp_path):
+def test_a_different_optimizer_is_refused_as_a_different_config(stopped):
     """The identity is compared before the state is read, so that no intact checkpoint is called damaged."""
-    run(toy_config(), tmp_path, stop_after=8)
     options = OptimizerConfig(name="sgd", warmup_steps=5, learning_rate=0.1)
     with pytest.raises(UserError, match="config changed after .* was trained"):
-        run(dataclasses.replace(toy_config(), optimizer=options), tmp_path)
+        run(dataclasses.replace(toy_config(), optimizer=options), stopped)
 
 
 class Interrupter(Recorder):
@@ -262,21 +279,21 @@ class Interrupter(Recorder):
         raise KeyboardInterrupt
 
 
-def test_a_run_begins_with_the_given_weights_and_resumes_without_them(tmp_path):
+def test_a_run_begins_with_the_given_weights_and_resumes_without_them(tmp_path, whole, stopped):
     config = toy_config()
     weights = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), Regression(config).init(0))
-    for name, observer in (("whole", Recorder()), ("parts", Interrupter())):
+    for name, observer in (("uninterrupted", Recorder()), ("parts", Interrupter())):
         with contextlib.suppress(KeyboardInterrupt):
             train(config, Regression(config), tmp_path / name, observer, initial_weights=weights)
     with contextlib.closing(Checkpoints(tmp_path / "parts" / "checkpoints")) as checkpoints:
         assert checkpoints.steps == [0]
         assert digest(checkpoints.params(0, weights)[0]) == digest(weights)
-    whole, parts, usual = (run(config, tmp_path / name)[0] for name in ("whole", "parts", "usual"))
-    assert parts == whole
-    assert whole.identity == {**Regression(config).identity, "initial weights": digest(weights)}
-    assert whole.params_sha256 != usual.params_sha256
+    uninterrupted, parts = (run(config, tmp_path / name)[0] for name in ("uninterrupted", "parts"))
+    assert parts == uninterrupted
+    assert parts.identity == {**Regression(config).identity, "initial weights": digest(weights)}
+    assert parts.params_sha256 != whole.outcome.params_sha256
     with pytest.raises(UserError, match=r"initial weights changed after .* was trained \(from None to "):
-        train(config, Regression(config), tmp_path / "usual", Recorder(), initial_weights=weights)
+        train(config, Regression(config), stopped, Recorder(), initial_weights=weights)
 
 
 @pytest.mark.parametrize(
