@@ -55,7 +55,7 @@ def diverges(*arguments, **options) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("log_every", [1, 6, 20])
+@pytest.mark.parametrize("log_every", [1, 20])
 def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_its_examples(tmp_path, log_every):
     line = diverges(config_of({"log_every": log_every}), tmp_path, Poisoned)
     assert line == (
@@ -93,23 +93,24 @@ def test_a_large_finite_loss_is_only_a_warning_if_on_divergence_is_warn(tmp_path
 
 
 def test_losses_before_the_end_of_the_warm_up_are_not_compared(tmp_path):
-    """The loss of step 8 is above the limit, but the loss of the last step, 40, is below it."""
-    config = config_of({"steps": 40, "validate_every": 8}, learning_rate=0.3, warmup_steps=30)
+    """The loss of step 8 is above the limit, but the loss of the last step, 24, is below it."""
+    config = config_of({"steps": 24, "validate_every": 8}, learning_rate=0.3, warmup_steps=20)
     assert run(config, tmp_path / "free").finished
     by_step = {
         record["step"]: record["loss"]
         for record in read_metrics(tmp_path / "free")
         if record["kind"] == "validation"
     }
-    limit = (by_step[8] + by_step[40]) / 2 - MARGIN
-    assert by_step[40] < limit + MARGIN < by_step[8]
+    limit = (by_step[8] + by_step[24]) / 2 - MARGIN
+    assert by_step[24] < limit + MARGIN < by_step[8]
     assert run(config, tmp_path / "limited", uniform_loss=limit).finished
-    short = config_of({"steps": 40, "validate_every": 8}, learning_rate=0.3, warmup_steps=8)
+    short = config_of({"steps": 24, "validate_every": 8}, learning_rate=0.3, warmup_steps=8)
     assert "step 8 is" in diverges(short, tmp_path / "short", uniform_loss=-MARGIN)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "accumulation"), [*((name, 1) for name in OPTIMIZERS), (next(iter(OPTIMIZERS)), 2)]
+)
 def test_an_update_with_a_gradient_that_is_not_finite_is_skipped(tmp_path, name, accumulation):
     config = config_of({"accumulation": accumulation}, name=name, skip_nonfinite=1)
     outcome = run(config, tmp_path, Poisoned)
