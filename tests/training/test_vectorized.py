@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import jax
 import pytest
@@ -27,7 +28,7 @@ def config(seed=0, learning_rate=0.1, dropout_rate=0.1, **train_fields):
     )
 
 
-CONFIGS = (config(0), config(1), config(0, learning_rate=0.3), config(2, dropout_rate=0.4))
+CONFIGS = (config(0), config(1, learning_rate=0.3), config(2, dropout_rate=0.4))
 
 
 def train_alone(options, folder):
@@ -75,10 +76,10 @@ def test_each_run_equals_the_run_alone(alone, tmp_path):
 
 
 def test_runs_that_were_stopped_resume(alone, tmp_path):
-    first = train_all(CONFIGS, tmp_path, stop_after=5)
+    first = train_all(CONFIGS[:2], tmp_path, stop_after=5)
     assert {(result.step, result.finished) for result in first} == {(5, False)}
-    train_all(CONFIGS, tmp_path)
-    for number in range(len(CONFIGS)):
+    train_all(CONFIGS[:2], tmp_path)
+    for number in range(2):
         # The stop added no validation, and its record is that of every fifth step.
         assert_same_records(tmp_path / str(number), alone[0] / str(number))
 
@@ -89,20 +90,19 @@ def test_a_run_that_was_further_waits_for_the_others(alone, tmp_path):
     place = tmp_path / "0"
     place.mkdir()
     train(CONFIGS[0], Regression(CONFIGS[0]), place, recorder, recorder.should_stop)
-    finished = train_alone(CONFIGS[1], tmp_path / "1")
+    shutil.copytree(alone[0] / "1", tmp_path / "1")
     results = train_all(CONFIGS, tmp_path)
-    assert results[1] == finished
+    assert results[1] == alone[1][1]
     for number in range(len(CONFIGS)):
         assert_same_records(tmp_path / str(number), alone[0] / str(number))
 
 
 def test_a_run_that_diverges_stops_no_other(alone, tmp_path):
-    results = train_all((CONFIGS[0], config(learning_rate=1e30), *CONFIGS[2:]), tmp_path)
+    results = train_all((CONFIGS[0], config(learning_rate=1e30)), tmp_path)
     assert isinstance(results[1], Diverged)
     assert (tmp_path / "1" / "diverged.json").exists()
-    for number in (0, 2, 3):
-        assert results[number].finished
-        assert_same_records(tmp_path / str(number), alone[0] / str(number))
+    assert results[0].finished
+    assert_same_records(tmp_path / "0", alone[0] / "0")
 
 
 def test_a_run_resumes_although_another_one_of_its_group_has_ended(alone, tmp_path):
@@ -119,7 +119,7 @@ def test_a_run_resumes_although_another_one_of_its_group_has_ended(alone, tmp_pa
 
 def test_a_run_that_no_longer_learns_ends_early_and_stops_no_other(tmp_path):
     """The weights of the second run do not change."""
-    patient = {"validate_every": 2, "patience": 3}
+    patient = {"steps": 10, "validate_every": 2, "patience": 3}
     configs = (config(**patient), config(learning_rate=1e-30, **patient))
     results = train_all(configs, tmp_path / "together")
     expected = [train_alone(options, tmp_path / f"alone{n}") for n, options in enumerate(configs)]
@@ -141,7 +141,7 @@ def test_diagnostics_are_those_of_each_run(tmp_path, monkeypatch):
 
 
 def test_the_runs_are_split_over_the_devices(tmp_path, monkeypatch):
-    """Eight devices; four of them divide the number of runs."""
+    """Eight devices; two of them divide the number of runs."""
     num_devices, device_put = [], jax.device_put
 
     def record(tree, sharding):
@@ -150,8 +150,8 @@ def test_the_runs_are_split_over_the_devices(tmp_path, monkeypatch):
         return device_put(tree, sharding)
 
     monkeypatch.setattr(vectorized.jax, "device_put", record)
-    train_all(CONFIGS, tmp_path)
-    assert num_devices[-1] == 4
+    train_all([config(seed, steps=1) for seed in range(2)], tmp_path)
+    assert num_devices[-1] == 2
 
 
 def test_batches_of_different_shapes_are_refused(tmp_path, monkeypatch):
