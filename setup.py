@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 IMAGES = ["pillow", "scikit-learn"]
-TEST = ["beartype", "hypothesis", "pytest", "pytest-xdist"]
+TEST = ["beartype", "hypothesis", "pytest", "pytest-xdist", "statsmodels"]
 
 setup(
     name="transformer-reference",
@@ -36,7 +36,6 @@ setup(
         "sacrebleu",
         "scipy",
         "sentencepiece",
-        "statsmodels",
         "tensorboardX",
         "tensorflow-datasets",
     ],

@@ -39,10 +39,10 @@ def test_a_summary_is_the_t_interval_of_the_mean():
 
 
 def test_the_interval_covers_the_mean_in_95_percent_of_studies():
-    scores = np.random.default_rng(0).normal(size=(2_000, 3))
+    scores = np.random.default_rng(0).normal(size=(1_000, 3))
     bounds = np.array([summarize(list(study)).interval for study in scores])
     covered = np.mean((bounds[:, 0] <= 0) & (bounds[:, 1] >= 0))
-    assert covered == pytest.approx(0.95, abs=0.02)  # the tolerance is four standard errors of the share
+    assert covered == pytest.approx(0.95, abs=0.028)  # the tolerance is four standard errors of the share
 
 
 def test_one_seed_has_no_spread():
