@@ -1,6 +1,7 @@
 """Run folders: stores the config and the result of a run."""
 
 import contextlib
+import functools
 import importlib.metadata
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -193,7 +194,7 @@ class Run:
     def write_result(self, **values: Any) -> None:
         """Writes result.json: `values`, the versions of packages, the device and the git revision."""
         environment = {
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": _versions(),
             "device": _device(),
             "git_revision": _git_revision(),
         }
@@ -226,6 +227,11 @@ def _device() -> str:
     if devices[0].platform == "cpu":
         return processor()
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _git_revision() -> str | None:

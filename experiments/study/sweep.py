@@ -1,6 +1,7 @@
 """Plan of a study: one run for each variant of a config with each seed."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -96,7 +97,7 @@ class PlannedRun:
         """Folder of the run in the root folder of the launch: `id`, or `task/id`."""
         return f"{self.task}/{self.id}" if self.task else self.id
 
-    @property
+    @functools.cached_property
     def config_hash(self) -> str:
         """Digest of the fields of the config that affect the result."""
         return config_hash(self.config)

@@ -1,6 +1,7 @@
 """The complete config of a run, with its conversions and its hash."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
       options_type: the dataclass that declares the options of the data set; if None, every option affects
         the result.
     """
-    declared, defaults = declarations(ExperimentConfig), flatten(to_dict(ExperimentConfig()))
+    declared, defaults = declarations(ExperimentConfig), _defaults()
     if options_type is not None:
         declared |= declarations(options_type, "data.options.")
 
@@ -99,6 +100,11 @@ def result_hash(config: ExperimentConfig, options_type: type | None = None) -> s
 
     relevant = {key: value for key, value in flatten(to_dict(config)).items() if is_relevant(key, value)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flatten(to_dict(ExperimentConfig()))
 
 
 def difference(

@@ -125,13 +125,21 @@ class Section:
 
 def declarations(cls: type, prefix: str = "") -> dict[str, Declaration]:
     """Returns the declaration of each dotted key; `cls` is a config or the options of a data set."""
+    return dict(_declarations(cls, prefix))
+
+
+@functools.cache
+def _declarations(cls: type, prefix: str) -> dict[str, Declaration]:
     declared: dict[str, Declaration] = {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
-            declared |= declarations(field.type, f"{prefix}{field.name}.")
+            declared |= _declarations(field.type, f"{prefix}{field.name}.")
         else:
             declared[prefix + field.name] = field.metadata["declaration"]
     return declared
+
+
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -145,7 +153,7 @@ def build_section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any
     Raises:
       UserError: an unknown key, or a value of the wrong type or range.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
