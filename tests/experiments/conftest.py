@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments import plots
+from experiments.study import plan
 from experiments.study.sweep import Sweep
-from tests.support.commands import ROOT, SMOKE, call
+from tests.support.commands import ROOT, SMOKE, TEXT, call
+from tests.support.studies import DEMO
+from tests.support.text_files import write_pairs
 from transformer.files import lock
 
 
@@ -38,19 +42,32 @@ def trained(session_folder, smoke) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def text_run(session_folder) -> Path:
+    """A folder with text, its prepared data, and a run that was trained and evaluated on the text.
+
+    Tests must not write into the folder. All stored paths are relative to it, so that it can be copied.
+    """
+    folder = session_folder / "text"
+    with lock(session_folder / "text.lock", wait=True):
+        if not (folder / "run/eval/test.json").exists():
+            folder.mkdir()
+            write_pairs(folder / "pairs.tsv")
+            call("train", *TEXT, "--workdir=run", cwd=folder)
+            call("evaluate", "--workdir=run", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def without_costs(monkeypatch):
+    """Leaves out of a launch the costs of the training and the figures of the report, which take seconds."""
+    costs = {"parameters": 1, "flops_per_step": 1.0, "memory_bytes": {"total": 1}}
+    monkeypatch.setattr(plan, "describe", lambda config: costs)
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
+
+
 @pytest.fixture
 def sweep(monkeypatch) -> Sweep:
     """A study of two variants."""
     monkeypatch.chdir(ROOT)
-    return Sweep(
-        name="demo",
-        config="configs/number_words.py",
-        variants={"base": {}, "deep": {"model.num_layers": 3}},
-        splits=("test", "test_long"),
-        metrics=("exact_match", "bleu"),
-        question="Does depth help?",
-        baseline="base",
-        primary=("exact_match", "test"),
-        tune={},
-        equal=None,
-    )
+    return DEMO

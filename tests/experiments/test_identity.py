@@ -9,21 +9,12 @@ import pytest
 
 from experiments.run_folder import Run
 from experiments.trained_model import load_trained
-from tests.support.commands import ROOT, call, refuse
+from tests.support.commands import TEXT, call, refuse
 from tests.support.text_files import PAIRS, write_pairs
 from transformer.json_files import read_json, read_sealed, sealed, write_sealed
 from transformer.training.checkpoints import Checkpoints
 
 COMMANDS = (("evaluate",), ("translate", "--input=/dev/null"), ("visualize", "--sentence=one"), ("train",))
-TEXT = (
-    f"--config={ROOT}/configs/text.py:smoke",
-    "--config.data.data_dir=data",
-    "--config.data.options.train=pairs.tsv",
-    "--config.data.vocab_size=60",
-    "--config.train.parallelism=single",
-    "--config.train.steps=4",
-    "--config.train.validate_every=2",
-)
 
 
 @pytest.fixture
@@ -142,19 +133,9 @@ def test_checkpoint_metadata_of_another_program_counts_as_damaged(copy):
     assert load_trained(Run(copy)).steps == [150]
 
 
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory) -> Path:
-    """A folder with text, its prepared data, and a run that was trained and evaluated on the text."""
-    folder = tmp_path_factory.mktemp("text")
-    write_pairs(folder / "pairs.tsv")
-    call("train", *TEXT, "--workdir=run", cwd=folder)
-    call("evaluate", "--workdir=run", cwd=folder)
-    return folder
-
-
 @pytest.fixture
 def text(text_run, tmp_path) -> Path:
-    """A copy of `text_run`, for a test to change. All stored paths are relative to the folder."""
+    """A copy of `text_run`, for a test to change."""
     return shutil.copytree(text_run, tmp_path / "text")
 
 
@@ -162,21 +143,22 @@ def scores(folder: Path) -> dict:
     return read_sealed(folder / "run/eval/test.json")
 
 
-def continue_training(folder: Path) -> str:
-    """Deletes the last checkpoint, resumes training, and returns the digest of the final weights."""
-    shutil.rmtree(folder / "run/checkpoints/4")
-    line = refuse("evaluate", "--workdir=run", cwd=folder)
-    assert line.startswith("checkpoint 4 of run is missing; train the run again with ")
-    call("train", "--workdir=run", cwd=folder)
+def weights(folder: Path) -> str:
+    """The digest of the final weights."""
     return read_sealed(folder / "run/result.json")["params_sha256"]
 
 
-def test_a_run_can_be_used_after_its_text_file_was_deleted(text):
-    before, weights = scores(text), continue_training(text)
+def test_a_run_can_be_used_after_its_text_file_was_deleted(text, text_run):
     (text / "pairs.tsv").unlink()
+    shutil.rmtree(text / "run/eval")
     call("evaluate", "--workdir=run", cwd=text)
-    assert scores(text) == before
-    assert continue_training(text) == weights
+    assert scores(text) == scores(text_run)
+
+    shutil.rmtree(text / "run/checkpoints/4")
+    line = refuse("evaluate", "--workdir=run", cwd=text)
+    assert line.startswith("checkpoint 4 of run is missing; train the run again with ")
+    call("train", "--workdir=run", cwd=text)
+    assert weights(text) == weights(text_run)
     assert "is prepared in data/parallel_text/" in call("prepare", "--workdir=run", cwd=text).stdout
 
 
@@ -186,9 +168,8 @@ def damage_last(folder: Path) -> None:
             path.write_bytes(b"damaged")
 
 
-def test_a_trained_run_with_a_damaged_checkpoint_is_trained_again(text):
+def test_a_trained_run_with_a_damaged_checkpoint_is_trained_again(text, text_run):
     """Scores of an earlier checkpoint would be another result under the same name."""
-    before, weights = scores(text), read_sealed(text / "run/result.json")["params_sha256"]
     damage_last(text)
     line = refuse("evaluate", "--workdir=run", cwd=text)
     assert line.startswith(f"checkpoint {text}/run/checkpoints/4 is unreadable: ")
@@ -196,9 +177,7 @@ def test_a_trained_run_with_a_damaged_checkpoint_is_trained_again(text):
     done = call("train", "--workdir=run", cwd=text)
     assert f"warning: checkpoint {text}/run/checkpoints/4 is unreadable: " in done.stderr
     assert "; resuming from step 2\n" in done.stderr
-    assert read_sealed(text / "run/result.json")["params_sha256"] == weights
-    call("evaluate", "--workdir=run", cwd=text)
-    assert scores(text) == before
+    assert weights(text) == weights(text_run)
     assert "is already trained: 4 steps" in call("train", "--workdir=run", cwd=text).stdout
 
 

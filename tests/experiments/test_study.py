@@ -1,5 +1,7 @@
 """Studies: results and report, without training."""
 
+import contextlib
+import copy
 import csv
 import dataclasses
 import errno
@@ -9,14 +11,16 @@ import shutil
 import pytest
 import scipy
 
+from experiments import plots
 from experiments.run_folder import Run
 from experiments.study.report import report_text, write_report
 from experiments.study.results import Study, has_diverged, is_complete, read_study
 from experiments.study.study_file import Trial, Tuned, check_root, write_study
 from experiments.study.sweep import expand
 from experiments.study.tables import latex, note_lines, report_markdown, score_table
+from tests.support.commands import ROOT
 from tests.support.errors import refused
-from tests.support.studies import write_run
+from tests.support.studies import DEMO, write_run
 from transformer.evaluation.metrics import METRICS, Metric
 from transformer.json_files import read_sealed, write_sealed
 
@@ -298,17 +302,22 @@ def test_a_report_has_means_intervals_seeds_and_lengths(study):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.fixture
-def noisy(tmp_path, sweep):
-    """A study of three variants with five seeds: `far` is far better than `base`, and `near` is similar."""
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A study of three variants with five seeds: `far` is far better than `base`, and `near` is similar.
+
+    Tests must not change it.
+    """
+    root = tmp_path_factory.mktemp("noisy")
     variants = {"base": {}, "far": {"model.num_layers": 3}, "near": {"model.num_layers": 4}}
-    sweep = dataclasses.replace(sweep, variants=variants, splits=("test",))
-    runs = expand(sweep, {}, seeds=5)
-    write_study(tmp_path, sweep, runs)
+    sweep = dataclasses.replace(DEMO, variants=variants, splits=("test",))
+    with contextlib.chdir(ROOT):
+        runs = expand(sweep, {}, seeds=5)
+    write_study(root, sweep, runs)
     for run in runs:
         score = {"base": 50, "far": 70, "near": 50.5}[run.variant] + run.seed
-        write_run(tmp_path, run, {"test": {"exact_match": float(score), "bleu": 1.0, "by_length": []}})
-    return read_study(tmp_path)
+        write_run(root, run, {"test": {"exact_match": float(score), "bleu": 1.0, "by_length": []}})
+    return read_study(root)
 
 
 def test_conclusions_follow_the_adjusted_p_values(noisy):
@@ -346,11 +355,12 @@ def test_a_metric_without_a_better_direction_is_called_higher_or_lower(noisy, mo
 
 
 def test_variants_that_were_scored_on_different_texts_are_not_compared(noisy):
-    for scores in noisy.scores["far"].values():
+    study = copy.deepcopy(noisy)
+    for scores in study.scores["far"].values():
         scores["test"]["content"] = "another text"
-    for scores in noisy.scores["near"].values():
+    for scores in study.scores["near"].values():
         scores["test"]["signatures"] = {"exact_match": "other settings"}
-    text = report_markdown(noisy)
+    text = report_markdown(study)
     for variant in ("far", "near"):
         assert (
             f"- {variant}: no test, because {variant} and base were scored on different texts of test, or with different settings of exact_match.\n"
@@ -440,11 +450,14 @@ def test_diverged_runs_are_named_beside_the_conclusion(noisy):
         ("<b>", "<b>", r"\textless{}b\textgreater{}", "&lt;b>"),
     ],
 )
-def test_a_name_is_text_in_every_format(tmp_path, sweep, name, csv_cell, latex_cell, markdown_cell):
+def test_a_name_is_text_in_every_format(
+    tmp_path, sweep, monkeypatch, name, csv_cell, latex_cell, markdown_cell
+):
     sweep = dataclasses.replace(sweep, variants={name: {}}, baseline=name, splits=("test",))
     runs = expand(sweep, {}, seeds=2)
     write_study(tmp_path, sweep, runs)
     write_run(tmp_path, runs[0], {"test": {"exact_match": 1.0, "bleu": 1.0}})
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
     folder = write_report(tmp_path, read_study(tmp_path))
     assert f"\n{csv_cell},test," in (folder / "table.csv").read_text()
     assert f"\n{csv_cell},0,test," in (folder / "runs.csv").read_text()
@@ -495,6 +508,7 @@ def test_a_tuned_study_stores_its_trials(tmp_path, sweep):
 
 def test_a_new_metric_needs_only_an_entry_in_the_registry(study, monkeypatch):
     monkeypatch.setitem(METRICS, "brevity", Metric("brevity", lambda outputs: 0.5, format=".4f"))
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
     write_sealed(study / "study.json", read_sealed(study / "study.json") | {"metrics": ["brevity"]})
     folder = write_report(study, read_study(study))
     assert "| deep | 1 | 0.5000 | 0.5000 |" in (folder / "table.md").read_text()
@@ -526,7 +540,8 @@ def test_a_study_without_any_run_has_a_report(tmp_path, sweep):
     assert "- Not launched: base, deep.\n" in table
 
 
-def test_a_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
+def test_a_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study, monkeypatch):
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
     stored = read_sealed(study / "study.json")
     write_sealed(study / "study.json", stored | {"metrics": ["chrf", "exact_match"]})
     folder = write_report(study, read_study(study))
@@ -535,6 +550,7 @@ def test_a_metric_that_a_run_does_not_have_yet_is_missing_in_the_report(study):
 
 
 def test_a_full_disk_leaves_the_old_report(study, monkeypatch):
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
     folder = write_report(study, read_study(study))
     files = {path: path.read_bytes() for path in folder.iterdir()}
 

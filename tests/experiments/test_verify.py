@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.test_identity import text_run  # noqa: F401
 from tests.support.commands import call, refuse
 from transformer.json_files import read_json, read_sealed, write_sealed
 
 
 @pytest.fixture
-def text(text_run, tmp_path) -> Path:  # noqa: F811
+def text(text_run, tmp_path) -> Path:
     """A copy of a trained and evaluated run with its data, for a test to damage."""
     return shutil.copytree(text_run, tmp_path / "text")
 
@@ -95,16 +94,20 @@ def test_a_study_stored_without_weights_and_texts_has_no_problem(tmp_path):
     stored = Path("docs/studies/positions/results")
     done = call("verify", f"--root={stored}")
     assert done.stdout.count(": no problems; checkpoints: none, evaluations: 2") == 40
-    root = shutil.copytree(stored, tmp_path / "study")
-    path = next(root.glob("rope/0-*/eval/test.json"))
+    root = tmp_path / "study"
+    root.mkdir()
+    shutil.copy(stored / "study.json", root)
+    run = next(stored.glob("rope/0-*"))
+    path = shutil.copytree(run, root / "rope" / run.name) / "eval/test.json"
     write_sealed(path, read_sealed(path) | {"ablated": "positions"})
     line = call("verify", f"--root={root}", status=2).stdout
     assert "contains the evaluation test,ablate=positions.json; rename the file to " in line
 
 
 def test_a_run_in_the_folder_of_another_run_is_found(tmp_path):
-    root = shutil.copytree("docs/studies/positions/results", tmp_path / "study")
-    first, second = sorted(root.glob("rope/*"))[:2]
-    shutil.rmtree(first)
-    shutil.copytree(second, first)
+    stored, root = Path("docs/studies/positions/results"), tmp_path / "study"
+    root.mkdir()
+    shutil.copy(stored / "study.json", root)
+    first, second = (root / path.relative_to(stored) for path in sorted(stored.glob("rope/*"))[:2])
+    shutil.copytree(stored / second.relative_to(root), first)
     assert refuse("verify", f"--root={root}").startswith(f"{first} contains a run with a different config; ")

@@ -25,6 +25,16 @@ SMOKE = (
     "--config.data.options.lists=60",
     "--config.decode.batch_tokens=4096",
 )
+# Flags of a run on text in the current folder.
+TEXT = (
+    f"--config={ROOT}/configs/text.py:smoke",
+    "--config.data.data_dir=data",
+    "--config.data.options.train=pairs.tsv",
+    "--config.data.vocab_size=60",
+    "--config.train.parallelism=single",
+    "--config.train.steps=4",
+    "--config.train.validate_every=2",
+)
 
 
 class Done(NamedTuple):

@@ -5,9 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run_folder import Run
-from experiments.study.sweep import PlannedRun
+from experiments.study.sweep import PlannedRun, Sweep
 from transformer.data.builders import data_name
 from transformer.json_files import write_sealed
+
+# A study of two variants. The path of its config is relative to the root of the project.
+DEMO = Sweep(
+    name="demo",
+    config="configs/number_words.py",
+    variants={"base": {}, "deep": {"model.num_layers": 3}},
+    splits=("test", "test_long"),
+    metrics=("exact_match", "bleu"),
+    question="Does depth help?",
+    baseline="base",
+    primary=("exact_match", "test"),
+    tune={},
+    equal=None,
+)
 
 
 def write_run(
