@@ -61,27 +61,28 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
 
 
-def test_a_study_runs_only_missing_runs(study_flags, in_this_process, tmp_path):
-    root = tmp_path / "study"
-    first = call("launch", *study_flags)
-    assert "rates: 2 runs, 0 done, 2 to do" in first.stdout
-    assert "[2/2] fast/0-" in first.stdout
-    results = sorted(root.glob("*/0-*/result.json"))
-    assert [read_json(path)["status"] for path in results] == ["done", "done"]
+def test_a_study_runs_only_missing_commands(study_flags, in_this_process, tmp_path):
+    """The run is trained and evaluated, then only evaluated. See also the study of several tasks."""
+    root, flags = tmp_path / "study", (*study_flags, "--only=slow", "--set=train.steps=2")
+    first = call("launch", *flags)
+    assert "rates: 1 runs, 0 done, 1 to do" in first.stdout
+    assert "[1/1] slow/0-" in first.stdout
+    (result,) = root.glob("*/0-*/result.json")
+    assert read_json(result)["status"] == "done"
     table = (root / "report" / "table.md").read_text()
     assert table in first.stdout
 
-    written = [path.stat().st_mtime_ns for path in results]
-    (results[0].parent / "eval" / "test.json").unlink()
-    second = call("launch", *study_flags)
-    assert "rates: 2 runs, 1 done, 1 to do" in second.stdout
-    assert [path.stat().st_mtime_ns for path in results] == written
+    written = result.stat().st_mtime_ns
+    (result.parent / "eval" / "test.json").unlink()
+    second = call("launch", *flags)
+    assert "rates: 1 runs, 0 done, 1 to do" in second.stdout
+    assert result.stat().st_mtime_ns == written
     assert (root / "report" / "table.md").read_text() == table
     assert table in call("report", f"--root={root}").stdout
 
     line = refuse("launch", *study_flags, "--set=train.steps=11")
     assert line == (
-        f"{root} contains this study with different settings of slow: train.steps is 20 there, 11 here; name another --root"
+        f"{root} contains this study with different settings of slow: train.steps is 2 there, 11 here; name another --root"
     )
 
 
@@ -107,7 +108,7 @@ METRICS = ("chrf",)
 
 
 @pytest.fixture
-def written_by_hand(monkeypatch, tmp_path):
+def written_by_hand(monkeypatch, without_costs, tmp_path):
     """Writes the files of each run instead of training it. A run with the highest rate diverges.
 
     Returns a list to which each job adds its name.
@@ -133,6 +134,7 @@ def written_by_hand(monkeypatch, tmp_path):
     return names
 
 
+@pytest.mark.usefixtures("without_costs")
 def test_a_dry_run_lists_selected_runs_without_the_first_seed(study_flags):
     done = call("launch", *study_flags, "--seeds=3", "--dry_run", "--only=fast/1", "--only=slow/2")
     assert [line.partition("-")[0] for line in done.stdout.splitlines()[2:-1]] == ["| fast/1", "| slow/2"]
@@ -180,7 +182,8 @@ def test_only_the_selected_runs_and_their_trials_are_launched(study_flags, writt
     assert read_study(tmp_path / "study").planned == {"one": [0, 1, 2], "two": [0, 1, 2]}
 
 
-def test_a_study_with_fail_fast_stops_at_the_first_failure(study_flags, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("without_costs")
+def test_a_study_with_fail_fast_stops_at_the_first_failure(study_flags, monkeypatch):
     closed = []
 
     def run_jobs(jobs, *_):
@@ -221,6 +224,7 @@ def test_more_jobs_than_cores_are_refused(study_flags):
     assert line == (f"--jobs is {cores + 1}, but this machine has {cores} processor cores; lower --jobs")
 
 
+@pytest.mark.usefixtures("without_costs")
 def test_a_failed_run_is_reported_and_the_other_runs_continue(study_flags, tmp_path, monkeypatch):
     def run_jobs(jobs, *_):
         for job, status in zip(jobs, (1, 0), strict=True):
@@ -315,6 +319,7 @@ def test_wrong_flags_give_a_one_line_error(command, arguments, message):
     assert not Path("/nowhere").exists()
 
 
+@pytest.mark.usefixtures("without_costs")
 def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_path, monkeypatch):
     def run_jobs(jobs, *_):
         for job in jobs:

@@ -52,7 +52,7 @@ def fake(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def study_flags(tmp_path) -> tuple[str, ...]:
+def study_flags(tmp_path, without_costs) -> tuple[str, ...]:
     (tmp_path / "rates.py").write_text(SWEEP)
     return (f"--sweep={tmp_path}/rates.py", f"--root={tmp_path}/study", "--seeds=2", "--executor=slurm")
 

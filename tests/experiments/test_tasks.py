@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import launch, plots
-from experiments.study import local_runs, plan
+from experiments.study import local_runs
 from experiments.study.overview import cell, overview_markdown
 from experiments.study.page import overview_page
 from experiments.study.queue import Ended
@@ -46,7 +46,6 @@ SPLITS = {"translation": ("test", "test_long"), "language": ("test",)}
 METRICS = {"translation": ("chrf", "nll"), "language": ("bits_per_byte",)}
 PRIMARY = {"translation": ("chrf", "test"), "language": ("bits_per_byte", "test")}
 '''
-COSTS = {"parameters": 1, "flops_per_step": 1.0, "memory_bytes": {"total": 1}}
 REASONS = {
     "encoder": "model.encoder_layers has no effect",
     "pre_norm": "its config is that of base",
@@ -183,10 +182,8 @@ def test_tasks_with_the_same_config_are_refused_unless_a_change_is_for_one_of_th
     check_tasks_differ(runs)
 
 
-def test_a_dry_run_lists_the_runs_by_seed_task_and_variant_and_the_refusals(
-    sweep_file, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(plan, "describe", lambda config: COSTS)
+@pytest.mark.usefixtures("without_costs")
+def test_a_dry_run_lists_the_runs_by_seed_task_and_variant_and_the_refusals(sweep_file, tmp_path):
     flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=5", "--dry_run")
     lines = call("launch", *flags, "--exclude=encoder", "--exclude=translation/pre_norm").stdout.splitlines()
     assert lines[:2] == [f"{variant} does not apply to language: {REASONS[variant]}" for variant in REASONS]
@@ -350,9 +347,8 @@ def test_a_wrong_list_of_tasks_is_refused(study, tmp_path, changes, message):
 
 
 @pytest.fixture
-def written_by_hand(monkeypatch, tmp_path):
+def written_by_hand(monkeypatch, without_costs, tmp_path):
     """Writes the files of each run instead of training it. Returns a list to which each job adds its name."""
-    monkeypatch.setattr(plan, "describe", lambda config: COSTS)
     monkeypatch.setattr(launch, "report", lambda root: f"report of {root}")
     names = []
 
