@@ -92,7 +92,15 @@ def check_export(config: ExperimentConfig):
     assert exported.out_avals[0].shape == (8, 1, 24)  # sentences, hypotheses, tokens
 
 
-@pytest.mark.parametrize("case", cases(smoke=True))
+# The fast tests lower these; the others have similar operations.
+TYPICAL = ("base.py:smoke", "gpt.py:smoke", "images.py:smoke", "recurrent_attention")
+
+
+def slow_unless_typical(names):
+    return [pytest.param(name, marks=() if name in TYPICAL else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("case", slow_unless_typical(cases(smoke=True)))
 def test_a_small_config_can_be_lowered(case):
     check_export(load(case))
 
@@ -103,14 +111,7 @@ def test_a_full_size_config_can_be_lowered(case):
     check_export(load(case))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.slow if kind == "recurrent" else ())
-        for kind in TEXT_KINDS
-        if kind != "transformer"
-    ],
-)
+@pytest.mark.parametrize("kind", slow_unless_typical(kind for kind in TEXT_KINDS if kind != "transformer"))
 def test_another_kind_of_model_can_be_lowered(kind):
     values = to_dict(load("number_words.py:smoke"))
     values["model"] |= {"kind": kind}
