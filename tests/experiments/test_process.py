@@ -144,6 +144,15 @@ def test_a_closed_standard_stream_does_not_stop_a_command(streams):
     assert done.stderr == "error: the config argument is 'nope'; it must be one of: smoke\n"
 
 
+UNPRINTABLE = """
+import sys
+from experiments.process import exit_status
+from transformer.config import from_dict
+
+sys.exit(exit_status(lambda: from_dict({"model": "wrong"})))
+"""
+
+
 def test_an_error_that_cannot_be_printed_keeps_its_status():
-    command = f"{sys.executable} -m experiments.describe --config=configs/base.py:nope 2>/dev/full"
-    assert subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment(), check=False).returncode == 2
+    command = f"{sys.executable} -c '{UNPRINTABLE}' 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT, check=False).returncode == USAGE
