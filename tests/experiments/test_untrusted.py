@@ -189,6 +189,12 @@ SWEEP = {
     "name": "s", "config": "configs/number_words.py", "variants": {"a": {}}, "splits": ["test"], "metrics": ["bleu"],
     "question": "", "baseline": "a", "primary": ["bleu", "test"], "tune": {}, "equal": None, "tuned": {}, "published": {}, "changes": {}, "costs": {},
 }  # fmt: skip
+SWEEP_FILE = f"""
+CONFIG = "{ROOT}/configs/number_words.py"
+VARIANTS = {{"a": {{}}}}
+SPLITS = ("test",)
+METRICS = ("bleu",)
+"""
 
 
 @pytest.mark.parametrize(
@@ -220,7 +226,8 @@ def test_no_link_in_a_study_folder_is_followed(canary, tmp_path, name):
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "outside" / ("private.txt" if "." in name else ""))
-    for command in (("report",), ("launch", f"--sweep={ROOT}/configs/sweeps/positions.py")):
+    (tmp_path / "work" / "sweep.py").write_text(SWEEP_FILE)
+    for command in (("report",), ("launch", f"--sweep={tmp_path}/work/sweep.py")):
         done = call(*command, f"--root={root}", status=2)
         assert f"{path} is a symbolic link" in done.stderr
     canary()
