@@ -3,9 +3,10 @@
 import pytest
 
 import lesson
+from tests.support.tiny import random_params
 from transformer.config import EOS, ModelConfig
 from transformer.decoding.beam_steps import BeamStep
-from transformer.model import build_model, init_params
+from transformer.model import build_model
 
 A, B = 4, 5
 
@@ -70,7 +71,7 @@ def test_a_tree_has_a_node_for_each_hypothesis_and_a_thick_path_to_the_output(st
 def test_a_layer_has_its_sub_layers_in_order_each_with_a_residual_connection():
     config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1)
     model = build_model(config, vocab_size=8)
-    (axes,) = lesson.layer_diagram(model, init_params(model, seed=0)).axes
+    (axes,) = lesson.layer_diagram(model, random_params(model)).axes
     texts = [text.get_text() for text in axes.texts if text.get_bbox_patch()]
     names = ["self attention", "feed forward", "self attention", "cross attention", "feed forward"]
     assert texts == [text for name in names for text in (name, "add, then normalize")]
