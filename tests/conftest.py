@@ -1,5 +1,6 @@
 """Sets up eight virtual devices and shape checks at run time, and defines fixtures that all tests can use."""
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -34,6 +35,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # not handlers.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def pytest_collection_finish():
+    """Exempts modules from garbage collection, which otherwise visits JAX's many objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
