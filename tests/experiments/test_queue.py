@@ -27,13 +27,17 @@ def make_job(folder, name, *codes, **options):
 
 
 def test_the_queue_limits_the_running_jobs_and_survives_failures(tmp_path):
-    busy = f"""
+    """Each job writes the number of running jobs. The first two wait for each other."""
+    place = tmp_path / "busy"
+    place.mkdir()
+    busy = """
 import os, pathlib, time
-place = pathlib.Path({str(tmp_path)!r}) / "busy"; place.mkdir(exist_ok=True)
-mine = place / str(os.getpid()); mine.touch(); print("running", len(list(place.iterdir())), flush=True)
-time.sleep(0.4); mine.unlink()
+place, expected = pathlib.Path({!r}), {}; mine = place / str(os.getpid()); mine.touch()
+deadline = time.time() + 30
+while len(list(place.iterdir())) < expected and time.time() < deadline: time.sleep(0.01)
+time.sleep(0.2); print("running", len(list(place.iterdir())), flush=True); mine.unlink()
 """
-    jobs = [make_job(tmp_path, name, busy) for name in "abcd"]
+    jobs = [make_job(tmp_path, name, busy.format(str(place), 2 if name in "ab" else 1)) for name in "abcd"]
     jobs.insert(1, make_job(tmp_path, "bad", "raise SystemExit(3)", "print('never')"))
     ended = {end.job.name: end.status for end in run_jobs(jobs, [SLOT, SLOT])}
     assert ended == {"a": 0, "bad": 3, "b": 0, "c": 0, "d": 0}
