@@ -38,24 +38,24 @@ def record_line(record: Record) -> str:
         results = [form.format(record[key]) for key, form in VALIDATION_FORMATS.items() if key in record]
         return f"step {record['step']}  validation: {', '.join(results) or loss}"
     perplexity = f"perplexity {record['perplexity']:.3f}  " if "perplexity" in record else ""
-    return (
-        f"step {record['step']}  epoch {record['epoch']:.2f}  {loss}  {perplexity}"
-        f"lr {record['learning_rate']:.2e}  {_rate(record)}  "
-        f"{clock(record['seconds_left'])} left{_speed_text(record)}"
-    )
+    place = f"step {record['step']}  epoch {record['epoch']:.2f}"
+    return "  ".join([place, f"{loss}  {perplexity}lr {record['learning_rate']:.2e}", *_speed(record)])
 
 
-def _rate(record: Record) -> str:
-    """Returns the speed of training, such as "1,200 tokens/s" or "300 images/s"."""
-    (key,) = (key for key in record if key.endswith("_per_second"))
-    return f"{record[key]:,.0f} {key.removesuffix('_per_second')}/s"
+def _speed(record: Record) -> list[str]:
+    """Returns the speed, such as "1,200 tokens/s", the time left and, if it matters, the time without data.
 
-
-def _speed_text(record: Record) -> str:
-    """Returns the utilization, if known, and the time waiting for data, if it is long enough to matter."""
-    text = f"  {record['utilization']:.0%} of peak" if "utilization" in record else ""
-    share = record.get("waiting_for_data", 0)
-    return text + (f"  ({share:.0%} of the time waiting for data)" if share >= MIN_WAITING else "")
+    The list is empty for the first step alone, whose time includes compilation.
+    """
+    units = [key for key in record if key.endswith("_per_second")]
+    texts = [f"{record[key]:,.0f} {key.removesuffix('_per_second')}/s" for key in units]
+    if "seconds_left" in record:
+        texts.append(f"{clock(record['seconds_left'])} left")
+    if "utilization" in record:
+        texts.append(f"{record['utilization']:.0%} of peak")
+    if (share := record.get("waiting_for_data", 0)) >= MIN_WAITING:
+        texts.append(f"({share:.0%} of the time waiting for data)")
+    return texts
 
 
 def clock(seconds: float) -> str:
@@ -110,8 +110,7 @@ class TrainingBar:
         else:
             name = "perplexity" if "perplexity" in record else "loss"
             value = f"{name} {record[name]:.2f}" if name in record else "no update"
-            text = f"{value}, {_rate(record)}, {clock(record['seconds_left'])} left{_speed_text(record)}"
-            self._progress.update(self._task, description=text)
+            self._progress.update(self._task, description=", ".join([value, *_speed(record)]))
 
     def __enter__(self) -> "TrainingBar":
         self._progress.start()

@@ -40,15 +40,12 @@ class RunProgress(NamedTuple):
 
 
 def run_progress(records: Sequence[Record]) -> RunProgress:
-    """Returns the progress of a run, from the training records that this launch has added.
-
-    The first record gives no estimate of the time left, because its time includes compilation.
-    """
+    """Returns the progress of a run, from the training records that this launch has added."""
     if not records:
         return RunProgress("starting", 0, None, None)
     last = records[-1]
-    left = last["seconds_left"] if len(records) > 1 else None
-    stage = "evaluating" if last["seconds_left"] == 0 else "training"
+    left = last.get("seconds_left")  # missing if the record is of the first step alone
+    stage = "evaluating" if left == 0 else "training"
     return RunProgress(stage, last["step"], last.get("loss"), left)
 
 

@@ -221,10 +221,11 @@ def record(step, seconds_left):
     return {"kind": "train", "step": step, "loss": 2.5, "seconds_left": seconds_left}
 
 
-def test_the_progress_of_a_run_leaves_compilation_out():
+def test_the_progress_of_a_run_is_that_of_its_last_record():
+    first_step = {"kind": "train", "step": 1, "loss": 2.5}  # without the time left
     assert run_progress([]) == ("starting", 0, None, None)
-    assert run_progress([record(10, 900.0)]) == ("training", 10, 2.5, None)
-    assert run_progress([record(10, 900.0), record(20, 80.0)]) == ("training", 20, 2.5, 80.0)
+    assert run_progress([first_step]) == ("training", 1, 2.5, None)
+    assert run_progress([first_step, record(20, 80.0)]) == ("training", 20, 2.5, 80.0)
     assert run_progress([record(10, 900.0), record(100, 0)]) == ("evaluating", 100, 2.5, 0)
 
 

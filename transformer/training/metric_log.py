@@ -4,7 +4,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ class Meter:
           first_step: the number of updates that are done.
           units_seen: the number of units that these were trained on; see `Trainable.unit`.
         """
-        self._task, self._num_steps = task, num_steps
+        self._task, self._num_steps, self._first_step = task, num_steps, first_step
         self.last_step = first_step  # of the last record
+        self._has_started = False
         self.units_seen = units_seen  # up to the last record
         self._steps: list[tuple[Totals, StepInfo, int]] = []
         self.restart()
@@ -67,14 +68,29 @@ class Meter:
             self._waited += time.perf_counter() - started
             yield batch
 
+    def start(self, totals: PyTree) -> None:
+        """Measures time from the end of the first step, because the first step includes compilation.
+
+        Waits for the end of that step; later calls do nothing.
+
+        Args:
+          totals: the totals of the step, on the device.
+        """
+        if not self._has_started:
+            self._has_started = True
+            jax.block_until_ready(totals)
+            self.restart()
+
     def add(self, totals: Totals, info: StepInfo, flops: int) -> None:
         """Adds a step."""
+        self.start(totals)
         self._steps.append((totals, info, flops))
 
     def record(self, step: int) -> Record:
         """Returns the record of the interval that ends at `step`, after which one more step may be at work.
 
-        The record covers only updates that were applied. If all were skipped, it has no losses.
+        The record covers only updates that were applied. If all were skipped, it has no losses. The speed and
+        the time left leave the first step out; the record of this step alone has neither.
 
         Raises:
           BadStep: the loss or the gradient of a step is not finite, and the update was applied.
@@ -86,12 +102,12 @@ class Meter:
             if not (info.skipped or (math.isfinite(loss) and math.isfinite(info.gradient_norm))):
                 raise BadStep(number, loss, float(info.gradient_norm))
         totals = add_totals(totals for totals, _, _ in fetched)
-        seconds, waited = time.perf_counter() - self._started, self._waited
+        timed = fetched[1:] if self.last_step == self._first_step else fetched
+        speed = self._speed(timed, self._num_steps - step) if timed else {}
         self.units_seen += int(totals["count"])
         self._steps, self.last_step = self._steps[num_steps:], step
         self.restart()
         info, num_skipped = fetched[-1][1], sum(bool(info.skipped) for _, info, _ in fetched)
-        peak = peak_flops()
         return {
             "step": step,
             "kind": "train",
@@ -100,12 +116,20 @@ class Meter:
             **({"skipped": num_skipped} if num_skipped else {}),
             "learning_rate": float(info.learning_rate),
             **({} if info.skipped else _gradient_norms(info)),
-            f"{self._task.unit}_per_second": totals["count"] / seconds,
-            "waiting_for_data": waited / seconds,  # share of the time
-            **({} if peak is None else {"utilization": sum(f for _, _, f in fetched) / seconds / peak}),
+            **speed,
             **_peak_memory(),
             f"{self._task.unit}_seen": self.units_seen,
-            "seconds_left": (self._num_steps - step) * seconds / num_steps,
+        }
+
+    def _speed(self, steps: Sequence[tuple[Totals, StepInfo, int]], num_left: int) -> dict[str, float]:
+        """Returns the speed of the steps since the clock started, and the time that `num_left` steps take."""
+        seconds, peak = time.perf_counter() - self._started, peak_flops()
+        count = add_totals(totals for totals, _, _ in steps)["count"]
+        return {
+            f"{self._task.unit}_per_second": count / seconds,
+            "waiting_for_data": self._waited / seconds,  # share of the time
+            **({} if peak is None else {"utilization": sum(f for _, _, f in steps) / seconds / peak}),
+            "seconds_left": num_left * seconds / len(steps),
         }
 
 

@@ -82,6 +82,7 @@ def train_vectorized(
             entries.append(_Entry(totals, info, flops))
             active = [(number, replicas[number]) for number in np.flatnonzero(is_active).tolist()]
             for _, replica in active:
+                replica.session.meter.start(totals)
                 replica.session.observer.step(step)
 
             stop = should_stop()
