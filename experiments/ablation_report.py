@@ -20,7 +20,7 @@ from transformer.tasks.translation import SentencePairs
 
 def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained) -> list[Path]:
     """Masks each part of a model in turn, prints the effects on a test set, and returns the written files."""
-    with counting(len(parts(trained.model.config)), f"{test_set.name}: masking") as progress:
+    with counting(len(parts(trained.model.config)), f"{test_set.name}: masking", "parts") as progress:
         measured, num_tokens = measure_effects(trained, test_set.sources, test_set.references, progress)
     _print_effects(measured, f"{test_set.name}: loss added by masking a part, in nats per token")
     values = {

@@ -16,6 +16,7 @@ from transformer.training.processes import is_first
 
 MIN_WAITING = 0.05  # share of time waiting for data from which on it is shown
 PLAIN_WIDTH = 160  # columns of a table that is not printed on a terminal
+PLAIN_SECONDS = 30.0  # between two lines of `counting`
 # Formats of validation results. A result that the task does not have is not shown.
 VALIDATION_FORMATS = {
     "perplexity": "perplexity {:.3f} per token",
@@ -147,16 +148,27 @@ def training_observer(
 
 
 @contextlib.contextmanager
-def counting(total: int, label: str) -> Iterator[Callable[[int], None]]:
+def counting(total: int | None, label: str, kind: str) -> Iterator[Callable[[int], None]]:
     """Yields a function that sets the number of finished items.
 
-    If standard error is a terminal, a progress bar shows this number.
+    If standard error is a terminal, a progress bar shows this number. Otherwise, work of over `PLAIN_SECONDS`
+    logs a line now and then.
+
+    Args:
+      total: number of all items; None if it is unknown.
+      label: description of the work.
+      kind: word for the items, such as "sentences".
     """
+    if not sys.stderr.isatty():
+        lines = data_progress.LogLines(PLAIN_SECONDS)
+        lines(label, kind, 0, total)
+        yield lambda done: lines(label, kind, done, total)
+        return
     progress = Progress(
         TextColumn(label), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
     )
     task = progress.add_task(label, total=total)
-    with progress if sys.stderr.isatty() else contextlib.nullcontext():
+    with progress:
         yield lambda done: progress.update(task, completed=done)
 
 

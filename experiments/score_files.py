@@ -227,7 +227,7 @@ class ScoreFiles(NamedTuple):
         compared_outputs = Outputs(sources, compared_evaluation.hypotheses, references, language)
         metrics = [metric for metric in metrics_for(language).values() if metric.compared]
         comparisons = {}
-        with counting(len(metrics), f"{self.split}: comparing") as progress:
+        with counting(len(metrics), f"{self.split}: comparing", "metrics") as progress:
             for metric in metrics:
                 comparisons[metric.name] = compare(metric, outputs, compared_outputs)
                 progress(len(comparisons))

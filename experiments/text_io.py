@@ -8,7 +8,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 from experiments.attention_file import AttentionFile
@@ -141,6 +141,7 @@ class TranslationAnswer:
       prefixes: the beginning of each translation; if None, translations are unconstrained.
       attention: file for the attention weights of each line, or None. If it is given, a line that must be
         translated in parts is an error.
+      progress: called with the number of finished lines of the whole input.
     """
 
     translator: Translator
@@ -149,6 +150,7 @@ class TranslationAnswer:
     scores: bool = False
     prefixes: Sequence[str] | None = None
     attention: AttentionFile | None = None
+    progress: Callable[[int], object] = lambda num_done: None
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the translations of all texts."""
@@ -156,7 +158,9 @@ class TranslationAnswer:
         report_unknown("input", texts, self.tokenizer, first)
         report_unknown("--prefix", prefixes or (), self.tokenizer, first)
         on_split = functools.partial(self._report_parts, first)
-        results = self.translator.hypotheses(texts, prefixes, first, on_split=on_split)
+        results = self.translator.hypotheses(
+            texts, prefixes, first, lambda num_done: self.progress(first + num_done), on_split
+        )
         for number, (text, hypotheses) in enumerate(zip(texts, results, strict=True), start=first + 1):
             if self.attention is not None:
                 self.attention.add(number, text, hypotheses[0].text, hypotheses[0].ended)
@@ -182,11 +186,19 @@ class TranslationAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreAnswer:
-    """Writes the log-probabilities of given translations, in nats, as one JSON object per line."""
+    """Writes the log-probabilities of given translations, in nats, as one JSON object per line.
+
+    Attributes:
+      scorer: computes the log-probabilities.
+      tokenizer: the vocabulary.
+      targets: the translation of each line.
+      progress: called with the number of finished lines of the whole input.
+    """
 
     scorer: Scorer
     tokenizer: Tokenizer
     targets: Sequence[str]
+    progress: Callable[[int], object] = lambda num_done: None
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the scores of the targets of all texts."""
@@ -201,3 +213,4 @@ class ScoreAnswer:
                 "log_probs": [round(float(log_prob), 6) for log_prob in log_probs],
             }
             yield json.dumps(values, ensure_ascii=False)
+        self.progress(first + len(texts))

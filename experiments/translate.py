@@ -11,8 +11,11 @@ one line for each input line.
 
 import contextlib
 import itertools
+import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -24,6 +27,7 @@ from experiments import cli
 from experiments.attention_file import AttentionFile
 from experiments.config_changes import SEARCH_FIELDS, check_read, read_changes
 from experiments.process import discard_output, set_up_jax
+from experiments.progress import counting
 from experiments.run_folder import distinct_runs
 from experiments.text_io import (
     Answer,
@@ -107,7 +111,8 @@ def main(flags: FlagValues) -> None:
         if sides:
             blocks = iter(_read_all(blocks, sides))
         loaded = _load(flags)
-        answer = _make_answer(flags, loaded, sides, files)
+        progress = files.enter_context(_counting_lines(flags, source))
+        answer = _make_answer(flags, loaded, sides, files, progress)
         if interactive:
             _converse(answer, loaded.trained.config.data.source)
             return
@@ -139,6 +144,14 @@ def _is_interactive(flags: FlagValues) -> bool:
     return not any(files) and sys.stdin.isatty()
 
 
+def _counting_lines(flags: FlagValues, source: IO) -> AbstractContextManager[Callable[[int], object]]:
+    """Shows the number of finished lines, if the input is a file and the output is not a terminal."""
+    is_file = stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+    if not is_file or (flags.output is None and sys.stdout.isatty()):
+        return contextlib.nullcontext(lambda num_done: None)
+    return counting(None, "translating" if flags.targets is None else "scoring", "lines")
+
+
 def _load(flags: FlagValues) -> Loaded:
     changes = read_changes(flags.set, "set")
     runs = distinct_runs([flags.workdir, *flags.ensemble])
@@ -159,12 +172,16 @@ def _load(flags: FlagValues) -> Loaded:
 
 
 def _make_answer(
-    flags: FlagValues, loaded: Loaded, sides: dict[str, list[str]], files: contextlib.ExitStack
+    flags: FlagValues,
+    loaded: Loaded,
+    sides: dict[str, list[str]],
+    files: contextlib.ExitStack,
+    progress: Callable[[int], object],
 ) -> Answer:
     trained = loaded.trained
     arguments = loaded.model, loaded.params, trained.tokenizer, trained.config.decode
     if "targets" in sides:
-        return ScoreAnswer(Scorer(*arguments), trained.tokenizer, sides["targets"])
+        return ScoreAnswer(Scorer(*arguments), trained.tokenizer, sides["targets"], progress)
     translator, attention = Translator(*arguments, flags.n_best), None
     if flags.attention is not None:
         with _naming_flag(flags, "attention"):
@@ -176,6 +193,7 @@ def _make_answer(
         flags.scores,
         sides.get("prefix"),
         attention,
+        progress,
     )
 
 

@@ -48,7 +48,7 @@ def main(flags: FlagValues) -> int:
         studies = task_folders(Path(flags.root)).values()
         folders = [folder for study in studies for folder in run_folders(study)]
     problems = []
-    with counting(len(folders), "verifying") as progress:
+    with counting(len(folders), "verifying", "runs") as progress:
         for number, folder in enumerate(folders, start=1):
             verification = Verification(folder)
             lines = verification.problems or [f"no problems; {', '.join(verification.checked)}"]

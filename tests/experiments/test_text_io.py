@@ -120,12 +120,13 @@ class ShoutingTranslator:
     def __init__(self, n_best=1):
         self.n_best = n_best
 
-    def hypotheses(self, texts, prefixes, first, on_split):
+    def hypotheses(self, texts, prefixes, first, progress, on_split):
         for index, text in enumerate(texts):
             if text == "break":
                 raise UserError("broken")
             if len(text) > self.max_source_length:
                 on_split(index, len(text), 2)
+            progress(index + 1)
         pairs = enumerate(zip(texts, prefixes or [""] * len(texts), strict=True), start=first)
         return [
             [Hypothesis(prefix + text.upper() + str(number) * n, -n, True) for n in range(self.n_best)]
@@ -185,6 +186,12 @@ def test_lines_are_counted_over_all_blocks(capsys):
         capsys.readouterr().err == "line 4 has 1,065 tokens; translating it in 2 parts of at most 64 tokens\n"
     )
     assert shouted([[b"a"], [b"b", b"c"]], prefixes=["x", "y", "z"]) == b"xA\nyB\nzC\n"
+
+
+def test_progress_counts_the_lines_of_all_blocks():
+    done = []
+    shouted([[b"a", b"b"], [b"c"]], progress=done.append)
+    assert done == [1, 2, 3]
 
 
 def test_an_answer_has_columns_for_number_score_and_text():

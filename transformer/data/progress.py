@@ -40,7 +40,9 @@ class LogLines:
         elif now - self._last >= self._seconds or (done == total and self._last > self._began):
             self._last = now
             count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            log.info("%s: %s %s, %s per second", activity, count, kind, f"{done / (now - self._began):,.0f}")
+            rate = done / (now - self._began)
+            rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            log.info("%s: %s %s, %s per second", activity, count, kind, rate_text)
 
 
 def watched(
