@@ -1,5 +1,9 @@
-"""Shows the jobs of a launch: a line per finished job and, on a terminal, a table of the jobs at work."""
+"""Shows the jobs of a launch: a line per finished job, and the jobs at work.
 
+On a terminal, a table shows the jobs at work; elsewhere, a line is printed when a job starts.
+"""
+
+import heapq
 import itertools
 import signal
 import statistics
@@ -82,8 +86,11 @@ class StatusBoard:
     def observe(self, running: Sequence[RunningJob], waiting: Sequence[Job]) -> None:
         """Shows the jobs at work and counts the jobs that wait."""
         self._waiting = list(waiting)
-        if time.monotonic() - self._refreshed < REFRESH_SECONDS:
+        started = [work.job.name for work in running if work.job.name not in self._running]
+        if not started and time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
+        for name in started if self._live is None else ():
+            print(f"{name}: started", flush=True)
         self._refreshed = time.monotonic()
         self._running = {work.job.name: (work, self._progress(work.job)) for work in running}
         if self._live:
@@ -112,11 +119,14 @@ class StatusBoard:
     def _seconds_left(self) -> float | None:
         """Returns the estimated time left for all jobs; None if it cannot be estimated yet."""
         working = [self._left_of(work, progress) for work, progress in self._running.values()]
-        expected = [*working, *(self._expected(_variant(job)) for job in self._waiting)]
-        known = [seconds for seconds in expected if seconds is not None]
-        if len(known) < len(expected):
+        expected = [self._expected(_variant(job)) for job in self._waiting]
+        if None in working or None in expected:
             return None
-        return max(sum(known) / self._num_slots, *working) if working else sum(known) / self._num_slots
+        ends = working + [0.0] * (self._num_slots - len(working))  # of the last job of each slot
+        heapq.heapify(ends)
+        for seconds in expected:  # a job starts in the first slot that is free
+            heapq.heapreplace(ends, ends[0] + seconds)
+        return max(ends)
 
     def _left_of(self, work: RunningJob, progress: RunProgress) -> float | None:
         if progress.seconds_left:  # 0 during the evaluation after training

@@ -235,8 +235,24 @@ def test_the_time_left_counts_the_jobs_that_wait(tmp_path, capsys):
         board.observe([], jobs[1:])
         board.ended(Ended(jobs[0], 0, 120.0))  # two runs of base took 60 and 120 seconds
         assert (
-            capsys.readouterr().out == "[1/6] base/0: done after 2:00, about 5:15 left\n"
-        )  # (2 * 90 + 3 * 150) / 2
+            capsys.readouterr().out == "[1/6] base/0: done after 2:00, about 6:30 left\n"
+        )  # 90 + 150 + 150: the last of big runs alone
+
+
+def test_the_last_jobs_take_as_long_as_one_job_if_there_are_more_slots(tmp_path, capsys):
+    jobs = [make_job(tmp_path, f"base/{seed}") for seed in range(3)]
+    with StatusBoard(jobs, 4, {}) as board:
+        board.observe([], jobs[1:])
+        board.ended(Ended(jobs[0], 0, 100.0))
+    assert capsys.readouterr().out == "[1/3] base/0: done after 1:40, about 1:40 left\n"
+
+
+def test_a_line_tells_that_a_job_has_started(tmp_path, capsys):
+    job = make_job(tmp_path, "base/0")
+    with StatusBoard([job], 1, {}) as board:
+        for _ in range(2):
+            board.observe([SimpleNamespace(job=job, slot=None, started=time.time())], [])
+    assert capsys.readouterr().out == "base/0: started\n"
 
 
 def test_the_time_left_includes_the_evaluation(tmp_path, monkeypatch, capsys):
@@ -247,4 +263,4 @@ def test_the_time_left_includes_the_evaluation(tmp_path, monkeypatch, capsys):
     with StatusBoard(jobs, 2, {}) as board:
         board.observe([work], [])
         board.ended(Ended(jobs[0], 0, 100.0))
-    assert capsys.readouterr().out == "[1/2] base/0: done after 1:40, about 0:30 left\n"
+    assert capsys.readouterr().out.endswith("[1/2] base/0: done after 1:40, about 0:30 left\n")
