@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import importlib.metadata
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ PACKAGES = (
     "sentencepiece",
     "sacrebleu",
 )
+# The files of a run that has not started to train.
+START_FILES = {".lock", "config.json", "result.json", "tokenizer.model"}
 
 # The types of the values in result.json, and of those in the result of a run that is done.
 RESULT_TYPES = {
@@ -187,9 +189,24 @@ class Run:
         """Notes that the run starts from other weights, before there is a config that could be trained."""
         self.write_result(**self.result | {"status": "running", "init_from": init_from})
 
-    def locked(self) -> AbstractContextManager:
-        """Returns a context manager; no other process can train the run while the context is active."""
-        return lock(self.folder, wait=False)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training the run inside the context.
+
+        If the folder is new and the training is refused before it starts, removes the folder again.
+        """
+        new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        with lock(self.folder, wait=False):
+            try:
+                yield
+            except UserError:
+                files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
+                if new and files <= START_FILES:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # another process has written into it
+                        for path in new[1:]:
+                            path.rmdir()
+                raise
 
     def write_result(self, **values: Any) -> None:
         """Writes result.json: `values`, the versions of packages, the device and the git revision."""

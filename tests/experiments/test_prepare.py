@@ -35,6 +35,7 @@ def test_the_preparation_of_wmt14_needs_tensorflow(tmp_path):
     message = "preparing wmt14_translate/de-en needs TensorFlow: pip install -e '.[prepare]'"
     assert refuse("prepare", *flags) == message
     assert refuse("train", *flags, f"--workdir={tmp_path}/run") == message
+    assert not (tmp_path / "run").exists()
 
 
 def test_progress_bars_do_not_write_to_standard_output(monkeypatch, capsys):

@@ -98,6 +98,28 @@ def test_only_one_process_at_a_time_may_train_a_run(config, tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("is_new", "started", "is_left"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_refused_start_removes_the_folders_that_it_made(config, tmp_path, is_new, started, is_left):
+    run = Run(tmp_path / "runs" / "a")
+    if not is_new:
+        run.folder.mkdir(parents=True)
+
+    def start():
+        with run.locked():
+            run.begin(config)
+            run.write_result(status="running")
+            (run.folder / "checkpoints").mkdir()
+            if started:
+                (run.folder / "metrics.jsonl").touch()
+            raise UserError("no data")
+
+    assert refused(start) == "no data"
+    assert list(tmp_path.iterdir()) == ([tmp_path / "runs"] if is_left else [])
+    assert (run.folder / "config.json").is_file() == is_left
+
+
 def test_a_result_records_library_versions_and_the_device(config, tmp_path):
     run = begun(config, tmp_path)
     assert run.result == {}
