@@ -124,7 +124,7 @@ def test_the_name_changes_with_the_split_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"text_files: no text given; set exactly one of data.options.file, data.options.folder and data.options.train$"),
+        ({}, r"text_files has no text; add --config.data.options.file=FILE, or set data.options.folder or data.options.train$"),
         ({"file": "book.txt", "folder": "books"}, r"text_files: data.options.file and data.options.folder given; set exactly one"),
         ({"train": "book.txt"}, r"data.options.validation is not set; set it to a file or a folder"),
         ({"file": "book.txt", "validation": "book.txt"}, r"data.options.validation is '.*'; it must be None with data.options.file"),

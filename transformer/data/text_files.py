@@ -61,10 +61,15 @@ class TextFiles(DocumentBuilder):
     def _way(self) -> str:
         """Returns the option that gives the text: a key of `WAYS`."""
         given = [way for way in WAYS if getattr(self.options, way) is not None]
-        if len(given) != 1:
-            problem = " and ".join(f"data.options.{way}" for way in given) or "no text"
+        if not given:
             raise UserError(
-                f"text_files: {problem} given; set exactly one of data.options.file, data.options.folder and "
+                "text_files has no text; add --config.data.options.file=FILE, or set data.options.folder or "
+                "data.options.train"
+            )
+        if len(given) > 1:
+            names = " and ".join(f"data.options.{way}" for way in given)
+            raise UserError(
+                f"text_files: {names} given; set exactly one of data.options.file, data.options.folder and "
                 "data.options.train"
             )
         for name in ("validation", "test"):
