@@ -166,8 +166,11 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
     try:
         words = flags(["", *_config_fields(flags, arguments)])[1:]
     except absl_flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(flags), n=1, cutoff=0.7)
-        advice = f"did you mean --{near[0]}?" if near else "see --help"
+        names = [name for name in flags if name != "config_field"]
+        near = difflib.get_close_matches(error.flagname, names, n=1, cutoff=0.7)
+        advice = f"choose one of: {', '.join(f'--{name}' for name in names)}"
+        if near:
+            advice = f"did you mean --{near[0]}?"
         if error.flagname.partition(".")[0] in SECTIONS:
             for name, prefix in (("config", "--config."), ("set", "--set=")):
                 if name in flags:

@@ -82,7 +82,10 @@ def test_help_describes_the_command_its_flags_and_the_fields(command, capsys, fl
         (["--seconds=long"], "--seconds is 'long'; it must be a number"),
         (["--json=maybe"], "--json is 'maybe'; it must be true or false"),
         (["--workdri=a"], "unknown flag --workdri; did you mean --workdir?"),
-        (["--colour=red"], "unknown flag --colour; see --help"),
+        (
+            ["--colour=red"],
+            "unknown flag --colour; choose one of: --config, --workdir, --runs, --layer, --seconds, --json",
+        ),
         (["--workdir=a", "oops"], "unexpected argument 'oops'; see --help"),
         (
             ["configs/base.py:smoke", "--workdir=a"],
