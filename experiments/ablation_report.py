@@ -1,4 +1,4 @@
-"""The report of `evaluate --ablate=all`: the effect of masking each part of a model."""
+"""The report of `evaluate --ablate=all`: the effect of removing each part of a model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ from transformer.tasks.translation import SentencePairs
 
 
 def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained) -> list[Path]:
-    """Masks each part of a model in turn, prints the effects on a test set, and returns the written files."""
-    with counting(len(parts(trained.model.config)), f"{test_set.name}: masking", "parts") as progress:
+    """Removes each part of a model in turn, prints the effects on a test set, and returns the new files."""
+    with counting(len(parts(trained.model.config)), f"{test_set.name}: removing", "parts") as progress:
         measured, num_tokens = measure_effects(trained, test_set.sources, test_set.references, progress)
-    _print_effects(measured, f"{test_set.name}: loss added by masking a part, in nats per token")
+    _print_effects(measured, f"{test_set.name}: loss added by removing a part, in nats per token")
     values = {
         "identity": dict(trained.identity),
         "content": test_set.digest,
@@ -35,7 +35,7 @@ def report_ablation(files: ScoreFiles, test_set: SentencePairs, trained: Trained
     path.parent.mkdir(exist_ok=True)
     write_sealed(path, values)
     figure_path = path.with_suffix(".png")
-    title = f"{files.run.folder.name}, {test_set.name}: effect of masking one part"
+    title = f"{files.run.folder.name}, {test_set.name}: effect of removing one part"
     cells = effect_cells(measured, parts(trained.model.config))
     atomic_write(figure_path, png(ablation_map(cells, title)))
     return [path, figure_path]
@@ -47,7 +47,7 @@ def measure_effects(
     references: Sequence[str],
     progress: Callable[[int], None] = lambda num_done: None,
 ) -> tuple[list[Effect], int]:
-    """Masks each part of a model in turn. Returns the effects, and the number of tokens of the references."""
+    """Removes each part of a model in turn. Returns the effects, and the number of reference tokens."""
     num_tokens = np.array([len(tokens) for tokens in trained.tokenizer.encode_arrays(references)])
 
     def nats(model, params):
@@ -59,7 +59,7 @@ def measure_effects(
 
 
 def _print_effects(measured: Sequence[Effect], title: str) -> None:
-    table = Table("masked part", "added loss", "95% interval", title=title, title_justify="left")
+    table = Table("removed part", "added loss", "95% interval", title=title, title_justify="left")
     for effect in measured:
         table.add_row(effect.part, f"{effect.difference:+.4f}", f"{effect.low:+.4f} to {effect.high:+.4f}")
     console().print(table)

@@ -10,8 +10,8 @@ The command writes four files into eval/ of the run folder: <split>.json contain
 the sources, <split>.hyp.txt the translations and <split>.ref.txt the references. sacreBLEU's command line can
 read the text files. With --set, the changes are part of the file names: <split>,decode.beam_size=1.json.
 
-With --ablate, a part of the model is masked. --ablate=all masks each part in turn, and writes the loss that
-each mask adds into <split>,ablate=all.json and .png.
+With --ablate, a part of the model is removed. --ablate=all removes each part in turn, and writes the loss
+that each removal adds into <split>,ablate=all.json and .png.
 
 With --compare, the command also writes <split>.compare-<other run>.json, which contains the difference
 between the two runs in each score, with p-values. Evaluate the other run first: --compare reads the files of
@@ -64,8 +64,8 @@ def define_flags(flags: FlagValues) -> None:
         "source": "File of source sentences, one per line, to score instead of a split; plain or compressed.",
         "target": "File with the reference translation of each line of --source.",
         "name": "Name of the test set in --source and --target; names of written files begin with it.",
-        "ablate": "Part of the model to mask: a head, such as decoder.3.cross.head.5, a sub-layer, such as "
-        "encoder.1.feed_forward, or positions. With all, masks each part in turn and reports the added loss.",
+        "ablate": "Part of the model to remove: a head, such as decoder.3.cross.head.5, a sub-layer, such as "
+        "encoder.1.feed_forward, or positions. With all, removes each in turn and reports the added loss.",
         "compare": "Run folder to compare with; evaluate that run first. "
         "RUN,KEY=VALUE names the evaluation of RUN that used --set=KEY=VALUE.",
     }

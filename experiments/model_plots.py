@@ -89,7 +89,7 @@ def image_attention_map(
 
 
 def ablation_map(cells: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Draws the effect of masking each head and each sub-layer; the darker a cell, the larger the effect.
+    """Draws the effect of removing each head and each sub-layer; the darker a cell, the larger the effect.
 
     Args:
       cells: nats per token as cells[sub-layer][column]; a column is the number of a head, or "all".

@@ -56,7 +56,7 @@ class ScoreFiles(NamedTuple):
       run: the run.
       split: the name of the split, or of the test set given as files.
       changes: new values by config field, as given in `--set` for the evaluation.
-      ablated: the part of the model that is masked, as in `--ablate`; empty if the model is whole.
+      ablated: the part of the model that is removed, as in `--ablate`; empty if the model is whole.
       is_split: whether the test set is a split of the data set; otherwise it was given as files.
     """
 

@@ -194,14 +194,14 @@ def test_long_work_is_logged_and_short_work_is_not(caplog, monkeypatch):
         lines("writing train", "documents", 0, None)
         now[0] += 20
         lines("writing train", "documents", 5_000, None)
-        lines("masking", "parts", 0, 9)
+        lines("removing", "parts", 0, 9)
         now[0] += 20
-        lines("masking", "parts", 5, 9)
+        lines("removing", "parts", 5, 9)
     assert caplog.messages == [
         "tokenizing train: 200 of 400 pairs, 18 per second",
         "tokenizing train: 400 of 400 pairs, 31 per second",
         "writing train: 5,000 documents, 250 per second",
-        "masking: 5 of 9 parts, 0.25 per second",
+        "removing: 5 of 9 parts, 0.25 per second",
     ]
 
 

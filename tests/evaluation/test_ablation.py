@@ -1,4 +1,4 @@
-"""Masked parts of a model, compared with the equations in NumPy and with zeroed weights, and in a search."""
+"""Removed parts of a model, compared with the equations in NumPy and with zeroed weights, and in a search."""
 
 import functools
 
@@ -39,36 +39,36 @@ def _logits(model, params, source, target):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("head", [1, 3])
-def test_a_masked_head_equals_a_head_without_values_in_the_equations(plain, monkeypatch, attention, head):
+def test_a_removed_head_equals_a_head_without_values_in_the_equations(plain, monkeypatch, attention, head):
     """The oracle sets the head's columns of W^V to zero, so the head's weighted sum is zero."""
     model, params = plain
     multi_head, calls = oracle.multi_head, iter(ATTENTIONS)
 
-    def with_masked_head(x, memory, weights, num_heads, *arguments, **options):
+    def without_head(x, memory, weights, num_heads, *arguments, **options):
         if next(calls) == attention:
             value = np.array(weights["value"]["kernel"])
             value.reshape(len(value), num_heads, -1)[:, head - 1] = 0
             weights = {**weights, "value": {"kernel": value}}
         return multi_head(x, memory, weights, num_heads, *arguments, **options)
 
-    monkeypatch.setattr(oracle, "multi_head", with_masked_head)
+    monkeypatch.setattr(oracle, "multi_head", without_head)
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     expected = oracle.transformer(SOURCE, TARGET, double, num_heads=3)
-    masked = logits(*ablate(model, params, f"{attention}.head.{head}"))
-    np.testing.assert_allclose(masked, expected, atol=2e-5)
-    assert np.abs(masked - logits(model, params)).max() > 1e-3
+    removed = logits(*ablate(model, params, f"{attention}.head.{head}"))
+    np.testing.assert_allclose(removed, expected, atol=2e-5)
+    assert np.abs(removed - logits(model, params)).max() > 1e-3
 
 
-def test_a_masked_head_equals_a_head_with_zero_rows_of_the_output_matrix(plain):
+def test_a_removed_head_equals_a_head_with_zero_rows_of_the_output_matrix(plain):
     model, params = plain
     zeroed = jax.tree.map(np.array, params)
     zeroed["decoder"]["layers_1"]["cross_attention"]["output"]["kernel"][7:14] = 0  # d_v is 7
     zeroed = jax.tree.map(jnp.asarray, zeroed)
-    masked = logits(*ablate(model, params, "decoder.2.cross.head.2"))
-    np.testing.assert_allclose(masked, logits(model, zeroed), atol=1e-6)
+    removed = logits(*ablate(model, params, "decoder.2.cross.head.2"))
+    np.testing.assert_allclose(removed, logits(model, zeroed), atol=1e-6)
 
 
-def test_masking_every_head_is_masking_the_sublayer(plain):
+def test_removing_every_head_is_removing_the_sublayer(plain):
     model, params = plain
     sublayer = logits(*ablate(model, params, "encoder.1.self"))
     for head in (1, 2, 3):
@@ -76,7 +76,7 @@ def test_masking_every_head_is_masking_the_sublayer(plain):
     np.testing.assert_allclose(logits(model, params), sublayer, atol=1e-6)
 
 
-def test_a_masked_feed_forward_layer_gives_only_the_residual(plain, monkeypatch):
+def test_a_removed_feed_forward_layer_gives_only_the_residual(plain, monkeypatch):
     model, params = plain
     calls = iter(range(9))
     feed_forward = oracle.feed_forward
@@ -93,11 +93,11 @@ def test_without_positions_an_encoder_sees_a_bag_of_tokens(positions):
     model, params = make(positions=positions, num_layers=1)
     ordered, permuted = [4, 5, 6, 7, 2], [7, 5, 4, 6, 2]
     assert np.abs(logits(model, params, ordered) - logits(model, params, permuted)).max() > 1e-3
-    masked = ablate(model, params, "positions")
-    np.testing.assert_allclose(logits(*masked, ordered), logits(*masked, permuted), atol=1e-5)
+    removed = ablate(model, params, "positions")
+    np.testing.assert_allclose(logits(*removed, ordered), logits(*removed, permuted), atol=1e-5)
 
 
-def test_a_search_sees_the_masked_model(plain):
+def test_a_search_sees_the_model_without_the_part(plain):
     model, params = ablate(*plain, "decoder.1.self.head.2")
     source, target = (batch.tokens for batch in sentence_pairs())
     steps = np.insert(np.asarray(target)[:, :-1], 0, BOS, axis=1).T[:, :, None]
@@ -127,7 +127,7 @@ def test_every_part_has_an_effect_with_an_interval(plain):
     model, params = plain
 
     def nats(model, params):
-        # Only masked parameters are zero, so their number is the size of the part.
+        # Only removed parameters are zero, so their number is the size of the part.
         num_zeros = float(sum(np.sum(np.asarray(x) == 0) for x in jax.tree.leaves(params)))
         return np.array([1.0, 2.0, 3.0]) * num_zeros
 

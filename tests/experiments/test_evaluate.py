@@ -367,7 +367,7 @@ def test_files_of_a_test_set_are_scored_like_a_split(first, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
+def test_a_part_is_removed_and_compared_with_the_whole_model(first, tmp_path):
     folder = shutil.copytree(first.folder, tmp_path / "first")
     plain = contents(folder)
     flags = ("--ablate=decoder.1.cross", f"--compare={folder}")
@@ -387,7 +387,7 @@ def test_a_part_is_masked_and_compared_with_the_whole_model(first, tmp_path):
     assert comparison["other_score"] == first.scores["chrf"]
 
 
-def test_all_parts_are_masked_in_turn(first, tmp_path):
+def test_all_parts_are_removed_in_turn(first, tmp_path):
     folder = shutil.copytree(first.folder, tmp_path / "first")
     done = call("evaluate", f"--workdir={folder}", "--ablate=all")
     effects = read_sealed(folder / "eval/test,ablate=all.json")["effects"]

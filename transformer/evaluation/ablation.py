@@ -1,7 +1,7 @@
-"""Masks a part of a trained model: an attention head, a sub-layer, or the positions.
+"""Removes a part of a trained model: an attention head, a sub-layer, or the positions.
 
-A mask acts at inference only; the model is not trained again. So the result says how much this trained model
-relies on the part (Michel et al. 2019), not how well a model could be trained without the part.
+A removal acts at inference only; the model is not trained again. So the result says how much this trained
+model relies on the part (Michel et al. 2019), not how well a model could be trained without the part.
 
 A part is named as
 
@@ -33,7 +33,7 @@ NatsFn = Callable[[EncoderDecoder, PyTree], Float[np.ndarray, "n"]]
 
 
 class Effect(NamedTuple):
-    """The loss of a model with a masked part, minus the loss of the whole model.
+    """The loss of a model without a part, minus the loss of the whole model.
 
     Attributes:
       part: the name of the part.
@@ -49,7 +49,7 @@ class Effect(NamedTuple):
 
 
 def parts(config: ModelConfig) -> list[str]:
-    """Returns the names of all parts of a model that can be masked."""
+    """Returns the names of all parts of a model that can be removed."""
     names = []
     for stack, depth in (("encoder", config.encoder_depth), ("decoder", config.decoder_depth)):
         for layer in range(1, depth + 1):
@@ -61,7 +61,7 @@ def parts(config: ModelConfig) -> list[str]:
 
 
 def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDecoder, PyTree]:
-    """Returns a model and its parameters with one part masked.
+    """Returns a model and its parameters without one part.
 
     For a head, its rows of W^O are set to zero. For a sub-layer, its last linear map is set to zero, so only
     the residual connection is left; with `sandwich`, the bias of the norm of its output, too. For the
@@ -78,7 +78,7 @@ def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDec
     """
     if not isinstance(model, Transformer):
         raise UserError(
-            f"model.kind is {model.config.kind!r}, but only parts of a transformer can be masked; "
+            f"model.kind is {model.config.kind!r}, but only parts of a transformer can be removed; "
             "use a run with model.kind=transformer"
         )
     if part not in (known := parts(model.config)):
@@ -100,16 +100,16 @@ def ablate(model: EncoderDecoder, params: PyTree, part: str) -> tuple[EncoderDec
     if match["head"]:
         width = model.config.value_width
         rows = slice((int(match["head"]) - 1) * width, int(match["head"]) * width)
-        masked = {"output": lambda x: x.at[rows].set(0)}
+        zeroed = {"output": lambda x: x.at[rows].set(0)}
     else:
         name = "outer" if match["kind"] == "feed_forward" else "output"
-        masked = {name: jnp.zeros_like}
+        zeroed = {name: jnp.zeros_like}
 
-    def mask(path, x):
+    def remove(path, x):
         *modules, module, _ = (entry.key for entry in path)
-        return masked[module](jnp.asarray(x)) if tuple(modules) == place and module in masked else x
+        return zeroed[module](jnp.asarray(x)) if tuple(modules) == place and module in zeroed else x
 
-    return model, jax.tree.map_with_path(mask, params)
+    return model, jax.tree.map_with_path(remove, params)
 
 
 def effects(
@@ -119,7 +119,7 @@ def effects(
     num_tokens: Int[np.ndarray, "n"],
     progress: Callable[[int], None] = lambda num_done: None,
 ) -> list[Effect]:
-    """Returns the effect of masking each part of a model, the largest first.
+    """Returns the effect of removing each part of a model, the largest first.
 
     Args:
       model: the model.
