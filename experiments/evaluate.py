@@ -45,7 +45,7 @@ from transformer.data.builders import split_names
 from transformer.data.splits import encode_pairs
 from transformer.data.text import existing_file, read_pairs
 from transformer.evaluation.ablation import ablate
-from transformer.evaluation.metrics import METRICS, Metric, metrics_for
+from transformer.evaluation.metrics import METRICS, Metric, metrics_for, score_text
 from transformer.evaluation.significance import Comparison
 from transformer.files import path_component
 from transformer.tasks import LoadedModel, task_type
@@ -250,16 +250,16 @@ def _print_table(scores: dict[str, dict[str, Any]], metrics: Sequence[Metric], *
 
 
 def _score(value: float | None, metric: Metric) -> str:
-    return "-" if value is None else f"{value:{metric.format}}"
+    return "-" if value is None else score_text(value, metric.format)
 
 
 def _print_comparisons(title: str, comparisons: dict[str, Comparison]) -> None:
     table = Table("", "this run", "other run", "difference", "p bootstrap", "p randomization")
     for name, comparison in comparisons.items():
         form = METRICS[name].format
-        scores = (f"{comparison.score:{form}}", f"{comparison.other_score:{form}}")
+        scores = (score_text(comparison.score, form), score_text(comparison.other_score, form))
         p_values = (_p_value(comparison.p_bootstrap), _p_value(comparison.p_randomization))
-        table.add_row(name, *scores, f"{comparison.difference:+{form}}", *p_values)
+        table.add_row(name, *scores, score_text(comparison.difference, f"+{form}"), *p_values)
     print(title)
     console().print(table)
     print(SCOPE)

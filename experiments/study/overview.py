@@ -21,7 +21,7 @@ from experiments.study.tables import (
     score_cell,
 )
 from experiments.study.tasks import TaskStudies
-from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.metrics import METRICS, score_text
 
 # Signs of the verdicts, so that color is not the only sign.
 SIGNS = {"better": "▲", "worse": "▼", "higher": "▲", "lower": "▼", "within noise": "≈"}
@@ -86,11 +86,11 @@ def cell(study: Study, variant: str) -> Cell:
 
 def _details(comparison: Comparison, form: str) -> str:
     interval = interval_text(comparison.interval, f"+{form}")
-    text = f"{comparison.difference:+{form}} {interval}, p = {p_text(comparison.p_adjusted)}"
+    text = f"{score_text(comparison.difference, f'+{form}')} {interval}, p = {p_text(comparison.p_adjusted)}"
     text = text.replace("= <", "< ")
     if comparison.is_significant or comparison.detectable is None:
         return text
-    return f"{text}, detectable: {comparison.detectable:{form}}"
+    return f"{text}, detectable: {score_text(comparison.detectable, form)}"
 
 
 def heads(tasks: TaskStudies) -> list[str]:

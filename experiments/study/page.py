@@ -17,13 +17,14 @@ from experiments.study.tables import (
     COMPARISONS_NOTE,
     SCORES_NOTE,
     comparison_cells,
+    interval_text,
     note_lines,
     score_cells,
     verdict_lines,
 )
 from experiments.study.tasks import TaskStudies
 from transformer.config import UserError, flatten, to_dict
-from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.metrics import METRICS, score_text
 from transformer.training.metric_log import Record, read_metrics
 
 MAX_CHARACTERS = 150_000  # total length of the translations on the page
@@ -127,10 +128,10 @@ def _mean_and_tooltip(by_seed: Mapping[int, float], form: str) -> tuple[float | 
     if not by_seed:
         return None, ""
     mean, _, interval = summarize(list(by_seed.values()))
-    seeds = ", ".join(f"seed {seed}: {score:{form}}" for seed, score in by_seed.items())
+    seeds = ", ".join(f"seed {seed}: {score_text(score, form)}" for seed, score in by_seed.items())
     if math.isnan(interval.low):
         return mean, seeds
-    return mean, f"95% interval [{interval.low:{form}}, {interval.high:{form}}]; {seeds}"
+    return mean, f"95% interval {interval_text(interval, form)}; {seeds}"
 
 
 def _records(run: Run) -> list[Record]:

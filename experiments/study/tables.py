@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.study.results import Study
 from experiments.study.statistics import ALPHA, FEW_SEEDS, MIN_SEEDS, POWER, Comparison, Interval, summarize
-from transformer.evaluation.metrics import METRICS
+from transformer.evaluation.metrics import METRICS, score_text
 
 SCORES_NOTE = "Scores are mean ± standard deviation over seeds. A seed is one trained model."
 COMPARISONS_NOTE = (
@@ -67,12 +67,12 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
         rows.append(
             [
                 variant,
-                f"{comparison.difference:+{form}}",
+                score_text(comparison.difference, f"+{form}"),
                 interval_text(comparison.interval, f"+{form}"),
                 p_text(comparison.p),
                 p_text(comparison.p_adjusted),
                 f"{comparison.probability_higher:.2f}",
-                "-" if comparison.detectable is None else f"{comparison.detectable:{form}}",
+                "-" if comparison.detectable is None else score_text(comparison.detectable, form),
                 "-" if paired is None else _with_interval(paired.mean, paired.interval, f"+{form}"),
             ]
         )
@@ -80,7 +80,7 @@ def comparison_cells(study: Study, comparisons: Mapping[str, Comparison]) -> lis
 
 
 def _with_interval(mean: float, interval: Interval, form: str) -> str:
-    text = f"{mean:{form}}"
+    text = score_text(mean, form)
     return text if math.isnan(interval.low) else f"{text} {interval_text(interval, form)}"
 
 
@@ -113,7 +113,7 @@ def _conclusion(study: Study, variant: str, comparison: Comparison) -> str:
     if not comparison.is_significant:
         return (
             f"{variant}: the difference is within the noise of the seeds. This study would find a difference "
-            f"of {comparison.detectable:{METRICS[metric].format}} with a probability of 80%."
+            f"of {score_text(comparison.detectable, METRICS[metric].format)} with a probability of 80%."
         )
     word = direction(metric, comparison.difference)
     if METRICS[metric].higher_is_better is None:
@@ -229,7 +229,11 @@ def _p_relation(p: float) -> str:
 
 def interval_text(bounds: Interval, form: str) -> str:
     """Returns an interval with bounds in the given format, or "-" if it is not known."""
-    return "-" if math.isnan(bounds.low) else f"[{bounds.low:{form}}, {bounds.high:{form}}]"
+    return (
+        "-"
+        if math.isnan(bounds.low)
+        else f"[{score_text(bounds.low, form)}, {score_text(bounds.high, form)}]"
+    )
 
 
 def score_table(study: Study) -> str:
@@ -290,4 +294,5 @@ def score_cell(values: Sequence[float], metric: str) -> str:
         return "missing"
     form = METRICS[metric].format
     mean, deviation, _ = summarize(values)
-    return f"{mean:{form}} ± {deviation:{form}}" if len(values) > 1 else f"{mean:{form}}"
+    text = score_text(mean, form)
+    return f"{text} ± {score_text(deviation, form)}" if len(values) > 1 else text

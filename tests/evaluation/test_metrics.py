@@ -19,6 +19,7 @@ from transformer.evaluation.metrics import (
     metrics_for,
     perplexity_per_word,
     repeats_itself,
+    score_text,
     signatures,
 )
 from transformer.evaluation.significance import compare
@@ -258,3 +259,18 @@ def test_scores_are_grouped_by_source_length():
 def test_exact_match_compares_texts_as_the_tokenizer_reads_them():
     outputs = outputs_of(["a b", " a b", "a  b ", "a\tb", "A b"], ["a b"] * 5)
     assert list(METRICS["exact_match"].sentence_scores(outputs)) == [100, 100, 100, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("score", "form", "text"),
+    [
+        (1_234.567, ".2f", "1234.57"),
+        (9_999_999.0, ".2f", "9999999.00"),
+        (1.234e31, ".2f", "1.2e+31"),
+        (1.234e31, "+.2f", "+1.2e+31"),
+        (-1.234e31, "+.2f", "-1.2e+31"),
+        (math.nan, ".2f", "nan"),
+    ],
+)
+def test_a_large_score_is_written_in_short_form(score, form, text):
+    assert score_text(score, form) == text

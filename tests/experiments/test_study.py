@@ -17,7 +17,7 @@ from experiments.study.report import report_text, write_report
 from experiments.study.results import Study, has_diverged, is_complete, read_study
 from experiments.study.study_file import Trial, Tuned, check_root, write_study
 from experiments.study.sweep import expand
-from experiments.study.tables import latex, note_lines, report_markdown, score_table
+from experiments.study.tables import latex, note_lines, report_markdown, score_cell, score_table
 from tests.support.commands import ROOT
 from tests.support.errors import refused
 from tests.support.studies import DEMO, write_run
@@ -401,6 +401,10 @@ def test_a_variant_with_an_infinite_score_is_not_compared(noisy):
     # Holm's adjustment counts only the tests that are made.
     comparison = rescored(noisy, "far", [70.0, None]).comparisons()["near"]
     assert comparison.p_adjusted == comparison.p
+
+
+def test_a_large_mean_and_its_deviation_are_written_in_short_form():
+    assert score_cell([1.2e31, 1.6e31], "perplexity_per_word") == "1.4e+31 ± 2.8e+30"
 
 
 def test_runs_without_a_score_on_the_primary_split_are_not_counted_as_seeds(noisy):

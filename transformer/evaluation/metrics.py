@@ -233,7 +233,15 @@ METRICS: dict[str, Metric] = {
         summary_metric("bits_per_byte", format=".4f", higher_is_better=False, of_translations=False),
     )
 }
+LARGE = 1e7  # such scores are written in short form
 FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
+
+
+def score_text(score: float, form: str) -> str:
+    """Returns a score in the format of its metric; a large score in short form, such as 1.2e+31."""
+    if abs(score) >= LARGE:
+        form = f"{'+' if form.startswith('+') else ''}.1e"
+    return f"{score:{form}}"
 
 
 def metrics_for(language: str) -> dict[str, Metric]:
