@@ -17,7 +17,14 @@ from tests.support.commands import call, refuse
 from transformer.config import UserError
 from transformer.data.corpus import Corpus
 from transformer.evaluation.ablation import parts
-from transformer.evaluation.metrics import METRICS, Outputs, compute_scores, mean_metric, metrics_for
+from transformer.evaluation.metrics import (
+    METRICS,
+    Outputs,
+    compute_scores,
+    mean_metric,
+    metrics_for,
+    score_text,
+)
 from transformer.json_files import read_sealed, write_sealed
 
 # Options with which sacreBLEU's command line computes each group of scores.
@@ -100,7 +107,7 @@ def test_every_metric_is_written_and_every_shown_metric_is_printed(first):
         assert bucket["sentences"] == ((bucket["least"] <= lengths) & (lengths <= bucket["most"])).sum()
     for metric in metrics_for("de").values():
         if metric.shown:
-            assert f" {scores[metric.name]:{metric.format}} " in first.printed, metric.name
+            assert f" {score_text(scores[metric.name], metric.format)} " in first.printed, metric.name
         if metric.by_length:
             assert all(metric.name in bucket for bucket in scores["by_length"])
     assert f"bleu     {scores['signatures']['bleu']}\n" in first.printed
