@@ -22,7 +22,7 @@ exclude_patterns = ["_build", "studies/*/results"]
 # Cells that are equal in both languages, alternative texts included, run once.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 
