@@ -36,11 +36,11 @@ def canary(tmp_path, monkeypatch):
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "private.txt").write_text("secret\n")
-    (tmp_path / "work").mkdir()
-    for place in (folder, tmp_path / "work"):
+    (tmp_path / "current").mkdir()
+    for place in (folder, tmp_path / "current"):
         (place / "stranger_module.py").write_text("raise SystemExit('executed')\n")
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.syspath_prepend(tmp_path / "work")  # as `python -m` does
+    monkeypatch.chdir(tmp_path / "current")
+    monkeypatch.syspath_prepend(tmp_path / "current")  # as `python -m` does
     RECORDED.clear()
     IS_RECORDING[0] = True
 
@@ -60,7 +60,7 @@ def canary(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(trained, canary, tmp_path) -> Path:
     """A copy of a trained run; the working folder is beside it."""
-    return shutil.copytree(trained, tmp_path / "work" / "run")
+    return shutil.copytree(trained, tmp_path / "current" / "run")
 
 
 def forge(folder: Path, **data) -> None:
@@ -133,11 +133,11 @@ def test_raw_files_that_a_config_names_are_not_read(folder, canary, tmp_path, pl
     forge(
         folder,
         name="parallel_text",
-        data_dir=place and str(tmp_path / "work" / place),
+        data_dir=place and str(tmp_path / "current" / place),
         options={"train": f"{private},{private}", "held_out": 1},
     )
     use(folder, "parallel_text/x/1.0.0 is not prepared in ")
-    assert not (tmp_path / "work" / "trap").exists()
+    assert not (tmp_path / "current" / "trap").exists()
     canary()
 
 
@@ -205,7 +205,7 @@ METRICS = ("bleu",)
     ],
 )  # fmt: skip
 def test_a_study_that_names_a_path_outside_is_refused(canary, tmp_path, changes):
-    root = tmp_path / "work" / "study"
+    root = tmp_path / "current" / "study"
     (root / "a" / "0-1").mkdir(parents=True)
     write_sealed(root / "study.json", SWEEP | changes)
     done = call("report", f"--root={root}", status=2)
@@ -218,7 +218,7 @@ def test_a_study_that_names_a_path_outside_is_refused(canary, tmp_path, changes)
     "name", ["study.json", "report", "a", "a/0-1", "a/0-1/eval", "a/0-1/result.json", "a/0-1/log.txt"]
 )
 def test_no_link_in_a_study_folder_is_followed(canary, tmp_path, name):
-    root = tmp_path / "work" / "study"
+    root = tmp_path / "current" / "study"
     (root / "a" / "0-1").mkdir(parents=True)
     write_sealed(root / "study.json", SWEEP | {"runs": ["a/0-1"]})
     path = root / name
@@ -226,8 +226,8 @@ def test_no_link_in_a_study_folder_is_followed(canary, tmp_path, name):
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "outside" / ("private.txt" if "." in name else ""))
-    (tmp_path / "work" / "sweep.py").write_text(SWEEP_FILE)
-    for command in (("report",), ("launch", f"--sweep={tmp_path}/work/sweep.py")):
+    (tmp_path / "current" / "sweep.py").write_text(SWEEP_FILE)
+    for command in (("report",), ("launch", f"--sweep={tmp_path}/current/sweep.py")):
         done = call(*command, f"--root={root}", status=2)
         assert f"{path} is a symbolic link" in done.stderr
     canary()
