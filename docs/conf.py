@@ -19,7 +19,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "studies/*/results"]
 
-# Cells that are equal in both languages, alternative texts included, run once.
+# The cells of a page run once for both languages if all of them are equal, alternative texts included.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900

@@ -168,9 +168,10 @@ def _parse(module: ModuleType, arguments: Sequence[str]) -> tuple[FlagValues, li
     except absl_flags.UnrecognizedFlagError as error:
         names = [name for name in flags if name != "config_field"]
         near = difflib.get_close_matches(error.flagname, names, n=1, cutoff=0.7)
-        advice = f"choose one of: {', '.join(f'--{name}' for name in names)}"
         if near:
             advice = f"did you mean --{near[0]}?"
+        else:
+            advice = f"choose one of: {', '.join(f'--{name}' for name in names)}"
         if error.flagname.partition(".")[0] in SECTIONS:
             for name, prefix in (("config", "--config."), ("set", "--set=")):
                 if name in flags:

@@ -56,5 +56,5 @@ def bytes_in(pattern: re.Pattern[str], error: Exception) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of the message of an error, without the name of its kind."""
+    """Returns the first line of the message of an error, without the status code before it."""
     return str(error).partition(": ")[2].splitlines()[0].rstrip(".")

@@ -10,8 +10,8 @@ The command writes four files into eval/ of the run folder: <split>.json contain
 the sources, <split>.hyp.txt the translations and <split>.ref.txt the references. sacreBLEU's command line can
 read the text files. With --set, the changes are part of the file names: <split>,decode.beam_size=1.json.
 
-With --ablate, a part of the model is removed. --ablate=all removes each part in turn, and writes the loss
-that each removal adds into <split>,ablate=all.json and .png.
+--ablate removes a part of the model. --ablate=all removes each part in turn, and writes the loss that each
+removal adds into <split>,ablate=all.json and .png.
 
 With --compare, the command also writes <split>.compare-<other run>.json, which contains the difference
 between the two runs in each score, with p-values. Evaluate the other run first: --compare reads the files of

@@ -1,4 +1,4 @@
-"""Figures of a trained model: attention, the effects of masked parts, masks, and positions.
+"""Figures of a trained model: attention, the effects of removed parts, masks, and positions.
 
 Each function returns a matplotlib figure, and neither reads nor writes files.
 """

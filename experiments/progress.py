@@ -44,7 +44,7 @@ def record_line(record: Record) -> str:
 
 
 def _speed(record: Record) -> list[str]:
-    """Returns the speed, such as "1,200 tokens/s", the time left and, if it matters, the time without data.
+    """Returns the speed, such as "1,200 tokens/s", the time left and, if large, the time without data.
 
     The list is empty for the first step alone, whose time includes compilation.
     """
@@ -151,8 +151,8 @@ def training_observer(
 def counting(total: int | None, label: str, kind: str) -> Iterator[Callable[[int], None]]:
     """Yields a function that sets the number of finished items.
 
-    If standard error is a terminal, a progress bar shows this number. Otherwise, work of over `PLAIN_SECONDS`
-    logs a line now and then.
+    If standard error is a terminal, a progress bar shows this number. Otherwise, a line is logged every
+    `PLAIN_SECONDS`; shorter work logs nothing.
 
     Args:
       total: number of all items; None if it is unknown.

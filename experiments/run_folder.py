@@ -200,13 +200,18 @@ class Run:
             try:
                 yield
             except UserError:
-                files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
-                if new and files <= START_FILES:
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    with contextlib.suppress(OSError):  # another process has written into it
-                        for path in new[1:]:
-                            path.rmdir()
+                if new:
+                    self._remove_unstarted(parents=new[1:])
                 raise
+
+    def _remove_unstarted(self, parents: Sequence[Path]) -> None:
+        """Removes the folder, and those of its parents that are empty then, if nothing was trained."""
+        files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
+        if files <= START_FILES:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process has written into a parent
+                for path in parents:
+                    path.rmdir()
 
     def write_result(self, **values: Any) -> None:
         """Writes result.json: `values`, the versions of packages, the device and the git revision."""

@@ -150,7 +150,7 @@ class TranslationAnswer:
     scores: bool = False
     prefixes: Sequence[str] | None = None
     attention: AttentionFile | None = None
-    progress: Callable[[int], object] = lambda num_done: None
+    progress: Callable[[int], None] = lambda num_done: None
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the translations of all texts."""
@@ -198,7 +198,7 @@ class ScoreAnswer:
     scorer: Scorer
     tokenizer: Tokenizer
     targets: Sequence[str]
-    progress: Callable[[int], object] = lambda num_done: None
+    progress: Callable[[int], None] = lambda num_done: None
 
     def __call__(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """Yields the scores of the targets of all texts."""

@@ -15,7 +15,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -144,7 +143,9 @@ def _is_interactive(flags: FlagValues) -> bool:
     return not any(files) and sys.stdin.isatty()
 
 
-def _counting_lines(flags: FlagValues, source: IO) -> AbstractContextManager[Callable[[int], object]]:
+def _counting_lines(
+    flags: FlagValues, source: IO
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     """Shows the number of finished lines, if the input is a file and the output is not a terminal."""
     is_file = stat.S_ISREG(os.fstat(source.fileno()).st_mode)
     if not is_file or (flags.output is None and sys.stdout.isatty()):
@@ -176,7 +177,7 @@ def _make_answer(
     loaded: Loaded,
     sides: dict[str, list[str]],
     files: contextlib.ExitStack,
-    progress: Callable[[int], object],
+    progress: Callable[[int], None],
 ) -> Answer:
     trained = loaded.trained
     arguments = loaded.model, loaded.params, trained.tokenizer, trained.config.decode

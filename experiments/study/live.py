@@ -89,8 +89,9 @@ class StatusBoard:
         started = [work.job.name for work in running if work.job.name not in self._running]
         if not started and time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
-        for name in started if self._live is None else ():
-            print(f"{name}: started", flush=True)
+        if self._live is None:
+            for name in started:
+                print(f"{name}: started", flush=True)
         self._refreshed = time.monotonic()
         self._running = {work.job.name: (work, self._progress(work.job)) for work in running}
         if self._live:

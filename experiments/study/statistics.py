@@ -153,7 +153,11 @@ def welch(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Any:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns the p-values after Holm's adjustment, which bounds the probability of any false positive."""
+    """Returns the p-values after Holm's adjustment, which bounds the probability of any false positive.
+
+    Written here, because `multipletests` of statsmodels collects all garbage of the process, which takes most
+    of a second per call beside JAX.
+    """
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)  # the smallest p-value is multiplied by the number of tests
     adjusted = np.empty(len(p_values))

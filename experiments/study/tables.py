@@ -229,11 +229,9 @@ def _p_relation(p: float) -> str:
 
 def interval_text(bounds: Interval, form: str) -> str:
     """Returns an interval with bounds in the given format, or "-" if it is not known."""
-    return (
-        "-"
-        if math.isnan(bounds.low)
-        else f"[{score_text(bounds.low, form)}, {score_text(bounds.high, form)}]"
-    )
+    if math.isnan(bounds.low):
+        return "-"
+    return f"[{score_text(bounds.low, form)}, {score_text(bounds.high, form)}]"
 
 
 def score_table(study: Study) -> str:

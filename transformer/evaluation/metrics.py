@@ -233,7 +233,7 @@ METRICS: dict[str, Metric] = {
         summary_metric("bits_per_byte", format=".4f", higher_is_better=False, of_translations=False),
     )
 }
-LARGE = 1e7  # such scores are written in short form
+LARGE = 1e7  # from this size on, scores are written in short form
 FIRST_BOUND = 8  # tokens, the upper end of the first range of `by_length`
 
 
