@@ -25,7 +25,14 @@ from experiments import cli
 from experiments.process import discard_output
 from experiments.stop_signal import PREEMPTED
 from experiments.study.local_runs import LocalRuns
-from experiments.study.plan import Selection, check_weights, plan_text, run_states, training_costs
+from experiments.study.plan import (
+    Selection,
+    check_data,
+    check_weights,
+    plan_text,
+    run_states,
+    training_costs,
+)
 from experiments.study.queue import Slot, make_slots
 from experiments.study.report import report
 from experiments.study.slurm import Slurm
@@ -116,6 +123,7 @@ def main(flags: FlagValues) -> int:
     if flags.dry_run:
         print(launch.plan())
         return 0
+    launch.check_data()
     if flags.executor == "slurm":
         launch.submit()
         return 0
@@ -148,7 +156,7 @@ def _check_flags(flags: FlagValues) -> None:
 
 
 class Launch:
-    """One call of the command. All flags and configs are checked before the first run starts."""
+    """One call of the command. All flags, configs and data are checked before the first run starts."""
 
     def __init__(self, flags: FlagValues):
         _check_flags(flags)
@@ -167,10 +175,12 @@ class Launch:
         self._selection = Selection(flags.only, flags.exclude)
         self._selection.check([*self._runs, *(run for run, _ in self._trials)])
         # Tuning changes the ids of runs, but not their variants and seeds.
-        selected = {run.row for run in self._runs if self._selection.includes(run)}
+        selected = [run for run in self._runs if self._selection.includes(run)]
+        rows = {run.row for run in selected}
         self._selected_trials = [
-            run for run, _ in self._trials if run.row in selected or self._selection.includes(run)
+            run for run, _ in self._trials if run.row in rows or self._selection.includes(run)
         ]
+        self._first = self._selected_trials or selected  # tuning precedes the runs
         self._slurm = Slurm(self._root)
         self._slots: list[Slot] = []
         if flags.executor == "local":
@@ -192,12 +202,17 @@ class Launch:
         """Returns a table of the selected runs, or of the trials if variants are to be tuned."""
         self._check_root([] if self._trials else self._runs)
         queued = self._slurm.states() if self._flags.executor == "slurm" else {}
-        runs = self._selected_trials or [run for run in self._runs if self._selection.includes(run)]
-        states = run_states(self._root, self._sweeps, runs, queued)
-        text = "\n".join([*refusal_lines(self._refused), plan_text(self._root, self._name, runs, states)])
+        states = run_states(self._root, self._sweeps, self._first, queued)
+        table = plan_text(self._root, self._name, self._first, states)
+        text = "\n".join([*refusal_lines(self._refused), table])
         if self._trials:
             text += f"\nthese trials tune the variants; {len(self._runs)} runs with the best values follow"
         return text
+
+    def check_data(self) -> None:
+        """Checks that the data of the selected trials, or else of the selected runs, exists."""
+        self._check_root([] if self._trials else self._runs)
+        check_data(self._root, self._first)
 
     def run(self) -> int:
         """Runs missing trials and runs on this machine, writes the report, and returns the exit status."""

@@ -10,10 +10,12 @@ from experiments.costs import describe
 from experiments.progress import clock
 from experiments.run_folder import Run
 from experiments.study.queue import is_at_work
-from experiments.study.results import state
+from experiments.study.results import has_ended, state
 from experiments.study.sweep import PlannedRun, Sweep
 from experiments.study.tables import markdown
+from experiments.study.tasks import naming
 from transformer.config import UserError, result_hash
+from transformer.tasks import task_type
 
 TRAINED_STATES = ("trained", "done")
 
@@ -93,6 +95,22 @@ def check_weights(root: Path, states: Mapping[str, str]) -> None:
                 f"{root / path} is stored without weights, so it cannot be scored again; restore the splits "
                 "and metrics that it was scored on, or delete the folder to train it again"
             )
+
+
+def check_data(root: Path, runs: Iterable[PlannedRun]) -> None:
+    """Checks that the data of the runs that have not started exists.
+
+    Raises:
+      UserError: see `Task.check_data`.
+    """
+    checked = []
+    for run in runs:
+        folder, key = root / run.path, (run.config.task, run.config.data)
+        if key in checked or (folder / "checkpoints").is_dir() or has_ended(Run(folder), run):
+            continue
+        with naming(run.task):
+            task_type(run.config).check_data(run.config)
+        checked.append(key)
 
 
 def training_costs(

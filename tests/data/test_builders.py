@@ -151,7 +151,7 @@ def number_words_of(lists, **changes):
 
 def test_a_language_without_number_names_is_refused():
     with pytest.raises(UserError, match="number_words: num2words has no language 'xx'; choose one of: .*de"):
-        number_words_of(10, target="xx").pairs(None)
+        number_words_of(10, target="xx")
 
 
 MULTI30K_FILES = ["train", "val", "test_2016_flickr"]

@@ -11,7 +11,7 @@ from configs import wmt14
 from tests.support.text_files import PAIRS
 from transformer.config import DataConfig, ExperimentConfig, UserError, from_dict
 from transformer.data import tfds_sets
-from transformer.data.builders import check_kind, is_prepared, prepare, present_name, split_names
+from transformer.data.builders import check_data, check_kind, is_prepared, prepare, present_name, split_names
 from transformer.data.corpus import Corpus
 from transformer.tasks import open_task, resolve
 
@@ -147,6 +147,15 @@ def test_a_task_refuses_a_set_of_the_other_kind_before_it_is_prepared(tmp_path):
     message = "data.name is 'tiny_reviews', a set of documents; choose a set of pairs"
     with pytest.raises(UserError, match=message):
         open_task(ExperimentConfig(data=tiny(tmp_path, "tiny_reviews")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parts_of_a_prepared_set_are_checked(folder, tmp_path):
+    check_data(tiny(folder), "pairs")
+    check_data(tiny(tmp_path, test="later"), "pairs")  # its splits are unknown before it is prepared
+    message = r"data.options.test is 'later'; it must be a split of tiny_translate/de-en \(train, dev\)"
+    with pytest.raises(UserError, match=message):
+        check_data(tiny(folder, test="later"), "pairs")
     assert not list(tmp_path.iterdir())
 
 

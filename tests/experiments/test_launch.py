@@ -342,7 +342,7 @@ def test_relaunch_stores_changes_that_do_not_affect_the_result(study_flags, tmp_
 def test_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     line = refuse("launch", "--sweep=configs/sweeps/positions.py", f"--root={tmp_path}/file")
-    assert line == f"cannot create {tmp_path}/file: File exists; name another folder"
+    assert line == f"{tmp_path}/file is not a folder; name another --root"
 
 
 TOGETHER = """

@@ -157,6 +157,23 @@ def check_kind(data: DataConfig, kind: str) -> None:
         raise UserError(f"data.name is {data.name!r}, a set of {present}; choose a set of {kind}")
 
 
+def check_data(data: DataConfig, kind: str) -> None:
+    """Checks that a data set exists, with its files. Prepares nothing, and uses no network.
+
+    Args:
+      data: the config of the data set.
+      kind: see `check_kind`.
+
+    Raises:
+      UserError: an unknown data set, one of the other kind, or an option, file or language that cannot be
+        used.
+    """
+    check_kind(data, kind)
+    builder = _make_builder(data, None)
+    if data.name not in BUILDERS and builder.info.splits:
+        tfds_sets.split_parts(data, builder.info)
+
+
 def data_name(data: DataConfig) -> str:
     """Returns the name of a data set's current content, which changes with the raw text.
 

@@ -71,6 +71,7 @@ class Multi30k(PairBuilder):
     def variant(self) -> str:
         name = f"{self.data.source}-{self.data.target}.{self.options.text}"
         if self.options.manual_dir is None:
+            self._downloaded_names()  # refuses an unknown language
             return name
         paths = [path for split in self.FILES for path in self._manual_paths(split)]
         return f"{name}.{fingerprint(paths)}"
@@ -78,14 +79,7 @@ class Multi30k(PairBuilder):
     def pairs(self, dl_manager):
         if self.options.manual_dir is not None:
             return {split: read_pairs(*self._manual_paths(split)) for split in self.FILES}
-        names = {split: [self._name(split, language) for language in self._languages] for split in self.FILES}
-        for name in itertools.chain.from_iterable(names.values()):
-            if name not in CHECKSUMS:
-                languages = sorted({known.removesuffix(".gz").rpartition(".")[2] for known in CHECKSUMS})
-                raise UserError(
-                    f"multi30k has no file {name}; data.source and data.target must be two of: "
-                    f"{', '.join(languages)}"
-                )
+        names = self._downloaded_names()
         try:
             downloaded = dl_manager.download(
                 {split: [f"{self.REPOSITORY}/{name}" for name in files] for split, files in names.items()}
@@ -117,6 +111,22 @@ class Multi30k(PairBuilder):
             existing_file(folder / f"{self.FILES[split]}{ending}.{language}", "data.options.manual_dir")
             for language in self._languages
         ]
+
+    def _downloaded_names(self) -> dict[str, list[str]]:
+        """Returns the names of the files of each split in the repository.
+
+        Raises:
+          UserError: the repository has no file of a language.
+        """
+        names = {split: [self._name(split, language) for language in self._languages] for split in self.FILES}
+        for name in itertools.chain.from_iterable(names.values()):
+            if name not in CHECKSUMS:
+                languages = sorted({known.removesuffix(".gz").rpartition(".")[2] for known in CHECKSUMS})
+                raise UserError(
+                    f"multi30k has no file {name}; data.source and data.target must be two of: "
+                    f"{', '.join(languages)}"
+                )
+        return names
 
     def _name(self, split: str, language: str) -> str:
         """Returns the name of a file in the repository."""

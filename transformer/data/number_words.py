@@ -36,6 +36,8 @@ class NumberWords(PairBuilder):
     SPLITS: ClassVar = ("train", *HELD_OUT)
 
     def variant(self) -> str:
+        for language in (self.data.source, self.data.target):
+            _number_names(language)  # refuses an unknown language
         return f"{self.data.source}-{self.data.target}.{self.options.lists}"
 
     def pairs(self, dl_manager):

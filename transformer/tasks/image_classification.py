@@ -77,6 +77,10 @@ class ImageClassification(Task):
             raise UserError(f"{config.data.name} has no split {split!r}; choose {', '.join(names)}")
 
     @classmethod
+    def check_data(cls, config):
+        _ = image_sets.open_set(config.data).classes  # of a folder, the classes are folders
+
+    @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
         if stored is None:
             return cls.prepare(config, progress)

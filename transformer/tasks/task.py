@@ -109,6 +109,14 @@ class Task(Trainable):
         """
 
     @classmethod
+    def check_data(cls, config: ExperimentConfig) -> None:
+        """Checks that the data of a new run exists. Prepares nothing, and uses no network.
+
+        Raises:
+          UserError: the data set does not exist, or an option, a file or a language cannot be used.
+        """
+
+    @classmethod
     def check_vectorized(cls, config: ExperimentConfig) -> None:
         """Checks that several runs can be trained in one program; see `training.vectorized`.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from transformer.batch import TokenBatch
 from transformer.config import ExperimentConfig, UserError, choose, result_hash
 from transformer.data.builders import (
+    check_data,
     check_kind,
     check_split_name,
     is_prepared,
@@ -70,6 +71,10 @@ class TextTask(Task):
     @classmethod
     def check_split_name(cls, config, split):
         check_split_name(config.data, split)
+
+    @classmethod
+    def check_data(cls, config):
+        check_data(config.data, cls.records)
 
     @classmethod
     def is_prepared(cls, config, identity):
