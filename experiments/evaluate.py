@@ -205,7 +205,7 @@ def _compared(files: ScoreFiles, test_set: SentencePairs, compare: str) -> tuple
 def _evaluate(files: ScoreFiles, test_set: TestSet, trained: Trained) -> Evaluation:
     """Scores a test set, and writes the files of the evaluation."""
     config, loaded = trained.config, LoadedModel(trained.model, trained.tokenizer)
-    with counting(test_set.num_examples, test_set.name, task_type(config).records) as progress:
+    with counting(test_set.num_items, test_set.name, test_set.items) as progress:
         evaluated = task_type(config).evaluate(config, loaded, trained.params, test_set, progress)
     for note in evaluated.notes:
         print(f"{test_set.name}: {note}")

@@ -14,6 +14,7 @@ from tests.support.training import run_or_resume
 from transformer.config import (
     BOS,
     DataConfig,
+    DecodeConfig,
     ExperimentConfig,
     ModelConfig,
     OptimizerConfig,
@@ -76,10 +77,10 @@ def test_a_stopped_and_resumed_run_equals_one_without_a_stop(config, tmp_path):
 def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     """Every window is computed alone; its first input is the token before it."""
     task = open_task(resolve(config), tmp_path)
-    params = random_params(task.model)
-    evaluated = LanguageModeling.evaluate(
-        task.config, LoadedModel(task.model, task.corpus.tokenizer), params, task.test_set("validation")
-    )
+    params, test_set, num_done = random_params(task.model), task.test_set("validation"), []
+    loaded = LoadedModel(task.model, task.corpus.tokenizer)
+    config = dataclasses.replace(task.config, decode=DecodeConfig(batch_tokens=64))
+    evaluated = LanguageModeling.evaluate(config, loaded, params, test_set, num_done.append)
     tokens = [BOS, *task.corpus.split("validation").target[0].tolist()]
     forward = jax.jit(functools.partial(task.model.apply, method="continuation_factors"))
     nll, correct = 0.0, 0
@@ -99,6 +100,8 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     assert scores["bits_per_byte"] == pytest.approx(nll / math.log(2) / len(text.encode()), rel=1e-5)
     assert scores["perplexity_per_word"] == pytest.approx(math.exp(nll / len(text.split())), rel=1e-5)
     assert set(LanguageModeling.metrics(config)) <= scores.keys()
+    assert (test_set.items, test_set.num_items) == ("tokens", len(tokens) - 1)
+    assert num_done == [*range(64, len(tokens) - 1, 64), len(tokens) - 1]  # within one long document
 
 
 def test_bits_per_byte_need_tokens_that_restore_the_text(config, tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from tests.support.observers import Recorder
 from tests.support.toy import Regression, toy_config
 from transformer.config import UserError
 from transformer.tasks import TASKS, open_task, resolve
+from transformer.tasks.task import eval_totals
 from transformer.training.loop import train
 
 
@@ -60,3 +63,14 @@ def test_a_new_task_loads_and_scores_a_model_without_opening_a_run(tmp_path):
     ]
     assert losses[0] == pytest.approx(0, abs=1e-10)
     assert losses[1] > 0.1
+
+
+def test_totals_are_computed_before_they_are_yielded():
+    """JAX returns an array before its value is computed."""
+
+    def slow_loss(params, batch, key, hyperparameters):
+        total = jax.lax.fori_loop(0, 100, lambda _, x: jnp.tanh(x), batch).sum()
+        return total, {"count": total}
+
+    totals = eval_totals(toy_config(), slow_loss, None, [np.ones((8, 2_000), np.float32)] * 3)
+    assert [total["count"].is_ready() for _, total in totals] == [True, True, True]

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -43,12 +43,13 @@ class ImageSplit:
     images: UInt8[np.ndarray, "n y x c"]
     labels: Int[np.ndarray, "n"]
     digest: str
+    items: ClassVar[str] = "images"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def num_examples(self) -> int:
+    def num_items(self) -> int:
         """Number of images."""
         return len(self)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from transformer.batch import TextBatch
@@ -48,11 +47,12 @@ class Documents(NamedTuple):
     num_words: int
     is_exact: bool
     digest: str
+    items = "tokens"
 
     @property
-    def num_examples(self) -> int:
-        """Number of documents."""
-        return len(self.split)
+    def num_items(self) -> int:
+        """Number of tokens."""
+        return int(self.split.target.lengths.sum())
 
 
 class LanguageModeling(TextTask):
@@ -162,18 +162,18 @@ class LanguageModeling(TextTask):
         batches = _batches(config, loaded.tokenizer, test_set.split)
 
         def totals() -> Iterator[Totals]:
-            num_tokens, ends = 0, np.cumsum(test_set.split.target.lengths)
+            num_tokens = 0
             for batch, batch_totals in eval_totals(config, loss_fn, params, batches):
                 yield batch_totals
                 num_tokens += int((batch.inputs.segment_ids != 0).sum())
-                progress(int((ends <= num_tokens).sum()))
+                progress(num_tokens)
 
         summed = add_totals(totals())
         scores = summarize(summed, test_set.is_exact)
         if test_set.num_words:
             scores["perplexity_per_word"] = finite_exp(summed["nll"] / test_set.num_words)
         scores = {name: finite(scores[name]) for name in DOCUMENT_METRICS if name in scores}
-        counts = {"documents": test_set.num_examples, "tokens": int(summed["count"])}
+        counts = {"documents": len(test_set.split), "tokens": int(summed["count"])}
         return Evaluated({**scores, **counts, "signatures": {}, "by_length": []})
 
 

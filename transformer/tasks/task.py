@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import jax
 from flax import linen as nn
 from jaxtyping import PyTree
 
@@ -35,16 +36,18 @@ class TestSet(Protocol):
     Attributes:
       name: name of the split or of the files, for messages.
       digest: digest of the examples.
-      num_examples: number of examples.
+      items: what is scored one by one, for messages: pairs, tokens or images.
+      num_items: number of items.
     """
 
     name: str
+    items: str
 
     @property
     def digest(self) -> str: ...
 
     @property
-    def num_examples(self) -> int: ...
+    def num_items(self) -> int: ...
 
 
 class Evaluated(NamedTuple):
@@ -256,16 +259,23 @@ class Task(Trainable):
           loaded: the model and its vocabulary.
           params: the weights of the model.
           test_set: the examples.
-          progress: called with the number of finished examples.
+          progress: called with the number of finished items of the test set.
         """
 
 
 def eval_totals(
     config: ExperimentConfig, loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]
 ) -> Iterator[tuple[PyTree, Totals]]:
-    """Yields each batch with its totals without dropout, computed on all devices of this process."""
+    """Yields each batch with its totals without dropout, computed on all devices of this process.
+
+    Waits for the totals of a batch while the next batch is computed, so that progress reports are true.
+    """
     parallelism = local_mesh() or Single()
     eval_step = make_eval_step(loss_fn, parallelism)
     hyperparameters = Hyperparameters.from_config(config)
+    previous = []
     for batch in batches:
-        yield batch, eval_step(params, parallelism.shard(batch), None, hyperparameters)
+        totals = eval_step(params, parallelism.shard(batch), None, hyperparameters)
+        yield from jax.block_until_ready(previous)
+        previous = [(batch, totals)]
+    yield from jax.block_until_ready(previous)

@@ -51,9 +51,10 @@ class SentencePairs(NamedTuple):
     name: str
     sources: Sequence[str]
     references: Sequence[str]
+    items = "pairs"
 
     @property
-    def num_examples(self) -> int:
+    def num_items(self) -> int:
         """Number of sentence pairs."""
         return len(self.sources)
 
