@@ -1,14 +1,16 @@
 """Fixtures for the tests of commands, which share one trained run."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import plots
-from experiments.study import plan
+from experiments.study import local_runs, plan
+from experiments.study.queue import Ended
 from experiments.study.sweep import Sweep
 from tests.support.commands import ROOT, SMOKE, TEXT, call
-from tests.support.studies import DEMO
+from tests.support.studies import DEMO, RATES
 from tests.support.text_files import write_pairs
 from transformer.files import lock
 
@@ -71,3 +73,35 @@ def sweep(monkeypatch) -> Sweep:
     """A study of two variants."""
     monkeypatch.chdir(ROOT)
     return DEMO
+
+
+@pytest.fixture
+def study_flags(tmp_path, data_dir) -> tuple[str, ...]:
+    """Flags of a study of two runs, with the same array shapes as the `trained` fixture."""
+    (tmp_path / "rates.py").write_text(RATES)
+    changes = {
+        "data.data_dir": data_dir,
+        "data.options.lists": 60,
+        "decode.batch_tokens": 4096,
+        "decode.beam_size": 2,
+        "train.parallelism": "single",
+    }
+    sets = [f"--set={key}={value}" for key, value in changes.items()]
+    return (f"--sweep={tmp_path}/rates.py", f"--root={tmp_path}/study", "--seeds=1", *sets)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs the jobs of a study in this process; `run_jobs` is tested in test_queue.py."""
+
+    def run_jobs(jobs, *_):
+        for job in jobs:
+            job.begin()
+            for _, _, module, *arguments in job.commands:
+                done = call(module.removeprefix("experiments."), *arguments, status=None)
+                print(done.stderr, file=sys.stderr)
+                if done.status:
+                    break
+            yield Ended(job, done.status, 1.0)
+
+    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)

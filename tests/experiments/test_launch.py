@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -18,48 +16,8 @@ from experiments.study.queue import Ended
 from experiments.study.results import read_study
 from experiments.study.sweep import PlannedRun
 from tests.support.commands import call, refuse, start
-from tests.support.studies import write_run
+from tests.support.studies import RATES, write_run
 from transformer.json_files import read_json
-from transformer.training.metric_log import read_metrics
-
-SWEEP = """
-CONFIG = "configs/number_words.py:smoke"
-VARIANTS = {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {"optimizer.learning_rate": 1e-2}}
-SPLITS = ("test",)
-METRICS = ("exact_match", "chrf")
-"""
-
-
-@pytest.fixture
-def study_flags(tmp_path, data_dir) -> tuple[str, ...]:
-    """Flags of a study of two runs, with the same array shapes as the `trained` fixture."""
-    (tmp_path / "rates.py").write_text(SWEEP)
-    changes = {
-        "data.data_dir": data_dir,
-        "data.options.lists": 60,
-        "decode.batch_tokens": 4096,
-        "decode.beam_size": 2,
-        "train.parallelism": "single",
-    }
-    sets = [f"--set={key}={value}" for key, value in changes.items()]
-    return (f"--sweep={tmp_path}/rates.py", f"--root={tmp_path}/study", "--seeds=1", *sets)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Runs the jobs of a study in this process; `run_jobs` is tested in test_queue.py."""
-
-    def run_jobs(jobs, *_):
-        for job in jobs:
-            job.begin()
-            for _, _, module, *arguments in job.commands:
-                done = call(module.removeprefix("experiments."), *arguments, status=None)
-                print(done.stderr, file=sys.stderr)
-                if done.status:
-                    break
-            yield Ended(job, done.status, 1.0)
-
-    monkeypatch.setattr(local_runs, "run_jobs", run_jobs)
 
 
 def test_a_study_runs_only_missing_commands(study_flags, in_this_process, tmp_path, monkeypatch):
@@ -261,7 +219,7 @@ def test_an_interrupted_study_saves_its_runs_and_says_how_to_resume(study_flags,
 def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, tmp_path):
     """The first launcher is killed. Then two launchers run at the same time, and one loses its terminal."""
     root = tmp_path / "study"
-    sweep = SWEEP.replace('"slow":', '"a": {"model.d_ff": 8}, "b": {"model.d_ff": 24}, "slow":')
+    sweep = RATES.replace('"slow":', '"a": {"model.d_ff": 8}, "b": {"model.d_ff": 24}, "slow":')
     (tmp_path / "rates.py").write_text(sweep)
     flags = (*study_flags, "--seeds=2", "--set=train.steps=60")
 
@@ -343,68 +301,3 @@ def test_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     line = refuse("launch", "--sweep=configs/sweeps/positions.py", f"--root={tmp_path}/file")
     assert line == f"{tmp_path}/file is not a folder; name another --root"
-
-
-TOGETHER = """
-CONFIG = "configs/number_words.py:smoke"
-VARIANTS = {
-    "slow": {"optimizer.learning_rate": 1e-3, "model.dropout_rate": 0.2},
-    "fast": {"optimizer.learning_rate": 1e-2, "train.label_smoothing": 0.0},
-}
-SPLITS = ("test",)
-METRICS = ("chrf",)
-"""
-
-
-@pytest.mark.slow
-def test_runs_in_one_program_equal_the_runs_alone(study_flags, in_this_process, tmp_path):
-    """Two variants with two seeds, 50 steps, dropout on. Batched products round differently."""
-    (tmp_path / "rates.py").write_text(TOGETHER)
-    sweep, root, _, *sets = study_flags
-    flags = (sweep, "--seeds=2", *sets, "--set=train.steps=50", "--set=train.validate_every=25")
-    done = call("launch", *flags, f"--root={tmp_path}/together", "--vectorize=4")
-    assert re.search(r"\[1/1\] slow/0-\w+ and 3 more: done", done.stdout)
-    assert "on a CPU, runs in one program are slower" in done.stderr
-    call("launch", *flags, root)
-    alone = {path.parent.name: path.parent for path in (tmp_path / "study").glob("*/*/result.json")}
-    together = {path.parent.name: path.parent for path in (tmp_path / "together").glob("*/*/result.json")}
-    assert together.keys() == alone.keys()
-    for name, folder in together.items():
-        losses, expected = (
-            [record["loss"] for record in read_metrics(place) if record["kind"] == "train"]
-            for place in (folder, alone[name])
-        )
-        assert losses == pytest.approx(expected, rel=1e-3)
-        assert "already trained" in call("train", f"--workdir={folder}").stdout
-    assert read_study(tmp_path / "together").scores.keys() == {"slow", "fast"}
-
-
-@pytest.mark.slow
-def test_a_run_that_diverges_in_one_program_is_not_trained_again(study_flags, in_this_process, tmp_path):
-    (tmp_path / "rates.py").write_text(TOGETHER.replace("1e-2", "1e30"))
-    failed = call("launch", *study_flags, "--vectorize=2", status=1)
-    assert "error: training diverged" in failed.stderr
-    (result,) = (tmp_path / "study" / "fast").glob("*/result.json")
-    assert read_json(result)["reason"] == "diverged"
-    (result,) = (tmp_path / "study" / "slow").glob("*/result.json")
-    assert read_json(result)["status"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--executor=slurm"], "--vectorize cannot be used with Slurm or --nodes; remove it"),
-        (
-            ["--set=train.fsdp=2", "--set=train.parallelism=mesh"],
-            "train.fsdp is 2, but runs in one program are not split; set it to 1",
-        ),
-        (
-            ["--set=model.kind=recurrent"],
-            "runs with model.kind=recurrent cannot be vectorized, because the shapes of their batches depend on "
-            "the seed; train them one by one",
-        ),
-    ],
-)
-def test_studies_that_cannot_be_vectorized_are_refused(study_flags, tmp_path, flags, message):
-    assert refuse("launch", *study_flags, "--vectorize=2", *flags) == message
-    assert not (tmp_path / "study").exists()

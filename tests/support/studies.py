@@ -22,6 +22,13 @@ DEMO = Sweep(
     tune={},
     equal=None,
 )
+# A sweep file of two variants.
+RATES = """
+CONFIG = "configs/number_words.py:smoke"
+VARIANTS = {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {"optimizer.learning_rate": 1e-2}}
+SPLITS = ("test",)
+METRICS = ("exact_match", "chrf")
+"""
 
 
 def write_run(
