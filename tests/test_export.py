@@ -24,8 +24,8 @@ from transformer.training.train_step import init_state, make_train_step
 from transformer.training.trainable import Hyperparameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+SIZES = {"d_k", "d_v", "encoder_layers", "decoder_layers"}  # sizes that may be None, for a default
 # Fields that do not change compiled programs: the programs take them as arguments or do not use them.
-SIZES = {"d_k", "d_v", "encoder_layers", "decoder_layers"}  # None stands for a default size
 NOT_COMPILED = {"learning_rate", "label_smoothing", "dropout_rate", "seed", "steps", "patience"}
 
 

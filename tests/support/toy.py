@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer.batch import TokenBatch
 from transformer.config import (
     ExperimentConfig,
     ModelConfig,
@@ -15,6 +16,7 @@ from transformer.config import (
     option,
     result_hash,
 )
+from transformer.model.dropout import hash_bits
 from transformer.tasks.task import Evaluated, LoadedModel, Task
 from transformer.training.metric_log import add_totals
 
@@ -120,11 +122,11 @@ class Regression(Task):
 
 
 def uniform(key, numbers):
-    """Random numbers in [0, 1] for the channels of examples. The hash compiles faster than `jax.random`."""
-    places = numbers[:, None] * WIDTH + np.arange(WIDTH, dtype=np.int32)[None]
-    bits = (places.astype(np.uint32) ^ jax.random.key_data(key)[-1]) * np.uint32(0x9E3779B1)
-    bits = (bits ^ bits >> 15) * np.uint32(0x85EBCA77)
-    return (bits ^ bits >> 13).astype(np.float32) / np.float32(2**32)
+    """Random numbers in [0, 1] for the channels of examples, from the hash of dropout masks."""
+    numbers = numbers[:, None]
+    examples = TokenBatch(numbers, segment_ids=numbers, positions=jnp.zeros_like(numbers))
+    bits = hash_bits(jax.random.key_data(key)[-1], examples, WIDTH)[:, 0]
+    return bits.astype(jnp.float32) / 2.0**32
 
 
 def toy_config(**train) -> ExperimentConfig:

@@ -108,9 +108,7 @@ def test_losses_before_the_end_of_the_warm_up_are_not_compared(tmp_path):
     assert "step 8 is" in diverges(short, tmp_path / "short", uniform_loss=-MARGIN)
 
 
-@pytest.mark.parametrize(
-    ("name", "accumulation"), [*((name, 1) for name in OPTIMIZERS), (next(iter(OPTIMIZERS)), 2)]
-)
+@pytest.mark.parametrize(("name", "accumulation"), [*((name, 1) for name in OPTIMIZERS), ("adam", 2)])
 def test_an_update_with_a_gradient_that_is_not_finite_is_skipped(tmp_path, name, accumulation):
     config = config_of({"accumulation": accumulation}, name=name, skip_nonfinite=1)
     outcome = run(config, tmp_path, Poisoned)

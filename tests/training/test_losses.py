@@ -32,7 +32,7 @@ def definition(logits, labels, epsilon, z_loss=0.0):
 
 
 @jax.jit
-def definition_of_chunks(factors, labels, counts, z_loss):
+def summed_definition(factors, labels, counts, z_loss):
     """The sum of the loss over the tokens that count, times 3, from all logits at once."""
     return 3 * jnp.sum(definition(factors.logits(), labels, 0.1, z_loss), where=counts)
 
@@ -44,8 +44,8 @@ def test_loss_and_gradient_equal_the_one_hot_definition(epsilon, z_loss):
     entropy = entropy_of(logits, labels, epsilon, z_loss=z_loss)
     np.testing.assert_allclose(entropy.loss, definition(logits, labels, epsilon, z_loss), rtol=1e-5)
     np.testing.assert_allclose(entropy.nll, definition(logits, labels, 0.0), rtol=1e-5, atol=1e-6)
-    _, gradient = jax.vjp(lambda z: definition(z, labels, epsilon, z_loss), logits)
-    (gradient,) = gradient(np.ones(7, np.float32))
+    _, pullback = jax.vjp(lambda z: definition(z, labels, epsilon, z_loss), logits)
+    (gradient,) = pullback(np.ones(7, np.float32))
     np.testing.assert_allclose(entropy.gradient, gradient, atol=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_chunks_change_neither_sums_nor_gradients(tokens, chunk, z_loss, monkeyp
         return 3 * sums[0], sums
 
     (value, sums), gradient = jax.jit(jax.value_and_grad(chunked, has_aux=True))(factors)
-    expected_value, expected_gradient = jax.jit(jax.value_and_grad(definition_of_chunks))(
+    expected_value, expected_gradient = jax.jit(jax.value_and_grad(summed_definition))(
         factors, labels, counts, z_loss
     )
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)

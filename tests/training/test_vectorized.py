@@ -141,7 +141,7 @@ def test_diagnostics_are_those_of_each_run(tmp_path, monkeypatch):
 
 
 def test_the_runs_are_split_over_the_devices(tmp_path, monkeypatch):
-    """Eight devices; two of them divide the number of runs."""
+    """There are eight devices. Two runs are placed on two of them."""
     num_devices, device_put = [], jax.device_put
 
     def record(tree, sharding):
