@@ -3,7 +3,8 @@
 Models know nothing of text, files, losses or devices.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,7 +103,12 @@ def build_image_classifier(config: ModelConfig, image_format: ImageFormat) -> Im
 
 def init_params(model: nn.Module, seed: int) -> PyTree:
     """Returns the initial parameters, which depend only on the model and the seed."""
-    return jax.jit(model.init)(jax.random.key(seed), *model.example_inputs())["params"]
+    return _init(model, jax.random.key(seed), model.example_inputs())
+
+
+@functools.partial(jax.jit, static_argnames="model")  # an equal model is traced once
+def _init(model: nn.Module, key: jax.Array, inputs: Sequence[PyTree]) -> PyTree:
+    return model.init(key, *inputs)["params"]
 
 
 def parameter_shapes(model: nn.Module) -> PyTree:
