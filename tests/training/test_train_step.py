@@ -106,7 +106,7 @@ def on_one_device(packed, params, train_step):
 @pytest.mark.parametrize(
     ("make", "accumulation"),
     [
-        pytest.param(Single, 7, id="single-accumulate-7"),
+        pytest.param(Single, 7, id="single-accumulate-7", marks=pytest.mark.slow),
         pytest.param(lambda: Pmap(jax.devices()[:2]), 2, id="pmap-2-accumulate-2", marks=pytest.mark.slow),
         pytest.param(Pmap, 1, id="pmap-8"),
         pytest.param(lambda: Mesh(fsdp=2, tensor=2), 2, id="mesh-2x2x2-accumulate-2"),
