@@ -1,5 +1,6 @@
 """Config files: every argument gives a valid config, presets do not change, and sweeps can be expanded."""
 
+import functools
 import itertools
 import json
 import sysconfig
@@ -38,6 +39,7 @@ ARGUMENTS = {
 }
 
 
+@functools.cache
 def load(case) -> ExperimentConfig:
     """The config of a file with an argument, such as `multi30k.py:cpu`."""
     return load_config(str(ROOT / "configs" / case), {})
