@@ -101,11 +101,15 @@ def start(name: str, *arguments: str | Path, **options) -> Iterator[subprocess.P
 
 
 def environment() -> dict[str, str]:
-    """The environment of a real process, with one device and the compilation cache of this session."""
+    """The environment of a real process, with one device and the compiled programs of this session.
+
+    Other flags of XLA than those of this process would be other programs.
+    """
     changes = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": str(ROOT),
     }
     return os.environ | changes
