@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plots
 from experiments.run_folder import Run
 from experiments.stop_signal import PREEMPTED
 from experiments.study import local_runs
@@ -20,9 +19,8 @@ from tests.support.studies import RATES, write_run
 from transformer.json_files import read_json
 
 
-def test_a_study_runs_only_missing_commands(study_flags, in_this_process, tmp_path, monkeypatch):
+def test_a_study_runs_only_missing_commands(study_flags, in_this_process, without_costs, tmp_path):
     """The run is trained and evaluated, then only evaluated. See also the study of several tasks."""
-    monkeypatch.setattr(plots, "png", lambda figure: b"")
     root, flags = tmp_path / "study", (*study_flags, "--only=slow", "--set=train.steps=2")
     first = call("launch", *flags)
     assert "rates: 1 runs, 0 done, 1 to do" in first.stdout

@@ -153,7 +153,8 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     folder, source = tmp_path / "run", tmp_path / "text.txt"
     words = "configs/gpt.py:shakespeare,smoke"
     arguments = (f"--config.data.options.file={source}", f"--config.data.data_dir={tmp_path / 'prepared'}")
-    call("train", f"--config={words}", f"--workdir={folder}", *arguments)
+    single = "--config.train.parallelism=single"
+    call("train", f"--config={words}", single, f"--workdir={folder}", *arguments)
     scored = call("evaluate", f"--workdir={folder}", "--split=validation").stdout
     assert "bits_per_byte" in scored
     text = call("generate", f"--workdir={folder}", "--prompt=def f", "--num_tokens=8", "--samples=2").stdout
