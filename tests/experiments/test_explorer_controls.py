@@ -1,4 +1,4 @@
-"""The controls of the explorer in headless Chromium, for the trained run. The expected weights are those of `translate`."""
+"""The controls of the explorer in headless Chromium. The expected weights are those of `translate`."""
 
 import shutil
 
@@ -12,10 +12,31 @@ pytestmark = needs_chromium
 SENTENCES = ("one; two", "three hundred and four")
 
 
+@pytest.fixture(scope="module", params=["trained", pytest.param("six_layers", marks=pytest.mark.slow)])
+def run(request, smoke, tmp_path_factory):
+    """A copy of the trained run, or a run with six layers of eight heads."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    if request.param == "trained":
+        return shutil.copytree(request.getfixturevalue("trained"), folder)
+    changes = {
+        "model.num_layers": 6,
+        "model.num_heads": 8,
+        "model.residual": "pre_norm",  # learns within the few steps
+        "optimizer.learning_rate": 1e-2,
+        "train.steps": 150,
+    }
+    call(
+        "train",
+        *smoke,
+        *(f"--config.{field}={value}" for field, value in changes.items()),
+        f"--workdir={folder}",
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
-def page(trained, tmp_path_factory):
-    """The path of a page about the trained run and two sentences."""
-    run = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "run")
+def page(run):
+    """The path of a page about the run and two sentences."""
     flags = [f"--sentence={sentence}" for sentence in SENTENCES]
     done = call("visualize", f"--workdir={run}", *flags, "--page")
     path = run / "figures" / "explorer.html"
@@ -24,11 +45,11 @@ def page(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weights(trained, tmp_path_factory):
+def weights(run, tmp_path_factory):
     """The attention weights that `translate --attention` writes, by sentence and kind."""
     path = tmp_path_factory.mktemp("weights") / "attention.npz"
     call(
-        *("translate", f"--workdir={trained}", f"--attention={path}"),
+        *("translate", f"--workdir={run}", f"--attention={path}"),
         stdin="".join(f"{sentence}\n" for sentence in SENTENCES).encode(),
     )
     with np.load(path) as arrays:

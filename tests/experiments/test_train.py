@@ -86,13 +86,10 @@ def test_a_refused_start_leaves_no_folder(smoke, tmp_path, arguments, message):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_that_failed_to_start_can_start_with_a_corrected_config(smoke, tmp_path, monkeypatch):
+def test_a_run_whose_text_is_missing_leaves_no_folder(tmp_path):
     missing = ("--config=configs/text.py:smoke", "--config.data.options.train=no.tsv")
     assert "no.tsv" in refuse("train", *missing, f"--workdir={tmp_path}/a")
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(train, "_train", lambda *_: 0)
-    call("train", *smoke, f"--workdir={tmp_path}/a")
-    assert Run(tmp_path / "a").config.data.name == "number_words"
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def canary(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(trained, canary, tmp_path) -> Path:
-    """A copy of a trained run; the working folder is beside it."""
+    """A copy of a trained run, in the current folder."""
     return shutil.copytree(trained, tmp_path / "current" / "run")
 
 

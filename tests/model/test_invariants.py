@@ -1,7 +1,8 @@
 """Invariants of every entry in every dict of the model. A new entry is tested without a change to this file.
 
-Compilation takes most of the time. So each variant compiles only one program for logits, with fixed shapes,
-and one for decoding; the gradient is a third program, which the fast set compiles for a few variants.
+Compilation takes most of the time. So the tests of a variant share one program for logits, with fixed shapes.
+The tests of padding, bfloat16 and decoding compile one more each, and the fast set compiles the gradient for a
+few variants only.
 """
 
 import dataclasses
@@ -98,8 +99,8 @@ SLOW = {
     *("sinusoidal_concat", "rms_norm", "gelu", "clamp", "decoder_only-attention"),
     *("sandwich", "deepnorm", "rezero", "dynamic_tanh", "glu", "bilinear", "reglu", "geglu"),
 }
-# Variants that the fast set trains: together, they differentiate every kind of layer. The golden run trains
-# the paper's model.
+# Variants that the fast set trains: a Transformer with all options of attention, and a recurrent model. The
+# golden run trains the paper's model.
 TRAINED = {"attention", "recurrent_attention-lstm"}
 # Variants that the fast set computes in bfloat16: together, they have every kind of layer, and positions that
 # change the inputs, the queries and keys, or the weights.

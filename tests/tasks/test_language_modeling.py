@@ -87,8 +87,8 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     for first in range(0, len(tokens) - 1, 32):
         labels = np.array(tokens[first + 1 : first + 33])
         inputs = token_batch([tokens[first : first + len(labels)]], 32)
-        features, table = forward({"params": params}, inputs)
-        logits = np.float64(features[0, : len(labels)]) @ np.float64(table).T
+        vectors, table = forward({"params": params}, inputs)
+        logits = np.float64(vectors[0, : len(labels)]) @ np.float64(table).T
         log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         nll -= log_probs[np.arange(len(labels)), labels].sum()
         correct += (log_probs.argmax(axis=-1) == labels).sum()
