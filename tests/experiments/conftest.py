@@ -23,15 +23,15 @@ def smoke(data_dir) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def trained(session_folder, smoke) -> Path:
-    """A run of 150 steps, after which different words have different translations.
+    """A run of 300 steps, after which different words have different translations.
 
     Tests must not write into the folder.
     """
     folder = session_folder / "trained"
     changes = {
         "optimizer.learning_rate": 1e-2,
-        "train.steps": 150,
-        "train.validate_every": 75,
+        "train.steps": 300,
+        "train.validate_every": 150,
         "train.log_every": 50,
         "decode.beam_size": 2,
         "decode.length_penalty": 1.0,

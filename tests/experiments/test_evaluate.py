@@ -230,9 +230,9 @@ def test_a_different_test_set_is_refused(broken, kind):
 
 def test_scores_of_an_earlier_checkpoint_are_refused_once_training_is_done(broken):
     path = broken / "eval" / "test.json"
-    write_sealed(path, read_sealed(path) | {"checkpoints": [75]})
+    write_sealed(path, read_sealed(path) | {"checkpoints": [150]})
     assert refused(broken) == (
-        f"{path} has the scores of checkpoint 75, but {broken} has since been trained to step 150; "
+        f"{path} has the scores of checkpoint 150, but {broken} has since been trained to step 300; "
         f"run python -m experiments.evaluate --workdir={broken} --split=test"
     )
 
@@ -455,7 +455,7 @@ def test_an_evaluation_with_changes_has_separate_files(first, tmp_path):
     assert comparison["metrics"]["chrf"]["score"] == scores["chrf"]
     assert comparison["metrics"]["chrf"]["other_score"] == first.scores["chrf"]
     assert f"test: {folder}{suffix} against {folder}\n" in printed
-    assert f"{folder}: checkpoint 150{suffix.replace(',', ', ')}\n" in printed
+    assert f"{folder}: checkpoint 300{suffix.replace(',', ', ')}\n" in printed
     lengths = Corpus(Run(folder).config.data).split("test").source.lengths
     assert (lengths > 24).any()
     assert f"test: translated {(lengths > 24).sum()} sentences of more than 24 tokens in parts\n" in printed

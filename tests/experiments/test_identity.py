@@ -61,13 +61,13 @@ def test_a_second_train_with_another_config_changes_nothing(copy, smoke):
 
 
 def exchange(copy: Path, item: str) -> None:
-    """Replaces a folder of checkpoint 150 with that of checkpoint 75. If `item` is empty, replaces all."""
-    shutil.rmtree(copy / "checkpoints/150" / item)
-    shutil.copytree(copy / "checkpoints/75" / item, copy / "checkpoints/150" / item)
+    """Replaces a folder of checkpoint 300 with that of checkpoint 150. If `item` is empty, replaces all."""
+    shutil.rmtree(copy / "checkpoints/300" / item)
+    shutil.copytree(copy / "checkpoints/150" / item, copy / "checkpoints/300" / item)
 
 
 def edit_metadata(copy: Path, change: dict) -> None:
-    path = copy / "checkpoints/150/metadata/metadata"
+    path = copy / "checkpoints/300/metadata/metadata"
     path.write_text(json.dumps(read_json(path) | change))
 
 
@@ -76,7 +76,7 @@ def edit_metadata(copy: Path, change: dict) -> None:
     [
         (exchange, ""),
         (exchange, "params"),
-        (edit_metadata, {"step": 75}),
+        (edit_metadata, {"step": 150}),
         (edit_metadata, {"criterion": 0.0}),
         (edit_metadata, {"task": {"trained_lengths": [99, 99]}}),
         (edit_metadata, {"identity": {}}),
@@ -86,22 +86,22 @@ def test_an_exchanged_or_edited_checkpoint_counts_as_damaged(copy, damage, argum
     damage(copy, argument)
     done = call("translate", f"--workdir={copy}", "--input=/dev/null")
     damaged, unfinished = done.stderr.splitlines()
-    assert damaged.startswith(f"warning: checkpoint {copy}/checkpoints/150 is ")
-    assert damaged.endswith("; using checkpoint 75")
-    assert unfinished == f"warning: the training of {copy} is not complete: step 75 of 150"
+    assert damaged.startswith(f"warning: checkpoint {copy}/checkpoints/300 is ")
+    assert damaged.endswith("; using checkpoint 150")
+    assert unfinished == f"warning: the training of {copy} is not complete: step 150 of 300"
 
 
 def test_checkpoints_of_two_runs_are_not_averaged(copy):
-    path = copy / "checkpoints/75/metadata/metadata"
+    path = copy / "checkpoints/150/metadata/metadata"
     metadata = read_json(path)
     metadata["identity"]["content"] = "0" * 64
     path.write_text(json.dumps(sealed(metadata)))
     line = refuse("evaluate", f"--workdir={copy}", "--set=decode.average_last=2")
-    assert line.startswith(f"checkpoint 75 of {copy} is from another run; ")
+    assert line.startswith(f"checkpoint 150 of {copy} is from another run; ")
     call("translate", f"--workdir={copy}", "--input=/dev/null")
 
 
-@pytest.mark.parametrize("change", [{"identity": {}}, {"identity": 3}, {"step": "150"}, {"status": None}])
+@pytest.mark.parametrize("change", [{"identity": {}}, {"identity": 3}, {"step": "300"}, {"status": None}])
 def test_a_result_that_this_program_did_not_write_is_refused(trained, tmp_path, change):
     folder = shutil.copytree(trained, tmp_path / "copy")
     write_sealed(folder / "result.json", read_sealed(folder / "result.json") | change)
@@ -112,7 +112,7 @@ def test_a_result_that_this_program_did_not_write_is_refused(trained, tmp_path, 
 def test_a_checkpoint_after_the_end_of_the_training_is_ignored(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     (folder / "checkpoints/400").mkdir()
-    assert load_trained(Run(folder)).steps == [150]
+    assert load_trained(Run(folder)).steps == [300]
     assert "is already trained" in call("train", f"--workdir={folder}").stdout
 
 
@@ -125,12 +125,12 @@ def test_a_record_without_a_step_is_refused(trained, tmp_path):
 
 
 def test_checkpoint_metadata_of_another_program_counts_as_damaged(copy):
-    path = copy / "checkpoints/150/metadata/metadata"
+    path = copy / "checkpoints/300/metadata/metadata"
     metadata = read_json(path)
     del metadata["identity"]
     path.write_text(json.dumps(sealed(metadata)))
     assert "checkpoint " in call("verify", f"--workdir={copy}", status=2).stdout
-    assert load_trained(Run(copy)).steps == [75]
+    assert load_trained(Run(copy)).steps == [150]
 
 
 @pytest.fixture

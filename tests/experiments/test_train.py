@@ -35,13 +35,13 @@ def test_a_run_writes_the_files_that_the_documentation_lists(trained):
         "result.json",
     }
     result = Run(trained).result
-    assert (result["status"], result["step"]) == ("done", 150)
+    assert (result["status"], result["step"]) == ("done", 300)
     assert len(result["params_sha256"]) == 64
-    assert result["validation"]["step"] == 150
+    assert result["validation"]["step"] == 300
 
 
 def test_a_finished_run_is_not_trained_again(trained):
-    assert "is already trained: 150 steps" in call("train", f"--workdir={trained}").stdout
+    assert "is already trained: 300 steps" in call("train", f"--workdir={trained}").stdout
 
 
 def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, trained):
@@ -49,7 +49,7 @@ def test_a_different_config_is_refused_and_the_changed_fields_are_named(smoke, t
     assert line.startswith(
         f"{trained} has a run with another config: optimizer.learning_rate is 0.01 there, 0.003 here; "
     )
-    assert "train.steps is 150 there, 20 here; " in line
+    assert "train.steps is 300 there, 20 here; " in line
     assert line.endswith("; and 4 more; name another --workdir")
 
 
@@ -230,7 +230,7 @@ def started(smoke, source):
     folder = source.parent / "started"
     steps = ("--config.train.steps=2", "--config.train.log_every=1", "--config.train.validate_every=2")
     done = call("train", *smoke, *steps, f"--init_from={source}", f"--workdir={folder}")
-    assert f"starting from the weights of {source}, checkpoint 150\n" in done.stderr
+    assert f"starting from the weights of {source}, checkpoint 300\n" in done.stderr
     return Run(folder)
 
 

@@ -19,7 +19,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path):
 def test_the_trained_model_is_the_mean_of_the_last_checkpoints(trained):
     run = Run(trained)
     last, mean = load_trained(run), load_trained(run, {"decode.average_last": 2})
-    assert (last.steps, mean.steps) == ([150], [75, 150])
+    assert (last.steps, mean.steps) == ([300], [150, 300])
     assert last.params_sha256 == run.result["params_sha256"] != mean.params_sha256
     assert last.model.trained_lengths is not None
 

@@ -58,7 +58,7 @@ def best(translator) -> list[str]:
 def earlier(trained, tmp_path_factory):
     """The trained run before its last checkpoint: a run with the same vocabulary and other weights."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "earlier")
-    shutil.rmtree(folder / "checkpoints/150")
+    shutil.rmtree(folder / "checkpoints/300")
     (folder / "result.json").unlink()
     return folder
 

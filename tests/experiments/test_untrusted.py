@@ -155,7 +155,7 @@ def test_a_language_that_is_a_path_is_refused(folder, canary, language):
     ("name", "command"),
     [
         ("config.json", "evaluate"), ("tokenizer.model", "translate"), ("eval", "evaluate"), ("eval/test.json", "evaluate"),
-        ("figures", "visualize"), ("checkpoints", "evaluate"), ("checkpoints/150/params", "translate"),
+        ("figures", "visualize"), ("checkpoints", "evaluate"), ("checkpoints/300/params", "translate"),
         ("metrics.jsonl", "visualize"), ("result.json", "train"), (".lock", "train"), ("tensorboard", "train"), ("error.txt", "train"),
     ],
 )  # fmt: skip
