@@ -49,7 +49,7 @@ docs: env
 	@test -f $(TOUR)/result.json || $(RUN) experiments.train --config=configs/number_words.py:tour \
 		--config.data.data_dir=$(CURDIR)/docs/_build/data --workdir=$(TOUR)
 	@rm -rf docs/_build/.jupyter_cache  # the cells run again, because the library may have changed
-	$(BIN)/sphinx-build -E -W --keep-going -q docs docs/_build/html
+	$(BIN)/sphinx-build -E -W --keep-going -q -j auto docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 test: env
