@@ -156,7 +156,7 @@ def test_a_step_does_not_depend_on_the_steps_computed_before(plan_type):
 def test_the_summary_gives_the_shapes():
     lengths = np.array([[8, 4]] * 30 + [[3, 2]] * 60)
     packed, bucketed = (make_plan(plan_type, lengths, 16, 40) for plan_type in (PackedPlan, BucketedPlan))
-    assert packed.summary == "4 rows of 16 and 10 tokens per step"
+    assert packed.summary == "4 rows of 16 source and 10 target tokens per step"
     assert bucketed.summary == "10 to 20 rows of 2 to 8 tokens per step (shapes: 2)"
 
 

@@ -69,7 +69,8 @@ class PackedPlan:
 
     @property
     def summary(self) -> str:
-        return f"{self.num_rows} rows of {self.source_length} and {self.target_length} tokens per step"
+        lengths = f"{self.source_length} source and {self.target_length} target tokens"
+        return f"{self.num_rows} rows of {lengths} per step"
 
     def shape(self, step: int) -> tuple[int, int, int]:
         return self.num_rows, self.source_length, self.target_length
