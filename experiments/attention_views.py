@@ -69,7 +69,7 @@ def view_sentences(trained: Trained, texts: Sequence[str]) -> list[ViewedSentenc
     """
     for text in texts:
         if not text.strip():
-            raise UserError("--sentence is empty; give a sentence to translate")
+            raise UserError("--sentence is empty; give a text")
     report_unknown("--sentence", texts, trained.tokenizer)
     if trained.config.task == "language_modeling":
         return [_read(trained, text) for text in texts]

@@ -17,6 +17,7 @@ from transformer.config import UserError
 from transformer.decoding.beam_steps import BeamStep, Scores, beam_steps
 from transformer.decoding.translator import Translator
 from transformer.evaluation.position_effects import PositionEffects, position_effects
+from transformer.fidelity import is_read
 from transformer.model.embedding import EMBEDDINGS
 
 MAX_MEGABYTES = 20
@@ -42,17 +43,27 @@ def explorer_page(run: Run, trained: Trained, sentences: Sequence[ViewedSentence
 
 def page_data(run: Run, trained: Trained, sentences: Sequence[ViewedSentence]) -> dict[str, Any]:
     """Returns the data that the page shows, as values that JSON can represent."""
-    model, steps = trained.config.model, ", ".join(map(str, trained.steps))
     effects = position_effects(trained.model, trained.params, NUM_POSITIONS)
     return {
         "run": str(run.folder),
-        "summary": f"{model.kind}, layers: {model.num_layers}, heads: {model.num_heads}, "
-        f"d_model {model.d_model}, positions {model.positions}; weights of step {steps}",
+        "summary": _summary(trained),
         "colors": PALETTE,
         "sentences": [sentence_data(trained, sentence) for sentence in sentences],
         "positions": [view for stack, effect in effects.items() for view in _position_data(stack, effect)],
         "neighbors": list(_neighbor_data(trained, sentences)),
     }
+
+
+def _summary(trained: Trained) -> str:
+    """Returns the kind and the sizes of a model, and the steps of its weights."""
+    model, config = trained.config.model, trained.config
+    parts = [model.kind, f"layers: {model.num_layers}"]
+    if is_read("model.num_heads", config):
+        parts.append(f"heads: {model.num_heads}")
+    parts.append(f"d_model {model.d_model}")
+    if is_read("model.positions", config):
+        parts.append(f"positions {model.positions}")
+    return f"{', '.join(parts)}; weights of step {', '.join(map(str, trained.steps))}"
 
 
 def encode(values: Float[np.ndarray, "..."]) -> dict[str, Any]:

@@ -81,12 +81,17 @@ def main(flags: FlagValues) -> None:
         _write(folder / "explorer.html", explorer_page(runs[0], *_viewed(runs[0], flags.sentence)))
         return
     for path, figure in _figures(runs, flags):
-        for name in flags.format:
+        for name in dict.fromkeys(flags.format):
             _write(folder / f"{path}.{name}", plots.FORMATS[name](figure))
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path.parent} cannot be a folder; rename the file in its place") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; rename it")
     atomic_write(path, content)
     print(path)
 
@@ -99,6 +104,8 @@ def _check_flags(flags: FlagValues) -> None:
         raise UserError(f"--{given[0]} needs one run, but --workdir has {len(flags.workdir)}; name one")
     if flags["index"].present and flags.split is None:
         raise UserError("--index needs --split; add --split=NAME or remove --index")
+    if flags.page and given and given != ["sentence"]:
+        raise UserError(f"--page and --{given[0]} cannot be used together; remove one of them")
     if flags.page and not flags.sentence:
         raise UserError("--page needs --sentence; add --sentence=TEXT or remove --page")
     if flags.page and flags["format"].present:
@@ -139,6 +146,8 @@ def _viewed(run: Run, texts: Sequence[str]) -> tuple[Trained, list[ViewedSentenc
         raise UserError(f"the task of {run.folder} is {run.config.task}; name a run of {names}")
     set_up_jax()
     trained = load_trained(run)
+    # Bytes of the command line that are not UTF-8 are read as U+FFFD, as in lines of `translate`.
+    texts = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
     sentences = view_sentences(trained, texts)
     for sentence in sentences:
         if sentence.output is not None:

@@ -1,15 +1,22 @@
 """The explorer: its data, its size, escaping, and its layout on a phone."""
 
 import base64
+import shutil
 
 import numpy as np
 import pytest
 
 from experiments.attention_views import AttentionView, ViewedSentence
-from experiments.explorer import encode, sentence_data
+from experiments.explorer import encode, page_data, sentence_data
 from experiments.pages import PALETTE, render
+from experiments.run_folder import Run
+from experiments.speed.decode import NumberTokenizer
+from experiments.trained_model import Trained
 from tests.support.chromium import needs_chromium, run_script
-from tests.support.commands import refuse
+from tests.support.commands import call, refuse
+from tests.support.tiny import VOCAB, random_params, tiny_config
+from transformer.config import ExperimentConfig
+from transformer.model import build_model
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -75,6 +82,21 @@ def test_a_page_that_would_be_too_large_is_refused(trained, monkeypatch):
     message = refuse("visualize", f"--workdir={trained}", "--sentence=one", "--page")
     assert message.startswith("the page has ")
     assert message.endswith(" give fewer or shorter sentences")
+
+
+def test_bytes_that_are_not_utf_8_become_replacement_characters(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    call("visualize", f"--workdir={run}", "--sentence=one \udcff", "--page")  # how Python reads the byte FF
+    page = (run / "figures/explorer.html").read_text()
+    assert "one \ufffd" in page or r"one \ufffd" in page
+
+
+def test_the_summary_leaves_out_what_a_model_does_not_have():
+    config = ExperimentConfig(model=tiny_config(kind="recurrent_attention", num_layers=1))
+    model = build_model(config.model, VOCAB)
+    trained = Trained(config, NumberTokenizer(VOCAB), model, random_params(model), [5])
+    summary = page_data(Run("run"), trained, [])["summary"]
+    assert summary == f"recurrent_attention, layers: 1, d_model {config.model.d_model}; weights of step 5"
 
 
 # Shows the page in a frame of 390 pixels, in each drawing, and measures how far it overflows.

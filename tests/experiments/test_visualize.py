@@ -41,7 +41,7 @@ def test_the_translation_and_the_paths_of_all_figures_are_printed(run):
 def test_several_runs_share_a_figure_in_the_formats_asked_for(run, trained):
     """The folder of a variant of a grid may have a comma in its name."""
     run = shutil.copytree(run, run.parent / "post_norm,warmup_steps=1")
-    done = call("visualize", f"--workdir={run}", f"--workdir={trained}", "--format=svg")
+    done = call("visualize", f"--workdir={run}", f"--workdir={trained}", "--format=svg,svg")
     path = run / "figures" / "learning_curves.svg"
     assert done.stdout.split() == [str(path)]
     svg = path.read_text()
@@ -53,9 +53,10 @@ def test_several_runs_share_a_figure_in_the_formats_asked_for(run, trained):
     ("flags", "message"),
     [
         ([f"--sentence={'one; ' * 60}"], "--sentence has "),
-        (["--sentence="], "--sentence is empty; give a sentence to translate"),
-        (["--sentence=one", "--sentence= "], "--sentence is empty; give a sentence to translate"),
+        (["--sentence="], "--sentence is empty; give a text"),
+        (["--sentence=one", "--sentence= "], "--sentence is empty; give a text"),
         (["--page"], "--page needs --sentence; add --sentence=TEXT or remove --page"),
+        (["--page", "--image=a.png"], "--page and --image cannot be used together; remove one of them"),
         (["--page", "--sentence=a", "--format=svg"], "--page and --format cannot be used together; "),
         (["--format=gif"], "--format is 'gif'; it must be one or more of: png, svg"),
         (["--format="], "--format is ''; it must be one or more of: png, svg"),
@@ -87,6 +88,17 @@ def test_a_run_without_measurements_is_refused(run, tmp_path):
         refuse("visualize", f"--workdir={tmp_path}")
         == f"{tmp_path} has no measurements yet; train the run first"
     )
+
+
+def test_a_file_or_a_folder_in_the_place_of_a_result_is_named(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    (copy / "figures").touch()
+    line = refuse("visualize", f"--workdir={copy}")
+    assert line == f"{copy}/figures cannot be a folder; rename the file in its place"
+    (copy / "figures").unlink()
+    (copy / "figures/learning_curve.png").mkdir(parents=True)
+    line = refuse("visualize", f"--workdir={copy}")
+    assert line == f"{copy}/figures/learning_curve.png is a folder; rename it"
 
 
 def test_a_translation_that_fills_the_last_position_is_drawn_without_eos(monkeypatch):
