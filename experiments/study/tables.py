@@ -111,10 +111,13 @@ def _conclusion(study: Study, variant: str, comparison: Comparison) -> str:
     if comparison.reason:
         return f"{variant}: no test, because {comparison.reason}."
     if not comparison.is_significant:
-        return (
+        line = (
             f"{variant}: the difference is within the noise of the seeds. This study would find a difference "
             f"of {score_text(comparison.detectable, METRICS[metric].format)} with a probability of 80%."
         )
+        if comparison.p <= ALPHA:
+            line += " Its interval excludes 0, because it is not adjusted for the number of comparisons."
+        return line
     word = direction(metric, comparison.difference)
     if METRICS[metric].higher_is_better is None:
         relation = f"has a {word} {metric} than {study.sweep.baseline}"

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import os
+import re
 
 import pytest
 import scipy
@@ -112,6 +113,15 @@ def rescored(study: Study, variant: str, scores: list[float | None]) -> Study:
     """Returns a study with new scores of a variant."""
     by_seed = {seed: {"test": {"exact_match": score, "bleu": 1.0}} for seed, score in enumerate(scores)}
     return dataclasses.replace(study, scores=study.scores | {variant: by_seed})
+
+
+def test_an_interval_without_0_is_explained_if_the_adjusted_p_value_is_large(noisy):
+    explanation = (
+        "- near: .* Its interval excludes 0, because it is not adjusted for the number of comparisons."
+    )
+    scores = [52.5, 53.5, 54.5, 55.5, 56.5]  # Welch's test with 50 to 54: p = 0.037
+    assert not re.search(explanation, report_markdown(noisy))
+    assert re.search(explanation, report_markdown(rescored(rescored(noisy, "near", scores), "far", scores)))
 
 
 def test_a_metric_without_a_better_direction_is_called_higher_or_lower(noisy, monkeypatch):
