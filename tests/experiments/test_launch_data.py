@@ -10,6 +10,7 @@ from tests.support.commands import refuse
 from tests.support.errors import refused
 from tests.support.studies import write_run
 from tests.support.text_files import write_pairs
+from transformer.data import tfds_sets
 
 SWEEP = """
 CONFIG = "configs/{}"
@@ -30,11 +31,14 @@ METRICS = ("nll",)
         ("multi30k.py", {"data.options.manual_dir": "/nowhere"}, "data.options.manual_dir: /nowhere/train.lc.norm.tok.en (or .gz) is not a file; "),
         ("text.py:smoke", {"data.options.train": "/nowhere.tsv", "data.options.held_out": 9}, "data.options.train: /nowhere.tsv (or .gz) is not a file; "),
         ("gpt.py:shakespeare,smoke", {"data.options.folder": "/nowhere"}, "data.options.folder: /nowhere is not a folder; "),
+        ("wmt14.py:smoke", {}, "preparing wmt14_translate/de-en needs TensorFlow: pip install -e '.[prepare]'"),
+        ("images.py:mnist", {}, "preparing mnist needs TensorFlow: pip install -e '.[prepare]'"),
         ("images.py:folder", {"data.options.folder": "/nowhere"}, "data.options.folder: /nowhere is not a folder; "),
     ],
 )  # fmt: skip
 def test_missing_data_is_refused_before_the_first_run(tmp_path, monkeypatch, config, changes, message):
     monkeypatch.setattr(local_runs, "run_jobs", lambda *_: pytest.fail("a run starts"))
+    monkeypatch.setattr(tfds_sets, "has_tensorflow", lambda: False)
     (tmp_path / "sweep.py").write_text(SWEEP.format(config))
     sets = [f"--set={key}={value}" for key, value in {"data.data_dir": tmp_path / "data", **changes}.items()]
     line = refuse("launch", f"--sweep={tmp_path}/sweep.py", f"--root={tmp_path}/study", *sets)

@@ -68,7 +68,7 @@ def prepare(data: DataConfig, progress: Progress | None = None) -> tfds.core.Dat
         that cannot be prepared on this machine.
     """
     builder = _make_builder(data, progress)
-    if not _is_prepared(builder):
+    if not tfds_sets.is_prepared(builder):
         folder = Path(builder.data_dir).parent
         with preparation_lock(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
             if not sys.stderr.isatty():
@@ -165,13 +165,15 @@ def check_data(data: DataConfig, kind: str) -> None:
       kind: see `check_kind`.
 
     Raises:
-      UserError: an unknown data set, one of the other kind, or an option, file or language that cannot be
-        used.
+      UserError: an unknown data set, one of the other kind, an option, file or language that cannot be used,
+        or a missing TensorFlow.
     """
     check_kind(data, kind)
     builder = _make_builder(data, None)
-    if data.name not in BUILDERS and builder.info.splits:
-        tfds_sets.split_parts(data, builder.info)
+    if data.name not in BUILDERS:
+        tfds_sets.check_tensorflow(builder)
+        if builder.info.splits:
+            tfds_sets.split_parts(data, builder.info)
 
 
 def data_name(data: DataConfig) -> str:
@@ -228,11 +230,7 @@ def _find_prepared(data: DataConfig, stored_name: str) -> tfds.core.DatasetBuild
     if data.name in BUILDERS:
         variant = path_component(stored_name.removeprefix(f"{data.name}/").partition("/")[0], "the data")
     builder = _make_builder(data, None, variant)
-    return builder if builder.info.full_name == stored_name and _is_prepared(builder) else None
-
-
-def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    return bool(builder.is_prepared() and builder.info.splits)
+    return builder if builder.info.full_name == stored_name and tfds_sets.is_prepared(builder) else None
 
 
 def _make_builder(

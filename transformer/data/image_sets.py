@@ -64,6 +64,18 @@ def open_set(data: DataConfig) -> ImageSet:
     return images
 
 
+def check_images(data: DataConfig) -> None:
+    """Checks that a set exists, with its folders. Prepares nothing, and uses no network.
+
+    Raises:
+      UserError: an unknown set, an option or a folder that cannot be used, or a missing TensorFlow.
+    """
+    images = open_set(data)
+    _ = images.classes  # of a folder, the classes are folders
+    if isinstance(images, TfdsImages) and not is_prepared(data, images.name):
+        images.check_tensorflow()
+
+
 def prepare_images(data: DataConfig, progress: Progress | None = None) -> Images:
     """Prepares a set of images, unless it is prepared already, and opens it.
 

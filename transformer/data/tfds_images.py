@@ -73,8 +73,12 @@ class TfdsImages(ImageSet):
     def classes(self):
         return tuple(self._builder.info.features["label"].names)
 
+    def check_tensorflow(self) -> None:
+        """Checks that the set can be prepared; see `tfds_sets.check_tensorflow`."""
+        tfds_sets.check_tensorflow(self._builder)
+
     def splits(self):
-        if not (self._builder.is_prepared() and self._builder.info.splits):
+        if not tfds_sets.is_prepared(self._builder):
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
                 tfds_sets.prepare(self._builder)
             self._builder = type(self)(self.data)._builder  # reads the splits that are prepared now

@@ -92,18 +92,32 @@ def find_builder(
     return builder
 
 
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Returns whether a set is prepared."""
+    return bool(builder.is_prepared() and builder.info.splits)
+
+
+def check_tensorflow(builder: tfds.core.DatasetBuilder) -> None:
+    """Checks that TensorFlow is installed if the set is part of TFDS and not prepared.
+
+    TFDS opens the archives of its sets with TensorFlow, and would fail only after hours of downloads.
+
+    Raises:
+      UserError: TensorFlow is missing.
+    """
+    is_part_of_tfds = type(builder).__module__.startswith("tensorflow_datasets.")
+    if is_part_of_tfds and not is_prepared(builder) and not has_tensorflow():
+        raise _needs_tensorflow(builder)
+
+
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Lets TFDS download a set and write it as array_record.
 
     Raises:
       UserError: the network, TensorFlow or something else that the set needs is missing.
     """
-    name = builder.info.full_name.removesuffix(f"/{builder.version}")
-    needs_tensorflow = UserError(f"preparing {name} needs TensorFlow: pip install -e '.[prepare]'")
-    # TFDS opens the archives of its sets with TensorFlow, and would fail only after hours of downloads.
-    is_part_of_tfds = type(builder).__module__.startswith("tensorflow_datasets.")
-    if is_part_of_tfds and not has_tensorflow():
-        raise needs_tensorflow
+    check_tensorflow(builder)
+    name = _name(builder)
     log.info("preparing %s by TFDS in %s", name, builder.data_dir)
     try:
         builder.download_and_prepare()
@@ -111,7 +125,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         if is_full(error):
             raise
         if isinstance(error, ImportError) and not has_tensorflow():
-            raise needs_tensorflow from error
+            raise _needs_tensorflow(builder) from error
         raise UserError(
             f"{name} cannot be prepared: {type(error).__name__}: {_one_line(error)}; "
             "check the network and data.data_dir, then run the same command again"
@@ -121,6 +135,14 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
 def has_tensorflow() -> bool:
     """Returns whether TensorFlow is installed."""
     return importlib.util.find_spec("tensorflow") is not None
+
+
+def _name(builder: tfds.core.DatasetBuilder) -> str:
+    return builder.info.full_name.removesuffix(f"/{builder.version}")
+
+
+def _needs_tensorflow(builder: tfds.core.DatasetBuilder) -> UserError:
+    return UserError(f"preparing {_name(builder)} needs TensorFlow: pip install -e '.[prepare]'")
 
 
 def split_parts(data: DataConfig, info: tfds.core.DatasetInfo) -> dict[str, str]:

@@ -78,7 +78,7 @@ class ImageClassification(Task):
 
     @classmethod
     def check_data(cls, config):
-        _ = image_sets.open_set(config.data).classes  # of a folder, the classes are folders
+        image_sets.check_images(config.data)
 
     @classmethod
     def open(cls, config, folder, progress=None, stored=None, may_prepare=True, tokenizer=None):
