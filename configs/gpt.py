@@ -6,8 +6,10 @@
 
 Arguments: `python_stdlib` (the default) or `shakespeare` chooses the text; `bpe` (the default) or `char`
 chooses the tokens; `cpu` (the default) or `gpu` chooses the size of the model and of the training; `smoke` is
-a trial run.
-`shakespeare` needs a file, whose first 90 % of characters are for training.
+a trial run. `shakespeare` needs a file, whose first 90 % of characters are for training.
+
+docs/language_models.md has scores of `cpu`, and none of `gpu`. Both have a peak learning rate of 2e-3, and
+nanoGPT's two settings have 1e-3.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ def get_config(argument: str = "") -> ConfigDict:
         feed_forward="gelu",
         dropout_sites="all",
     )
-    config.data.update(target="en", tokenizer="bpe", byte_fallback=True)
+    config.data.target = "en"
     config.optimizer.update(
         name="adamw", schedule="cosine", learning_rate=2e-3, final_fraction=0.1, beta2=0.99, weight_decay=0.1
     )
@@ -38,11 +40,11 @@ def get_config(argument: str = "") -> ConfigDict:
     words = {
         "python_stdlib": _python_stdlib,
         "shakespeare": _shakespeare,
+        "bpe": _bpe,
+        "char": _char,
         "cpu": _cpu,
         "gpu": _gpu,
         "smoke": _smoke,
-        "bpe": _bpe,
-        "char": _char,
     }
     alternatives = (("python_stdlib", "shakespeare"), ("bpe", "char"), ("cpu", "gpu"))
     return base.with_arguments(config, argument, words, alternatives)
@@ -81,5 +83,7 @@ def _gpu(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
+    # Of the 512 tokens, 256 are bytes, and the standard library has over 160 characters.
+    vocab_size = 512 if config.data.tokenizer == "bpe" else config.data.vocab_size
     base.smoke(config)
-    config.data.vocab_size = 512  # 256 of them are bytes, and the standard library has over 160 characters
+    config.data.vocab_size = vocab_size

@@ -25,6 +25,7 @@ from experiments.text_io import report_unknown
 from experiments.trained_model import load_trained
 from transformer.config import UserError
 from transformer.data.text import decode_document, existing_file, read_document
+from transformer.data.tokenizer import Tokenizer
 from transformer.decoding.generator import DEFAULT_TOKENS, Generator
 
 
@@ -52,18 +53,18 @@ def main(flags: FlagValues) -> None:
     check_read(changes, [trained.config], ignored=("decode.batch_tokens",))
     generator = Generator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     if flags.prompt is None and flags.input is None and sys.stdin.isatty():
-        _converse(generator, flags)
+        _converse(generator, trained.tokenizer, flags)
         return
     prompt = flags.prompt
     if flags.input is not None:
         prompt = read_document(existing_file(Path(flags.input), "--input"))
     elif prompt is None:
         prompt = decode_document(sys.stdin.buffer.read(), "standard input")
-    report_unknown("prompt", [prompt], trained.tokenizer)
-    _print_samples(generator, prompt, flags)
+    _print_samples(generator, trained.tokenizer, prompt, flags)
 
 
-def _print_samples(generator: Generator, prompt: str, flags: FlagValues) -> None:
+def _print_samples(generator: Generator, tokenizer: Tokenizer, prompt: str, flags: FlagValues) -> None:
+    report_unknown("prompt", [prompt], tokenizer)
     for sample in range(flags.samples):
         parts = generator.stream(prompt, flags.num_tokens, sample)
         first = next(parts)  # refuses a prompt that is too long before the prompt is printed
@@ -74,7 +75,7 @@ def _print_samples(generator: Generator, prompt: str, flags: FlagValues) -> None
         print()
 
 
-def _converse(generator: Generator, flags: FlagValues) -> None:
+def _converse(generator: Generator, tokenizer: Tokenizer, flags: FlagValues) -> None:
     print("Type the beginning of a text; end with an empty line or Ctrl-D.")
     while True:
         try:
@@ -85,7 +86,7 @@ def _converse(generator: Generator, flags: FlagValues) -> None:
         if not prompt:
             return
         try:
-            _print_samples(generator, prompt, flags)
+            _print_samples(generator, tokenizer, prompt, flags)
         except UserError as error:
             print(f"error: {error}")
 

@@ -205,8 +205,8 @@ class _Reader:
             raise self._error(name, "it must be a string")
         return value
 
-    def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        value = self._definitions.get(name, default)
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self._definitions.get(name, ())
         if isinstance(value, str):
             raise self._error(name, f"it must be a tuple: ({value!r},)")
         if not isinstance(value, tuple | list) or not value or not all(isinstance(x, str) for x in value):
@@ -240,13 +240,15 @@ class _Reader:
                 raise self._error("GRID", f"a variant named {name} exists already; rename one of the two")
             variants[name] = dict(zip(grid, values, strict=True))
         if not variants:
-            raise self._error("VARIANTS", "it must have at least one variant")
+            raise UserError(f"{self.path} has no variants; add one to VARIANTS, or values to GRID")
         for name, changes in variants.items():
             if not isinstance(name, str):
                 raise self._error("VARIANTS", f"the name of a variant must be a string, not {name!r}")
             path_component(name, f"the name of a variant in {self.path}")
             if name in RESERVED:
-                raise self._error("VARIANTS", f"a study has a file or folder of the name {name}; rename it")
+                raise UserError(
+                    f"variant {name!r} in {self.path} has the name of a file or folder of a study; rename it"
+                )
             for key in changes:
                 self._check_key(f"variant {name}", key)
         return variants

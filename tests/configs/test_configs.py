@@ -35,6 +35,9 @@ ARGUMENTS = {
     "table3": [*SCALES, *ROWS, *(f"{row},{scale}" for row in ROWS for scale in [*SCALES, "smoke"])],
     "number_words": ["en-de", "en-fr", "en-ko", "en-es", "en-tr"],
     "multi30k": ["cpu", "de-en", "raw"],
+    "gpt": ["shakespeare", "char", "gpu", "char,smoke", "shakespeare,char,cpu"],
+    "digits": ["fine"],
+    "images": ["mnist", "cifar10"],
     "wmt14": ["big", "en-fr", "big,en-fr"],
 }
 
@@ -55,6 +58,12 @@ def differing(first, second) -> set[str]:
 def test_every_argument_makes_a_valid_config(path):
     for argument in ["", "smoke", *ARGUMENTS.get(path.stem, [])]:
         resolve(load(f"{path.name}:{argument}"))
+
+
+@pytest.mark.parametrize("argument", ["python_stdlib", "bpe", "cpu"])
+def test_the_default_arguments_of_gpt_change_nothing(argument):
+    assert load(f"gpt.py:{argument}") == load("gpt.py:")
+    assert load(f"gpt.py:{argument},smoke") == load("gpt.py:smoke")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.support.errors import refused
 from tests.support.images import write_folder
@@ -16,7 +16,7 @@ from transformer.config import DataConfig, declarations
 from transformer.data import digits as digits_module
 from transformer.data import image_files, tfds_sets
 from transformer.data.image_batches import ImageBatches, ImagePlan, augment, evaluation_images
-from transformer.data.image_files import find_images, read_image
+from transformer.data.image_files import find_images, read_image, read_images
 from transformer.data.image_sets import (
     IMAGE_SETS,
     is_prepared,
@@ -213,6 +213,20 @@ def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
         assert "a.tif is not an image that Pillow can read (the pixels have 32 bits" in refused(
             read_image, path, (2, 2, 1)
         )
+
+
+def test_the_orientation_of_a_photograph_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was turned, so the image must be turned clockwise
+    Image.fromarray(np.array([[0], [255]], np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png", (1, 2, 1))[..., 0].tolist() == [[255, 0]]
+
+
+def test_rows_without_an_image_are_padding(tmp_path):
+    Image.fromarray(np.full((2, 2), 9, np.uint8)).save(tmp_path / "a.png")
+    batch = read_images([str(tmp_path / "a.png")], (2, 2, 1), num_rows=3)
+    assert batch.ids.tolist() == [1, 0, 0]
+    assert batch.images[:, 0, 0, 0].tolist() == [9, 0, 0]
 
 
 def test_an_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch):

@@ -85,7 +85,9 @@ METRICS = ("exact_match", "chrf")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("VARIANTS = {}", "VARIANTS in FILE is {}; it must have at least one variant"),
+        ("VARIANTS = {}", "FILE has no variants; add one to VARIANTS, or values to GRID"),
+        ("del VARIANTS; GRID = {}", "FILE has no variants; add one to VARIANTS, or values to GRID"),
+        ("del VARIANTS; GRID = {'data.source': ('report', 'en')}", "variant 'report' in FILE has the name of a file or folder of a study; rename it"),
         ("VARIANTS = ['a']", "VARIANTS in FILE is ['a']; it must map the name of each variant to its changes"),
         ("VARIANTS = {'a': ['b']}", "VARIANTS in FILE is {'a': ['b']}; it must map the name of each variant to its changes"),
         ("VARIANTS = {'a/b': {}}", "the name of a variant in FILE is 'a/b'; "),
@@ -118,7 +120,7 @@ METRICS = ("exact_match", "chrf")
         ("PUBLISHED = {'base': {'paper': float('nan')}}", "PUBLISHED in FILE is {'base': {'paper': nan}}; it must map each variant to a mapping from labels to numbers"),
         ("TUNE = {'train.steps': (9, 9)}", "TUNE in FILE is {'train.steps': (9, 9)}; a value of train.steps is repeated; name each once"),
         ("EQUAL = 'target_tokens'; TUNE = {'train.batch_tokens': (256, 512)}", "TUNE in FILE tries train.batch_tokens, which may change the costs that EQUAL makes equal; remove it from TUNE, or leave EQUAL out"),
-        *[(f"VARIANTS = {{{name!r}: {{}}}}", f"VARIANTS in FILE is {{{name!r}: {{}}}}; a study has a file or folder of the name {name}; rename it")
+        *[(f"VARIANTS = {{{name!r}: {{}}}}", f"variant {name!r} in FILE has the name of a file or folder of a study; rename it")
           for name in ("config.json", "study.json", "report", "slurm")],
         ("EQUAL = 'step'", "EQUAL in FILE is 'step'; it must be one of: flops, parameters, steps, target_tokens"),
         ("EQUAL = 'steps'; TUNE = {'train.steps': (1, 2)}", "EQUAL in FILE computes train.steps, which variant base or TUNE also sets; leave train.steps out"),

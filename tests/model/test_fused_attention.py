@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.tiny import SEQUENCE_SCHEMES, VOCAB, mean_nll, random_params, sentence_pairs, tiny_config
+from tests.support.tiny import (
+    SEQUENCE_SCHEMES,
+    VOCAB,
+    cached_logits,
+    mean_nll,
+    random_params,
+    sentence_pairs,
+    tiny_config,
+)
 from transformer.model import attention, build_model
 from transformer.model.dropout import Dropout
 from transformer.model.positions import POSITIONS
@@ -81,6 +89,24 @@ def test_the_weights_can_still_be_read(calls):
     _, state = jax.eval_shape(apply, {"params": params}, *sentence_pairs())
     assert len(jax.tree.leaves(state["intermediates"])) == 3
     assert not calls
+
+
+def test_a_mask_has_a_row_for_each_query(monkeypatch):
+    """cuDNN refuses another mask. In a decoding step, the queries of a sentence are its hypotheses."""
+    shapes, function = [], jax.nn.dot_product_attention
+
+    def record(query, key, value, bias, mask, **options):
+        shapes.append((mask.shape, (len(query), 1, query.shape[1], key.shape[1])))
+        return function(query, key, value, bias, mask, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    model = build_model(tiny_config(num_layers=1, d_v=6, fused_attention=True), VOCAB)
+    steps = np.zeros((3, 2, 4), np.int32)  # [t, b, n]
+    jax.eval_shape(
+        lambda: cached_logits(model, random_params(model), sentence_pairs()[0].tokens[:2], steps, steps, 3)
+    )
+    assert len(shapes) >= 3
+    assert all(mask == expected for mask, expected in shapes)
 
 
 def test_a_scheme_with_a_bias_on_the_values_says_so():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import numpy as np
@@ -104,14 +105,16 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     assert num_done == [*range(64, len(tokens) - 1, 64), len(tokens) - 1]  # within one long document
 
 
-def test_bits_per_byte_need_tokens_that_restore_the_text(config, tmp_path):
+def test_scores_per_byte_and_word_need_tokens_that_restore_the_text(config, tmp_path):
     """Without byte tokens, characters of the validation text that training lacks are lost."""
     totals = {"loss": 8.0, "nll": 6.0, "correct": 1.0, "count": 4.0, "bytes": 12.0, "slots": 8.0}
-    summary = summarize(totals, is_exact=True)
+    summary = summarize(totals, is_exact=True, num_words=2)
+    assert summary["perplexity_per_word"] == pytest.approx(math.exp(3))
     assert summary["bits_per_byte"] == pytest.approx(6 / math.log(2) / 12)
     assert summary["perplexity"] == pytest.approx(math.exp(1.5))
     assert summary["padding"] == 0.5
-    assert "bits_per_byte" not in summarize(totals, is_exact=False)
+    inexact = summarize(totals, is_exact=False, num_words=2)
+    assert summary.keys() - inexact.keys() == {"bits_per_byte", "perplexity_per_word"}
     (tmp_path / "text.txt").write_text(TEXT + "€" * 20)
     data = dataclasses.replace(config.data, byte_fallback=False, vocab_size=60, tokenizer="char")
     task = open_task(resolve(dataclasses.replace(config, data=data)), tmp_path)
@@ -157,9 +160,14 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
     call("train", f"--config={words}", single, f"--workdir={folder}", *arguments)
     scored = call("evaluate", f"--workdir={folder}", "--split=validation").stdout
     assert "bits_per_byte" in scored
-    text = call("generate", f"--workdir={folder}", "--prompt=def f", "--num_tokens=8", "--samples=2").stdout
-    assert text.count("def f") >= 2
-    assert "sample 2" in text
+    samples = call(
+        "generate", f"--workdir={folder}", "--prompt=def f", "--num_tokens=8", "--samples=2"
+    ).stdout
+    first, second = re.fullmatch("--- sample 1\n(.*)\n--- sample 2\n(.*)\n", samples, re.DOTALL).groups()
+    assert min(len(first), len(second)) > len("def f")
+    assert first.startswith("def f")
+    assert second.startswith("def f")
+    assert first != second
     text = call("generate", f"--workdir={folder}", "--num_tokens=8", stdin=b"\xef\xbb\xbfdef").stdout
     assert text.startswith("def")
     call("visualize", f"--workdir={folder}", "--sentence=def f", "--page")

@@ -1,6 +1,7 @@
 """Image files of the user, read with Pillow."""
 
 import importlib.util
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,21 +56,25 @@ def _is_image(file: Path, folder: Path) -> bool:
 
 
 def read_images(paths: Sequence[str], shape: tuple[int, int, int], num_rows: int) -> ImageBatch:
-    """Returns a batch of `num_rows` rows that begins with the given images; see `read_image`. Labels are 0.
+    """Returns a batch of `num_rows` rows that begins with the given images; see `read_image`.
+
+    The labels are 0, and the ids count from 1.
 
     Raises:
       UserError: a file cannot be read.
     """
-    images, labels = np.zeros((num_rows, *shape), np.uint8), np.zeros(num_rows, np.int32)
+    images = np.zeros((num_rows, *shape), np.uint8)
+    labels, ids = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
     for row, path in enumerate(paths):
-        images[row] = read_image(Path(path), shape)
-    return ImageBatch(images, labels, np.arange(1, num_rows + 1, dtype=np.int32))
+        images[row], ids[row] = read_image(Path(path), shape), row + 1
+    return ImageBatch(images, labels, ids)
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y x c"]:
     """Returns the central part of an image that has the proportions of `shape`, resized to `shape`.
 
-    Pixels are interpolated bicubically. Transparent pixels are black. Of 16 bits, the upper 8 are kept.
+    The orientation in the EXIF data is applied. Pixels are interpolated bicubically. Transparent pixels are
+    black. The upper 8 of 16 bits are kept.
 
     Raises:
       UserError: Pillow is missing, or the file is not an image, has too many pixels, or has more than 16 bits
@@ -82,6 +87,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
     height, width, channels = shape
     try:
         with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
             if image.mode in ("I", "F"):  # Pillow would clip such pixels to 0 ... 255
                 raise ValueError(f"the pixels have 32 bits, mode {image.mode}")
             if image.mode.startswith("I;16"):
@@ -93,7 +99,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS  # Pillow warns from half of it on
         raise UserError(f"{path} has more than {limit:,} pixels; make the image smaller") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, struct.error) as error:  # damaged files raise all
         if isinstance(error, FileNotFoundError):
             raise UserError(f"{path} is not a file; give the path of an image") from None
         reason = " ".join(str(error).split())

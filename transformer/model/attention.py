@@ -142,8 +142,10 @@ def fused_attention(
     (num_queries, width), num_keys = (query.shape[1], query.shape[3]), key.shape[1]
     is_half, is_even = query.dtype in (jnp.bfloat16, jnp.float16), num_queries % 2 == num_keys % 2 == 0
     by_cudnn = jax.default_backend() == "gpu" and is_half and is_even and width <= 128 and width % 8 == 0
+    # cuDNN does not broadcast a mask over the queries, such as that of cross-attention in a decoding step.
+    mask = jnp.broadcast_to(mask[:, None], (len(mask), 1, num_queries, num_keys))
     return jax.nn.dot_product_attention(
-        query, key, value, bias, mask[:, None], implementation="cudnn" if by_cudnn else "xla"
+        query, key, value, bias, mask, implementation="cudnn" if by_cudnn else "xla"
     )
 
 

@@ -169,9 +169,7 @@ class LanguageModeling(TextTask):
                 progress(num_tokens)
 
         summed = add_totals(totals())
-        scores = summarize(summed, test_set.is_exact)
-        if test_set.num_words:
-            scores["perplexity_per_word"] = finite_exp(summed["nll"] / test_set.num_words)
+        scores = summarize(summed, test_set.is_exact, test_set.num_words)
         scores = {name: finite(scores[name]) for name in DOCUMENT_METRICS if name in scores}
         counts = {"documents": len(test_set.split), "tokens": int(summed["count"])}
         return Evaluated({**scores, **counts, "signatures": {}, "by_length": []})
@@ -218,11 +216,12 @@ def language_modeling_loss(
     return loss, totals
 
 
-def summarize(totals: Mapping[str, float], is_exact: bool) -> dict[str, float]:
+def summarize(totals: Mapping[str, float], is_exact: bool, num_words: int = 0) -> dict[str, float]:
     """Returns mean losses per token (in nats), perplexity, accuracy, bits per byte and the share of padding.
 
-    The bits per byte are omitted if the tokens do not decode to the texts, and the perplexity if it is too
-    large for a floating-point number.
+    If `num_words` is above 0, the perplexity per word is included. Bits per byte and perplexity per word are
+    omitted unless `is_exact`, the tokens decode to the texts. A perplexity that is too large for a
+    floating-point number is omitted, too.
     """
     count, nll = totals["count"], totals["nll"]
     summary = {
@@ -234,4 +233,6 @@ def summarize(totals: Mapping[str, float], is_exact: bool) -> dict[str, float]:
     }
     if is_exact and totals["bytes"]:
         summary["bits_per_byte"] = nll / totals["bytes"] / math.log(2)
+    if is_exact and num_words:
+        summary["perplexity_per_word"] = finite_exp(nll / num_words)
     return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
