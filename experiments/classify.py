@@ -7,7 +7,7 @@ The command prints a line for each image: the image, its most probable class and
 class, separated by tabs. With --split, the true class follows.
 
 The largest central part of an image file that has the proportions of the model's images is resized to their
-size. Colours become grey if the model reads grey images.
+size. Colors become gray if the model reads gray images.
 """
 
 import sys

@@ -64,7 +64,7 @@ def image_attention_map(
     attention weight. Each panel has its own scale, whose largest weight stands above the panel.
 
     Args:
-      image: the pixels, grey or color.
+      image: the pixels, gray or color.
       weights: the attention weights of the patches.
       title: title of the figure.
     """

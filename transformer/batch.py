@@ -86,16 +86,16 @@ class ImageFormat(NamedTuple):
     """The images and classes of a data set, for which a model is made.
 
     Attributes:
-      shape: height and width in pixels, and number of channels: 1 (grey) or 3 (red, green, blue).
+      shape: height and width in pixels, and number of channels: 1 (gray) or 3 (red, green, blue).
       classes: names of the classes.
       mean: mean of each channel over the training images, where white is 1.
-      deviation: standard deviation of each channel over the training images.
+      std: standard deviation of each channel over the training images.
     """
 
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ImageFormat":

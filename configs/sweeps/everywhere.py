@@ -3,7 +3,7 @@
 Each idea was proposed for one kind of model. This study tests six ideas against one baseline on translation,
 language modeling and image classification: post-norm (the paper's, section 3.1), RMSNorm (Zhang and Sennrich
 2019), SwiGLU with as many parameters (Shazeer 2020), rotary positions (Su et al. 2021), normalized queries
-and keys (Henry et al. 2020), and a deep encoder with a shallow decoder (Kasai et al. 2021).
+and keys (Dehghani et al. 2023), and a deep encoder with a shallow decoder (Kasai et al. 2021).
 
     python -m experiments.launch --sweep=configs/sweeps/everywhere.py --root=runs/everywhere --seeds=5 \\
         --set=optimizer.warmup_steps=50 --set=translation:train.steps=400 --set=language:train.steps=400

@@ -93,7 +93,7 @@ def _details(comparison: Comparison, form: str) -> str:
     return f"{text}, detectable: {score_text(comparison.detectable, form)}"
 
 
-def heads(tasks: TaskStudies) -> list[str]:
+def column_headers(tasks: TaskStudies) -> list[str]:
     """Returns the header of each task: its name, primary metric and split."""
     return [f"{task}: {' on '.join(study.sweep.primary)}" for task, study in tasks.studies.items()]
 
@@ -116,7 +116,7 @@ def notes(tasks: TaskStudies) -> list[str]:
 
 def overview_markdown(tasks: TaskStudies) -> str:
     """Returns the overview, and the tables and conclusions of each task."""
-    table = [["variant", *heads(tasks)], ["---", *("---" for _ in tasks.studies)]]
+    table = [["variant", *column_headers(tasks)], ["---", *("---" for _ in tasks.studies)]]
     for variant in tasks.variants:
         cells = [cell(study, variant) for study in tasks.studies.values()]
         table.append([variant, *("; ".join(filter(None, (c.score, c.sign, c.details))) for c in cells)])
@@ -132,7 +132,10 @@ def overview_latex(tasks: TaskStudies) -> str:
         rf"\begin{{tabular}}{{l{'rl' * len(tasks.studies)}}}",
         r"\toprule",
         " & ".join(
-            ["variant", *(rf"\multicolumn{{2}}{{l}}{{{escape_latex(head)}}}" for head in heads(tasks))]
+            [
+                "variant",
+                *(rf"\multicolumn{{2}}{{l}}{{{escape_latex(text)}}}" for text in column_headers(tasks)),
+            ]
         )
         + r" \\",
         r"\midrule",

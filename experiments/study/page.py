@@ -73,7 +73,7 @@ def overview_page(tasks: TaskStudies) -> str:
     return render(
         "study/overview.html",
         tasks=tasks,
-        heads=overview.heads(tasks),
+        column_headers=overview.column_headers(tasks),
         rows=[
             (variant, [overview.cell(study, variant) for study in studies.values()])
             for variant in tasks.variants

@@ -166,7 +166,7 @@ def test_a_tfds_set_is_read_by_its_name_and_holds_out_validation_images(tmp_path
         ("image_folder", {"folder": "~nobody-here/x"}, "data.options.folder is '~nobody-here/x', but there is no such user"),
         ("image_folder", {"folder": "/x", "image_size": 5_000}, "data.options.image_size is 5000; it must be at most 4,096 pixels"),
         ("digits", {"crop_padding": 8}, "data.options.crop_padding is 8; it must be below the height and width of the images (8 x 8 pixels)"),
-        ("image_folder", {"folder": "/x", "channels": 2}, "data.options.channels is 2; it must be 1 (grey) or 3 (colour)"),
+        ("image_folder", {"folder": "/x", "channels": 2}, "data.options.channels is 2; it must be 1 (gray) or 3 (color)"),
     ],
     ids=str,
 )  # fmt: skip
@@ -186,7 +186,7 @@ def test_a_missing_package_is_named_with_its_extra(folder, tmp_path, monkeypatch
 
 
 def test_an_image_file_is_cut_to_its_center_and_resized(tmp_path):
-    """The file has 4 x 8 pixels, grey with transparency; its outer columns are white."""
+    """The file has 4 x 8 pixels, gray with transparency; its outer columns are white."""
     pixels = np.full((4, 8, 2), 255, np.uint8)
     pixels[:, 2:6, 0], pixels[:2, 2:6, 1] = 100, 0
     Image.fromarray(pixels, "LA").save(tmp_path / "a.png")

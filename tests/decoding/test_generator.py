@@ -29,7 +29,7 @@ def model_and_params(**changes):
 @functools.partial(jax.jit, static_argnames="model")
 def next_logits(model, params, batch, index):
     """The logits after the token at `index` of the only row, without caches."""
-    return model.apply({"params": params}, batch, method="continuation_factors").logits()[0, index]
+    return model.apply({"params": params}, batch, method="next_token_logit_factors").logits()[0, index]
 
 
 def generate(prompt, num_tokens, config=GREEDY, sample=0, **changes):

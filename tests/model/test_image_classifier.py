@@ -74,7 +74,7 @@ def test_the_logits_equal_the_equations(variant):
 
     for number in (0, 7):
         expected = oracle.image_classifier(
-            IMAGES[number], FORMAT.mean, FORMAT.deviation, params, 3, 2, config.positions, config.pooling
+            IMAGES[number], FORMAT.mean, FORMAT.std, params, 3, 2, config.positions, config.pooling
         )
         np.testing.assert_allclose(logits[number], expected, rtol=1e-4, atol=1e-5)
 

@@ -135,10 +135,10 @@ def test_a_whole_decoder_only_model_equals_the_equations(prefix):
         for side in (0, 1)
     )
 
-    def both(model, source, target):
-        return model.both_factors(source, target).logits(), model(source, target)
+    def logits_of_both_sides(model, source, target):
+        return model.source_target_logit_factors(source, target).logits(), model(source, target)
 
-    logits, target_logits = apply(model, params, source, target, method=both)
+    logits, target_logits = apply(model, params, source, target, method=logits_of_both_sides)
     logits = np.split(np.asarray(logits), [source.tokens.shape[1]], axis=1)
 
     np.testing.assert_allclose(target_logits[:2], logits[1][:2], atol=1e-5)

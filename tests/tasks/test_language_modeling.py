@@ -83,7 +83,7 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     config = dataclasses.replace(task.config, decode=DecodeConfig(batch_tokens=64))
     evaluated = LanguageModeling.evaluate(config, loaded, params, test_set, num_done.append)
     tokens = [BOS, *task.corpus.split("validation").target[0].tolist()]
-    forward = jax.jit(functools.partial(task.model.apply, method="continuation_factors"))
+    forward = jax.jit(functools.partial(task.model.apply, method="next_token_logit_factors"))
     nll, correct = 0.0, 0
     for first in range(0, len(tokens) - 1, 32):
         labels = np.array(tokens[first + 1 : first + 33])

@@ -39,7 +39,8 @@ class DataConfig(Section):
     vocab_size: int = option(37_000, paper={"section 5.1": [37_000, 32_000]}, read_if=reads_text)
     # Whether the vocabulary has 256 byte tokens, which encode characters without a token of their own.
     byte_fallback: bool = option(False, paper={"section 5.1": [False]}, read_if=reads_text)
-    # Tokens per packed row. Training pairs with a longer side are dropped, and the log says how many.
+    # Tokens per row. Training pairs with a longer side are dropped, and the log says how many; documents are
+    # cut into rows.
     row_length: int = option(
         256, not_in_paper="the paper does not say which pairs are too long to train on", read_if=reads_text
     )

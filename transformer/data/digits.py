@@ -13,9 +13,9 @@ HELD_OUT = 25  # images of each digit for each of validation and test
 
 
 class Digits(ImageSet):
-    """1,797 scanned digits of 8 x 8 pixels with 17 shades of grey (Alpaydin and Kaynak 1998).
+    """1,797 scanned digits of 8 x 8 pixels with 17 shades of gray (Alpaydin and Kaynak 1998).
 
-    Of each digit, 25 images are held out for each of validation and test; the split is always the same.
+    25 images of each digit are held out for each of validation and test; the split is always the same.
     """
 
     name = "digits/1"

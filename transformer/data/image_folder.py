@@ -24,14 +24,14 @@ class ImageFolderOptions(ImageOptions):
     folder: str | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
     # Height and width to which the central square of each image is resized, in pixels.
     image_size: int = option(32, not_in_paper=ONLY_A_DEPARTURE)
-    # 3 for colour, 1 for grey.
+    # 3 for color, 1 for gray.
     channels: int = option(3, not_in_paper=ONLY_A_DEPARTURE)
 
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "image_size")
         self._require("image_size", self.image_size <= MAX_SIZE, f"at most {MAX_SIZE:,} pixels")
-        self._require("channels", self.channels in (1, 3), "1 (grey) or 3 (colour)")
+        self._require("channels", self.channels in (1, 3), "1 (gray) or 3 (color)")
 
 
 class ImageFolder(ImageSet):

@@ -16,7 +16,7 @@ class ImageOptions(Options):
 
     # Pixels of padding on each side, from which a random window of the image's size is cut in training.
     crop_padding: int | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
-    # Whether half of the training images are mirrored from left to right.
+    # Whether a training image is mirrored from left to right with a probability of 1/2, anew in each epoch.
     flip: bool | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
 
     def __post_init__(self):

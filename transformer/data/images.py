@@ -20,7 +20,12 @@ Example = tuple[UInt8[np.ndarray, "y x c"], int]  # an image and the number of i
 
 
 class Examples(NamedTuple):
-    """The examples of a split, before they are stored."""
+    """The examples of a split, before they are stored.
+
+    Attributes:
+      size: number of examples.
+      examples: yields exactly `size` pairs of an image and the number of its class.
+    """
 
     size: int
     examples: Iterable[Example]
@@ -135,8 +140,8 @@ def write_images(
                 images[number], labels[number] = image, label
             contents[name] = _digest(images, labels)
             statistics[name] = channel_statistics(images)
-        mean, deviation = statistics["train"]
-        image_format = ImageFormat(tuple(shape), tuple(classes), mean, deviation)
+        mean, std = statistics["train"]
+        image_format = ImageFormat(tuple(shape), tuple(classes), mean, std)
         sizes = {name: size for name, (size, _) in splits.items()}
         write_manifest(partial, format=image_format._asdict(), sizes=sizes, contents=contents)
 
@@ -151,8 +156,8 @@ def channel_statistics(
         count += len(pixels)
         sums, squares = sums + pixels.sum(axis=0), squares + (pixels**2).sum(axis=0)
     mean = sums / count / 255
-    deviation = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 0))
-    return tuple(mean.tolist()), tuple(np.where(deviation < 1e-6, 1.0, deviation).tolist())
+    std = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.where(std < 1e-6, 1.0, std).tolist())
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from transformer.data.text_builder import DocumentBuilder
 TRAIN_SHARE = 0.9  # of the characters of `file`
 HELD_OUT = 0.05  # share of the files of `folder`, for each of validation and test
 # The ways to give a text, and the options that each allows.
-WAYS = {"file": ("test",), "folder": (), "train": ("validation", "test")}
+LAYOUTS = {"file": ("test",), "folder": (), "train": ("validation", "test")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +42,39 @@ class TextFiles(DocumentBuilder):
     SPLITS: ClassVar = ("train", "validation", "test")
 
     def variant(self) -> str:
-        way, files = self._way(), self._files()
+        layout, files = self._layout(), self._files()
         paths = [path for split in files.values() for path in split]
-        return f"{way}.{fingerprint(paths, json.dumps([way, {split: len(files[split]) for split in files}]))}"
+        counts = {split: len(files[split]) for split in files}
+        return f"{layout}.{fingerprint(paths, json.dumps([layout, counts]))}"
 
     def documents(self):
         files = self._files()
-        if self._way() == "file":
+        if self._layout() == "file":
             training, validation = divide(files.pop("train")[0])
             documents = {"train": [training], "validation": [validation]}
             sizes = [f"{split} {len(texts[0]):,} characters" for split, texts in documents.items()]
         else:
             documents, sizes = {}, []
         sizes += [f"{split} {len(paths):,} files" for split, paths in files.items()]
-        self.info.metadata["report"] = f"{getattr(self.options, self._way())}: {', '.join(sizes)}"
+        self.info.metadata["report"] = f"{getattr(self.options, self._layout())}: {', '.join(sizes)}"
         return documents | {split: _read(paths) for split, paths in files.items()}
 
-    def _way(self) -> str:
-        """Returns the option that gives the text: a key of `WAYS`."""
-        given = [way for way in WAYS if getattr(self.options, way) is not None]
+    def _layout(self) -> str:
+        """Returns the option that gives the text: a key of `LAYOUTS`."""
+        given = [layout for layout in LAYOUTS if getattr(self.options, layout) is not None]
         if not given:
             raise UserError(
                 "text_files has no text; add --config.data.options.file=FILE, or set data.options.folder or "
                 "data.options.train"
             )
         if len(given) > 1:
-            names = " and ".join(f"data.options.{way}" for way in given)
+            names = " and ".join(f"data.options.{layout}" for layout in given)
             raise UserError(
                 f"text_files: {names} given; set exactly one of data.options.file, data.options.folder and "
                 "data.options.train"
             )
         for name in ("validation", "test"):
-            if getattr(self.options, name) is not None and name not in WAYS[given[0]]:
+            if getattr(self.options, name) is not None and name not in LAYOUTS[given[0]]:
                 raise UserError(
                     f"data.options.{name} is {getattr(self.options, name)!r}; it must be None with "
                     f"data.options.{given[0]}, which holds out text for this split"
@@ -87,13 +88,13 @@ class TextFiles(DocumentBuilder):
 
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split. With the option `file`, train has the file to divide."""
-        way = self._way()
-        if way == "folder":
+        layout = self._layout()
+        if layout == "folder":
             folder = local_path(self.options.folder, "data.options.folder")
             if not folder.is_dir():
                 raise UserError(f"data.options.folder: {folder} is not a folder; give the path of a folder")
             return hold_out(folder, find_files(folder, self.options.glob, "data.options.folder"))
-        options = {"train": way} | {split: split for split in WAYS[way]}
+        options = {"train": layout} | {split: split for split in LAYOUTS[layout]}
         return {
             split: self._paths(name)
             for split, name in options.items()

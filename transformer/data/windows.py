@@ -30,9 +30,9 @@ class WindowPlan:
 
     In each epoch, the documents are joined in a random order to one circular sequence. It is cut into rows of
     equal length from a random token on, and the rows are shuffled. So every token is in one row, all rows but
-    one are full, and the windows of a document differ from epoch to epoch. The steps of all epochs are equal
-    in number. No token sees another document or an earlier window, except that the token before a window is
-    its first input.
+    one are full, and the windows of a document differ from epoch to epoch. All epochs have the same number of
+    steps. A token sees only its own window. The first input of a window is the token before it, or BOS at the
+    start of a document.
 
     Attributes:
       row_length: tokens per row.
@@ -138,8 +138,8 @@ def assemble_windows(
 ) -> TextBatch:
     """Makes a batch whose rows hold windows one after another.
 
-    The segment id of a window is the index of its first token in the split plus one, modulo 2^31 - 2. So
-    windows have different ids and thus different dropout masks.
+    The segment id of a window is 1 plus the index of its first token in the split modulo 2^31 - 2. So windows
+    have different ids and thus different dropout masks.
 
     Args:
       split: the documents.

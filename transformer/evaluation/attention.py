@@ -134,7 +134,7 @@ def _intermediates(
 @functools.partial(jax.jit, static_argnames="model")
 def _continuation_intermediates(model: DecoderOnly, params: PyTree, inputs: Int[Array, "1 t"]) -> PyTree:
     batch = TokenBatch.from_tokens(inputs)
-    apply = functools.partial(model.apply, {"params": params}, method="continuation_factors")
+    apply = functools.partial(model.apply, {"params": params}, method="next_token_logit_factors")
     return apply(batch, mutable=["intermediates"])[1]["intermediates"]
 
 

@@ -15,7 +15,7 @@ from transformer.model.positions import PositionScheme
 
 
 class RowIndices(NamedTuple):
-    """Places of the queries and keys of self-attention.
+    """Positions and indices of the queries and keys of self-attention.
 
     A row may contain several examples (see `TokenBatch`), so a token has a position in its example and an
     index in its row.

@@ -22,10 +22,10 @@ class Joined(NamedTuple):
     """Sources and targets in common rows, each target behind its source.
 
     Attributes:
-      batch: the decoder's input. BOS precedes the tokens of both sides; their EOS is no input.
+      batch: the decoder's input. BOS precedes the tokens of both sides; their EOS is not an input.
       is_source: whether a token is of a source.
-      source_index: [b, s], the place of each source token in its row; that of padding is past the end.
-      target_index: [b, t], the place of each target token.
+      source_index: [b, s], the index of each source token in its joined row; past the end for padding.
+      target_index: [b, t], the same for the target tokens.
     """
 
     batch: TokenBatch
@@ -38,7 +38,7 @@ class DecoderOnly(EncoderDecoder):
     """The decoder of the Transformer without cross-attention, applied to BOS, source, BOS, target.
 
     The target tokens see the whole source through self-attention. In language modeling there is no source;
-    see `continuation_factors` and `start_continuation`. Source and target share one table. With
+    see `next_token_logit_factors` and `start_continuation`. Source and target share one table. With
     `prefix=bidirectional`, all tokens of a source see each other (Raffel et al. 2020, section 3.2.1).
 
     Differs from the paper: there is no encoder.
@@ -48,13 +48,12 @@ class DecoderOnly(EncoderDecoder):
         names, config = EMBEDDINGS[self.config.embeddings], self.config
         names = names._replace(source=names.target)
         self.embedding = Embedding(self.vocab_size, config.d_model, names, config.dtype)
-        trained_length = sum(self.trained_lengths) if self.trained_lengths else None
         self.decoder = Stack(
             config,
             config.decoder_depth,
             causal=config.prefix == "causal",
             has_cross_attention=False,
-            trained_length=trained_length,
+            trained_length=self.trained_length,
         )
 
     @classmethod
@@ -62,11 +61,15 @@ class DecoderOnly(EncoderDecoder):
         check_positions(config)
 
     @property
+    def trained_length(self) -> int | None:
+        """The largest number of tokens on both sides together in training; None before training."""
+        return sum(self.trained_lengths) if self.trained_lengths else None
+
+    @property
     def max_length(self) -> int | None:
         """The largest number of tokens on both sides together; None if there is no limit."""
-        trained_length = sum(self.trained_lengths) if self.trained_lengths else None
         scheme = POSITIONS[self.config.positions]
-        return scheme(self.config, trained_length=trained_length, parent=None).max_length
+        return scheme(self.config, trained_length=self.trained_length, parent=None).max_length
 
     @property
     def max_lengths(self):
@@ -91,16 +94,16 @@ class DecoderOnly(EncoderDecoder):
         vectors = self._decode(joined.batch, dropout, joined.is_source)
         return _take(vectors, joined.target_index)
 
-    def both_factors(
+    def source_target_logit_factors(
         self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
     ) -> LogitFactors:
         """Returns the logits of each source token, then those of each target token, as factors."""
         joined = join(source, target)
         vectors = self._decode(joined.batch, dropout, joined.is_source)
-        places = jnp.concatenate([joined.source_index, joined.target_index], axis=1)
-        return self.embedding.logit_factors(_take(vectors, places))
+        index = jnp.concatenate([joined.source_index, joined.target_index], axis=1)
+        return self.embedding.logit_factors(_take(vectors, index))
 
-    def continuation_factors(self, inputs: TokenBatch, dropout: Dropout | None = None) -> LogitFactors:
+    def next_token_logit_factors(self, inputs: TokenBatch, dropout: Dropout | None = None) -> LogitFactors:
         """Returns the logits of the token after each input, as factors; there is no source."""
         return self.embedding.logit_factors(self._decode(inputs, dropout))
 
@@ -114,7 +117,17 @@ class DecoderOnly(EncoderDecoder):
     def start_continuation(
         self, prompts: Int[Array, "b s"], num_hypotheses: int, cache_length: int
     ) -> tuple[Bool[Array, "b s"], DecoderState]:
-        """Reads prompts, one per row; the first call of `decode_step` gets the token after a prompt."""
+        """Reads prompts, one per row, whose continuations a search will extend.
+
+        Args:
+          prompts: decoder inputs, BOS included, padded at the end with PAD.
+          num_hypotheses: number of continuations per prompt, n.
+          cache_length: tokens per continuation that the state has space for; see `resize_cache`.
+
+        Returns:
+          The mask of the prompts' tokens, aligned at the ends of the prompts, and the state. The first
+          `decode_step` gets the token after the prompt.
+        """
         return self._start(prompts, prompts != PAD, num_hypotheses, cache_length)
 
     @nn.nowrap
@@ -198,7 +211,10 @@ class DecoderOnly(EncoderDecoder):
 
 
 def join(source: TokenBatch, target: TokenBatch) -> Joined:
-    """Moves the sources and the targets of a batch to common rows."""
+    """Moves the sources and the targets of a batch to common rows.
+
+    Both sides of a row must have the same segment ids in the same order.
+    """
     matches = segment_mask(source.segment_ids, target.segment_ids)
     num_source, num_target = source.tokens.shape[1], target.tokens.shape[1]
     size = num_source + num_target

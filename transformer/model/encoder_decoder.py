@@ -67,9 +67,9 @@ class EncoderDecoder(nn.Module, metaclass=abc.ABCMeta):
           target: the tokens to predict; each example ends in EOS. The model shifts them right.
           dropout: key and rate in training; if None, nothing is dropped.
         """
-        return self.factored_logits(source, target, dropout).logits()
+        return self.target_logit_factors(source, target, dropout).logits()
 
-    def factored_logits(
+    def target_logit_factors(
         self, source: TokenBatch, target: TokenBatch, dropout: Dropout | None = None
     ) -> LogitFactors:
         """Returns the logits of `__call__` as the two factors of a product."""

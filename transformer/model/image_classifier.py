@@ -26,8 +26,9 @@ class ImageClassifier(nn.Module):
     """Predicts the class of an image from its patches, which are the tokens of the encoder.
 
     Each patch of `patch_size` x `patch_size` pixels is normalized and mapped to d_model by a linear layer. A
-    trained class token precedes the patches, unless `pooling` is mean (equation 1). All tokens see each
-    other. A linear layer maps the class token, or the mean of the patches, to the logits (equation 4).
+    trained class token precedes the patches, unless `pooling` is mean (Dosovitskiy et al. 2021, equation 1).
+    All tokens see each other. A linear layer maps the class token, or the mean of the patches, to the logits
+    (section 3.1).
 
     Differs from the paper: there is no decoder, and the tokens are patches of an image. Differs from
     Dosovitskiy et al.: residual connections, norms and activations are those of the config; in pre-training,
@@ -45,7 +46,7 @@ class ImageClassifier(nn.Module):
         self.encoder = Stack(
             config, config.encoder_depth, causal=False, has_cross_attention=False, grid=self.grid
         )
-        # The initial logits are 0, as in the released code.
+        # The initial logits are 0, as in models_vit.py of google-research/vision_transformer.
         self.head = nn.Dense(len(self.image_format.classes), kernel_init=nn.initializers.zeros)
 
     @classmethod
@@ -106,9 +107,9 @@ class ImageClassifier(nn.Module):
 
     def _flat_patches(self, images):
         """Returns the normalized pixels of each patch: [b, t, patch_size * patch_size * c]."""
-        _, mean, deviation = self.image_format[1:]
+        mean, std = self.image_format.mean, self.image_format.std
         pixels = images.astype(jnp.float32) / 255
-        pixels = (pixels - jnp.array(mean)[None, None, None]) / jnp.array(deviation)[None, None, None]
+        pixels = (pixels - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]
         size, (rows, columns, _) = self.config.patch_size, self.grid
         pixels = pixels.reshape(len(images), rows, size, columns, size, -1)
         return pixels.swapaxes(2, 3).reshape(len(images), rows * columns, -1)

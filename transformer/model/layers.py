@@ -46,7 +46,7 @@ def xavier_uniform(gain: float = 1.0) -> nn.initializers.Initializer:
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (equation 2), or a gated network (f(x W) * x V) W_2.
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (equation 2), or a gated network (f(x W) * (x V)) W_2.
 
     Differs from the paper if `feed_forward` is not relu. The gated networks are those of Shazeer (2020,
     equations 5 and 6) and have no biases. With `equal_parameters`, the width of a gated network is two thirds

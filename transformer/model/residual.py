@@ -59,9 +59,9 @@ class PostNorm(Residual):
 
 
 class PreNorm(Residual):
-    """x + Sublayer(LayerNorm(x)), and one more norm at the end of each stack.
+    """x + Sublayer(LayerNorm(x)), and one more norm at the end of each stack (Wang et al. 2019).
 
-    Differs from the paper: the residual path is never normalized (tensor2tensor's later default).
+    Differs from the paper: the residual path is never normalized. This became the default of tensor2tensor.
     """
 
     final_norm = True

@@ -19,7 +19,7 @@ def check_model_kind(task: type[Task], config: ExperimentConfig) -> None:
     """Checks that a task can use the kind of model in a config.
 
     Raises:
-      UserError: it cannot.
+      UserError: the task cannot use this kind.
     """
     if config.model.kind not in task.kinds:
         raise UserError(
@@ -34,7 +34,7 @@ def check_stored_config(
     """Checks that a config is the one that the checkpoints of a run were trained with.
 
     Raises:
-      UserError: it is not.
+      UserError: config.json was changed after the training.
     """
     if stored["config"] != result_hash(config, task.options_type(config)):
         raise UserError(f"{folder}/config.json was changed after the training; restore config.json")
@@ -44,7 +44,7 @@ def check_stored_content(folder: Path, data_folder: Path, content: str, stored: 
     """Checks that prepared data has the content that the checkpoints of a run were trained on.
 
     Raises:
-      UserError: it has not.
+      UserError: the prepared data has other content.
     """
     if content != stored["content"]:
         raise UserError(

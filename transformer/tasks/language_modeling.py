@@ -196,7 +196,7 @@ def language_modeling_loss(
 ) -> tuple[Float[Array, ""], Totals]:
     """Returns cross-entropy with label smoothing and z-loss, summed over tokens, in nats; see `LossFn`."""
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
-    factors = model.apply({"params": params}, batch.inputs, dropout, method="continuation_factors")
+    factors = model.apply({"params": params}, batch.inputs, dropout, method="next_token_logit_factors")
     counts = batch.inputs.segment_ids != 0
     loss, nll, correct = summed_cross_entropy(
         LogitFactors(factors.vectors.reshape(-1, factors.vectors.shape[-1]), factors.table),

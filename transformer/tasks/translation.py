@@ -247,7 +247,7 @@ def translation_loss(
     source, target = batch.source, batch.target
     dropout = None if key is None else Dropout(key, hyperparameters.dropout_rate)
     both_sides = loss_on_source and key is not None
-    method = "both_factors" if both_sides else "factored_logits"
+    method = "source_target_logit_factors" if both_sides else "target_logit_factors"
     factors = model.apply({"params": params}, source, target, dropout, method=method)
     sides = (source, target) if both_sides else (target,)
     labels = jnp.concatenate([side.tokens for side in sides], axis=1)
