@@ -108,9 +108,7 @@ def test_a_class_folder_holds_out_a_tenth_of_each_class(folder, tmp_path):
     assert (split.images.mean(axis=(1, 2, 3)) > 125).tolist() == split.labels.astype(bool).tolist()
     assert images.image_format[2:] == channel_statistics(split.images)
     np.testing.assert_allclose(images.image_format.mean, split.images.mean(axis=(0, 1, 2)) / 255, rtol=1e-6)
-    np.testing.assert_allclose(
-        images.image_format.deviation, split.images.std(axis=(0, 1, 2)) / 255, rtol=1e-6
-    )
+    np.testing.assert_allclose(images.image_format.std, split.images.std(axis=(0, 1, 2)) / 255, rtol=1e-6)
     restored = pickle.loads(pickle.dumps(split))
     np.testing.assert_array_equal(restored.images, split.images)
     assert open_images(data, images.name).content == images.content

@@ -1,4 +1,6 @@
-"""Invariants of every entry in every dict of the model. A new entry is tested without a change to this file.
+"""Invariants of every entry in every dict of the model.
+
+A new entry is tested without a change to this file, except for a new kind of model.
 
 Compilation takes most of the time. So the tests of a variant share one program for logits, with fixed shapes.
 The test of decoding compiles one more, and the fast set compiles other shapes, bfloat16 and the gradient for a

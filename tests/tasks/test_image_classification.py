@@ -1,6 +1,7 @@
 """The task of image classification: losses by hand, resumed runs, several devices, and commands."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -203,9 +204,16 @@ def test_the_commands_train_score_and_classify(folder, tmp_path):
     assert "images/s" in call("train", *words, f"--workdir={workdir}").stdout
     assert "accuracy" in call("evaluate", f"--workdir={workdir}", "--split=test,validation").stdout
     assert "data: image_folder/" in call("verify", f"--workdir={workdir}").stdout
-    lines = call("classify", f"--workdir={workdir}", "--split=test", "--limit=3").stdout.splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["test/0", "test/1", "test/2"]
-    assert {line.split("\t")[3] for line in lines} <= {"dark", "light"}
+    lines = [
+        line.split("\t")
+        for line in call("classify", f"--workdir={workdir}", "--split=test").stdout.splitlines()
+    ]
+    assert [line[0] for line in lines] == ["test/0", "test/1", "test/2", "test/3"]
+    assert [line[3] for line in lines] == ["dark", "dark", "light", "light"]
+    accuracy = json.loads((workdir / "eval" / "test.json").read_text())["accuracy"]
+    assert sum(line[1] == line[3] for line in lines) == pytest.approx(4 * accuracy)
+    limited = call("classify", f"--workdir={workdir}", "--split=test", "--limit=3").stdout.splitlines()
+    assert [line.split("\t") for line in limited] == lines[:3]
     image = folder / "light" / "0.png"
     images = (image, shutil.copy(image, tmp_path / "a,b.png"))
     printed = call("classify", f"--workdir={workdir}", *(f"--image={path}" for path in images)).stdout

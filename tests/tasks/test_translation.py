@@ -17,7 +17,7 @@ from transformer.data import batching, bucketing
 from transformer.data.corpus import Corpus
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks import TASKS, open_task, resolve
-from transformer.tasks.translation import Translation
+from transformer.tasks.translation import summarize
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.metric_log import read_metrics
 from transformer.training.trainable import Hyperparameters
@@ -292,7 +292,7 @@ def test_summary_by_hand():
     """Perplexities and nll come from the plain loss, not from the smoothed one."""
     totals = {"loss": 30.0, "nll": 20.0, "count": 10.0, "characters": 40.0, "unknown": 0.0, "correct": 5.0}
     totals |= {"tokens": 16.0, "slots": 20.0}
-    summary = Translation.summary(None, totals)
+    summary = summarize(totals)
     assert summary == pytest.approx(
         {
             "loss": 3,
@@ -304,4 +304,4 @@ def test_summary_by_hand():
         }
     )
     # One unknown token may stand for several characters, so the mean per character has no meaning.
-    assert "perplexity_per_character" not in Translation.summary(None, totals | {"unknown": 1.0})
+    assert "perplexity_per_character" not in summarize(totals | {"unknown": 1.0})

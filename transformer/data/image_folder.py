@@ -1,6 +1,7 @@
 """image_folder: the user's own images, a folder of files for each class."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,7 @@ from transformer.data.image_files import find_images, read_image
 from transformer.data.image_set import ImageOptions, ImageSet
 from transformer.data.images import Examples
 from transformer.data.options import ONLY_A_DEPARTURE
-from transformer.data.text import fingerprint, local_path, name_hash
+from transformer.data.text import fingerprint, hold_out, local_path
 
 MAX_SIZE = 4_096  # pixels
 HELD_OUT = 0.1  # share of the images of each class for each of validation and test
@@ -57,28 +58,25 @@ class ImageFolder(ImageSet):
     def classes(self):
         return tuple(self._by_class)
 
-    @property
+    @functools.cached_property
     def _folder(self) -> Path:
         if not self.options.folder:
             raise UserError("data.options.folder is not set; set it to a folder with a folder per class")
         return local_path(self.options.folder, "data.options.folder")
 
-    @property
+    @functools.cached_property
     def _by_class(self) -> dict[str, list[Path]]:
         return find_images(self._folder)
 
-    @property
+    @functools.cached_property
     def _paths(self) -> list[Path]:
         return [path for paths in self._by_class.values() for path in paths]
 
     def splits(self):
         parts: dict[str, list[tuple[Path, int]]] = {split: [] for split in self.SPLITS}
         for label, paths in enumerate(self._by_class.values()):
-            order = sorted(paths, key=lambda path: name_hash(path.relative_to(self._folder).as_posix()))
-            size = max(1, round(HELD_OUT * len(order)))
-            parts["validation"] += [(path, label) for path in order[:size]]
-            parts["test"] += [(path, label) for path in order[size : 2 * size]]
-            parts["train"] += [(path, label) for path in sorted(order[2 * size :])]
+            for split, members in hold_out(self._folder, paths, HELD_OUT).items():
+                parts[split] += [(path, label) for path in members]
         return {
             split: Examples(len(members), ((read_image(path, self.shape), label) for path, label in members))
             for split, members in parts.items()

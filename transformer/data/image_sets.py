@@ -54,7 +54,8 @@ def open_set(data: DataConfig) -> ImageSet:
     Raises:
       UserError: an unknown set, or an option that cannot be used.
     """
-    images = set_type(data.name)(data)
+    is_own = data.name in IMAGE_SETS
+    images = IMAGE_SETS[data.name](data) if is_own else TfdsImages(data, tuple(IMAGE_SETS))
     padding, (height, width, _) = images.options.crop_padding or 0, images.shape
     if padding >= min(height, width):
         raise UserError(

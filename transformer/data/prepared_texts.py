@@ -81,12 +81,13 @@ class PreparedTexts:
           UserError: there is no such split, or it is empty.
         """
         if split not in self.parts:
-            advice, is_standard = "", split in ("train", "validation", "test")
+            advice = ""
             has_folder = self.data.options.get("folder") is not None
-            if is_standard and self.data.name in ("parallel_text", "text_files") and not has_folder:
-                advice = f", or set data.options.{split} to the files of this split"
-            elif is_standard and self.data.name not in BUILDERS:
-                advice = f", or set data.options.{split} to a part of a split, such as train[99%:]"
+            is_option = split in ("train", "validation", "test") and split in self.data.options
+            if is_option and not has_folder:
+                is_own = self.data.name in BUILDERS
+                text = "the files of this split" if is_own else "a part of a split, such as train[99%:]"
+                advice = f", or set data.options.{split} to {text}"
             known = ", ".join(self.splits)
             raise UserError(f"{self.data.name} has no split {split!r}; choose {known}{advice}")
         if not self.size(split):

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transformer.config import UserError
@@ -86,6 +86,22 @@ def name_hash(name: str) -> float:
     """Returns a number from 0 to 1 that depends only on the name. It decides the split of a file."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
+
+
+def hold_out(folder: Path, files: Sequence[Path], share: float) -> dict[str, list[Path]]:
+    """Divides the files of a folder into splits. The files whose paths have the smallest hashes are held out.
+
+    Validation and test get a share of the files each, but at least one file. Two files give no test split.
+    """
+    order = sorted(files, key=lambda path: name_hash(path.relative_to(folder).as_posix()))
+    size = max(1, round(share * len(files)))
+    num_held_out = 2 * size if len(files) > 2 else size
+    splits = {
+        "train": order[num_held_out:],
+        "validation": order[:size],
+        "test": order[size:num_held_out],
+    }
+    return {split: sorted(paths) for split, paths in splits.items() if paths}
 
 
 def local_path(text: str, field: str) -> Path:

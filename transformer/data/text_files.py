@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
-from transformer.data.text import existing_file, fingerprint, local_path, name_hash, read_document
+from transformer.data.text import existing_file, fingerprint, hold_out, local_path, read_document
 from transformer.data.text_builder import DocumentBuilder
 
 TRAIN_SHARE = 0.9  # of the characters of `file`
@@ -93,7 +93,13 @@ class TextFiles(DocumentBuilder):
             folder = local_path(self.options.folder, "data.options.folder")
             if not folder.is_dir():
                 raise UserError(f"data.options.folder: {folder} is not a folder; give the path of a folder")
-            return hold_out(folder, find_files(folder, self.options.glob, "data.options.folder"))
+            files = find_files(folder, self.options.glob, "data.options.folder")
+            if len(files) < 2:
+                raise UserError(
+                    f"data.options.folder: {folder} has one file; give more files, or set data.options.file "
+                    "to it"
+                )
+            return hold_out(folder, files, HELD_OUT)
         options = {"train": layout} | {split: split for split in LAYOUTS[layout]}
         return {
             split: self._paths(name)
@@ -138,29 +144,6 @@ def find_files(folder: Path, pattern: str, field: str) -> list[Path]:
             "pattern of your files"
         )
     return files
-
-
-def hold_out(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Divides the files of a folder into splits. The files whose paths have the smallest hashes are held out.
-
-    Validation and test get `HELD_OUT` of the files each, but at least one file. Two files give no test split.
-
-    Raises:
-      UserError: there is only one file.
-    """
-    if len(files) < 2:
-        raise UserError(
-            f"data.options.folder: {folder} has one file; give more files, or set data.options.file to it"
-        )
-    order = sorted(files, key=lambda path: name_hash(path.relative_to(folder).as_posix()))
-    size = max(1, round(HELD_OUT * len(files)))
-    num_held_out = 2 * size if len(files) > 2 else size
-    splits = {
-        "train": order[num_held_out:],
-        "validation": order[:size],
-        "test": order[size:num_held_out],
-    }
-    return {split: sorted(paths) for split, paths in splits.items() if paths}
 
 
 def divide(path: Path) -> tuple[str, str]:

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,6 @@ from transformer.data.options import ONLY_A_DEPARTURE
 from transformer.data.text import fingerprint
 
 SPLITS = ("train", "validation", "test")
-OTHER_NAMES = ("digits", "image_folder")  # the sets that are not of TFDS, for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,15 @@ class TfdsImages(ImageSet):
     options_type: ClassVar = TfdsImageOptions
     SPLITS: ClassVar = ()
 
-    def __init__(self, data: DataConfig):
+    def __init__(self, data: DataConfig, other_names: Sequence[str]):
+        """Finds the set that `data` names; `other_names` are those of other sets, for messages."""
         super().__init__(data)
         if data.name in BUILDERS:
-            known = ", ".join(OTHER_NAMES)
+            known = ", ".join(other_names)
             raise UserError(f"data.name is {data.name!r}, a set of texts; it must be {known} or a TFDS set")
-        self._builder = tfds_sets.find_builder(data, OTHER_NAMES, ("image_classification",))
+        packages = ("image_classification",)
+        self._find_builder = functools.partial(tfds_sets.find_builder, data, other_names, packages)
+        self._builder = self._find_builder()
         features = self._builder.info.features
         kinds = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
         is_labeled = isinstance(kinds.get("label"), tfds.features.ClassLabel)
@@ -81,7 +84,7 @@ class TfdsImages(ImageSet):
         if not tfds_sets.is_prepared(self._builder):
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints
                 tfds_sets.prepare(self._builder)
-            self._builder = type(self)(self.data)._builder  # reads the splits that are prepared now
+            self._builder = self._find_builder()  # reads the splits that are prepared now
         info = self._builder.info
         given = {split: getattr(self.options, split) for split in SPLITS}
         if "validation" not in info.splits and given["train"] is None and given["validation"] is None:

@@ -21,7 +21,7 @@ from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
 from transformer.model.embedding import LogitFactors
 from transformer.tasks.task import Evaluated, eval_totals
-from transformer.tasks.text import TextTask, finite_exp, token_shapes
+from transformer.tasks.text import TextTask, finite_exp, token_shapes, without_infinite
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
 from transformer.training.trainable import Hyperparameters, Totals
@@ -235,4 +235,4 @@ def summarize(totals: Mapping[str, float], is_exact: bool, num_words: int = 0) -
         summary["bits_per_byte"] = nll / totals["bytes"] / math.log(2)
     if is_exact and num_words:
         summary["perplexity_per_word"] = finite_exp(nll / num_words)
-    return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
+    return without_infinite(summary)

@@ -169,6 +169,11 @@ def finite_exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
+def without_infinite(summary: Mapping[str, float]) -> dict[str, float]:
+    """Leaves out values that are infinite or NaN, except for the losses, which show that a run diverged."""
+    return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
+
+
 def _load_tokenizer(path: Path, identity: Mapping[str, Any]) -> Tokenizer:
     """Reads the vocabulary of a run.
 

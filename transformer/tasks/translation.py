@@ -31,7 +31,7 @@ from transformer.model.embedding import LogitFactors
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.tasks.checks import check_lengths
 from transformer.tasks.task import Evaluated, eval_totals
-from transformer.tasks.text import TextTask, finite_exp, token_shapes
+from transformer.tasks.text import TextTask, finite_exp, token_shapes, without_infinite
 from transformer.training.losses import summed_cross_entropy
 from transformer.training.metric_log import add_totals
 from transformer.training.trainable import Hyperparameters, Totals
@@ -292,4 +292,4 @@ def summarize(totals: Mapping[str, float]) -> dict[str, float]:
         "accuracy": totals["correct"] / count,
         "padding": 1 - totals["tokens"] / totals["slots"],
     }
-    return {name: value for name, value in summary.items() if value < math.inf or name in ("loss", "nll")}
+    return without_infinite(summary)
