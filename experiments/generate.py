@@ -39,6 +39,7 @@ def define_flags(flags: FlagValues) -> None:
         None,
         f"Largest number of tokens to add. Default: {DEFAULT_TOKENS}, or as many as there are positions for.",
         lower_bound=1,
+        upper_bound=2**30,
         flag_values=flags,
     )
     absl_flags.DEFINE_integer("samples", 1, "Number of continuations.", lower_bound=1, flag_values=flags)
@@ -51,6 +52,11 @@ def main(flags: FlagValues) -> None:
     changes = read_changes(flags.set, "set")
     trained = load_trained(Run(flags.workdir), changes, task="language_modeling")
     check_read(changes, [trained.config], ignored=("decode.batch_tokens",))
+    if flags.samples > 1 and not trained.config.decode.sampling:
+        raise UserError(
+            f"--samples is {flags.samples}, but all samples are equal with decode.sampling=false; remove "
+            "--samples"
+        )
     generator = Generator(trained.model, trained.params, trained.tokenizer, trained.config.decode)
     if flags.prompt is None and flags.input is None and sys.stdin.isatty():
         _converse(generator, trained.tokenizer, flags)

@@ -173,7 +173,7 @@ class Launch:
                 with naming(task):
                     self._trials += expand_trials(sweep, self._changes[task], task)
         self._selection = Selection(flags.only, flags.exclude)
-        self._selection.check([*self._runs, *(run for run, _ in self._trials)])
+        self._selection.check([*self._runs, *(run for run, _ in self._trials)], self._refused)
         # Tuning changes the ids of runs, but not their variants and seeds.
         selected = [run for run in self._runs if self._selection.includes(run)]
         rows = {run.row for run in selected}

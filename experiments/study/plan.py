@@ -34,19 +34,31 @@ class Selection(NamedTuple):
         """Returns whether a run is to be launched."""
         return (not self.only or _matches(run, self.only)) and not _matches(run, self.exclude)
 
-    def check(self, runs: Iterable[PlannedRun]) -> None:
+    def check(self, runs: Iterable[PlannedRun], refused: Mapping[str, Mapping[str, str]]) -> None:
         """Checks that every pattern matches a run.
+
+        Args:
+          runs: the runs of the study.
+          refused: by task, the variants that do not apply and the reasons.
 
         Raises:
           UserError: a pattern matches no run.
         """
+        reasons = {
+            f"{task}/{variant}": reason
+            for task, variants in refused.items()
+            for variant, reason in variants.items()
+        }
         runs = list(runs)
         for name, patterns in self._asdict().items():
             for pattern in patterns:
                 if not any(_matches(run, [pattern]) for run in runs):
+                    if pattern in reasons:
+                        raise UserError(f"--{name} has {pattern!r}, which does not apply: {reasons[pattern]}")
+                    forms = "a task, a variant, TASK/VARIANT" if runs[0].task else "a variant, VARIANT/SEED"
                     raise UserError(
-                        f"--{name} has {pattern!r}, which matches no run; give the name of a variant, "
-                        f"VARIANT/SEED or a pattern, such as {runs[0].variant} or '*/0'"
+                        f"--{name} has {pattern!r}, which matches no run; give {forms} or a pattern, such as "
+                        f"{runs[0].row} or '*/0'"
                     )
 
 

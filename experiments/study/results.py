@@ -11,7 +11,6 @@ from experiments.study.statistics import Comparison, compare
 from experiments.study.study_file import Trial, Tuned, read_plan, read_sweep, run_folder
 from experiments.study.sweep import PlannedRun, Sweep
 from transformer.config import UserError, to_dict
-from transformer.data.builders import present_name
 from transformer.json_files import seal
 from transformer.tasks import task_type
 from transformer.training.session import INITIAL_WEIGHTS
@@ -64,8 +63,8 @@ class Study:
         scores = {seed: runs[seed].get(split, {}).get(metric) for seed in sorted(runs)}
         return {seed: score for seed, score in scores.items() if score is not None}
 
-    def not_finite(self, variant: str, split: str, metric: str) -> list[int]:
-        """Returns the seeds whose score is infinite or NaN, such as an infinite perplexity."""
+    def without_value(self, variant: str, split: str, metric: str) -> list[int]:
+        """Returns the seeds whose score is infinite or NaN, or cannot be computed for the text."""
         runs = self.scores[variant]
         return [seed for seed in sorted(runs) if runs[seed].get(split, {}).get(metric, 0) is None]
 
@@ -89,9 +88,9 @@ class Study:
     def no_test(self, variant: str) -> str:
         """Returns the reason why a variant cannot be compared with others; empty if it can be compared."""
         metric, split = self.sweep.primary
-        if infinite := self.not_finite(variant, split, metric):
-            count = len(infinite) + self.num_seeds(variant)
-            return f"{metric} on {split} is not finite for {len(infinite)} of {count} runs of {variant}"
+        if seeds := self.without_value(variant, split, metric):
+            count = len(seeds) + self.num_seeds(variant)
+            return f"{metric} on {split} has no value for {len(seeds)} of {count} runs of {variant}"
         if not self.num_seeds(variant):
             return f"{variant} has no score of {metric} on {split}"
         sides = [self.test_sets(name, split, metric) for name in (variant, self.sweep.baseline)]
@@ -163,10 +162,11 @@ def is_complete(run: Run, planned: PlannedRun, splits: Sequence[str], metrics: S
         result, evaluations = run.result, read_evaluations(run, splits)
     except UserError:
         return False
+    if result.get("status") != "done" or result["identity"]["config"] != planned.config_hash:
+        return False
+    data = task_type(planned.config).present_data(planned.config)
     return (
-        result.get("status") == "done"
-        and result["identity"]["config"] == planned.config_hash
-        and result["identity"]["data"] == (present_name(planned.config.data) or result["identity"]["data"])
+        data in (None, result["identity"]["data"])
         and len(evaluations) == len(splits)
         and all(
             not is_stale(scores, result) and scores.keys() >= set(metrics) for scores in evaluations.values()
@@ -272,7 +272,7 @@ def _check_identities(runs: Iterable[Run]) -> None:
     """Checks that the runs of a study can be compared.
 
     Raises:
-      UserError: two runs with the same data settings were trained on different texts, or a run began with the
+      UserError: two runs with the same data settings were trained on different data, or a run began with the
         weights of another run.
     """
     first_runs: dict[str, tuple[str, Run]] = {}
@@ -287,6 +287,6 @@ def _check_identities(runs: Iterable[Run]) -> None:
         first_content, first = first_runs.setdefault(settings, (content, run))
         if content != first_content:
             raise UserError(
-                f"{run.folder} and {first.folder} were trained on different texts; restore the text of one "
+                f"{run.folder} and {first.folder} were trained on different data; restore the data of one "
                 "of them, delete the other run, and launch the study again"
             )

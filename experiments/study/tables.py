@@ -165,9 +165,9 @@ def note_lines(study: Study) -> list[str]:
                 "of the training are those of all steps."
             )
         for split, metric in itertools.product(study.sweep.splits, study.sweep.metrics):
-            if seeds := study.not_finite(variant, split, metric):
+            if seeds := study.without_value(variant, split, metric):
                 lines.append(
-                    f"{variant}: {split} {metric} is not finite for {len(seeds)} of "
+                    f"{variant}: {split} {metric} has no value for {len(seeds)} of "
                     f"{len(study.scores[variant])} runs; the mean leaves these runs out."
                 )
     fewest = min(map(study.num_seeds, study.launched), default=0)

@@ -194,9 +194,9 @@ def test_an_image_file_is_cut_to_its_center_and_resized(tmp_path):
     assert read_image(tmp_path / "a.png", (2, 2, 1)).shape == (2, 2, 1)
     (tmp_path / "b.png").write_text("text")
     assert "b.png is not an image that Pillow can read" in refused(read_image, tmp_path / "b.png", (2, 2, 1))
-    assert "c.png is not a file; give the path of an image" in refused(
-        read_image, tmp_path / "c.png", (2, 2, 1)
-    )
+    for name in ("c.png", "."):
+        message = refused(read_image, tmp_path / name, (2, 2, 1))
+        assert message == f"{tmp_path / name} is not a file; give the path of an image"
 
 
 def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
@@ -206,6 +206,8 @@ def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
         Image.fromarray(pixels.astype(np.uint16)).save(path)
         for channels in (1, 3):
             assert read_image(path, (2, 2, channels))[..., 0].tolist() == [[0, 0], [1, 255]]
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 2 65535\n" + pixels.astype(">u2").tobytes())
+    assert read_image(tmp_path / "a.pgm", (2, 2, 1))[..., 0].tolist() == [[0, 0], [1, 255]]
     for dtype in (np.int32, np.float32):
         Image.fromarray(pixels.astype(dtype)).save(path)
         assert "a.tif is not an image that Pillow can read (the pixels have 32 bits" in refused(

@@ -74,13 +74,17 @@ def test_the_contents_of_files_do_not_decide_their_splits(tmp_path):
     } == others
 
 
-def test_a_pattern_selects_files_and_finds_compressed_ones(tmp_path):
+@pytest.mark.parametrize("pattern", ["**/*.md", "**/*md*"])
+def test_a_pattern_selects_files_and_finds_compressed_ones(tmp_path, pattern):
     write(tmp_path / "books" / "a.md", "a")
     write(tmp_path / "books" / "deep" / "b.md.gz", "b")
     write(tmp_path / "books" / "both.md", "both")
     write(tmp_path / "books" / "both.md.gz", "both, compressed")
     write(tmp_path / "books" / "c.txt", "c")
-    texts = texts_of(text_files(tmp_path, folder=str(tmp_path / "books"), glob="**/*.md"))
+    write(tmp_path / "books" / "empty.md.gz", "")
+    write(tmp_path / "books" / ".hidden.md", "hidden")
+    write(tmp_path / "books" / ".git" / "d.md", "hidden")
+    texts = texts_of(text_files(tmp_path, folder=str(tmp_path / "books"), glob=pattern))
     assert sorted(itertools.chain(*texts.values())) == ["a", "b", "both"]
 
 
@@ -95,13 +99,13 @@ def test_each_split_may_be_a_file_or_a_folder(tmp_path):
 def test_the_name_changes_with_the_contents_and_with_the_splits(tmp_path):
     for name in "abc":
         write(tmp_path / "books" / f"{name}.txt", name)
-    folder = str(tmp_path / "books")
+    folder, held_out = str(tmp_path / "books"), write(tmp_path / "d.txt", "d")
     options = [
         {"file": f"{folder}/a.txt", "test": f"{folder}/b.txt"},
         {"train": f"{folder}/a.txt", "validation": f"{folder}/b.txt"},
         {"folder": folder},
-        {"train": folder, "validation": f"{folder}/a.txt"},
-        {"train": folder, "validation": f"{folder}/a.txt", "glob": "[ab].txt"},
+        {"train": folder, "validation": held_out},
+        {"train": folder, "validation": held_out, "glob": "[ab].txt"},
     ]
     names = [data_name(text_files(tmp_path, **given)) for given in options]
     write(tmp_path / "books" / "c.txt", "changed")
@@ -126,6 +130,9 @@ def test_the_name_changes_with_the_split_of_a_file(tmp_path):
     [
         ({}, r"text_files has no text; add --config.data.options.file=FILE, or set data.options.folder or data.options.train$"),
         ({"file": "book.txt", "folder": "books"}, r"text_files: data.options.file and data.options.folder given; set exactly one"),
+        ({"train": "book.txt", "validation": "book.txt"}, r"data.options.train and data.options.validation both have .*/book.txt; name different files$"),
+        ({"train": "books", "validation": "books/only.txt"}, r"data.options.train and data.options.validation both have .*/only.txt; name different files$"),
+        ({"file": "book.txt", "test": "book.txt"}, r"data.options.file and data.options.test both have .*/book.txt; name different files$"),
         ({"train": "book.txt"}, r"data.options.validation is not set; set it to a file or a folder"),
         ({"file": "book.txt", "validation": "book.txt"}, r"data.options.validation is '.*'; it must be None with data.options.file"),
         ({"folder": "books", "test": "book.txt"}, r"data.options.test is '.*'; it must be None with data.options.folder"),

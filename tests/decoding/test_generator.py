@@ -82,5 +82,8 @@ def test_an_unknown_token_is_never_text():
 
 
 def test_a_text_longer_than_the_positions_is_refused():
-    with pytest.raises(UserError, match="the prompt has 3 tokens, and 62 are requested, but .*64 positions"):
+    message = "the prompt has 3 tokens, and 62 are requested, but .*64 positions; decrease --num_tokens or "
+    with pytest.raises(UserError, match=message):
         generate("ab ", 62, positions="learned", max_positions=64)
+    with pytest.raises(UserError, match="the prompt has 64 tokens, but .* 64 positions; shorten the prompt"):
+        generate("ab " * 21 + "a", None, positions="learned", max_positions=64)

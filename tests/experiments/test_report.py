@@ -174,8 +174,8 @@ def test_a_variant_with_an_infinite_score_is_not_compared(noisy):
     """The finite scores alone would make a failing variant look good."""
     text = report_markdown(rescored(noisy, "far", [70.0, None, 71.0, None, 72.0]))
     assert "| far | 3 | 71.00 ± 1.00 | 1.00 ± 0.00 (n=5) |\n" in text
-    assert "- far: no test, because exact_match on test is not finite for 2 of 5 runs of far.\n" in text
-    assert "- far: test exact_match is not finite for 2 of 5 runs; the mean leaves these runs out.\n" in text
+    assert "- far: no test, because exact_match on test has no value for 2 of 5 runs of far.\n" in text
+    assert "- far: test exact_match has no value for 2 of 5 runs; the mean leaves these runs out.\n" in text
     assert "| far | +" not in text
     # Holm's adjustment counts only the tests that are made.
     comparison = rescored(noisy, "far", [70.0, None]).comparisons()["near"]

@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 
+from experiments.config_files import load_config
 from experiments.run_folder import Run
 from experiments.study.results import has_diverged, is_complete, read_study
 from experiments.study.study_file import Trial, Tuned, check_root, write_study
-from experiments.study.sweep import expand
+from experiments.study.sweep import PlannedRun, expand
 from experiments.study.tables import note_lines, report_markdown, score_table
+from tests.support.commands import ROOT
 from tests.support.errors import refused
+from tests.support.images import write_folder
 from tests.support.studies import write_run
 from transformer.json_files import read_sealed, write_sealed
+from transformer.tasks import resolve
 
 
 def test_a_folder_with_a_different_study_or_other_settings_is_refused(sweep, tmp_path):
@@ -141,13 +145,25 @@ def test_scores_of_another_config_or_another_text_do_not_count(planned, tmp_path
     assert not is_complete(run, planned, ["test"], ["bleu"])
 
 
+def test_scores_of_other_images_do_not_count(tmp_path):
+    folder = write_folder(tmp_path / "classes", num_images=3)
+    config = resolve(
+        load_config(str(ROOT / "configs/images.py:folder,smoke"), {"data.options.folder": str(folder)})
+    )
+    planned = PlannedRun("base", 0, config)
+    run = write_run(tmp_path, planned, {"test": {"nll": 1.0}})
+    assert is_complete(run, planned, ["test"], ["nll"])
+    shutil.copy(folder / "dark" / "0.png", folder / "light" / "0.png")
+    assert not is_complete(run, planned, ["test"], ["nll"])
+
+
 def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_path):
     runs = expand(sweep, {}, seeds=1)
     write_study(tmp_path, sweep, runs)
     for run, content in zip(runs, ("texts", "edited texts"), strict=True):
         write_run(tmp_path, run, BLEU, content=content)
     assert refused(read_study, tmp_path).startswith(
-        f"{tmp_path / runs[1].id} and {tmp_path / runs[0].id} were trained on different texts; restore "
+        f"{tmp_path / runs[1].id} and {tmp_path / runs[0].id} were trained on different data; restore "
     )
 
 

@@ -155,7 +155,7 @@ def test_a_variant_can_be_selected_whatever_its_name(tmp_path):
     runs = [PlannedRun(variant, 0, config) for variant in ("1,2", "a[1]", "b")]
     for run in runs:
         selection = Selection(only=[f"{run.variant}/0"])
-        selection.check(runs)
+        selection.check(runs, {})
         assert [selected for selected in runs if selection.includes(selected)] == [run]
 
 

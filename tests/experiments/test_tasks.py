@@ -119,7 +119,8 @@ def test_a_change_may_be_for_one_task():
         ("--set=language:model.positions=alibi", "task language: --set cannot change model.positions, which the study varies; "),
         ("--set=speech:train.steps=7", "the task in --set=speech:train.steps=7 is 'speech'; it must be one of: "),
         ("--only=speech", "--only has 'speech', which matches no run; "),
-        ("--only=language/encoder", "--only has 'language/encoder', which matches no run; "),
+        ("--only=language/no", "--only has 'language/no', which matches no run; give a task, a variant, TASK/VARIANT or a pattern, such as translation/base or '*/0'"),
+        ("--only=language/encoder", f"--only has 'language/encoder', which does not apply: {REASONS['encoder']}"),
     ],
 )  # fmt: skip
 def test_wrong_flags_of_a_study_of_tasks_are_refused(sweep_file, tmp_path, flag, message):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.errors import refused
 from tests.support.tiny import VOCAB, random_params, tiny_config, token_batch
 from transformer.config import BOS, ModelConfig
 from transformer.model import build_model, init_params, parameter_shapes
@@ -92,6 +93,11 @@ def in_both_stacks(*names) -> set[str]:
 )
 def test_parameters_have_fixed_names(changes, expected):
     assert parameter_names(**changes) == expected
+
+
+def test_a_decoder_only_model_refuses_a_second_table():
+    config = tiny_config(kind="decoder_only", embeddings="two_way")
+    assert refused(build_model, config, VOCAB).startswith("model.embeddings is 'two_way'; with model.kind=")
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

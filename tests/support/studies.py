@@ -6,8 +6,8 @@ from typing import Any
 
 from experiments.run_folder import Run
 from experiments.study.sweep import PlannedRun, Sweep
-from transformer.data.builders import data_name
 from transformer.json_files import write_sealed
+from transformer.tasks import task_type
 
 # A study of two variants. The path of its config is relative to the root of the project.
 DEMO = Sweep(
@@ -53,7 +53,7 @@ def write_run(
     run.begin(planned.config)
     made_from = {
         "config": planned.config_hash,
-        "data": data_name(planned.config.data),
+        "data": task_type(planned.config).present_data(planned.config),
         "content": "texts",
         "vocabulary": "tokens",
     } | identity

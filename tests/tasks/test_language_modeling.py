@@ -101,6 +101,8 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     assert scores["bits_per_byte"] == pytest.approx(nll / math.log(2) / len(text.encode()), rel=1e-5)
     assert scores["perplexity_per_word"] == pytest.approx(math.exp(nll / len(text.split())), rel=1e-5)
     assert set(LanguageModeling.metrics(config)) <= scores.keys()
+    inexact = LanguageModeling.evaluate(config, loaded, params, test_set._replace(is_exact=False)).scores
+    assert inexact == scores | {"bits_per_byte": None, "perplexity_per_word": None}
     assert (test_set.items, test_set.num_items) == ("tokens", len(tokens) - 1)
     assert num_done == [*range(64, len(tokens) - 1, 64), len(tokens) - 1]  # within one long document
 

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from transformer.batch import ImageBatch
 from transformer.config import UserError
+from transformer.data.text import is_hidden
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -35,7 +36,11 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
                     f"data.options.folder: {folder} has the class folder {path.name!r}; rename it to a name "
                     "without control characters that is valid UTF-8"
                 )
-            classes[path.name] = [file for file in sorted(path.rglob("*")) if _is_image(file, path)]
+            classes[path.name] = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.suffix.lower() in SUFFIXES and not is_hidden(file, path) and file.is_file()
+            ]
     if len(classes) < 2:
         raise UserError(
             f"data.options.folder: {folder} has {len(classes)} class folders; give a folder with two or more "
@@ -48,11 +53,6 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
                 "train, validation and test"
             )
     return classes
-
-
-def _is_image(file: Path, folder: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and not is_hidden and file.is_file()
 
 
 def read_images(paths: Sequence[str], shape: tuple[int, int, int], num_rows: int) -> ImageBatch:
@@ -87,11 +87,12 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
     height, width, channels = shape
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("I", "F"):  # Pillow would clip such pixels to 0 ... 255
+            is_pgm = image.format == "PPM" and image.mode == "I"  # with up to 16 bits, scaled to 16 bits
+            if image.mode in ("I", "F") and not is_pgm:  # Pillow would clip such pixels to 0 ... 255
                 raise ValueError(f"the pixels have 32 bits, mode {image.mode}")
-            if image.mode.startswith("I;16"):
+            if image.mode.startswith("I;16") or is_pgm:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -100,7 +101,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
         limit = 2 * Image.MAX_IMAGE_PIXELS  # Pillow warns from half of it on
         raise UserError(f"{path} has more than {limit:,} pixels; make the image smaller") from None
     except (OSError, ValueError, SyntaxError, TypeError, struct.error) as error:  # damaged files raise all
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError | IsADirectoryError):
             raise UserError(f"{path} is not a file; give the path of an image") from None
         reason = " ".join(str(error).split())
         raise UserError(

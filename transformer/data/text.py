@@ -82,6 +82,20 @@ def decode_document(content: bytes, origin: str) -> str:
         ) from None
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Returns whether a file of a folder, or a folder between them, is hidden: its name begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def has_content(path: Path) -> bool:
+    """Returns whether a file, which may be compressed, has at least one byte; a damaged file counts."""
+    with _open(path) as file:
+        try:
+            return bool(file.read(1))
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return True
+
+
 def name_hash(name: str) -> float:
     """Returns a number from 0 to 1 that depends only on the name. It decides the split of a file."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

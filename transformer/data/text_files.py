@@ -8,7 +8,15 @@ from typing import ClassVar
 
 from transformer.config import UserError, option
 from transformer.data.options import ONLY_A_DEPARTURE, Options
-from transformer.data.text import existing_file, fingerprint, hold_out, local_path, read_document
+from transformer.data.text import (
+    existing_file,
+    fingerprint,
+    has_content,
+    hold_out,
+    is_hidden,
+    local_path,
+    read_document,
+)
 from transformer.data.text_builder import DocumentBuilder
 
 TRAIN_SHARE = 0.9  # of the characters of `file`
@@ -101,11 +109,18 @@ class TextFiles(DocumentBuilder):
                 )
             return hold_out(folder, files, HELD_OUT)
         options = {"train": layout} | {split: split for split in LAYOUTS[layout]}
-        return {
+        files = {
             split: self._paths(name)
             for split, name in options.items()
             if getattr(self.options, name) is not None
         }
+        option_of: dict[Path, str] = {}
+        for split, path in [(split, path.resolve()) for split, paths in files.items() for path in paths]:
+            if (other := option_of.setdefault(path, options[split])) != options[split]:
+                raise UserError(
+                    f"data.options.{other} and data.options.{split} both have {path}; name different files"
+                )
+        return files
 
     def _paths(self, name: str) -> list[Path]:
         """Returns the file that an option names, or the files of the folder that it names."""
@@ -114,7 +129,7 @@ class TextFiles(DocumentBuilder):
         if path.is_dir() and name != "file":
             return find_files(path, self.options.glob, field)
         path = existing_file(path, field)
-        if not path.stat().st_size:
+        if not has_content(path):
             raise UserError(f"{field}: {path} is empty; give a file that has text")
         return [path]
 
@@ -122,7 +137,8 @@ class TextFiles(DocumentBuilder):
 def find_files(folder: Path, pattern: str, field: str) -> list[Path]:
     """Returns the files of a folder that match a pattern, or match it with `.gz` appended, sorted by path.
 
-    Leaves out empty files, and a compressed file beside a file of the same name that is not compressed.
+    Leaves out empty files, hidden files, files of hidden folders, and a compressed file beside a file of the
+    same name that is not compressed.
 
     Args:
       folder: the folder.
@@ -136,8 +152,14 @@ def find_files(folder: Path, pattern: str, field: str) -> list[Path]:
         plain, compressed = (set(folder.glob(f"{pattern}{suffix}")) for suffix in ("", ".gz"))
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"data.options.glob is {pattern!r}; it must be a pattern of files: {error}") from None
-    paths = plain | {path for path in compressed if path.with_suffix("") not in plain}
-    files = sorted(path for path in paths if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path
+        for path in plain | compressed
+        if not (path.suffix == ".gz" and path.with_suffix("") in plain)
+        and path.is_file()
+        and not is_hidden(path, folder)
+        and has_content(path)
+    )
     if not files:
         raise UserError(
             f"{field}: {folder} has no files with text that match {pattern}; set data.options.glob to a "

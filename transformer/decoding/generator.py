@@ -52,9 +52,13 @@ class Generator:
                 DEFAULT_TOKENS if limit is None else max(1, min(DEFAULT_TOKENS, limit - len(tokens) + 1))
             )
         if limit is not None and len(tokens) - 1 + num_tokens > limit:
+            has_space = len(tokens) <= limit
             raise UserError(
-                f"the prompt has {len(tokens) - 1} tokens, and {num_tokens} are requested, but the model has "
-                f"only {limit} positions; decrease --num_tokens or shorten the prompt"
+                f"the prompt has {len(tokens) - 1} tokens"
+                + (f", and {num_tokens} are requested" if has_space else "")
+                + f", but the model has only {limit} positions; "
+                + ("decrease --num_tokens or " if has_space else "")
+                + "shorten the prompt"
             )
         length = -(-num_tokens // CHUNK) * CHUNK
         # The prompt is read except for its last token, which is the first input of the search.

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.batch import TokenBatch
-from transformer.config import PAD
+from transformer.config import PAD, UserError
 from transformer.model.attention import RowIndices
 from transformer.model.block import Stack
 from transformer.model.cache import DecoderState, KVCache
@@ -59,6 +59,11 @@ class DecoderOnly(EncoderDecoder):
     @classmethod
     def check(cls, config):
         check_positions(config)
+        if config.embeddings == "two_way":
+            raise UserError(
+                "model.embeddings is 'two_way'; with model.kind=decoder_only, it must be three_way or "
+                "untied, since source and target share one table"
+            )
 
     @property
     def trained_length(self) -> int | None:

@@ -77,6 +77,10 @@ class ImageClassification(Task):
             raise UserError(f"{config.data.name} has no split {split!r}; choose {', '.join(names)}")
 
     @classmethod
+    def present_data(cls, config):
+        return image_sets.present_name(config.data)
+
+    @classmethod
     def check_data(cls, config):
         image_sets.check_images(config.data)
 

@@ -170,7 +170,7 @@ class LanguageModeling(TextTask):
 
         summed = add_totals(totals())
         scores = summarize(summed, test_set.is_exact, test_set.num_words)
-        scores = {name: finite(scores[name]) for name in DOCUMENT_METRICS if name in scores}
+        scores = {name: finite(scores.get(name, math.nan)) for name in DOCUMENT_METRICS}
         counts = {"documents": len(test_set.split), "tokens": int(summed["count"])}
         return Evaluated({**scores, **counts, "signatures": {}, "by_length": []})
 

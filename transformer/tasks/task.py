@@ -120,6 +120,13 @@ class Task(Trainable):
         """
 
     @classmethod
+    def present_data(cls, config: ExperimentConfig) -> str | None:
+        """Returns the name of the raw data in its present state; None if it is missing or has no state.
+
+        If the result is not None, it is compared with `data` in the identity of a run.
+        """
+
+    @classmethod
     def check_vectorized(cls, config: ExperimentConfig) -> None:
         """Checks that several runs can be trained in one program; see `training.vectorized`.
 

@@ -73,6 +73,10 @@ class TextTask(Task):
         check_split_name(config.data, split)
 
     @classmethod
+    def present_data(cls, config):
+        return present_name(config.data)
+
+    @classmethod
     def check_data(cls, config):
         check_data(config.data, cls.records)
 
