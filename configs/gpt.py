@@ -8,8 +8,8 @@ Arguments: `python_stdlib` (the default) or `shakespeare` chooses the text; `bpe
 chooses the tokens; `cpu` (the default) or `gpu` chooses the size of the model and of the training; `smoke` is
 a trial run. `shakespeare` needs a file, whose first 90 % of characters are for training.
 
-docs/language_models.md has scores of `cpu`, and none of `gpu`. Both have a peak learning rate of 2e-3, and
-nanoGPT's two settings have 1e-3.
+docs/language_models.md has scores of `cpu` only. The peak learning rate is 2e-3 in `cpu` and `gpu`, and 1e-3
+in nanoGPT's two settings.
 """
 
 from ml_collections import ConfigDict

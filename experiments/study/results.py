@@ -96,13 +96,13 @@ class Study:
         sides = [self.test_sets(name, split, metric) for name in (variant, self.sweep.baseline)]
         if all(sides) and len(sides[0] | sides[1]) > 1:
             return (
-                f"{variant} and {self.sweep.baseline} were scored on different texts of {split}, or with "
+                f"{variant} and {self.sweep.baseline} were scored on different data of {split}, or with "
                 f"different settings of {metric}"
             )
         return ""
 
     def test_sets(self, variant: str, split: str, metric: str) -> set[tuple[str, str]]:
-        """Returns the digests of the texts of a split, with the settings of a metric, over all seeds."""
+        """Returns the digests of the data of a split, with the settings of a metric, over all seeds."""
         evaluations = (splits[split] for splits in self.scores[variant].values() if split in splits)
         return {
             (scores["content"], scores.get("signatures", {}).get(metric, ""))

@@ -215,11 +215,15 @@ def test_the_upper_8_of_16_bits_are_kept_and_32_bits_are_refused(tmp_path):
         )
 
 
-def test_the_orientation_of_a_photograph_is_applied(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_orientation_of_a_photograph_is_applied(tmp_path, suffix, dtype):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # the camera was turned, so the image must be turned clockwise
-    Image.fromarray(np.array([[0], [255]], np.uint8)).save(tmp_path / "a.png", exif=exif)
-    assert read_image(tmp_path / "a.png", (1, 2, 1))[..., 0].tolist() == [[255, 0]]
+    pixels = np.array([[0, 50, 100], [150, 200, 250]], dtype) * (256 if dtype == np.uint16 else 1)
+    Image.fromarray(pixels.astype(dtype)).save(tmp_path / f"a.{suffix}", exif=exif)
+    image = read_image(tmp_path / f"a.{suffix}", (3, 2, 1))
+    assert image[..., 0].tolist() == [[150, 0], [200, 50], [250, 100]]
 
 
 def test_rows_without_an_image_are_padding(tmp_path):

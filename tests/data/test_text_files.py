@@ -82,6 +82,7 @@ def test_a_pattern_selects_files_and_finds_compressed_ones(tmp_path, pattern):
     write(tmp_path / "books" / "both.md.gz", "both, compressed")
     write(tmp_path / "books" / "c.txt", "c")
     write(tmp_path / "books" / "empty.md.gz", "")
+    write(tmp_path / "books" / "deep" / "b.md", "")
     write(tmp_path / "books" / ".hidden.md", "hidden")
     write(tmp_path / "books" / ".git" / "d.md", "hidden")
     texts = texts_of(text_files(tmp_path, folder=str(tmp_path / "books"), glob=pattern))

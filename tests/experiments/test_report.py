@@ -142,7 +142,7 @@ def test_variants_that_were_scored_on_different_texts_are_not_compared(noisy):
     text = report_markdown(study)
     for variant in ("far", "near"):
         assert (
-            f"- {variant}: no test, because {variant} and base were scored on different texts of test, or with different settings of exact_match.\n"
+            f"- {variant}: no test, because {variant} and base were scored on different data of test, or with different settings of exact_match.\n"
             in text
         )
 

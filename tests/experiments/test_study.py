@@ -157,7 +157,7 @@ def test_scores_of_other_images_do_not_count(tmp_path):
     assert not is_complete(run, planned, ["test"], ["nll"])
 
 
-def test_runs_of_a_study_must_have_been_trained_on_the_same_texts(sweep, tmp_path):
+def test_runs_of_a_study_must_have_been_trained_on_the_same_data(sweep, tmp_path):
     runs = expand(sweep, {}, seeds=1)
     write_study(tmp_path, sweep, runs)
     for run, content in zip(runs, ("texts", "edited texts"), strict=True):

@@ -282,9 +282,9 @@ def decoder_only(source, target, params, num_heads, bidirectional):
     return x @ table.T
 
 
-def image_classifier(image, mean, deviation, params, num_heads, size, positions, pooling, base=10_000):
+def image_classifier(image, mean, std, params, num_heads, size, positions, pooling, base=10_000):
     """Logits [v] of one image [y, x, c] with pixels from 0 to 255 (Dosovitskiy et al. 2021, section 3.1)."""
-    image = (image / 255 - mean) / deviation
+    image = (image / 255 - mean) / std
     rows, columns = image.shape[0] // size, image.shape[1] // size
     places = [(y, x) for y in range(rows) for x in range(columns)]
     patches = [image[y * size : (y + 1) * size, x * size : (x + 1) * size].ravel() for y, x in places]

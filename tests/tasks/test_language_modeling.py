@@ -180,6 +180,8 @@ def test_the_commands_train_score_and_sample_a_language_model(config, tmp_path):
         call("generate", f"--workdir={folder}", *flags, stdin=b"\xff", status=2)
         for flags in ((), ("--prompt=a", "--num_tokens=99"), (f"--input={tmp_path / 'none.txt'}",))
     ]
+    flags = ("--samples=2", "--set=decode.sampling=false")
+    assert "remove --samples" in call("generate", f"--workdir={folder}", *flags, status=2).stderr
     assert "standard input: not UTF-8 at byte 1" in refused[0].stderr
     assert "only 64 positions" in refused[1].stderr
     assert "is not a file" in refused[2].stderr

@@ -328,5 +328,5 @@ def test_initial_weights_of_another_model_are_refused(tmp_path, weights, name, s
     with pytest.raises(UserError) as error:
         train(config, Regression(config), tmp_path, Recorder(), initial_weights=weights)
     assert str(error.value) == (
-        f"the initial weights do not fit the model: the shape of {name} is {shapes}; set the fields of model as in that run; images must have the same shape and as many classes"
+        f"the initial weights do not fit the model: the shape of {name} is {shapes}; set the fields of model as in that run, and use data of the same format"
     )

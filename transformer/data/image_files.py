@@ -86,13 +86,14 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "y 
 
     height, width, channels = shape
     try:
-        with Image.open(path) as image:
+        # Given a path, Pillow would map an uncompressed TIFF into memory, with wrong rows if it is turned.
+        with open(path, "rb") as file, Image.open(file) as image:
             is_pgm = image.format == "PPM" and image.mode == "I"  # with up to 16 bits, scaled to 16 bits
             if image.mode in ("I", "F") and not is_pgm:  # Pillow would clip such pixels to 0 ... 255
                 raise ValueError(f"the pixels have 32 bits, mode {image.mode}")
+            image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or is_pgm:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

@@ -16,7 +16,8 @@ class ImageOptions(Options):
 
     # Pixels of padding on each side, from which a random window of the image's size is cut in training.
     crop_padding: int | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
-    # Whether a training image is mirrored from left to right with a probability of 1/2, anew in each epoch.
+    # Whether each training image is mirrored from left to right with a probability of 1/2, drawn again in
+    # each epoch.
     flip: bool | None = option(None, not_in_paper=ONLY_A_DEPARTURE)
 
     def __post_init__(self):

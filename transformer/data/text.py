@@ -1,6 +1,7 @@
 """Text files of sentence pairs or documents, plain or compressed."""
 
 import codecs
+import functools
 import gzip
 import hashlib
 import io
@@ -84,7 +85,7 @@ def decode_document(content: bytes, origin: str) -> str:
 
 def is_hidden(path: Path, folder: Path) -> bool:
     """Returns whether a file of a folder, or a folder between them, is hidden: its name begins with a dot."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return any(part.startswith(".") and part != ".." for part in path.relative_to(folder).parts)
 
 
 def has_content(path: Path) -> bool:
@@ -152,10 +153,18 @@ def fingerprint(paths: Iterable[Path], suffix: str = "") -> str:
     """Returns twelve hexadecimal digits of a hash over the contents of files and a suffix."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        status = path.stat()
+        digest.update(_file_digest(path, (status.st_ino, status.st_size, status.st_ctime_ns)))
     digest.update(suffix.encode())
     return digest.hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_digest(path: Path, status: tuple[int, ...]) -> bytes:
+    """Returns a hash of a file, which is computed again if its status has changed."""
+    del status  # a part of the key of the cache
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _open(path: Path) -> io.BufferedIOBase:

@@ -44,7 +44,7 @@ class TextFilesOptions(Options):
 
 
 class TextFiles(DocumentBuilder):
-    """Documents of text files; see `TextFilesOptions`. Empty files of a folder are left out."""
+    """Documents of text files; see `TextFilesOptions`. Empty and hidden files of a folder are left out."""
 
     options_type: ClassVar = TextFilesOptions
     SPLITS: ClassVar = ("train", "validation", "test")
@@ -116,9 +116,9 @@ class TextFiles(DocumentBuilder):
         }
         option_of: dict[Path, str] = {}
         for split, path in [(split, path.resolve()) for split, paths in files.items() for path in paths]:
-            if (other := option_of.setdefault(path, options[split])) != options[split]:
+            if (first := option_of.setdefault(path, options[split])) != options[split]:
                 raise UserError(
-                    f"data.options.{other} and data.options.{split} both have {path}; name different files"
+                    f"data.options.{first} and data.options.{split} both have {path}; name different files"
                 )
         return files
 
@@ -152,14 +152,12 @@ def find_files(folder: Path, pattern: str, field: str) -> list[Path]:
         plain, compressed = (set(folder.glob(f"{pattern}{suffix}")) for suffix in ("", ".gz"))
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"data.options.glob is {pattern!r}; it must be a pattern of files: {error}") from None
-    files = sorted(
+    paths = {
         path
         for path in plain | compressed
-        if not (path.suffix == ".gz" and path.with_suffix("") in plain)
-        and path.is_file()
-        and not is_hidden(path, folder)
-        and has_content(path)
-    )
+        if path.is_file() and not is_hidden(path, folder) and has_content(path)
+    }
+    files = sorted(path for path in paths if path.suffix != ".gz" or path.with_suffix("") not in paths)
     if not files:
         raise UserError(
             f"{field}: {folder} has no files with text that match {pattern}; set data.options.glob to a "

@@ -41,7 +41,7 @@ class TfdsImages(ImageSet):
     SPLITS: ClassVar = ()
 
     def __init__(self, data: DataConfig, other_names: Sequence[str]):
-        """Finds the set that `data` names; `other_names` are those of other sets, for messages."""
+        """Finds the set that `data` names; `other_names` are those of sets outside TFDS, for messages."""
         super().__init__(data)
         if data.name in BUILDERS:
             known = ", ".join(other_names)

@@ -220,8 +220,8 @@ def summarize(totals: Mapping[str, float], is_exact: bool, num_words: int = 0) -
     """Returns mean losses per token (in nats), perplexity, accuracy, bits per byte and the share of padding.
 
     If `num_words` is above 0, the perplexity per word is included. Bits per byte and perplexity per word are
-    omitted unless `is_exact`, the tokens decode to the texts. A perplexity that is too large for a
-    floating-point number is omitted, too.
+    omitted if the tokens do not decode to the texts (`is_exact` is False), and a perplexity if it is too
+    large for a floating-point number.
     """
     count, nll = totals["count"], totals["nll"]
     summary = {

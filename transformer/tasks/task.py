@@ -116,12 +116,13 @@ class Task(Trainable):
         """Checks that the data of a new run exists. Prepares nothing, and uses no network.
 
         Raises:
-          UserError: the data set does not exist, or an option, a file or a language cannot be used.
+          UserError: the data set does not exist, or an option, a file or a language cannot be used, or
+            TensorFlow is missing, which a TFDS set needs.
         """
 
     @classmethod
     def present_data(cls, config: ExperimentConfig) -> str | None:
-        """Returns the name of the raw data in its present state; None if it is missing or has no state.
+        """Returns the name of the raw data in its present state; None if it is unknown.
 
         If the result is not None, it is compared with `data` in the identity of a run.
         """

@@ -266,5 +266,5 @@ def _check_shapes(weights: PyTree, expected: PyTree) -> None:
             raise UserError(
                 f"the initial weights do not fit the model: the shape of {name} is "
                 f"{given.get(name, 'missing')}, but must be {needed.get(name, 'missing')}; "
-                "set the fields of model as in that run; images must have the same shape and as many classes"
+                "set the fields of model as in that run, and use data of the same format"
             )
