@@ -103,6 +103,10 @@ def test_the_scores_of_a_split_equal_those_of_single_windows(config, tmp_path):
     assert set(LanguageModeling.metrics(config)) <= scores.keys()
     inexact = LanguageModeling.evaluate(config, loaded, params, test_set._replace(is_exact=False)).scores
     assert inexact == scores | {"bits_per_byte": None, "perplexity_per_word": None}
+    spaceless = dataclasses.replace(config, data=dataclasses.replace(config.data, target="ja"))
+    assert {*LanguageModeling.metrics(config)} - {*LanguageModeling.metrics(spaceless)} == {
+        "perplexity_per_word"
+    }
     assert (test_set.items, test_set.num_items) == ("tokens", len(tokens) - 1)
     assert num_done == [*range(64, len(tokens) - 1, 64), len(tokens) - 1]  # within one long document
 

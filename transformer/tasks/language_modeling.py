@@ -16,6 +16,8 @@ from transformer.data.pipeline import serve
 from transformer.data.records import ContentDigest
 from transformer.data.splits import Split
 from transformer.data.windows import WindowBatches, WindowPlan, assemble_windows, evaluation_windows
+from transformer.evaluation.languages import has_spaces
+from transformer.evaluation.metrics import METRICS
 from transformer.json_files import finite
 from transformer.model.decoder_only import DecoderOnly
 from transformer.model.dropout import Dropout
@@ -116,7 +118,8 @@ class LanguageModeling(TextTask):
 
     @classmethod
     def metrics(cls, config):
-        return DOCUMENT_METRICS
+        is_spaced = has_spaces(config.data.target)
+        return tuple(name for name in DOCUMENT_METRICS if is_spaced or not METRICS[name].needs_spaces)
 
     @classmethod
     def full_rows(cls, config, num_rows):
@@ -170,7 +173,7 @@ class LanguageModeling(TextTask):
 
         summed = add_totals(totals())
         scores = summarize(summed, test_set.is_exact, test_set.num_words)
-        scores = {name: finite(scores.get(name, math.nan)) for name in DOCUMENT_METRICS}
+        scores = {name: finite(scores.get(name, math.nan)) for name in cls.metrics(config)}
         counts = {"documents": len(test_set.split), "tokens": int(summed["count"])}
         return Evaluated({**scores, **counts, "signatures": {}, "by_length": []})
 
