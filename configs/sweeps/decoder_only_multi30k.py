@@ -1,7 +1,7 @@
-"""Does translation need an encoder, at equal parameters, on Multi30k?
+"""Does translation need an encoder, at equal FLOPs, on Multi30k?
 
-As configs/sweeps/decoder_only.py, on image captions instead of number words. The baseline is the recipe of
-configs/sweeps/multi30k.py:cpu, whose stored runs can be copied into the folder of this study.
+As configs/sweeps/decoder_only_flops.py, on image captions instead of number words. The baseline is the recipe
+of configs/sweeps/multi30k.py:cpu, whose stored runs can be copied into the folder of this study.
 
     python -m experiments.launch --sweep=configs/sweeps/decoder_only_multi30k.py:cpu \\
         --root=runs/decoder_only_multi30k --seeds=5
@@ -15,4 +15,4 @@ VARIANTS = {
 }
 SPLITS = ("test",)
 METRICS = ("bleu_tok", "chrf", "nll")
-EQUAL = "parameters"
+EQUAL = "flops"
