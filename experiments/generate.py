@@ -1,7 +1,7 @@
 """Continues texts with a trained language model.
 
     python -m experiments.generate --workdir=runs/gpt --prompt='def main('
-    python -m experiments.generate --workdir=runs/gpt --input=prompt.txt --num_tokens=500 --samples=3
+    python -m experiments.generate --workdir=runs/gpt --input=prompt.txt --num_tokens=50 --samples=3
     python -m experiments.generate --workdir=runs/gpt
 
 The continuation is printed after the prompt while it is generated. Without a prompt, the command continues

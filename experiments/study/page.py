@@ -175,7 +175,7 @@ def _provenance(study: Study) -> list[tuple[str, list[str]]]:
             versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
             for name, value in (
                 ("data", identity.get("data")),
-                ("text (SHA-256)", identity.get("content")),
+                ("data (SHA-256)", identity.get("content")),
                 ("vocabulary (SHA-256)", identity.get("vocabulary")),
                 ("versions", versions),
                 ("device", result.get("device")),

@@ -156,7 +156,8 @@ def plan_text(root: Path, name: str, runs: Sequence[PlannedRun], states: Mapping
         train = dataclasses.replace(run.config.train, seed=0)  # the costs do not depend on the seed
         digest = result_hash(dataclasses.replace(run.config, train=train))
         if digest not in by_config:
-            by_config[digest] = describe(run.config)
+            with naming(run.task):
+                by_config[digest] = describe(run.config)
         costs[run.path] = by_config[digest]
     flops = {run.path: costs[run.path]["flops_per_step"] * run.config.train.steps for run in runs}
     trained = [run for run in runs if states[run.path] in TRAINED_STATES]

@@ -46,7 +46,8 @@ def test_a_file_may_have_a_test_file(tmp_path):
 def test_the_advice_for_a_missing_test_split_names_the_option(tmp_path):
     corpus = Corpus(text_files(tmp_path, file=write(tmp_path / "book.txt")))
     with pytest.raises(
-        UserError, match="no split 'test'; choose train, validation, or set data.options.test to the"
+        UserError,
+        match="no split 'test'; choose train, validation, or train a new run with data.options.test set to",
     ):
         corpus.split("test")
 

@@ -106,7 +106,7 @@ def test_a_split_may_be_a_part_of_a_tfds_split(folder):
         ({"name": "wmt14_translate"}, r"data.target is 'de'; it must be a language of wmt14_translate: cs, en$"),
         ({"name": "mnist"}, r"data.name is 'mnist', which has no text; choose a set of translations or texts$"),
         ({"name": "nope:1.0"}, r"data.name is 'nope:1.0'; it must be number_words, multi30k, parallel_text, python_stdlib, text_files or a TFDS set$"),
-        ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; choose train, dev, or set data.options.validation to a part of a split, such as train\[99%:\]"),
+        ({"validation": None}, r"tiny_translate/de-en has no split 'validation'; choose train, dev, or train a new run with data.options.validation set to a part of a split, such as train\[99%:\]"),
         ({"validation": "train[90%:]"}, r"data.options.train is 'train' and data.options.validation is 'train\[90%:\]'; these parts overlap"),
         ({"validation": "valid"}, r"data.options.validation is 'valid'; it must be a split of tiny_translate/de-en \(train, dev\) or a part of a split, such as train\[99%:\]"),
         ({"validation": "dev[a:]"}, r"data.options.validation is 'dev\[a:\]'; it must be a split of tiny_translate/de-en"),

@@ -260,7 +260,7 @@ def test_every_run_is_done_once_whatever_happens_to_the_launchers(study_flags, t
         ("launch", ["--sweep=configs/sweeps/positions.py", "--seeds=0"], "--seeds is '0'; it must be a positive integer"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--config.train.steps=3"],
          "unknown flag --config.train.steps; write --set=train.steps=3 for this command"),
-        ("launch", ["--sweep=configs/sweeps/positions.py", "--only=rope", "--only=ropes"], "--only has 'ropes', which matches no run; give the name of a variant, VARIANT/SEED or a pattern, such as sinusoidal or '*/0'"),
+        ("launch", ["--sweep=configs/sweeps/positions.py", "--only=rope", "--only=ropes"], "--only has 'ropes', which matches no run; give a variant, VARIANT/SEED or a pattern, such as sinusoidal or '*/0'"),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--exclude=*/5"], "--exclude has '*/5', which matches no run; "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=1000"], "--jobs=1 with --devices_per_run=1000 needs 1000 "),
         ("launch", ["--sweep=configs/sweeps/positions.py", "--devices_per_run=0"], "--devices_per_run is '0'; it must be a positive integer"),

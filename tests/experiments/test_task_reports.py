@@ -31,7 +31,13 @@ def study(tmp_path_factory) -> Path:
     (folder / "ideas.py").write_text(SWEEP)
     root, changes = (
         folder / "study",
-        {"translation": {}, "language": {"data.options.file": str(ROOT / "LICENSE")}},
+        {
+            "translation": {},
+            "language": {
+                "data.options.file": str(ROOT / "LICENSE"),
+                "data.options.test": str(ROOT / "README.md"),
+            },
+        },
     )
     with contextlib.chdir(ROOT):
         sweeps, reasons = applicable(load_sweeps(f"{folder}/ideas.py"), changes)

@@ -118,6 +118,7 @@ def test_a_change_may_be_for_one_task():
         ("--set=data.options.lists=9", "task language: data.options.lists is not an option of text_files; "),
         ("--set=language:model.positions=alibi", "task language: --set cannot change model.positions, which the study varies; "),
         ("--set=speech:train.steps=7", "the task in --set=speech:train.steps=7 is 'speech'; it must be one of: "),
+        ("--set=language:data.options.file=a.txt", "task language: text_files has no split 'test'; set data.options.test to the files "),
         ("--only=speech", "--only has 'speech', which matches no run; "),
         ("--only=language/no", "--only has 'language/no', which matches no run; give a task, a variant, TASK/VARIANT or a pattern, such as translation/base or '*/0'"),
         ("--only=language/encoder", f"--only has 'language/encoder', which does not apply: {REASONS['encoder']}"),
@@ -183,8 +184,10 @@ def written_by_hand(monkeypatch, without_costs, tmp_path):
 @pytest.mark.slow
 def test_each_variant_is_tuned_on_each_task(sweep_file, written_by_hand, tmp_path):
     sweep_file.write_text(SWEEP + "TUNE = {'optimizer.learning_rate': (1e-3, 2e-3)}")
-    text = f"--set=language:data.options.file={ROOT}/LICENSE"
-    flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=2", "--exclude=encoder", text)
+    text = [
+        f"--set=language:data.options.{name}" for name in (f"file={ROOT}/LICENSE", f"test={ROOT}/README.md")
+    ]
+    flags = (f"--sweep={sweep_file}", f"--root={tmp_path}/study", "--seeds=2", "--exclude=encoder", *text)
     done = call("launch", *flags)
     assert "ideas: 10 trials for tuning, 0 done, 10 to do\n" in done.stdout
     assert "ideas: 10 runs, 5 done, 5 to do\n" in done.stdout
@@ -198,8 +201,10 @@ def test_each_variant_is_tuned_on_each_task(sweep_file, written_by_hand, tmp_pat
 
 def test_a_launch_runs_what_is_missing_on_each_task(sweep_file, written_by_hand, tmp_path):
     root = tmp_path / "study"
-    text = f"--set=language:data.options.file={ROOT}/LICENSE"
-    flags = (f"--sweep={sweep_file}", f"--root={root}", "--seeds=1", text)
+    text = [
+        f"--set=language:data.options.{name}" for name in (f"file={ROOT}/LICENSE", f"test={ROOT}/README.md")
+    ]
+    flags = (f"--sweep={sweep_file}", f"--root={root}", "--seeds=1", *text)
     first = call("launch", *flags, "--only=language")
     assert [name.partition("-")[0] for name in written_by_hand] == ["language/base/0", "language/rope/0"]
     assert "ideas: 2 runs, 0 done, 2 to do\n" in first.stdout

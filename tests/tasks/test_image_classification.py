@@ -201,7 +201,9 @@ def test_the_commands_train_score_and_classify(folder, tmp_path):
     workdir = tmp_path / "run"
     words = (f"--config={CONFIG}", *(f"--{field}={value}" for field, value in flags_of(folder).items()))
     assert "images: train 32, validation 4, test 4; 4 x 4 pixels" in call("prepare", *words).stdout
-    assert "images/s" in call("train", *words, f"--workdir={workdir}").stdout
+    trained = call("train", *words, f"--workdir={workdir}")
+    assert "images/s" in trained.stdout
+    assert "; 2 classes: dark, light\n" in trained.stdout + trained.stderr
     assert "accuracy" in call("evaluate", f"--workdir={workdir}", "--split=test,validation").stdout
     assert "data: image_folder/" in call("verify", f"--workdir={workdir}").stdout
     lines = [

@@ -118,9 +118,18 @@ def check_split_name(data: DataConfig, split: str) -> None:
     Raises:
       UserError: the data set has no such split.
     """
-    names = BUILDERS[data.name].SPLITS if data.name in BUILDERS else ()
+    if data.name not in BUILDERS:
+        return
+    names = BUILDERS[data.name].SPLITS
     if names and split not in names:
         raise UserError(f"{data.name} has no split {split!r}; choose {', '.join(names)}")
+    options = data.options
+    has_text, is_held_out = (any(map(options.get, names)) for names in (("file", "train"), ("held_out",)))
+    if split == "test" and has_text and options.get("test") is None and not is_held_out:
+        raise UserError(
+            f"{data.name} has no split 'test'; set data.options.test to the files of this split, or choose "
+            "train or validation"
+        )
 
 
 def split_names(data: DataConfig, stored_name: str) -> Sequence[str]:

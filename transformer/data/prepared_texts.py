@@ -87,7 +87,7 @@ class PreparedTexts:
             if is_option and not has_folder:
                 is_own = self.data.name in BUILDERS
                 text = "the files of this split" if is_own else "a part of a split, such as train[99%:]"
-                advice = f", or set data.options.{split} to {text}"
+                advice = f", or train a new run with data.options.{split} set to {text}"
             known = ", ".join(self.splits)
             raise UserError(f"{self.data.name} has no split {split!r}; choose {known}{advice}")
         if not self.size(split):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ from transformer.training.metric_log import add_totals
 from transformer.training.trainable import Hyperparameters, Totals
 
 log = logging.getLogger(__name__)
+
+NUM_SHOWN = 10  # names of classes in messages
 
 
 class ImageClassification(Task):
@@ -112,7 +114,7 @@ class ImageClassification(Task):
         height, width, channels = images.image_format.shape
         return (
             f"{images.name} is prepared in {images.folder}: images: {sizes}; {height} x {width} pixels, "
-            f"{channels} channels, {len(images.image_format.classes)} classes"
+            f"{channels} channels; {_class_list(images.image_format.classes)}"
         )
 
     @property
@@ -151,11 +153,11 @@ class ImageClassification(Task):
         train, format_ = self.config.train, self.images.image_format
         plan = ImagePlan(self.images.sizes["train"], train.batch_size, train.seed)
         log.info(
-            "%s images of %d x %d pixels in %d classes, %d images per step",
+            "%s images of %d x %d pixels, %d images per step; %s",
             f"{self.images.sizes['train']:,}",
             *format_.shape[:2],
-            len(format_.classes),
             plan.num_rows,
+            _class_list(format_.classes),
         )
         return plan
 
@@ -227,6 +229,12 @@ class ImageClassification(Task):
         summary = summarize(add_totals(totals()))
         scores = {name: finite(summary[name]) for name in cls.metrics(config)}
         return Evaluated({**scores, "images": len(test_set), "signatures": {}, "by_length": []})
+
+
+def _class_list(classes: Sequence[str]) -> str:
+    """Returns the number of classes and the names of the first ones."""
+    more = ", ..." if len(classes) > NUM_SHOWN else ""
+    return f"{len(classes)} classes: {', '.join(classes[:NUM_SHOWN])}{more}"
 
 
 def classification_loss(
