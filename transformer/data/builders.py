@@ -123,9 +123,9 @@ def check_split_name(data: DataConfig, split: str) -> None:
     names = BUILDERS[data.name].SPLITS
     if names and split not in names:
         raise UserError(f"{data.name} has no split {split!r}; choose {', '.join(names)}")
-    options = data.options
-    has_text, is_held_out = (any(map(options.get, names)) for names in (("file", "train"), ("held_out",)))
-    if split == "test" and has_text and options.get("test") is None and not is_held_out:
+    has_text = data.options.get("file") or data.options.get("train")
+    has_test = data.options.get("test") or data.options.get("held_out")
+    if split == "test" and has_text and not has_test:
         raise UserError(
             f"{data.name} has no split 'test'; set data.options.test to the files of this split, or choose "
             "train or validation"
